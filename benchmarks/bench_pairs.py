@@ -1,0 +1,149 @@
+"""All pairs: the bit engine against matrix products, a loop over single pairs, and the memory's bandwidth.
+
+    python -m benchmarks.bench_pairs                    301 models (the paper's universe) and 1,700 (all of timm)
+    python -m benchmarks.bench_pairs --models 301
+
+Predictions are drawn: a difficulty for every sample, a skill for every model, so that accuracies lie between about 65
+and 85 % and models err on the same samples as real ones do. 50,000 samples of 1,000 classes, like ImageNet's
+validation set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.harness import interleave, medians, versions, write_result
+from worker.measures.allpairs import iter_all_pairs
+from worker.measures.arrays import Floats, Ints
+from worker.measures.pair import measure_pair
+
+SAMPLES, CLASSES = 50_000, 1_000
+NAIVE_PAIRS = 50
+ROW_BYTES = 20 * 8  # columns of a pair, written once
+
+
+def draw_predictions(models: int, seed: int = 0) -> tuple[Ints, Ints]:
+    """Labels int64[n] and predictions int16[models, n]."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(CLASSES), SAMPLES // CLASSES)
+    difficulty = rng.normal(size=SAMPLES)
+    predictions = np.empty((models, SAMPLES), dtype=np.int16)
+    for row in predictions:
+        right = difficulty + 0.5 * rng.normal(size=SAMPLES) < rng.uniform(0.45, 1.2)
+        row[:] = np.where(right, labels, rng.integers(0, CLASSES, SAMPLES))
+    return labels, predictions
+
+
+def bits(labels: Ints, predictions: Ints, *, agreement: bool) -> Callable[[], None]:
+    """The engine, every column but similarity, with or without agreement."""
+
+    def run() -> None:
+        for _ in iter_all_pairs(labels, predictions, CLASSES, agreement=agreement, threads=cores()):
+            pass
+
+    return run
+
+
+def matrix_products(labels: Ints, predictions: Ints) -> Callable[[], None]:
+    """Flips of every pair as one float32 product: totals only, without classes."""
+
+    def run() -> None:
+        right = (predictions == labels).astype(np.float32)
+        _ = right @ (1.0 - right).T
+
+    return run
+
+
+def matrix_products_by_class(labels: Ints, predictions: Ints) -> Callable[[], None]:
+    """Flips of every pair in every class as float32 products, one a class; what comes after them is left out."""
+
+    def run() -> None:
+        right = (predictions == labels).astype(np.float32).reshape(len(predictions), CLASSES, -1)
+        for c in range(CLASSES):
+            _ = right[:, c] @ (1.0 - right[:, c]).T
+
+    return run
+
+
+def single_pairs(labels: Ints, predictions: Ints) -> Callable[[], None]:
+    """`measure_pair` on NAIVE_PAIRS ordered pairs."""
+
+    def run() -> None:
+        for i in range(NAIVE_PAIRS):
+            measure_pair(labels, predictions[i % 7], predictions[7 + i % 11], CLASSES)
+
+    return run
+
+
+def memory_traffic(models: int) -> Callable[[], None]:
+    """Read predictions once and write a row a pair once: no engine that starts and ends in memory can be faster."""
+    source = np.ones(models * SAMPLES * 2 // 8)
+    rows = np.empty(models * (models - 1) * ROW_BYTES // 8)
+    total: list[Floats] = []
+
+    def run() -> None:
+        total[:] = [source.sum()]
+        rows[:] = 0.0
+
+    return run
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def measure(models: int, rounds: int, by_class: bool) -> dict[str, float]:
+    """Median seconds of every case at this number of models; the loop over single pairs is scaled to all pairs."""
+    labels, predictions = draw_predictions(models)
+    cases = {
+        "bits": bits(labels, predictions, agreement=False),
+        "bits_with_agreement": bits(labels, predictions, agreement=True),
+        "matrix_products_totals_only": matrix_products(labels, predictions),
+        "single_pairs": single_pairs(labels, predictions),
+        "memory_traffic": memory_traffic(models),
+    }
+    if by_class:
+        cases["matrix_products_by_class"] = matrix_products_by_class(labels, predictions)
+    seconds = medians(interleave(cases, rounds))
+    seconds["single_pairs"] *= models * (models - 1) / NAIVE_PAIRS
+    return seconds
+
+
+def main() -> None:
+    """Measure, print seconds and ratios, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, nargs="*", default=[301, 1700])
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    result = {}
+    for models in options.models:
+        seconds = measure(models, options.rounds, by_class=models <= 500)
+        result[str(models)] = {
+            "pairs": models * (models - 1),
+            "median_seconds": seconds,
+            "ratio_to_bits": {name: value / seconds["bits"] for name, value in seconds.items()},
+        }
+        print(f"{models} models, {models * (models - 1):,} ordered pairs, n = {SAMPLES:,}, {CLASSES:,} classes")
+        for name, value in seconds.items():
+            scaled = f", {NAIVE_PAIRS} pairs measured and scaled" if name == "single_pairs" else ""
+            print(f"  {name:30} {value:12.3f} s  {value / seconds['bits']:10.2f} x bits{scaled}")
+    path = write_result(
+        "pairs",
+        {
+            "threads": cores(),
+            "rounds": options.rounds,
+            "single_pairs_measured": NAIVE_PAIRS,
+            "versions": versions("numpy", "numba"),
+            "by_models": result,
+        },
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The one door up: starts the command line and the pilots, after a look at whose `worker` they would get."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kt_study.pilots import PilotOptions
+
+
+def shadowing_file(package: str) -> Path | None:
+    """The file that hides our `package` (orchestrator or worker), or None where Python finds ours."""
+    home = Path(__file__).resolve().parent.parent
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return home / package
+    places = [Path(place).resolve() for place in spec.submodule_search_locations or ()]
+    if home / package in places[:1]:
+        return None
+    return Path(spec.origin) if spec.origin else (places[0] if places else home / package)
+
+
+def refuse_shadows() -> None:
+    """Exit with code 3 and one line when PYTHONPATH or the working folder hides one of our packages."""
+    for package in ("orchestrator", "worker"):
+        if file := shadowing_file(package):
+            print(
+                f"kt-study: {file} hides kt-study's own package {package!r}; "
+                "rename it or take its folder out of PYTHONPATH",
+                file=sys.stderr,
+            )
+            raise SystemExit(3)
+
+
+def start_pilot(options: PilotOptions) -> str:
+    """What submitit runs on a node: one pilot, until no work is left for it. Returns how it ended, one line."""
+    refuse_shadows()
+    from worker.entry import run_pilot
+
+    return run_pilot(options)
+
+
+def main() -> None:
+    """The console script."""
+    refuse_shadows()
+    from orchestrator.cli import main as command_line
+
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

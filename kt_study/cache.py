@@ -1,0 +1,194 @@
+"""What lies in the cache of logits, whether it is whole, and what may go. No torch.
+
+An entry is a folder named after its job's digest, with `manifest.json` and the .npy files that the manifest lists with
+their sizes and checksums. The folder is written aside and renamed last, so a folder with a manifest is complete unless
+something altered it afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from kt_study.errors import DiskError
+from kt_study.files import file_digest
+from kt_study.hashing import canonical_json
+from kt_study.paths import StudyPaths
+from kt_study.words import Record
+
+MANIFEST = "manifest.json"
+ABANDONED_S = 24 * 3600.0
+"""Seconds without a write after which an unfinished entry is taken for abandoned."""
+SIDE_BYTES = 28
+"""Bytes of the side columns of one sample: five float32 and two int32."""
+
+
+class Manifest(Record):
+    """What an entry holds. `files` gives the bytes and the blake2b-128 of each file."""
+
+    spec: dict[str, Any]
+    n: int
+    n_classes: int
+    files: dict[str, tuple[int, str]]
+    weights: str  # digest of the weights that made it
+    versions: str
+    device: str
+    seconds: float = 0.0  # wall time of the pass
+    source: str = "forwarded here"
+
+
+class CacheEntry(Record):
+    """One entry as `kt-study cache ls` lists it. `problem` is empty for a whole one."""
+
+    digest: str
+    folder: str
+    nbytes: int
+    used_at: float  # seconds since the epoch
+    model: str = ""
+    dataset: str = ""
+    split: str = ""
+    view: int = -1
+    loader: str = ""
+    problem: str = ""
+
+
+def entries(paths: StudyPaths, *, deep: bool = False) -> list[CacheEntry]:
+    """Every entry of the logits cache, least recently used first.
+
+    Args:
+        deep: compute checksums too, and not only look at sizes.
+    """
+    return sorted((_entry(folder, deep) for folder in _folders(paths)), key=lambda entry: (entry.used_at, entry.digest))
+
+
+def verify(paths: StudyPaths) -> list[CacheEntry]:
+    """The entries that are torn or altered, found by checksum; each names its problem."""
+    return [entry for entry in entries(paths, deep=True) if entry.problem]
+
+
+def collect_garbage(paths: StudyPaths, *, max_size: int, keep: Collection[str] = ()) -> list[CacheEntry]:
+    """Remove torn entries, leftovers of killed makers, and then the least recently used entries over `max_size` bytes.
+
+    Args:
+        keep: digests that must stay, for instance those that unfinished jobs need.
+
+    Returns:
+        the entries that were removed. They are made again when a job asks for them.
+    """
+    for leftover in _leftovers(paths):
+        shutil.rmtree(leftover, ignore_errors=True)
+    found = entries(paths)
+    total = sum(entry.nbytes for entry in found)
+    removed = []
+    for entry in found:
+        if entry.digest not in keep and (entry.problem or total > max_size):
+            remove_entry(Path(entry.folder))
+            total -= entry.nbytes
+            removed.append(entry)
+    return removed
+
+
+def logits_bytes(n: int, n_classes: int, features: int = 0) -> int:
+    """Size in bytes of one entry of n samples: float16 logits, the side columns, float16 features of that width."""
+    return n * (2 * n_classes + SIDE_BYTES + 2 * features)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of an entry, or None when there is none or it is damaged."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def problem_of(folder: Path, manifest: Manifest | None, *, deep: bool) -> str:
+    """Why an entry cannot be used, in a few words; empty when it can. `deep` compares checksums as well as sizes."""
+    if manifest is None:
+        return "no readable manifest"
+    for name, (size, checksum) in manifest.files.items():
+        try:
+            if (folder / name).stat().st_size != size:
+                return f"{name} has another size"
+            if deep and file_digest(folder / name) != checksum:
+                return f"{name} has another checksum"
+        except OSError:
+            return f"{name} is missing"
+    return ""
+
+
+def remove_entry(folder: Path) -> None:
+    """Take an entry away: out of sight in one step, then from the disk. Raises DiskError."""
+    aside = folder.with_name(f".gone-{folder.name}-{os.getpid()}")
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DiskError(f"cannot remove {folder}: {error.strerror}") from error
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def note_forward(paths: StudyPaths, digest: str, spec: dict[str, Any], n: int) -> None:
+    """Add one finished forward pass to the log that `forwards` reads."""
+    line = canonical_json({"digest": digest, "n": n, **spec}) + "\n"
+    log = _log(paths)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(handle, line.encode())  # one short write in append mode: lines of several makers do not mix
+    finally:
+        os.close(handle)
+
+
+def forwards(paths: StudyPaths) -> list[dict[str, Any]]:
+    """Every forward pass over a split that this study folder ever finished: its spec, digest and n, oldest first."""
+    try:
+        lines = _log(paths).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def _log(paths: StudyPaths) -> Path:
+    return paths.cache / "logits" / "forwards.jsonl"
+
+
+def _folders(paths: StudyPaths) -> Iterator[Path]:
+    yield from (folder for folder in (paths.cache / "logits").glob("??/*") if folder.is_dir() and folder.name[0] != ".")
+
+
+def _leftovers(paths: StudyPaths) -> Iterator[Path]:
+    """Folders of makers that stopped or were killed, and that nobody has written to for a day."""
+    for folder in (paths.cache / "logits").glob("??/.*"):
+        if folder.is_dir() and time.time() - _touched(folder) > ABANDONED_S:
+            yield folder
+
+
+def _touched(folder: Path) -> float:
+    """When anything in the folder last changed, seconds since the epoch."""
+    return max((file.stat().st_mtime for file in (folder, *folder.iterdir())), default=0.0)
+
+
+def _entry(folder: Path, deep: bool) -> CacheEntry:
+    manifest = read_manifest(folder)
+    spec = manifest.spec if manifest else {}
+    files = [file for file in folder.iterdir() if file.is_file()]
+    return CacheEntry(
+        digest=folder.name,
+        folder=str(folder),
+        nbytes=sum(file.stat().st_size for file in files),
+        used_at=_touched(folder),
+        model=spec.get("model", ""),
+        dataset=spec.get("dataset", ""),
+        split=spec.get("split", ""),
+        view=spec.get("view", -1),
+        loader=spec.get("loader", "torch"),
+        problem=problem_of(folder, manifest, deep=deep),
+    )

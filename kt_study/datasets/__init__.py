@@ -1,0 +1,117 @@
+"""Labelled image data sets: what is in them, and picture i of a split.
+
+`prepare` scans a data set once and stores its index; `open_split` reads the index back. A new kind is one module here
+and one line in `KINDS`: the module has `scan`, which lists the samples, and `pictures`, which opens one of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from kt_study.datasets.index import read_listing, write_index
+from kt_study.datasets.kind import DatasetKind, Found, Split
+from kt_study.datasets.subset import subset_of
+from kt_study.errors import DataError
+from kt_study.hashing import digest
+from kt_study.paths import StudyPaths
+from kt_study.study import DatasetSection
+from kt_study.words import DatasetRecord
+
+__all__ = ["KINDS", "Split", "kind_module", "open_split", "prepare"]
+
+KINDS: dict[str, str] = {
+    "imagefolder": "kt_study.datasets.imagefolder",
+    "digits": "kt_study.datasets.digits",
+    "idx": "kt_study.datasets.idx",
+    "predictions": "kt_study.datasets.predictions",
+    "cub200": "kt_study.datasets.cub200",
+    "caltech256": "kt_study.datasets.caltech256",
+    "stanford_cars": "kt_study.datasets.stanford_cars",
+    "domainnet": "kt_study.datasets.domainnet",
+}
+
+
+def kind_module(kind: str) -> DatasetKind:
+    """The module of a kind, imported when first asked for. Raises DataError for an unknown one."""
+    if kind not in KINDS:
+        raise DataError(f"[dataset] kind = {kind!r}: no such kind; choose from {', '.join(KINDS)}")
+    return cast(DatasetKind, importlib.import_module(KINDS[kind]))
+
+
+def prepare(
+    section: DatasetSection,
+    *,
+    seed: int,
+    folder: Path,
+    paths: StudyPaths,
+    progress: Callable[[int], None] | None = None,
+) -> DatasetRecord:
+    """Scan a data set, check it, draw its training subset and store its index. Twice gives the same record.
+
+    Args:
+        section: `[dataset]` of the study file.
+        seed: of the training subset.
+        folder: where relative paths of the section start, the study file's own folder.
+        paths: of the study; the index goes to `paths.dataset_index(key)`.
+        progress: called with the number of samples seen so far.
+
+    Raises:
+        DataError: a missing or empty folder, a class without images, classes that do not fit, an unreadable list.
+        DiskError: the index cannot be written.
+    """
+    module = kind_module(section.kind)
+    found = module.scan(section, seed=seed, folder=folder, progress=progress or (lambda _: None))
+    if "train" in found.listings:
+        train = subset_of(
+            found.listings["train"], seed=seed, fraction=section.train_fraction, per_class=section.train_per_class
+        )
+        found = found.with_split("train", train)
+    record = _record(section, found, folder)
+    write_index(paths.dataset_index(record.key), found)
+    return record
+
+
+def open_split(record: DatasetRecord, split: str, paths: StudyPaths) -> Split:
+    """One split of a prepared data set, ready to be looked at.
+
+    Raises:
+        DataError: no such split, or the index is missing or damaged.
+    """
+    if split not in record.splits:
+        raise DataError(f"data set {record.name!r} has no split {split!r}; it has {', '.join(sorted(record.splits))}")
+    listing, class_names = read_listing(paths.dataset_index(record.key), split, record.name)
+    pictures = kind_module(record.kind).pictures(record, split, listing.names)
+    return Split(listing=listing, class_names=class_names, pictures=pictures)
+
+
+def _record(section: DatasetSection, found: Found, folder: Path) -> DatasetRecord:
+    content = {
+        "kind": section.kind,
+        "classes": found.class_names,
+        "splits": {split: listing.digest() for split, listing in found.listings.items()},
+        "options": found.options,
+    }
+    return DatasetRecord(
+        key=digest(content),
+        name=section.name or section.kind,
+        kind=section.kind,
+        location={**found.location, **_embeddings(section, folder)},
+        options=found.options,
+        n_classes=len(found.class_names),
+        splits={split: len(listing.names) for split, listing in found.listings.items()},
+        class_index=found.class_index,
+        labelled=all(listing.labels is not None for listing in found.listings.values()),
+    )
+
+
+def _embeddings(section: DatasetSection, folder: Path) -> dict[str, str]:
+    """The user's own class embeddings as an absolute path, where given. Raises DataError when there is no such file."""
+    if not section.class_embeddings:
+        return {}
+    file = (folder / Path(section.class_embeddings).expanduser()).resolve()
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; mend [dataset] class_embeddings in the study file")
+    return {"class_embeddings": str(file)}

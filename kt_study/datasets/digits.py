@@ -1,0 +1,75 @@
+"""kind = "digits": the 1,797 handwritten digits that scikit-learn carries, in a zoo, a transfer and a validation part.
+
+Source: UCI "Optical Recognition of Handwritten Digits", 8x8 scans of 17 grey levels.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kt_study.datasets.kind import ArrayPictures, Found, Listing
+from kt_study.datasets.subset import split_by_hash
+from kt_study.errors import DataError
+from kt_study.study import DatasetSection
+from kt_study.words import DatasetRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SIDE = 32
+"""Height and width, pixels, to which the 8x8 scans are enlarged (bicubic)."""
+
+SHARES = {"zoo": 0.30, "train": 0.28, "val": 0.42}
+"""Share of each digit's scans in each split: one trains the zoo, one is the transfer set, one measures."""
+
+
+def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable[[int], None]) -> Found:  # noqa: ARG001
+    """The three parts; always the same, whatever the study's seed. Raises DataError without scikit-learn."""
+    import numpy as np
+
+    _, labels = _scans()
+    everything = Listing(
+        names=[f"digit-{i:04d}" for i in range(len(labels))], labels=labels, sizes=np.full(len(labels), -1, np.int64)
+    )
+    progress(len(labels))
+    return Found(
+        listings=split_by_hash(everything, SHARES, "digits"),
+        class_names=[str(digit) for digit in range(10)],
+        options={"side": SIDE},
+    )
+
+
+def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> ArrayPictures:  # noqa: ARG001
+    """The named scans, enlarged: uint8 [n, 32, 32]."""
+    import numpy as np
+
+    scans, _ = _scans()
+    return ArrayPictures(pixels=np.stack([_enlarged(scans[int(name.removeprefix("digit-"))]) for name in names]))
+
+
+@functools.cache
+def _scans() -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Scans uint8 [1797, 8, 8] in 0..16 and labels int32 [1797]. scikit-learn is located and not imported."""
+    import numpy as np
+
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError('[dataset] kind = "digits" comes with scikit-learn, which is not installed')
+    source = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    with gzip.open(source, "rt", encoding="ascii") as stream:
+        table: NDArray[np.float64] = np.loadtxt(stream, delimiter=",")
+    return table[:, :64].astype(np.uint8).reshape(-1, 8, 8), table[:, 64].astype(np.int32)
+
+
+def _enlarged(scan: NDArray[np.uint8]) -> NDArray[Any]:
+    import numpy as np
+    from PIL import Image
+
+    grey = (scan.astype(np.uint16) * 255 // 16).astype(np.uint8)
+    return np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC))

@@ -1,0 +1,92 @@
+"""kind = "imagefolder": one folder a class, as torchvision's ImageFolder; ImageNet's synsets are recognised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from kt_study.datasets.imagenet import class_names_of
+from kt_study.datasets.kind import IMAGE_SUFFIXES, FilePictures, Found, Listing, section_folder
+from kt_study.errors import DataError
+from kt_study.study import DatasetSection
+from kt_study.words import DatasetRecord
+
+
+def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable[[int], None]) -> Found:  # noqa: ARG001
+    """List `val`, and `train` where given: `<folder>/<class>/**/<image>`. Raises DataError."""
+    roots = {
+        split: section_folder(section, split, folder)
+        for split in ("train", "val")
+        if split == "val" or getattr(section, split)
+    }
+    folders = {split: _class_folders(root) for split, root in roots.items()}
+    if "train" in folders:
+        _check_same(roots, folders)
+    class_names, class_index = class_names_of(folders["val"], section.classes, roots["val"])
+    return Found(
+        listings={
+            split: list_class_folders(root, folders[split], class_names, progress) for split, root in roots.items()
+        },
+        class_names=class_names,
+        class_index=class_index,
+        location={split: str(root) for split, root in roots.items()},
+    )
+
+
+def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> FilePictures:
+    """Files under the split's folder."""
+    return FilePictures(root=Path(record.location[split]), names=names)
+
+
+def list_class_folders(
+    root: Path, folders: list[str], class_names: list[str], progress: Callable[[int], None] = lambda _: None
+) -> Listing:
+    """The images of each class folder in sorted order, labelled by the folder's place in `class_names`.
+
+    Raises:
+        DataError: a class folder without images.
+    """
+    import numpy as np
+
+    index = {name: i for i, name in enumerate(class_names)}
+    names: list[str] = []
+    sizes: list[int] = []
+    labels: list[int] = []
+    for folder in folders:
+        found = sorted(_images(root / folder))
+        if not found:
+            raise DataError(f"{root / folder}: no images in this class folder; add some or remove the folder")
+        names += [f"{folder}/{name}" for name, _ in found]
+        sizes += [size for _, size in found]
+        labels += [index[folder]] * len(found)
+        progress(len(names))
+    return Listing(names=names, labels=np.array(labels, np.int32), sizes=np.array(sizes, np.int64))
+
+
+def _class_folders(root: Path) -> list[str]:
+    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise DataError(f"{root}: no class folders in it; an image folder has one folder a class")
+    return folders
+
+
+def _images(folder: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Relative name and size in bytes of every image below a folder; hidden files are left out."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _images(Path(entry.path), f"{prefix}{entry.name}/")
+            elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                yield f"{prefix}{entry.name}", entry.stat().st_size
+
+
+def _check_same(roots: dict[str, Path], folders: dict[str, list[str]]) -> None:
+    for here, there in (("train", "val"), ("val", "train")):
+        if alone := sorted(set(folders[here]) - set(folders[there])):
+            raise DataError(
+                f"{roots[here] / alone[0]}: this class is in {here} but not in {there} ({roots[there]});"
+                f" {len(alone)} such in all; both need the same class folders"
+            )

@@ -1,0 +1,184 @@
+"""What every data set kind is made of: listings of samples, pictures, and the split that joins the two."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kt_study.errors import DataError
+from kt_study.study import DatasetSection
+from kt_study.words import DatasetRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The samples of one split, in order.
+
+    `names` are relative to the split's folder with forward slashes; `labels` int32 [n], or None where there are none;
+    `sizes` int64 [n], bytes of each file, -1 where a file holds many samples.
+    """
+
+    names: list[str]
+    labels: NDArray[np.int32] | None
+    sizes: NDArray[np.int64]
+
+    def digest(self) -> str:
+        """blake2b-128 over names, sizes and labels in order, 32 hex digits."""
+        labels = [-1] * len(self.names) if self.labels is None else self.labels.tolist()
+        lines = (
+            f"{name}\x1f{size}\x1f{label}\n"
+            for name, size, label in zip(self.names, self.sizes.tolist(), labels, strict=True)
+        )
+        total = hashlib.blake2b(digest_size=16)
+        for line in lines:
+            total.update(line.encode())
+        return total.hexdigest()
+
+    def take(self, positions: NDArray[np.integer[Any]]) -> Listing:
+        """The samples at these positions, in this order."""
+        return Listing(
+            names=[self.names[i] for i in positions],
+            labels=None if self.labels is None else self.labels[positions],
+            sizes=self.sizes[positions],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a scan found. `options` is what, besides the listings, decides the pixels or labels."""
+
+    listings: dict[str, Listing]
+    class_names: list[str]
+    location: dict[str, str] = field(default_factory=dict)
+    class_index: str = "sorted"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def with_split(self, split: str, listing: Listing) -> Found:
+        """The same with one listing replaced."""
+        return dataclasses.replace(self, listings={**self.listings, split: listing})
+
+
+class Pictures(Protocol):
+    """Opens the pictures of a split by position."""
+
+    def image(self, i: int) -> Image.Image:
+        """Picture i, RGB. Raises DataError."""
+        ...
+
+    def file(self, i: int) -> Path | None:
+        """The file of picture i alone, or None where one file holds many."""
+        ...
+
+
+class DatasetKind(Protocol):
+    """A module of this package that is a kind of data set."""
+
+    def scan(self, section: DatasetSection, *, seed: int, folder: Path, progress: Callable[[int], None]) -> Found:
+        """List the samples of every split. Raises DataError."""
+        ...
+
+    def pictures(self, record: DatasetRecord, split: str, names: Sequence[str]) -> Pictures:
+        """Open a split's pictures. Raises DataError."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split: `n` samples with names, labels (int32 [n] or None) and pictures."""
+
+    listing: Listing
+    class_names: list[str]
+    pictures: Pictures
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.listing.names)
+
+    @property
+    def labels(self) -> NDArray[np.int32] | None:
+        """Class of each sample, int32 [n]; None without labels."""
+        return self.listing.labels
+
+    def name(self, i: int) -> str:
+        """Name of sample i, relative to the split's folder."""
+        return self.listing.names[i]
+
+    def image(self, i: int) -> Image.Image:
+        """Picture i, RGB. Raises DataError naming the file when it cannot be read."""
+        return self.pictures.image(i)
+
+    def file(self, i: int) -> Path | None:
+        """The file of picture i, or None where one file holds many."""
+        return self.pictures.file(i)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePictures:
+    """Pictures that are files of their own under one folder."""
+
+    root: Path
+    names: Sequence[str]
+
+    def image(self, i: int) -> Image.Image:
+        """Picture i, RGB. Raises DataError."""
+        return read_image(self.file(i))
+
+    def file(self, i: int) -> Path:
+        """The file of picture i."""
+        return self.root / self.names[i]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayPictures:
+    """Pictures held in memory: uint8 [n, height, width] grey or [n, height, width, 3]."""
+
+    pixels: NDArray[np.uint8]
+
+    def image(self, i: int) -> Image.Image:
+        """Picture i, RGB."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels[i]).convert("RGB")
+
+    def file(self, i: int) -> None:
+        """No picture has a file of its own."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a picture as RGB. Raises DataError naming the file when it is missing, truncated or no picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: this image is missing since the study was planned; restore it or plan again"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: unreadable image ({reason}); mend or remove it and plan again") from error
+
+
+def section_folder(section: DatasetSection, key: str, folder: Path) -> Path:
+    """The absolute folder that `[dataset] key` names. Raises DataError when it is not given or not a folder."""
+    value = getattr(section, key)
+    if not value:
+        raise DataError(f"[dataset] kind = {section.kind!r} needs {key} = FOLDER")
+    path = (folder / Path(value).expanduser()).resolve()
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "no such folder"
+        raise DataError(f"{path}: {what}; mend [dataset] {key} in the study file")
+    return path

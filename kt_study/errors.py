@@ -1,0 +1,73 @@
+"""The tree of errors. Each carries one line for the user: which thing, where, and what to do about it.
+
+KtStudyError
+|-- UsageError               exit code 2: wrong usage or input
+|   |-- StudyFileError       the study file
+|   |-- UnknownModelError    a model name, tag or factory that does not resolve
+|   |-- WeightsError         a checkpoint that is missing, unreadable or does not fit
+|   |-- DataError            a data set folder, file or image
+|   `-- PairsError           more pairs, or fewer models, than can be drawn
+|-- EnvironmentUnusable      exit code 3: the surroundings
+|   |-- DatabaseError        the job database: unreachable, too new, on a network file system
+|   |-- SlurmError           the cluster's commands, partitions and limits
+|   `-- DiskError            no space, no permission, a file that cannot be written
+`-- LeaseLost                a worker no longer holds the job; it stops and writes nothing
+"""
+
+from __future__ import annotations
+
+
+class KtStudyError(Exception):
+    """Root of everything kt-study raises on purpose."""
+
+    exit_code = 2
+
+
+class UsageError(KtStudyError):
+    """Wrong usage or input. A retry of the same job cannot mend it."""
+
+    exit_code = 2
+
+
+class StudyFileError(UsageError):
+    """The study file is missing, malformed, or asks for what does not exist."""
+
+
+class UnknownModelError(UsageError):
+    """A model name that neither the study file nor the catalogue knows."""
+
+
+class WeightsError(UsageError):
+    """A checkpoint that is missing, unreadable, or whose tensors do not fit the architecture."""
+
+
+class DataError(UsageError):
+    """A data set folder, index or image that is missing or unreadable."""
+
+
+class PairsError(UsageError):
+    """A sample of pairs that cannot be drawn."""
+
+
+class EnvironmentUnusable(KtStudyError):
+    """The surroundings cannot be used: database, Slurm or disk. Trying again later may help."""
+
+    exit_code = 3
+
+
+class DatabaseError(EnvironmentUnusable):
+    """The job database cannot be reached, opened or migrated."""
+
+
+class SlurmError(EnvironmentUnusable):
+    """Slurm refused, timed out, or lacks what was asked for."""
+
+
+class DiskError(EnvironmentUnusable):
+    """A file cannot be written: no space, no permission, or a read-only disk."""
+
+
+class LeaseLost(KtStudyError):
+    """This worker's lease on a job has passed to another attempt, or the job was cancelled."""
+
+    exit_code = 1

@@ -1,0 +1,82 @@
+"""Errors as the job table keeps them: grouped by cause, and sorted into those that a retry may mend and those it cannot."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+import traceback
+from types import TracebackType
+
+from kt_study.errors import EnvironmentUnusable, UsageError
+from kt_study.words import Failure
+
+WORKER_DIED = "WorkerDied"  # error and group of an attempt that ended without a word
+
+# The world's faults, which pass: a full or stale file system, a network, a device that another process had filled.
+_PASSING_ERRNO = frozenset(
+    {
+        errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ESTALE,
+        errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EREMOTEIO, errno.EHOSTUNREACH, errno.ENETUNREACH,
+    }
+)  # fmt: skip
+_PASSING_NAMES = frozenset(
+    {"OutOfMemoryError", "AcceleratorError", "DistBackendError"}
+)  # torch's, which is not imported here
+_PASSING_WORDS = ("CUDA error", "cuDNN error", "CUBLAS", "NCCL", "DataLoader worker", "out of memory")
+
+_NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{12,}\b|[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+_PATHS = re.compile(r"(?:[A-Za-z]:)?(?:[\w.~+-]*[/\\])+[\w.+-]*")
+_QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
+
+
+def describe(error: BaseException) -> Failure:
+    """The failure record of an exception: its class, first line, traceback, group, and whether trying again may help."""
+    lines = str(error).strip().splitlines()
+    return Failure(
+        error=type(error).__name__,
+        message=lines[0].strip() if lines else type(error).__name__,
+        traceback="".join(traceback.format_exception(error)),
+        group=group(error),
+        transient=is_transient(error),
+    )
+
+
+def group(error: BaseException) -> str:
+    """A digest of the cause, 12 hex digits: the classes, messages and places, without paths, quoted names, numbers and lines.
+
+    Two workers that fail on different pictures at the same place in the code are in one group.
+    """
+    parts = []
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        parts += [type(cause).__qualname__, plain_cause(str(cause)), *_places(cause.__traceback__)]
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=6).hexdigest()
+
+
+def plain_cause(message: str) -> str:
+    """The first line of a message with paths, quoted names and numbers taken out."""
+    first = message.strip().splitlines()[0] if message.strip() else ""
+    return _NUMBERS.sub("#", _PATHS.sub("<path>", _QUOTED.sub("<name>", first)))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same job may succeed on another try. Wrong input never does; a sick node, disk or network may."""
+    if isinstance(error, UsageError):
+        return False
+    if isinstance(error, EnvironmentUnusable | MemoryError | ConnectionError | TimeoutError | EOFError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in _PASSING_ERRNO
+    if type(error).__name__ in _PASSING_NAMES:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _PASSING_WORDS)
+
+
+def _places(trace: TracebackType | None) -> list[str]:
+    """Module and function of each frame, outermost first."""
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    return [f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_qualname}" for frame in frames]

@@ -1,0 +1,73 @@
+"""Writing to disk so that a reader never sees half a file: written aside, flushed, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kt_study.errors import DiskError
+
+
+@contextlib.contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `target`; on success flush it to disk and rename it over `target`.
+
+    The scratch name keeps the target's suffix, for writers that look at it. On any error the scratch file is removed
+    and `target` is left as it was.
+
+    Raises:
+        DiskError: the folder cannot be written or the disk is full.
+    """
+    scratch: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+        os.close(handle)
+        scratch = Path(name)
+        yield scratch
+        scratch.chmod(0o666 & ~_umask())
+        _flush(scratch)
+        scratch.replace(target)
+        _flush(target.parent)
+    except OSError as error:
+        raise DiskError(
+            f"cannot write {target}: {error.strerror or error}; free space or choose another folder"
+        ) from error
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Replace `target` with `content` in one step. Raises DiskError."""
+    with written_aside(target) as scratch:
+        scratch.write_bytes(content)
+
+
+def write_text(target: Path, content: str) -> None:
+    """Replace `target` with `content`, UTF-8, in one step. Raises DiskError."""
+    write_bytes(target, content.encode())
+
+
+def file_digest(path: Path) -> str:
+    """blake2b-128 of a file's bytes, 32 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,237 @@
+"""The transfer objectives as planning sees them: names, defaults, which settings they use, which cached passes they
+need.
+
+The losses themselves are in `worker.objectives`, one module each. Nothing here imports torch.
+
+    kl | xe_kl | xe_kl_mcl | kl_dp | kl_dp_unsupervised | kl_label_smoothing | soft_xe | cd | crd | self_distillation
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from kt_study.errors import UsageError
+from kt_study.multi_teacher import stage_start_key
+from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Settings, TransferSpec
+
+Partition = Literal["teacher", "frozen", "label", "max", "positive_flips", "negative_flips"]
+"""Who is asked, sample by sample: always the teacher, always the frozen student, whoever gives the label more
+probability, whoever is more certain, the teacher on positive flips only, or the frozen student on negative flips
+only."""
+
+DEFAULT_CROP_PCT = 0.875
+"""Centre crop of training views under `crop = "study"` where the data set names none."""
+
+
+class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What planning knows of an objective.
+
+    `uses` names the settings, beyond those of SGD and views, that the objective reads; the others stay at their
+    default in its specifications, so that a row never claims a temperature that nothing used.
+    """
+
+    name: str
+    partition: Partition = "teacher"
+    uses: frozenset[str] = frozenset()
+    contrastive: bool = False  # needs features, compares the samples of a batch with each other
+    slow_weights: bool = False  # evaluates an average of the student's weights
+    defaults: dict[str, Any] = {}
+    source: str = ""
+
+
+_KL = frozenset({"temperature", "top_k", "flips"})
+_MIXED = _KL | {"kl_weight"}
+_MCL = {"lr": 1e-2, "kl_weight": 0.7}
+_OPTIONAL = frozenset({"temperature", "kl_weight", "label_smoothing", "mcl_tau", "mcl_every"})
+_REFUSED = ("top_k", "flips")
+
+OBJECTIVES = {
+    facts.name: facts
+    for facts in (
+        ObjectiveFacts(name="kl", uses=_KL, source="Eq. 2"),
+        ObjectiveFacts(name="xe_kl", uses=_MIXED, source="Eq. 3"),
+        ObjectiveFacts(
+            name="xe_kl_mcl",
+            uses=_MIXED | {"mcl_tau", "mcl_every"},
+            slow_weights=True,
+            defaults=_MCL,
+            source="Sec. 4.3, A.3",
+        ),
+        ObjectiveFacts(name="kl_dp", partition="label", uses=_KL - {"flips"}, source="Sec. 4.4"),
+        ObjectiveFacts(name="kl_dp_unsupervised", partition="max", uses=_KL - {"flips"}, source="Sec. 4.4"),
+        ObjectiveFacts(name="kl_label_smoothing", uses=_MIXED | {"label_smoothing"}, source="Sec. 5.1"),
+        ObjectiveFacts(name="soft_xe", uses=_KL, source="Sec. B.1"),
+        ObjectiveFacts(name="cd", contrastive=True, source="Sec. B.2"),
+        ObjectiveFacts(name="crd", contrastive=True, source="Tian et al. 2020"),
+        ObjectiveFacts(name="self_distillation", partition="frozen", uses=_KL - {"flips"}, source="Sec. B.1"),
+    )
+}
+
+AUTHORS_WEIGHT_DECAY = 1e-4
+"""config/distillation/distillation.yaml of ExplainableML/FantasticGains; the paper says 1e-3."""
+
+
+def facts_of(objective: str) -> ObjectiveFacts:
+    """The facts of an objective. Raises UsageError with the nearest name for one that does not exist."""
+    if objective not in OBJECTIVES:
+        nearest = difflib.get_close_matches(objective, OBJECTIVES, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise UsageError(f"objective {objective!r} is not known{hint} (known: {', '.join(OBJECTIVES)})")
+    return OBJECTIVES[objective]
+
+
+def settings_for(objective: str, given: Mapping[str, Any]) -> Settings:
+    """The settings of a transfer: the objective's own defaults, then what the user gave, then unused ones at their
+    default.
+
+    Args:
+        given: settings by their study-file names; leave out what the user did not set.
+
+    Raises:
+        UsageError: an objective that does not exist, or options that do not combine with it.
+    """
+    facts = facts_of(objective)
+    defaults = dict(facts.defaults)
+    if given.get("reading") == "authors":
+        defaults["weight_decay"] = AUTHORS_WEIGHT_DECAY
+    settings = Settings(**{**defaults, **given})
+    check(objective, settings)
+    unused = {name: getattr(Settings(), name) for name in _OPTIONAL - facts.uses}
+    if settings.augment == "none":
+        unused["views"] = 1
+    return msgspec.structs.replace(settings, **unused)
+
+
+def check(objective: str, settings: Settings) -> None:
+    """Refuse options that do not combine with an objective.
+
+    Raises:
+        UsageError: one line that names the two that clash and what to do.
+    """
+    facts = facts_of(objective)
+    for clash in _clashes(facts, settings):
+        raise UsageError(f"objective {objective!r}: {clash}")
+
+
+def _clashes(facts: ObjectiveFacts, settings: Settings) -> list[str]:
+    found = []
+    for name in _REFUSED:
+        value = getattr(settings, name)
+        if value not in (0, "all") and name not in facts.uses:
+            found.append(f"{name} = {value!r} does not apply to it; remove it or choose another objective")
+    if settings.multi_teacher == "parallel" and facts.partition not in ("label", "max"):
+        found.append("parallel teachers need a data partition; use kl_dp or kl_dp_unsupervised, or sequential or soup")
+    if settings.micro_batch and facts.contrastive:
+        found.append("micro_batch splits the batch whose samples it compares; set micro_batch = 0")
+    if settings.micro_batch and facts.slow_weights and settings.reading == "authors":
+        found.append("under reading = 'authors' it averages over part of a batch; set micro_batch = 0")
+    if settings.warmup_epochs > settings.epochs:
+        found.append(f"warmup_epochs = {settings.warmup_epochs} is more than epochs = {settings.epochs}")
+    if settings.multi_teacher == "parallel" and settings.flips != "all":
+        found.append("flips are of one teacher against the student; set flips = 'all' or another multi_teacher mode")
+    return found
+
+
+def partition_of(objective: str, settings: Settings) -> Partition:
+    """The rule that gives each sample to a teacher or to the frozen student."""
+    if settings.flips == "positive":
+        return "positive_flips"
+    if settings.flips == "negative":
+        return "negative_flips"
+    return facts_of(objective).partition
+
+
+def needs_frozen_student(objective: str, settings: Settings) -> bool:
+    """Whether a transfer reads the frozen student's logits on the training views."""
+    return partition_of(objective, settings) != "teacher"
+
+
+def needs_live_teacher(objective: str, settings: Settings) -> bool:
+    """Whether the teacher must be forwarded beside the student: the released code keeps contrastive teachers in train
+    mode, where batch norm sees the batch, so that no cache can stand for it."""
+    return facts_of(objective).contrastive and settings.reading == "authors"
+
+
+class TransferLogits(msgspec.Struct, frozen=True, kw_only=True):
+    """The cached passes that a transfer reads. Lists of teachers are in the order of the specification."""
+
+    student_val: LogitsSpec  # the student before anything was transferred
+    start_val: LogitsSpec  # the frozen student of this stage; `student_val` but for later stages of a sequence
+    teachers_val: list[LogitsSpec]
+    teachers_train: list[list[LogitsSpec]]  # [teacher taught from][view]; empty for a live teacher
+    start_train: list[LogitsSpec]  # [view]; empty where the partition does not ask the frozen student
+    student_view: LogitsSpec  # how the student sees the training samples, view 0; not itself needed
+
+    def all(self) -> list[LogitsSpec]:
+        """Every pass once, evaluation views first."""
+        passes = [self.student_val, self.start_val, *self.teachers_val]
+        passes += [view for teacher in self.teachers_train for view in teacher]
+        return list(dict.fromkeys([*passes, *self.start_train]))
+
+
+def transfer_logits(
+    spec: TransferSpec, *, dataset: DatasetRecord, model: Callable[[str], ModelRecord]
+) -> TransferLogits:
+    """The cached passes of a transfer, by role.
+
+    Args:
+        dataset: the record of `spec.dataset`; `options["crop_pct"]`, where it is set, is the study's centre crop.
+        model: looks a model up by key.
+    """
+    start = stage_start_key(spec)
+    taught_by = spec.teachers[-1:] if spec.settings.multi_teacher == "sequential" else spec.teachers
+    facts = facts_of(spec.objective)
+    crop = _crop_pct(spec, dataset, model)
+    trains = spec.settings.multi_teacher != "soup"
+
+    def views(key: str, features: bool) -> list[LogitsSpec]:
+        return [_train_view(spec, key, view, crop, features) for view in range(spec.settings.views)]
+
+    live = needs_live_teacher(spec.objective, spec.settings)
+    asks_frozen = trains and needs_frozen_student(spec.objective, spec.settings)
+    return TransferLogits(
+        student_val=_evaluation_view(spec, spec.student),
+        start_val=_evaluation_view(spec, start),
+        teachers_val=[_evaluation_view(spec, teacher) for teacher in spec.teachers],
+        teachers_train=[views(key, facts.contrastive) for key in taught_by] if trains and not live else [],
+        start_train=views(start, False) if asks_frozen else [],
+        student_view=_train_view(spec, start, 0, crop, False),
+    )
+
+
+def needed_logits(
+    spec: TransferSpec, *, dataset: DatasetRecord, model: Callable[[str], ModelRecord]
+) -> list[LogitsSpec]:
+    """The `logits` jobs that a transfer, or a soup, waits for. Arguments as of `transfer_logits`."""
+    return transfer_logits(spec, dataset=dataset, model=model).all()
+
+
+def _evaluation_view(spec: TransferSpec, model: str) -> LogitsSpec:
+    return LogitsSpec(dataset=spec.dataset, model=model, split="val")
+
+
+def _train_view(spec: TransferSpec, model: str, view: int, crop_pct: float, features: bool) -> LogitsSpec:
+    return LogitsSpec(
+        dataset=spec.dataset,
+        model=model,
+        split="train",
+        view=view,
+        view_seed=0 if spec.settings.augment == "none" else spec.seed,
+        augment=spec.settings.augment,
+        crop_pct=crop_pct,
+        loader=spec.settings.loader,
+        features=features,
+    )
+
+
+def _crop_pct(spec: TransferSpec, dataset: DatasetRecord, model: Callable[[str], ModelRecord]) -> float:
+    """Centre crop of training views; 0 for random crops, which have none, so that all students share them."""
+    if spec.settings.augment == "crop_flip":
+        return 0.0
+    if spec.settings.crop == "student":
+        return model(spec.student).crop_pct
+    return float(dataset.options.get("crop_pct", DEFAULT_CROP_PCT))

@@ -1,0 +1,82 @@
+"""The job table: `open_store(url)` gives a `JobStore` on SQLite or PostgreSQL with the same promises.
+
+store = open_store("sqlite:///kt-study.db", create=True)
+store.add_study("paper", {})
+store.plan("paper", jobs)
+for claim in store.claim("worker-1"):
+    store.finish(claim, {"complementarity": [row]})
+"""
+
+from __future__ import annotations
+
+from kt_study import database
+from kt_study.store.jobstore import JobStore
+from kt_study.store.records import (
+    AttemptRow,
+    FailureGroup,
+    JobRow,
+    NeedRow,
+    Orders,
+    Outlook,
+    Planned,
+    Selection,
+    WorkerRecord,
+    WorkerRow,
+)
+from kt_study.store.transitions import FIRST_BACKOFF_S
+
+__all__ = [
+    "AttemptRow",
+    "FailureGroup",
+    "JobRow",
+    "JobStore",
+    "NeedRow",
+    "Orders",
+    "Outlook",
+    "Planned",
+    "Selection",
+    "WorkerRecord",
+    "WorkerRow",
+    "open_store",
+]
+
+
+def open_store(
+    url: str,
+    *,
+    create: bool = False,
+    max_attempts: int = 3,
+    max_crashes: int = 5,
+    first_backoff_s: float = FIRST_BACKOFF_S,
+    patience_s: float = 60.0,
+    idle_s: float = 2.0,
+) -> JobStore:
+    """Open the job table at a database URL.
+
+    Args:
+        url: `sqlite:///FILE` or `postgresql://USER@HOST:PORT/NAME?passfile=FILE`.
+        create: make the tables, or bring older ones up to date.
+        max_attempts: tries after which a transient error is final.
+        max_crashes: workers that a job may take down with it before it fails.
+        first_backoff_s: pause before the second try; it doubles with each further one.
+        patience_s: how long a call goes on trying while the database is away or busy.
+        idle_s: how long an unused connection stays open.
+
+    Raises:
+        DatabaseError: unreachable, absent (without `create`), newer than this program, older than it (without
+            `create`), or a SQLite file on a network file system.
+    """
+    address = database.parse_url(url)
+    if create:
+        database.create_if_needed(address)
+    if address.is_sqlite:
+        from kt_study.store.sqlite import SqliteBackend as ChosenBackend
+    else:
+        from kt_study.store.postgres import PostgresBackend as ChosenBackend  # type: ignore[assignment]
+    backend = ChosenBackend(address, patience_s=patience_s, idle_s=idle_s)
+    found = backend.revision()
+    if create and (found is None or found < database.REVISION):
+        database.migrate(address)
+        found = backend.revision()
+    database.check_revision(address, found)
+    return JobStore(backend, max_attempts=max_attempts, max_crashes=max_crashes, first_backoff_s=first_backoff_s)

@@ -1,0 +1,358 @@
+"""The job store: one class over both databases."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from kt_study import database
+from kt_study.errors import UsageError
+from kt_study.hashing import canonical_json
+from kt_study.store import listings, planning, selections, transitions
+from kt_study.store.backend import Backend, Transaction, Wish
+from kt_study.store.records import (
+    FailureGroup,
+    JobRow,
+    Orders,
+    Outlook,
+    Pace,
+    Planned,
+    Selection,
+    WorkerRecord,
+    WorkerRow,
+)
+from kt_study.store.results import Rows, columns_of
+from kt_study.words import Claim, DatasetRecord, Failure, JobState, ModelRecord, PlannedJob, Progress
+
+RESULTS_CHUNK = 5_000  # result rows fetched at a time
+
+
+class JobStore:
+    """Jobs in a database, and the only code that moves them from state to state. docs/job-states.md draws the states.
+
+    Promises:
+
+    * Each method that changes a job is one transaction: it happens whole or not at all, whatever dies in between.
+    * A job is done once. `claim` hands out a fencing number that grows with every claim of the job; `finish`, `fail`,
+      `release` and `beat` count only under the newest one and only while the job runs. A worker that was stopped, cut off
+      or declared dead, and comes back, writes nothing.
+    * A job's result rows are in the database exactly when the job is done.
+    * A job becomes ready when the last job that it needs is done, also when that happens while it is being planned.
+    * A job is planned once, however often, in however many studies and by however many planners at a time.
+    * A released or orphaned attempt is no failure. Attempts that end with a transient error count against
+      `max_attempts`, attempts whose worker died without a word against `max_crashes`.
+    * Times are the database's own. The clocks of the workers' nodes do not matter.
+    * A method that returned has happened, and survives a crash of the machine. One that raised DatabaseError may have
+      happened, if its answer got lost; calling it again with the same claim does it once.
+    * Between calls a store holds connections for two seconds at most. It may be used from several threads, and after a fork.
+
+    Every method raises DatabaseError when the database stays away longer than the store's patience.
+    """
+
+    def __init__(self, backend: Backend, *, max_attempts: int, max_crashes: int, first_backoff_s: float) -> None:
+        self._backend = backend
+        self._max_attempts = max_attempts
+        self._max_crashes = max_crashes
+        self._first_backoff_s = first_backoff_s
+
+    @property
+    def url(self) -> str:
+        """The database's URL, without a password."""
+        return self._backend.address.url
+
+    def close(self) -> None:
+        """Close idle connections. The store can be used again after it."""
+        self._backend.close()
+
+    def require_single_node(self, nodes: int) -> None:
+        """Refuse SQLite when workers would sit on more than one node. Raises DatabaseError."""
+        database.require_single_node(self._backend.address, nodes)
+
+    # What a study consists of
+
+    def add_study(self, name: str, spec: Mapping[str, Any]) -> None:
+        """Add a study, or replace the settings of the one with this name."""
+        self._change(
+            "INSERT INTO studies (name, spec, created_at) VALUES (:name, :spec, {now}) "
+            "ON CONFLICT (name) DO UPDATE SET spec = excluded.spec",
+            [{"name": name, "spec": canonical_json(spec)}],
+        )
+
+    def study(self, name: str) -> dict[str, Any]:
+        """The settings of a study. Raises UsageError for an unknown one."""
+        found = self._backend.read(lambda tx: tx.rows("SELECT spec FROM studies WHERE name = :name", name=name))
+        if not found:
+            raise UsageError(f"no study {name!r} in {self.url}; it has {', '.join(self.studies()) or 'none yet'}")
+        spec: dict[str, Any] = msgspec.json.decode(found[0][0])
+        return spec
+
+    def studies(self) -> list[str]:
+        """Names of the studies, oldest first."""
+        return [name for (name,) in self._backend.read(lambda tx: tx.rows("SELECT name FROM studies ORDER BY id"))]
+
+    def add_models(self, records: Iterable[ModelRecord]) -> None:
+        """Add models, or replace those with the same key."""
+        self._add("models", records)
+
+    def add_datasets(self, records: Iterable[DatasetRecord]) -> None:
+        """Add data sets, or replace those with the same key."""
+        self._add("datasets", records)
+
+    def model(self, key: str) -> ModelRecord:
+        """The model with this key. Raises UsageError."""
+        return msgspec.json.decode(self._record("models", key), type=ModelRecord)
+
+    def dataset(self, key: str) -> DatasetRecord:
+        """The data set with this key. Raises UsageError."""
+        return msgspec.json.decode(self._record("datasets", key), type=DatasetRecord)
+
+    def models(self) -> list[ModelRecord]:
+        """Every model, by name."""
+        rows = self._backend.read(lambda tx: tx.rows("SELECT record FROM models ORDER BY name, key"))
+        return [msgspec.json.decode(record, type=ModelRecord) for (record,) in rows]
+
+    def datasets(self) -> list[DatasetRecord]:
+        """Every data set, by name."""
+        rows = self._backend.read(lambda tx: tx.rows("SELECT record FROM datasets ORDER BY name, key"))
+        return [msgspec.json.decode(record, type=DatasetRecord) for (record,) in rows]
+
+    def plan(self, study: str, jobs: Iterable[PlannedJob]) -> Planned:
+        """Add jobs to a study: new ones as rows, known ones as shared, cancelled ones opened again.
+
+        A need may be planned in the same call, before or after the job that needs it, or be in the database already; one
+        that is done blocks nothing. The jobs may come from a generator: a million of them take a few hundred MB here.
+
+        Raises:
+            UsageError: an unknown study, or a need that is nowhere. Nothing is added then.
+        """
+        return planning.plan(self._backend, study, jobs)
+
+    # What a worker does
+
+    def enlist(self, worker: WorkerRecord) -> None:
+        """Put a worker process on the list, its first heartbeat included."""
+        self._change(
+            "INSERT INTO workers (id, host, pid, slurm_job, log, device, started_at, beat_at) "
+            "VALUES (:id, :host, :pid, :slurm_job, :log, :device, {now}, {now}) "
+            "ON CONFLICT (id) DO UPDATE SET beat_at = {now}, ended_at = NULL",
+            [msgspec.to_builtins(worker)],
+        )
+
+    def leave(self, worker_id: str) -> None:
+        """Take a worker process off the list. Its jobs keep their leases until it finishes or releases them."""
+        self._change("UPDATE workers SET ended_at = {now} WHERE id = :id", [{"id": worker_id}])
+
+    def claim(
+        self,
+        worker_id: str,
+        *,
+        kinds: Iterable[str] | None = None,
+        teachers: Iterable[str] = (),
+        students: Iterable[str] = (),
+        time_left_s: float | None = None,
+        study: str | None = None,
+        limit: int = 1,
+        lease_s: float = 60.0,
+    ) -> list[Claim]:
+        """Take up to `limit` ready jobs: first those whose teacher or student is given, then by priority, then longest first.
+
+        Args:
+            worker_id: who takes them.
+            kinds: only jobs of these kinds; None for any.
+            teachers, students: affinity keys of models that this worker has at hand.
+            time_left_s: only jobs whose estimate fits; None for no limit.
+            study: only jobs of this study. The time of a claim then grows with the ready jobs of other studies.
+            limit: how many; more than one for jobs that are shorter than a claim.
+            lease_s: seconds for which they are this worker's, from now and from every heartbeat.
+
+        Returns:
+            Possibly fewer than there are: jobs that another worker is just taking are passed over.
+        """
+        return self._backend.claim(
+            Wish(
+                worker=worker_id,
+                kinds=() if kinds is None else tuple(kinds),
+                teachers=tuple(teachers),
+                students=tuple(students),
+                time_left_s=time_left_s,
+                study=study,
+                limit=limit,
+                lease_s=lease_s,
+            )
+        )
+
+    def beat(
+        self,
+        worker_id: str,
+        held: Mapping[Claim, Progress | None] | Iterable[tuple[Claim, Progress | None]],
+        lease_s: float = 60.0,
+    ) -> Orders:
+        """One heartbeat: renew the leases of the claims, store their progress, and learn which are lost or paused."""
+        pairs = held.items() if isinstance(held, Mapping) else held
+        return self._backend.beat(worker_id, list(pairs), lease_s)
+
+    def finish(self, claim: Claim, rows: Rows) -> None:
+        """Store the result rows and mark the job done; jobs for which it was the last need become ready.
+
+        Args:
+            claim: the job.
+            rows: rows by table name, each a mapping of the columns of `kt_study.schema`. NaN is stored as missing.
+
+        Raises:
+            LeaseLost: the job is no longer this worker's; nothing was written.
+            UsageError: a table or column that the schema does not have; nothing was written.
+        """
+        for error in self._backend.finish([(claim, rows)]):
+            raise error
+
+    def finish_many(self, finished: Sequence[tuple[Claim, Rows]]) -> frozenset[int]:
+        """Finish several jobs in one transaction. Returns the ids of those that were lost and left alone."""
+        if not finished:
+            return frozenset()
+        lost = self._backend.finish(finished)
+        return frozenset(error.job_id for error in lost)
+
+    def release(self, claim: Claim, *, reason: str) -> None:
+        """Hand a job back, not having tried it: on preemption, at the time limit, when paused. Raises LeaseLost."""
+        self._backend.transact(lambda tx: transitions.release(tx, claim, reason))
+
+    def fail(self, claim: Claim, failure: Failure) -> JobState:
+        """End an attempt with an error.
+
+        Returns:
+            READY when the failure is transient and attempts are left: the job comes again after a pause that doubles with
+            each attempt. FAILED otherwise.
+
+        Raises:
+            LeaseLost: the job is no longer this worker's.
+        """
+        return self._backend.transact(
+            lambda tx: transitions.fail(tx, claim, failure, self._max_attempts, self._backoff_s)
+        )
+
+    def _backoff_s(self, attempts: int) -> float:
+        longest = min(self._first_backoff_s * 2.0 ** (attempts - 1), transitions.LONGEST_BACKOFF_S)
+        return longest * random.uniform(0.75, 1.25)  # so that jobs that failed together do not come back together
+
+    # What anyone does for the workers that cannot
+
+    def expire(self, *, grace_s: float = 30.0) -> int:
+        """End every lease that is over by the database's clock: back to ready, or failed after too many crashes.
+
+        Args:
+            grace_s: seconds after a start of the database server in which no lease ends, since no worker could renew it.
+
+        Returns:
+            The number of leases ended.
+        """
+        return self._backend.transact(lambda tx: transitions.expire(tx, self._max_crashes, grace_s))
+
+    def disown(self, worker_ids: Iterable[str], reason: str) -> int:
+        """End the leases of workers that are known to be dead, without waiting for the leases. Returns how many."""
+        workers = list(worker_ids)
+        return self._backend.transact(lambda tx: transitions.disown(tx, workers, self._max_crashes, reason))
+
+    # What users do
+
+    def cancel(self, selection: Selection) -> int:
+        """Open jobs to cancelled; workers that run them learn it with their next heartbeat. Returns how many.
+
+        Selected by study, a job that another study still wants stays open. Planning opens cancelled jobs again.
+        """
+        return self._backend.transact(lambda tx: selections.cancel(tx, selection))
+
+    def pause(self, selection: Selection) -> int:
+        """Open jobs are no longer claimed; workers that run them hand them back. Returns how many were not paused before."""
+        return self._backend.transact(lambda tx: selections.pause(tx, selection))
+
+    def resume(self, selection: Selection) -> int:
+        """Undo pause. Returns how many jobs were paused."""
+        return self._backend.transact(lambda tx: selections.resume(tx, selection))
+
+    def retry(self, selection: Selection) -> int:
+        """Failed jobs start afresh with all their attempts, backing-off ones start now. Returns how many.
+
+        Cancelled jobs come back only when they are selected by their ids.
+        """
+        return self._backend.transact(lambda tx: selections.retry(tx, selection))
+
+    # What there is to see
+
+    def counts(self, study: str | None = None) -> dict[tuple[str, JobState], int]:
+        """Number of jobs by (kind, state)."""
+        return self._backend.read(lambda tx: listings.counts(tx, study))
+
+    def jobs(self, selection: Selection | None = None, limit: int = 1000) -> list[JobRow]:
+        """The first `limit` of the selected jobs by id, without their attempts and needs."""
+        return self._backend.read(lambda tx: listings.jobs(tx, selection or Selection(), limit))
+
+    def job(self, job_id: int) -> JobRow:
+        """One job with its attempts, needs, studies and the reason why it is where it is. Raises UsageError."""
+        found = self._backend.read(lambda tx: listings.job(tx, job_id))
+        if found is None:
+            raise UsageError(f"no job {job_id} in {self.url}; `kt-study status` lists them")
+        return found
+
+    def failures(self, study: str | None = None) -> list[FailureGroup]:
+        """Failed jobs grouped by cause, the most frequent first."""
+        return self._backend.read(lambda tx: listings.failures(tx, study))
+
+    def outlook(self, study: str | None = None) -> Outlook:
+        """How many jobs are in each state, told apart by whether they can be claimed now."""
+        return self._backend.read(lambda tx: listings.outlook(tx, study))
+
+    def pace(self, study: str | None = None, *, window_s: float = 600.0) -> Pace:
+        """Jobs done a second over the last `window_s` seconds, and how long the open ones will take at that rate."""
+        return self._backend.read(lambda tx: listings.pace(tx, study, window_s))
+
+    def needed_by_open_jobs(self, kind: str) -> set[str]:
+        """Digests of the jobs of one kind whose results an open job may still read."""
+        return self._backend.read(lambda tx: listings.needed_by_open_jobs(tx, kind))
+
+    def workers(self, alive_within_s: float | None = None) -> list[WorkerRow]:
+        """Worker processes, oldest first; with `alive_within_s` only those heard of within so many seconds."""
+        return self._backend.read(lambda tx: listings.workers(tx, alive_within_s))
+
+    def results(self, table: str, study: str | None = None, after_id: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """Result rows in chunks, by id: id, job_id, study and the schema's columns. A job of two studies comes twice.
+
+        On PostgreSQL ids are given before rows are committed: a row may appear later with a lower id than one seen. Who
+        collects piecemeal must therefore go by job and not by the highest id seen while workers run.
+
+        Raises:
+            UsageError: an unknown table.
+        """
+        columns_of(table)
+        while (last := self._last_result(table, after_id)) is not None:
+            if chunk := self._results_after(table, study, after_id):
+                yield chunk
+            after_id = last
+
+    def _last_result(self, table: str, after_id: int) -> int | None:
+        return self._backend.read(lambda tx: listings.last_id(tx, table, after_id, RESULTS_CHUNK))
+
+    def _results_after(self, table: str, study: str | None, after_id: int) -> list[dict[str, Any]]:
+        return self._backend.read(lambda tx: listings.results(tx, table, study, after_id, RESULTS_CHUNK))
+
+    def _add(self, table: str, records: Iterable[ModelRecord] | Iterable[DatasetRecord]) -> None:
+        self._change(
+            f"INSERT INTO {table} (key, name, record) VALUES (:key, :name, :record) "
+            "ON CONFLICT (key) DO UPDATE SET name = excluded.name, record = excluded.record",
+            [{"key": each.key, "name": each.name, "record": msgspec.json.encode(each).decode()} for each in records],
+        )
+
+    def _change(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
+        def change(tx: Transaction) -> None:
+            tx.many(statement.format(now=tx.now), parameters)
+
+        self._backend.transact(change)
+
+    def _record(self, table: str, key: str) -> str:
+        found = self._backend.read(lambda tx: tx.rows(f"SELECT record FROM {table} WHERE key = :key", key=key))
+        if not found:
+            raise UsageError(f"no {table.rstrip('s')} {key!r} in {self.url}; plan the study again")
+        record: str = found[0][0]
+        return record

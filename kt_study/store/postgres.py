@@ -1,0 +1,410 @@
+"""The store on PostgreSQL, through psycopg 3: many nodes, workers that never wait for each other's rows."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import functools
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import psycopg
+
+from kt_study.database import Address, connect_postgresql, unreachable
+from kt_study.store.backend import Row, Staging, Transaction, Wish
+from kt_study.store.fenced import JobLost, lost_errors
+from kt_study.store.pool import Pool
+from kt_study.store.records import Orders
+from kt_study.store.results import Rows, insert_postgres, plain_rows
+from kt_study.words import Claim, Progress
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+
+NOW = "extract(epoch FROM clock_timestamp())::float8"
+PLANNING_LOCK = 5_730_412  # key of the advisory lock that keeps two planners apart
+SHORTEST_NAP_S, LONGEST_NAP_S = 0.05, 1.0
+
+# The quick statements touch a handful of rows by index and are planned once: a table that was never analysed must not
+# turn them into scans, and planning them anew would cost more than running them.
+_SETTINGS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; " \
+    "SET enable_mergejoin = off; SET enable_bitmapscan = off; SET jit = off"  # fmt: skip
+_FREELY = "SET LOCAL plan_cache_mode = auto; SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; " \
+    "SET LOCAL enable_mergejoin = on; SET LOCAL enable_bitmapscan = on"  # fmt: skip
+
+_READY = f"j.state = 'ready' AND NOT j.paused AND j.not_before <= {NOW}"
+_ORDER = "priority DESC, estimate_s DESC, id"
+
+_CLAIM = f"""
+WITH RECURSIVE {{picked}},
+claimed AS (
+    UPDATE jobs j SET state = 'running', worker = %(worker)s, ticket = %(ticket)s::bigint, fence = j.fence + 1,
+        attempt_id = nextval('attempts_id_seq'), lease_until = {NOW} + %(lease_s)s::float8, changed_at = {NOW}
+    FROM picked WHERE j.id = picked.id
+    RETURNING j.id, j.attempt_id, j.fence, j.kind, j.digest, j.spec, j.attempts, j.changed_at, j.priority, j.estimate_s
+),
+started AS (
+    INSERT INTO attempts (id, job_id, fence, worker, started_at)
+    SELECT attempt_id, id, fence, %(worker)s, changed_at FROM claimed
+)
+SELECT id, attempt_id, fence, kind, digest, spec, attempts FROM claimed ORDER BY {_ORDER}
+"""
+_PICK_FIRST = f"""
+picked AS MATERIALIZED (
+    SELECT j.id FROM jobs j WHERE {_READY} {{filters}} ORDER BY {_ORDER} LIMIT %(limit)s::bigint FOR UPDATE SKIP LOCKED
+)"""
+# The best few of each key, through the index that begins with it.
+_BEST_OF = f"""
+    SELECT best.* FROM unnest(%({{column}}s)s::text[]) AS mine(key) CROSS JOIN LATERAL (
+        SELECT j.id, j.priority, j.estimate_s FROM jobs j WHERE {_READY} AND j.{{column}} = mine.key {{filters}}
+        ORDER BY {_ORDER} LIMIT %(limit)s::bigint FOR UPDATE SKIP LOCKED
+    ) best"""
+_PICK_MINE = f"""
+mine AS MATERIALIZED ({{by_teacher}} UNION {{by_student}}),
+picked AS MATERIALIZED (SELECT id FROM mine ORDER BY {_ORDER} LIMIT %(limit)s::bigint)"""
+# Every (kind, priority) among the ready jobs by one index seek each, then the best few of each: the time does not grow
+# with the number of jobs that do not fit.
+_WITH_KINDS = """
+kinds(kind) AS (SELECT unnest(%(kinds)s::text[]))"""
+_ANY_KIND = """
+kinds(kind) AS (
+    SELECT min(j.kind) FROM jobs j WHERE j.state = 'ready' AND NOT j.paused
+    UNION ALL
+    SELECT (SELECT min(j.kind) FROM jobs j WHERE j.state = 'ready' AND NOT j.paused AND j.kind > kinds.kind)
+    FROM kinds WHERE kinds.kind IS NOT NULL
+)"""
+_PICK_FITTING = f"""
+{{kinds}},
+levels(kind, priority) AS (
+    SELECT kind, (SELECT max(j.priority) FROM jobs j WHERE j.state = 'ready' AND NOT j.paused AND j.kind = kinds.kind)
+    FROM kinds WHERE kind IS NOT NULL
+    UNION ALL
+    SELECT kind, (SELECT max(j.priority) FROM jobs j
+        WHERE j.state = 'ready' AND NOT j.paused AND j.kind = levels.kind AND j.priority < levels.priority)
+    FROM levels WHERE priority IS NOT NULL
+),
+fitting AS MATERIALIZED (
+    SELECT best.* FROM levels CROSS JOIN LATERAL (
+        SELECT j.id, j.priority, j.estimate_s FROM jobs j
+        WHERE {_READY} AND j.kind = levels.kind AND j.priority = levels.priority {{filters}}
+        ORDER BY {_ORDER} LIMIT %(limit)s::bigint FOR UPDATE SKIP LOCKED
+    ) best WHERE levels.priority IS NOT NULL
+),
+picked AS MATERIALIZED (SELECT id FROM fitting ORDER BY {_ORDER} LIMIT %(limit)s::bigint)"""
+
+_ADOPT = """
+SELECT id, attempt_id, fence, kind, digest, spec, attempts FROM jobs
+WHERE state = 'running' AND worker = %(worker)s AND ticket = %(ticket)s::bigint ORDER BY id
+"""
+_BEAT = f"""
+WITH given AS (
+    SELECT * FROM unnest(%(ids)s::bigint[], %(fences)s::int[], %(attempts)s::bigint[], %(progress)s::text[])
+        AS g(id, fence, attempt_id, progress)
+),
+held AS MATERIALIZED (
+    SELECT j.id FROM given g JOIN jobs j ON j.id = g.id
+    WHERE j.fence = g.fence AND j.state = 'running' ORDER BY j.id FOR NO KEY UPDATE OF j
+),
+renewed AS (
+    UPDATE jobs j SET lease_until = {NOW} + %(lease_s)s::float8 FROM held WHERE j.id = held.id RETURNING j.id, j.paused
+),
+progressed AS (
+    UPDATE attempts a SET progress = g.progress FROM given g JOIN renewed r ON r.id = g.id
+    WHERE a.id = g.attempt_id AND g.progress IS NOT NULL
+),
+seen AS (UPDATE workers SET beat_at = {NOW} WHERE id = %(worker)s)
+SELECT g.id, r.paused, (SELECT a.outcome = 'cancelled' FROM attempts a WHERE a.id = g.attempt_id)
+FROM given g LEFT JOIN renewed r ON r.id = g.id
+"""
+_END = "SELECT id FROM kt_finish(%(ids)s::bigint[], %(fences)s::int[]) AS f(id)"
+
+
+class PostgresTransaction:
+    """An open transaction on one connection."""
+
+    now = NOW
+    skip_locked = "FOR UPDATE SKIP LOCKED"
+    for_update = "FOR UPDATE"
+    for_share = "FOR SHARE"
+    server_started = "extract(epoch FROM pg_postmaster_start_time())::float8"
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def rows(self, statement: str, **parameters: Any) -> list[Row]:
+        return self.connection.execute(_translated(statement), parameters).fetchall()
+
+    def change(self, statement: str, **parameters: Any) -> int:
+        return self.connection.execute(_translated(statement), parameters).rowcount
+
+    def many(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.executemany(_translated(statement), parameters)
+
+    def among(self, column: str, parameter: str) -> str:
+        return f"{column} = ANY(:{parameter})"
+
+    def like_glob(self, column: str, parameter: str) -> str:
+        return f"{column} ~ :{parameter}"
+
+    def glob(self, pattern: str) -> str:
+        return "^" + fnmatch.translate(pattern).removeprefix("(?s:").removesuffix(r")\Z") + "$"
+
+
+@functools.lru_cache(maxsize=512)
+def _translated(statement: str) -> bytes:
+    return re.sub(r"(?<!:):([a-z]\w*)", r"%(\1)s", statement.replace("%", "%%")).encode()
+
+
+class PostgresBackend:
+    """A store on a server. What the server loses track of when it restarts is found again by ticket or fencing number."""
+
+    def __init__(self, address: Address, *, patience_s: float, idle_s: float) -> None:
+        self.address = address
+        self._patience_s = patience_s
+        self._pool: Pool[Connection] = Pool(self._connect, idle_s)
+
+    def _connect(self) -> Connection:
+        connection = connect_postgresql(self.address)
+        connection.execute(_SETTINGS)
+        return connection
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, again after a short nap when the server went away or ended a deadlock, until patience ends."""
+        deadline = time.monotonic() + self._patience_s
+        nap = SHORTEST_NAP_S
+        while True:
+            try:
+                return self._once(work)
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if not _is_passing(error) or time.monotonic() + nap > deadline:
+                    raise unreachable(self.address, error) from error
+            time.sleep(nap * random.uniform(0.5, 1.5))
+            nap = min(2 * nap, LONGEST_NAP_S)
+
+    def _once(self, work: Callable[[Connection], T]) -> T:
+        connection = self._pool.take()
+        try:
+            result = work(connection)
+        except BaseException:
+            self._pool.discard(connection)
+            raise
+        self._pool.give(connection)
+        return result
+
+    def transact(self, work: Callable[[Transaction], T]) -> T:
+        return self._run(lambda connection: _within(connection, work))
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        return self._run(
+            lambda connection: _within(connection, work, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        )
+
+    def revision(self) -> str | None:
+        try:
+            found = self._once(lambda c: c.execute("SELECT version_num FROM alembic_version").fetchone())
+        except psycopg.errors.UndefinedTable:
+            return None
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise unreachable(self.address, error) from error
+        return found[0] if found else None
+
+    def claim(self, wish: Wish) -> list[Claim]:
+        steps = [_statement(wish, mine=True)] if wish.teachers or wish.students else []
+        claims: list[Claim] = []
+        for statement in [*steps, _statement(wish, mine=False)]:
+            if len(claims) < wish.limit:
+                claims += self._claim_by(statement, wish, wish.limit - len(claims))
+        return claims
+
+    def _claim_by(self, statement: bytes, wish: Wish, limit: int) -> list[Claim]:
+        """One claiming statement. If its answer is lost, the next try looks first for what it had claimed."""
+        parameters = _parameters(wish, limit)
+        tries = 0
+
+        def claim(connection: Connection) -> list[Row]:
+            nonlocal tries
+            tries += 1
+            if tries > 1 and (adopted := connection.execute(_ADOPT, parameters).fetchall()):
+                return adopted
+            return connection.execute(statement, parameters, prepare=True).fetchall()
+
+        return [_as_claim(row) for row in self._run(claim)]
+
+    def beat(self, worker: str, held: Sequence[tuple[Claim, Progress | None]], lease_s: float) -> Orders:
+        parameters = {
+            "worker": worker,
+            "lease_s": lease_s,
+            "ids": [claim.job_id for claim, _ in held],
+            "fences": [claim.fence for claim, _ in held],
+            "attempts": [claim.attempt_id for claim, _ in held],
+            "progress": [msgspec.json.encode(progress).decode() if progress else None for _, progress in held],
+        }
+        rows = self._run(lambda connection: connection.execute(_BEAT, parameters, prepare=True).fetchall())
+        lost = frozenset(job_id for job_id, paused, _ in rows if paused is None)
+        return Orders(
+            lost=lost,
+            cancelled=frozenset(job_id for job_id, _, cancelled in rows if cancelled and job_id in lost),
+            paused=frozenset(job_id for job_id, paused, _ in rows if paused),
+        )
+
+    def finish(self, finished: Sequence[tuple[Claim, Rows]]) -> list[JobLost]:
+        statement, parameters = _finishing(finished)
+        return self._run(lambda connection: _finish(connection, finished, statement, parameters))
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Staging]:
+        try:
+            connection = connect_postgresql(self.address)
+        except psycopg.OperationalError as error:
+            raise unreachable(self.address, error) from error
+        try:
+            yield PostgresStaging(connection)
+        except psycopg.OperationalError as error:
+            raise unreachable(self.address, error) from error
+        finally:
+            connection.close()
+
+
+class PostgresStaging:
+    """Temporary tables of one connection, filled with COPY."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._tables: list[str] = []
+
+    def make(self, table: str, columns: str) -> None:
+        self._connection.execute(f"CREATE TEMP TABLE {table} ({columns})".encode())
+        self._tables.append(table)
+
+    def load(self, table: str, rows: Sequence[Row]) -> None:
+        with self._connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN".encode()) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    def ready(self, *indexed: tuple[str, str]) -> None:
+        for table, column in indexed:
+            self._connection.execute(f"CREATE INDEX ON {table} ({column})".encode())
+        for table in self._tables:
+            self._connection.execute(f"ANALYZE {table}".encode())
+
+    def transact(self, work: Callable[[Transaction], T]) -> T:
+        def alone(tx: Transaction) -> T:
+            tx.rows("SELECT pg_advisory_xact_lock(:key)", key=PLANNING_LOCK)
+            return work(tx)
+
+        while True:
+            try:
+                return _within(self._connection, alone)
+            except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
+                time.sleep(random.uniform(SHORTEST_NAP_S, LONGEST_NAP_S))
+
+    def analyse(self) -> None:
+        self._connection.execute("ANALYZE jobs, job_needs, study_jobs")
+
+
+def _within(connection: Connection, work: Callable[[Transaction], T], begin: str = "BEGIN") -> T:
+    connection.execute(f"{begin}; {_FREELY}".encode())
+    try:
+        result = work(PostgresTransaction(connection))
+        connection.execute("COMMIT")
+        return result
+    except BaseException:
+        with contextlib.suppress(psycopg.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _is_passing(error: psycopg.Error) -> bool:
+    """Whether the same call may succeed a little later: the server is away or starting, or broke up a deadlock."""
+    if error.sqlstate is None:
+        return True  # no answer at all
+    return error.sqlstate[:2] in ("08", "40", "53", "57") and error.sqlstate not in (
+        "53100",
+        "57014",
+    )  # disk full, cancelled
+
+
+@functools.lru_cache(maxsize=64)
+def _claiming(mine: bool, kinds: bool, time_left: bool, study: bool) -> bytes:
+    filters = ""
+    if study:
+        filters += " AND EXISTS (SELECT 1 FROM study_jobs sj JOIN studies s ON s.id = sj.study_id " \
+            "WHERE sj.job_id = j.id AND s.name = %(study)s)"  # fmt: skip
+    if time_left:
+        filters += " AND j.estimate_s <= %(time_left_s)s::float8"
+    if mine:
+        filters += " AND j.kind = ANY(%(kinds)s::text[])" if kinds else ""
+        by = {f"by_{column}": _BEST_OF.format(column=column, filters=filters) for column in ("teacher", "student")}
+        picked = _PICK_MINE.format(**by)
+    elif kinds or time_left:
+        picked = _PICK_FITTING.format(kinds=_WITH_KINDS if kinds else _ANY_KIND, filters=filters)
+    else:
+        picked = _PICK_FIRST.format(filters=filters)
+    return _CLAIM.format(picked=picked).encode()
+
+
+def _statement(wish: Wish, *, mine: bool) -> bytes:
+    return _claiming(mine, bool(wish.kinds), wish.time_left_s is not None, wish.study is not None)
+
+
+def _parameters(wish: Wish, limit: int) -> dict[str, Any]:
+    return {
+        "worker": wish.worker,
+        "ticket": random.SystemRandom().getrandbits(62),
+        "lease_s": wish.lease_s,
+        "limit": limit,
+        "kinds": list(wish.kinds),
+        "teachers": list(wish.teachers),
+        "students": list(wish.students),
+        "time_left_s": wish.time_left_s,
+        "study": wish.study,
+    }
+
+
+def _as_claim(row: Row) -> Claim:
+    job_id, attempt_id, fence, kind, digest, spec, attempts = row
+    return Claim(
+        job_id=job_id, attempt_id=attempt_id, fence=fence, kind=kind, digest=digest,
+        spec=msgspec.json.decode(spec), attempt=attempts + 1,
+    )  # fmt: skip
+
+
+def _finishing(finished: Sequence[tuple[Claim, Rows]]) -> tuple[bytes, dict[str, Any]]:
+    """One statement that ends the jobs and writes the rows of those that were still held."""
+    parameters: dict[str, Any] = {
+        "ids": [claim.job_id for claim, _ in finished],
+        "fences": [claim.fence for claim, _ in finished],
+    }
+    tables = sorted({table for _, rows in finished for table, given in rows.items() if given})
+    for table in tables:
+        rows = [row for claim, given in finished for row in plain_rows(table, claim.job_id, given.get(table, ()))]
+        parameters |= {f"{table}_{at}": list(column) for at, column in enumerate(zip(*rows, strict=True))}
+    return _ending(tuple(tables)), parameters
+
+
+@functools.cache
+def _ending(tables: tuple[str, ...]) -> bytes:
+    if not tables:
+        return _END.encode()
+    inserts = "".join(f", rows_{table} AS ({insert_postgres(table, 'ended')})" for table in tables)
+    return f"WITH ended AS MATERIALIZED ({_END}){inserts} SELECT id FROM ended".encode()
+
+
+def _finish(
+    connection: Connection, finished: Sequence[tuple[Claim, Rows]], statement: bytes, parameters: dict[str, Any]
+) -> list[JobLost]:
+    ended = {job_id for (job_id,) in connection.execute(statement, parameters, prepare=True)}
+    lost: list[JobLost] = []
+    for claim, _ in finished:
+        if claim.job_id not in ended:
+            found = connection.execute("SELECT state, fence, worker FROM jobs WHERE id = %s", [claim.job_id]).fetchone()
+            lost += lost_errors(claim, found)
+    return lost

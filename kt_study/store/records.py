@@ -1,0 +1,158 @@
+"""What goes into the store and comes out of it, beside the words of `kt_study.words`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from kt_study.words import JobState, Progress, Record
+
+
+class WorkerRecord(Record):
+    """One worker process, as it introduces itself. `id` must differ between any two processes, also after a restart."""
+
+    id: str
+    host: str
+    pid: int
+    slurm_job: str = ""  # e.g. 123_4
+    log: str = ""
+    device: str = ""
+
+
+class Planned(Record):
+    """What a plan did with the distinct jobs it was given: new + linked + existing of them."""
+
+    new: int = 0  # rows added
+    linked: int = 0  # rows that another study had planned and this one now shares
+    existing: int = 0  # rows that this study had already
+
+
+class Orders(Record):
+    """What a heartbeat brings back: ids of jobs, each in at most one of `lost` and `paused`."""
+
+    lost: frozenset[int] = frozenset()  # no longer this worker's; stop, write nothing (cancelled ones among them)
+    cancelled: frozenset[int] = frozenset()  # lost because the user cancelled them
+    paused: frozenset[int] = frozenset()  # still held; checkpoint and release
+
+
+class Selection(Record):
+    """Which jobs: those that fit every field that is given. An empty selection is every job of the database."""
+
+    study: str | None = None
+    kind: str | None = None
+    job_ids: tuple[int, ...] | None = None
+    pair: tuple[str, str] | None = None  # globs over names or keys of (teacher, student)
+    error_group: str | None = None  # of the last failure
+    state: JobState | None = None
+
+
+class AttemptRow(Record):
+    """One try at a job."""
+
+    id: int
+    fence: int
+    worker: str
+    host: str
+    log: str
+    started_at: float
+    ended_at: float | None
+    outcome: str | None  # done | failed | retried | released | expired | cancelled; None while it runs
+    progress: Progress | None
+    error: str | None
+    message: str | None
+    traceback: str | None
+    error_group: str | None
+
+
+class NeedRow(Record):
+    """A job that must be done first."""
+
+    job_id: int
+    kind: str
+    state: JobState
+
+
+class JobRow(Record):
+    """One job. Times are seconds since 1970 by the database's clock; `age_s` is how long it has been in its state."""
+
+    id: int
+    kind: str
+    digest: str
+    spec: dict[str, Any]
+    state: JobState
+    paused: bool
+    priority: int
+    estimate_s: float
+    teacher: str | None
+    student: str | None
+    needs_open: int
+    attempts_used: int  # tries that count towards the limit
+    crashes: int  # tries that ended without a word
+    fence: int
+    not_before: float
+    worker: str | None  # who runs it, or ran it last
+    lease_until: float | None
+    created_at: float
+    changed_at: float
+    age_s: float
+    progress: Progress | None  # of the attempt that runs
+    attempts: tuple[AttemptRow, ...] = ()  # oldest first; filled by `store.job`
+    needs: tuple[NeedRow, ...] = ()  # filled by `store.job`
+    studies: tuple[str, ...] = ()  # filled by `store.job`
+    why: str = ""  # one line: why it is not running; filled by `store.job`
+
+
+class FailureGroup(Record):
+    """Failed jobs with one cause."""
+
+    group: str
+    error: str
+    message: str  # of the latest of them
+    count: int
+    job_ids: tuple[int, ...]  # some examples, lowest first
+    kinds: tuple[str, ...]
+
+
+class Outlook(Record):
+    """How much work there is. A pilot that finds nothing to claim waits if `ready_later` or `running`, else leaves."""
+
+    ready_now: int = 0
+    ready_later: int = 0  # backing off
+    next_s: float | None = None  # seconds until the first of those may start
+    blocked: int = 0
+    running: int = 0
+    failed: int = 0
+    done: int = 0
+    cancelled: int = 0
+    paused: int = 0  # open jobs that are paused; they count nowhere else
+
+
+class Pace(Record):
+    """How fast a study goes. `eta_s` is None while nothing was done lately, or nothing is open."""
+
+    jobs_per_s: float = 0.0
+    eta_s: float | None = None
+
+
+class WorkerRow(Record):
+    """One worker process as the database knows it."""
+
+    id: str
+    host: str
+    pid: int
+    slurm_job: str
+    log: str
+    device: str
+    started_at: float
+    ended_at: float | None
+    beat_age_s: float  # seconds since its last heartbeat
+    running: tuple[int, ...] = ()  # jobs it holds
+
+
+def decode_progress(text: str | None) -> Progress | None:
+    """A stored progress. Fields that a newer program may have added are dropped."""
+    if not text:
+        return None
+    known = {field.name for field in msgspec.structs.fields(Progress)}
+    return Progress(**{name: value for name, value in msgspec.json.decode(text).items() if name in known})

@@ -1,0 +1,100 @@
+"""Results whose database was gone when they were ready: written aside, and delivered under their fencing number later."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kt_study.errors import DatabaseError, KtStudyError, LeaseLost, UsageError
+from kt_study.files import write_text
+from kt_study.store.jobstore import JobStore
+from kt_study.store.results import Rows, columns_of, plain_rows
+from kt_study.words import Claim
+
+log = logging.getLogger(__name__)
+
+
+class Spool:
+    """A folder of results waiting for the database, one file for each claim.
+
+    Several workers may share the folder, and several may drain it at once: a result counts once whoever delivers it. A
+    worker that keeps sending heartbeats for a spooled claim keeps its lease; otherwise the job may be done again by another,
+    and the spooled result is set aside in `rejected/`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.rejected_folder = self.folder / "rejected"
+
+    def finish(self, store: JobStore, claim: Claim, rows: Rows) -> bool:
+        """Finish a job; when the database is gone, keep the rows here instead.
+
+        Returns:
+            True when the database has them, False when they are spooled.
+
+        Raises:
+            LeaseLost: the job is no longer this worker's.
+            DiskError: the database is gone and the folder cannot be written either.
+        """
+        try:
+            store.finish(claim, rows)
+        except DatabaseError as error:
+            path = self._keep(claim, rows)
+            log.warning("job %s: %s; result kept in %s", claim.job_id, error, path)
+            return False
+        return True
+
+    def waiting(self) -> list[Path]:
+        """Files of results that wait, oldest job first."""
+        return sorted(self.folder.glob("job-*.json"))
+
+    def rejected(self) -> list[Path]:
+        """Files of results that came too late: another attempt had taken the job over."""
+        return sorted(self.rejected_folder.glob("job-*.json"))
+
+    def drain(self, store: JobStore) -> int:
+        """Deliver what waits. Stops quietly, for a later call, when the database goes away again.
+
+        Returns:
+            The number of results that the database has taken.
+        """
+        delivered = 0
+        for path in self.waiting():
+            try:
+                delivered += self._deliver(store, path)
+            except DatabaseError as error:
+                log.warning("%s; %d results still wait in %s", error, len(self.waiting()), self.folder)
+                break
+        return delivered
+
+    def _keep(self, claim: Claim, rows: Rows) -> Path:
+        plain: dict[str, Sequence[Mapping[str, Any]]] = {
+            table: [dict(zip(columns_of(table), values[1:], strict=True)) for values in plain_rows(table, 0, given)]
+            for table, given in rows.items()
+        }
+        path = self.folder / f"job-{claim.job_id:09d}-{claim.fence}.json"
+        write_text(path, json.dumps({"claim": msgspec.to_builtins(claim), "rows": plain}))
+        return path
+
+    def _deliver(self, store: JobStore, path: Path) -> bool:
+        try:
+            kept = json.loads(path.read_text())
+            store.finish(msgspec.convert(kept["claim"], Claim), kept["rows"])
+        except FileNotFoundError:
+            return False  # another process delivered it
+        except (LeaseLost, UsageError, ValueError, KeyError) as error:
+            self._reject(path, error)
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+    def _reject(self, path: Path, error: KtStudyError | ValueError | KeyError) -> None:
+        self.rejected_folder.mkdir(parents=True, exist_ok=True)
+        target = self.rejected_folder / path.name
+        path.replace(target)
+        log.warning("spooled result not taken: %s; kept in %s", error, target)

@@ -1,0 +1,376 @@
+"""The store on SQLite: one file, one machine, one writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from kt_study.database import Address, connect_sqlite, require_local_disk, unreachable
+from kt_study.errors import DatabaseError
+from kt_study.store.backend import Row, Staging, Transaction, Wish
+from kt_study.store.fenced import JobLost, lost_errors
+from kt_study.store.pool import Pool
+from kt_study.store.records import Orders
+from kt_study.store.results import Rows, insert_sqlite, plain_rows
+from kt_study.words import Claim, Progress
+
+T = TypeVar("T")
+
+# Seconds since 1970, to the millisecond. `unixepoch('subsec')` would be plainer and needs SQLite 3.42.
+NOW = "((julianday('now') - 2440587.5) * 86400.0)"
+SHORTEST_NAP_S, LONGEST_NAP_S = 0.0002, 0.004
+
+_READY = "state = 'ready' AND NOT paused AND not_before <= :now"
+_ORDER = "ORDER BY priority DESC, estimate_s DESC, id"
+_OF_STUDY = " AND EXISTS (SELECT 1 FROM study_jobs sj JOIN studies s ON s.id = sj.study_id WHERE sj.job_id = jobs.id AND s.name = :study)"
+_START = "INSERT INTO attempts (job_id, fence, worker, started_at) VALUES (?, ?, ?, ?)"
+_RUN = """
+    UPDATE jobs SET state = 'running', worker = ?, fence = fence + 1, attempt_id = ?, lease_until = ?, changed_at = ?
+    WHERE id = ?
+"""
+_RENEW = """
+    UPDATE jobs SET lease_until = ? WHERE id = ? AND fence = ? AND state = 'running' RETURNING paused
+"""
+_END = """
+    UPDATE jobs SET state = 'done', attempts = attempts + 1, lease_until = NULL, changed_at = ?
+    WHERE id = ? AND fence = ? AND state = 'running'
+"""
+_FREE = """
+    UPDATE jobs SET needs_open = needs_open - 1, changed_at = ?,
+        state = CASE WHEN state = 'blocked' AND needs_open = 1 THEN 'ready' ELSE state END
+    WHERE id IN (SELECT job_id FROM job_needs WHERE needs_id = ?)
+"""
+
+
+class SqliteTransaction:
+    """An open transaction on one connection."""
+
+    now = NOW
+    skip_locked = ""  # the one writer needs no row locks
+    for_update = ""
+    for_share = ""
+    server_started = "0.0"
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def rows(self, statement: str, **parameters: Any) -> list[Row]:
+        return self.connection.execute(statement, _bound(parameters)).fetchall()
+
+    def change(self, statement: str, **parameters: Any) -> int:
+        return self.connection.execute(statement, _bound(parameters)).rowcount
+
+    def many(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
+        self.connection.executemany(statement, [_bound(each) for each in parameters])
+
+    def among(self, column: str, parameter: str) -> str:
+        return f"{column} IN (SELECT value FROM json_each(:{parameter}))"
+
+    def like_glob(self, column: str, parameter: str) -> str:
+        return f"{column} GLOB :{parameter}"
+
+    def glob(self, pattern: str) -> str:
+        return pattern.replace("[!", "[^")
+
+
+def _bound(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: json.dumps(value) if isinstance(value, list) else value for name, value in parameters.items()}
+
+
+class SqliteBackend:
+    """A store in one file. Writers take turns: each tries again after a short nap of random length, so that none starves."""
+
+    def __init__(self, address: Address, *, patience_s: float, idle_s: float) -> None:
+        require_local_disk(address.path, "the SQLite database")
+        self.address = address
+        self._patience_s = patience_s
+        self._pool: Pool[_Connection] = Pool(lambda: _Connection(address.path), idle_s)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def transact(self, work: Callable[[Transaction], T]) -> T:
+        return self._write(lambda connection: work(SqliteTransaction(connection)))
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        return self._run("BEGIN", lambda connection: work(SqliteTransaction(connection)))
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return self._run("BEGIN IMMEDIATE", work)
+
+    def _run(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            held = self._take()
+            try:
+                result = within(held.connection, begin, work, deadline)
+            except sqlite3.DatabaseError as error:
+                self._pool.discard(held)
+                if not is_busy(error) or time.monotonic() > deadline:
+                    raise unreachable(self.address, error) from error
+                continue
+            except BaseException:
+                self._pool.discard(held)
+                raise
+            self._pool.give(held)
+            return result
+
+    def _take(self) -> _Connection:
+        """A connection to the file that has the name now, which may not be the file it had a moment ago."""
+        held = self._pool.take()
+        while not held.is_current():
+            self._pool.discard(held)
+            held = self._pool.take()
+        return held
+
+    def revision(self) -> str | None:
+        try:
+            found = self.read(lambda tx: tx.rows("SELECT version_num FROM alembic_version"))
+        except DatabaseError as error:
+            if "no such table" in str(error):
+                return None
+            raise
+        return found[0][0] if found else None
+
+    def claim(self, wish: Wish) -> list[Claim]:
+        return self._write(lambda connection: _claim(connection, wish))
+
+    def beat(self, worker: str, held: Sequence[tuple[Claim, Progress | None]], lease_s: float) -> Orders:
+        return self._write(lambda connection: _beat(connection, worker, held, lease_s))
+
+    def finish(self, finished: Sequence[tuple[Claim, Rows]]) -> list[JobLost]:
+        ready = [
+            (claim, {table: plain_rows(table, claim.job_id, rows) for table, rows in tables.items() if rows})
+            for claim, tables in finished
+        ]
+        return self._write(lambda connection: _finish(connection, ready))
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Staging]:
+        held = _Connection(self.address.path)
+        try:
+            yield SqliteStaging(held.connection, self.address, self._patience_s)
+        finally:
+            held.close()
+
+
+class _Connection:
+    """A connection and the identity of the file it was opened on."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.connection = connect_sqlite(path)
+        self._file = self._identity()
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def is_current(self) -> bool:
+        return self._file is not None and self._identity() == self._file
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class SqliteStaging:
+    """Temporary tables beside the database, filled before the one write lock is taken."""
+
+    def __init__(self, connection: sqlite3.Connection, address: Address, patience_s: float) -> None:
+        self._connection = connection
+        self._address = address
+        self._patience_s = patience_s
+        connection.execute("PRAGMA temp_store=FILE")
+        connection.execute("PRAGMA cache_size=-65536")  # KiB
+
+    def make(self, table: str, columns: str) -> None:
+        self._connection.execute(f"CREATE TEMP TABLE {table} ({columns})")
+
+    def load(self, table: str, rows: Sequence[Row]) -> None:
+        if rows:
+            self._connection.execute("BEGIN")
+            self._connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+            self._connection.execute("COMMIT")
+
+    def ready(self, *indexed: tuple[str, str]) -> None:
+        for table, column in indexed:
+            self._connection.execute(f"CREATE INDEX temp.{table}_{column} ON {table} ({column})")
+
+    def transact(self, work: Callable[[Transaction], T]) -> T:
+        deadline = time.monotonic() + self._patience_s
+        try:
+            return within(self._connection, "BEGIN IMMEDIATE", lambda c: work(SqliteTransaction(c)), deadline)
+        except sqlite3.DatabaseError as error:
+            raise unreachable(self._address, error) from error
+
+    def analyse(self) -> None:
+        """Nothing: our indexes serve every statement, and figures about them could only turn SQLite away from them."""
+
+
+def within(connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+    """Run `work` between `begin` and COMMIT; wait for other writers until `deadline` (time.monotonic)."""
+    while True:
+        try:
+            connection.execute(begin)
+            break
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(SHORTEST_NAP_S, LONGEST_NAP_S))
+    try:
+        result = work(connection)
+        connection.execute("COMMIT")
+        return result
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def is_busy(error: sqlite3.DatabaseError) -> bool:
+    """Whether the error means that another process was at work, and not that something is wrong."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _clock(connection: sqlite3.Connection) -> float:
+    return float(connection.execute(f"SELECT {NOW}").fetchone()[0])
+
+
+def _claim(connection: sqlite3.Connection, wish: Wish) -> list[Claim]:
+    now = _clock(connection)
+    return [_start(connection, wish, job_id, now) for job_id in _choose(connection, wish, now)]
+
+
+def _choose(connection: sqlite3.Connection, wish: Wish, now: float) -> list[int]:
+    """Jobs whose student or teacher the worker has, then any, both by priority and longest first."""
+    chosen = _choose_by(connection, wish, now, "teacher", wish.teachers)
+    chosen += _choose_by(connection, wish, now, "student", wish.students)
+    found = [job_id for _, _, job_id in sorted(set(chosen))][: wish.limit]
+    if len(found) < wish.limit:
+        others = _choose_any(connection, wish, now, wish.limit + len(found))
+        found += [job_id for job_id in others if job_id not in found]
+    return found[: wish.limit]
+
+
+def _choose_by(
+    connection: sqlite3.Connection, wish: Wish, now: float, column: str, keys: Sequence[str], limit: int | None = None
+) -> list[tuple[int, float, int]]:
+    """(-priority, -estimate, id) of the best jobs of each key, in ascending order of preference within a key."""
+    where, parameters = _filters(wish, now)
+    statement = f"SELECT -priority, -estimate_s, id FROM jobs WHERE {where} AND {column} = :key {_ORDER} LIMIT :limit"
+    found: list[tuple[int, float, int]] = []
+    for key in keys:
+        found += connection.execute(statement, parameters | {"key": key, "limit": limit or wish.limit}).fetchall()
+    return found
+
+
+def _choose_any(connection: sqlite3.Connection, wish: Wish, now: float, limit: int) -> list[int]:
+    where, parameters = _filters(wish, now)
+    if not wish.kinds and wish.time_left_s is None:
+        rows = connection.execute(
+            f"SELECT id FROM jobs WHERE {where} {_ORDER} LIMIT :limit", parameters | {"limit": limit}
+        )
+        return [job_id for (job_id,) in rows]
+    statement = (
+        f"SELECT -priority, -estimate_s, id FROM jobs WHERE {where} AND kind = :kind AND priority = :priority "
+        f"{_ORDER} LIMIT :limit"
+    )
+    found: list[tuple[int, float, int]] = []
+    for kind, priority in _levels(connection, wish.kinds):
+        level = {"kind": kind, "priority": priority, "limit": limit}
+        found += connection.execute(statement, parameters | level).fetchall()
+    return [job_id for _, _, job_id in sorted(found)][:limit]
+
+
+def _filters(wish: Wish, now: float) -> tuple[str, dict[str, Any]]:
+    where, parameters = _READY, {"now": now}
+    if wish.kinds:
+        where += " AND kind IN (SELECT value FROM json_each(:kinds))"
+        parameters["kinds"] = json.dumps(wish.kinds)
+    if wish.time_left_s is not None:
+        where += " AND estimate_s <= :time_left"
+        parameters["time_left"] = wish.time_left_s
+    if wish.study is not None:
+        where += _OF_STUDY
+        parameters["study"] = wish.study
+    return where, parameters
+
+
+def _levels(connection: sqlite3.Connection, kinds: Sequence[str]) -> list[tuple[str, int]]:
+    """Every (kind, priority) among the ready jobs, by one index seek each: time does not grow with the table."""
+    ready = "FROM jobs WHERE state = 'ready' AND NOT paused"
+    if not kinds:
+        kinds, last = [], ""
+        while (last := connection.execute(f"SELECT min(kind) {ready} AND kind > ?", [last]).fetchone()[0]) is not None:
+            kinds.append(last)
+    found = []
+    for kind in kinds:
+        level = 2**62
+        statement = f"SELECT max(priority) {ready} AND kind = ? AND priority < ?"
+        while (level := connection.execute(statement, [kind, level]).fetchone()[0]) is not None:
+            found.append((kind, level))
+    return found
+
+
+def _start(connection: sqlite3.Connection, wish: Wish, job_id: int, now: float) -> Claim:
+    kind, digest, spec, fence, attempts = connection.execute(
+        "SELECT kind, digest, spec, fence, attempts FROM jobs WHERE id = ?", [job_id]
+    ).fetchone()
+    attempt_id = connection.execute(_START, [job_id, fence + 1, wish.worker, now]).lastrowid
+    connection.execute(_RUN, [wish.worker, attempt_id, now + wish.lease_s, now, job_id])
+    return Claim(
+        job_id=job_id, attempt_id=attempt_id or 0, fence=fence + 1, kind=kind, digest=digest,
+        spec=msgspec.json.decode(spec), attempt=attempts + 1,
+    )  # fmt: skip
+
+
+def _beat(
+    connection: sqlite3.Connection, worker: str, held: Sequence[tuple[Claim, Progress | None]], lease_s: float
+) -> Orders:
+    now = _clock(connection)
+    connection.execute("UPDATE workers SET beat_at = ? WHERE id = ?", [now, worker])
+    lost, cancelled, paused = set(), set(), set()
+    for claim, progress in held:
+        renewed = connection.execute(_RENEW, [now + lease_s, claim.job_id, claim.fence]).fetchone()
+        if renewed is None:
+            lost.add(claim.job_id)
+            if _is_cancelled(connection, claim):
+                cancelled.add(claim.job_id)
+            continue
+        if renewed[0]:
+            paused.add(claim.job_id)
+        if progress is not None:
+            stored = msgspec.json.encode(progress).decode()
+            connection.execute("UPDATE attempts SET progress = ? WHERE id = ?", [stored, claim.attempt_id])
+    return Orders(lost=frozenset(lost), cancelled=frozenset(cancelled), paused=frozenset(paused))
+
+
+def _is_cancelled(connection: sqlite3.Connection, claim: Claim) -> bool:
+    outcome = connection.execute("SELECT outcome FROM attempts WHERE id = ?", [claim.attempt_id]).fetchone()
+    return outcome is not None and outcome[0] == "cancelled"
+
+
+def _finish(connection: sqlite3.Connection, finished: Sequence[tuple[Claim, dict[str, list[Row]]]]) -> list[JobLost]:
+    now = _clock(connection)
+    lost = []
+    for claim, tables in finished:
+        if connection.execute(_END, [now, claim.job_id, claim.fence]).rowcount == 0:
+            found = connection.execute("SELECT state, fence, worker FROM jobs WHERE id = ?", [claim.job_id]).fetchone()
+            lost += lost_errors(claim, found)
+            continue
+        connection.execute("UPDATE attempts SET outcome = 'done', ended_at = ? WHERE id = ?", [now, claim.attempt_id])
+        for table, rows in tables.items():
+            connection.executemany(insert_sqlite(table), rows)
+        connection.execute(_FREE, [now, claim.job_id])
+    return lost

@@ -1,0 +1,134 @@
+"""The transitions that end an attempt without a result: released, failed, expired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kt_study.failures import WORKER_DIED
+from kt_study.store.backend import Row, Transaction
+from kt_study.store.fenced import lost_errors
+from kt_study.words import Claim, Failure, JobState
+
+FIRST_BACKOFF_S = 15.0  # before the second try; doubles with every further one
+LONGEST_BACKOFF_S = 1800.0
+
+_HELD = "id = :id AND fence = :fence AND state = 'running'"
+_CLOSE = "UPDATE attempts SET outcome = :outcome, ended_at = {now} WHERE id = :attempt_id"
+_CLOSE_WITH_ERROR = """
+UPDATE attempts SET outcome = :outcome, ended_at = {now}, error = :error, message = :message, traceback = :traceback,
+    error_group = :group
+WHERE id = :attempt_id
+"""
+
+
+def release(tx: Transaction, claim: Claim, reason: str) -> None:
+    """Back to ready, as if it had not been tried. Raises LeaseLost."""
+    changed = tx.change(
+        f"UPDATE jobs SET state = 'ready', lease_until = NULL, changed_at = {tx.now} WHERE {_HELD}",
+        id=claim.job_id,
+        fence=claim.fence,
+    )
+    if changed:
+        statement = (
+            f"UPDATE attempts SET outcome = 'released', ended_at = {tx.now}, message = :reason WHERE id = :attempt_id"
+        )
+        tx.change(statement, reason=reason, attempt_id=claim.attempt_id)
+    elif _outcome(tx, claim) != "released":
+        _raise_lost(tx, claim)
+
+
+def fail(
+    tx: Transaction, claim: Claim, failure: Failure, max_attempts: int, backoff_s: Callable[[int], float]
+) -> JobState:
+    """To ready with backoff, or to failed. Raises LeaseLost."""
+    held = tx.rows(f"SELECT attempts FROM jobs WHERE {_HELD}", id=claim.job_id, fence=claim.fence)
+    if not held:
+        return _failed_before(tx, claim)
+    attempts = held[0][0] + 1
+    again = failure.transient and attempts < max_attempts
+    state = JobState.READY if again else JobState.FAILED
+    changed = tx.change(
+        f"UPDATE jobs SET state = :state, attempts = :attempts, lease_until = NULL, not_before = {tx.now} + :backoff_s, "
+        f"changed_at = {tx.now} WHERE {_HELD}",
+        state=str(state),
+        attempts=attempts,
+        backoff_s=backoff_s(attempts) if again else 0.0,
+        id=claim.job_id,
+        fence=claim.fence,
+    )
+    if not changed:
+        return _failed_before(tx, claim)
+    _close_with_error(tx, claim.attempt_id, "retried" if again else "failed", failure)
+    return state
+
+
+def _failed_before(tx: Transaction, claim: Claim) -> JobState:
+    """The state after a fail whose answer got lost; LeaseLost when it was not ours to fail."""
+    state = {"retried": JobState.READY, "failed": JobState.FAILED}.get(_outcome(tx, claim) or "")
+    if state is None:
+        _raise_lost(tx, claim)
+    return state or JobState.FAILED
+
+
+def expire(tx: Transaction, max_crashes: int, grace_s: float) -> int:
+    """End the leases that are over by the database's clock, but none in the first `grace_s` after the server started."""
+    return _expire_those(
+        tx,
+        f"lease_until < {tx.now} AND {tx.now} > {tx.server_started} + :grace_s",
+        max_crashes,
+        "the worker stopped sending heartbeats",
+        grace_s=grace_s,
+    )
+
+
+def disown(tx: Transaction, workers: Sequence[str], max_crashes: int, reason: str) -> int:
+    """End the leases of workers that are known to be dead, and take them off the list."""
+    tx.change(
+        f"UPDATE workers SET ended_at = {tx.now} WHERE ended_at IS NULL AND {tx.among('id', 'workers')}",
+        workers=list(workers),
+    )
+    return _expire_those(tx, tx.among("worker", "workers"), max_crashes, reason, workers=list(workers))
+
+
+def _expire_those(tx: Transaction, where: str, max_crashes: int, reason: str, **parameters: Any) -> int:
+    rows = tx.rows(
+        f"SELECT id, attempt_id, crashes FROM jobs WHERE state = 'running' AND {where} ORDER BY id {tx.skip_locked}",
+        **parameters,
+    )
+    for job_id, attempt_id, crashes in rows:
+        _expire_one(tx, job_id, attempt_id, crashes + 1 > max_crashes, reason)
+    return len(rows)
+
+
+def _expire_one(tx: Transaction, job_id: int, attempt_id: int, poisonous: bool, reason: str) -> None:
+    tx.change(
+        f"UPDATE jobs SET state = :state, crashes = crashes + 1, lease_until = NULL, changed_at = {tx.now} WHERE id = :id",
+        state="failed" if poisonous else "ready",
+        id=job_id,
+    )
+    failure = Failure(error=WORKER_DIED, message=reason, traceback="", group=WORKER_DIED)
+    _close_with_error(tx, attempt_id, "failed" if poisonous else "expired", failure)
+
+
+def _close_with_error(tx: Transaction, attempt_id: int, outcome: str, failure: Failure) -> None:
+    tx.change(
+        _CLOSE_WITH_ERROR.format(now=tx.now),
+        outcome=outcome,
+        error=failure.error,
+        message=failure.message,
+        traceback=failure.traceback,
+        group=failure.group,
+        attempt_id=attempt_id,
+    )
+
+
+def _outcome(tx: Transaction, claim: Claim) -> str | None:
+    found: list[Row] = tx.rows("SELECT outcome FROM attempts WHERE id = :id", id=claim.attempt_id)
+    return found[0][0] if found else None
+
+
+def _raise_lost(tx: Transaction, claim: Claim) -> None:
+    found = tx.rows("SELECT state, fence, worker FROM jobs WHERE id = :id", id=claim.job_id)
+    for error in lost_errors(claim, found[0] if found else None):
+        raise error

@@ -1,0 +1,266 @@
+"""The study file: settings as records, a sentence for each field, and errors that say which line to mend.
+
+docs/study-file.md is generated from here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+from kt_study.errors import StudyFileError
+from kt_study.words import Settings
+
+Share = Annotated[float, Meta(gt=0, le=1)]
+Family = Literal["cnn", "transformer", "mlp", "hybrid"]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the study file's sections: an unknown key is an error."""
+
+
+class StudySection(Section):
+    """[study]"""
+
+    name: Annotated[
+        str, Meta(min_length=1, pattern=r"^[\w.-]+$", description="The key under which plan is idempotent.")
+    ]
+    seed: Annotated[int, Meta(ge=0, description="Seed of pairs, subsets, views and training order.")] = 0
+    database: Annotated[str, Meta(description="URL of the job database; flags and KT_STUDY_DB win over it.")] = ""
+
+
+class DatasetSection(Section):
+    """[dataset]"""
+
+    kind: Annotated[str, Meta(description="imagefolder, digits, idx, predictions, or another registered kind.")]
+    name: Annotated[str, Meta(description="Name in the result rows; the kind when empty.")] = ""
+    train: Annotated[str, Meta(description="Transfer set: one folder a class, or the kind's own layout.")] = ""
+    val: Annotated[str, Meta(description="Validation set, likewise.")] = ""
+    path: Annotated[str, Meta(description="Folder of kinds that keep all splits in one place.")] = ""
+    train_fraction: Annotated[Share, Meta(description="Stratified share of the training samples to use.")] = 1.0
+    train_per_class: Annotated[
+        int, Meta(ge=0, description="Training samples a class to use; 0 for train_fraction.")
+    ] = 0
+    classes: Annotated[
+        Literal["auto", "imagenet", "sorted"],
+        Meta(description="How class folders are numbered: ImageNet's synsets, sorted names, or whichever fits."),
+    ] = "auto"
+    crop_pct: Annotated[Share, Meta(description="Centre crop of training views where no random crop is drawn.")] = 0.875
+    class_embeddings: Annotated[str, Meta(description="Matrix [classes, d] (.npy) for the similarity of classes.")] = ""
+
+
+class ModelsSection(Section):
+    """[models]"""
+
+    universe: Annotated[
+        Literal["timm", "listed", "digits-zoo"],
+        Meta(description="Every ImageNet-1k tag of timm, only the [[model]] tables, or the embedded digits zoo."),
+    ] = "listed"
+    include: Annotated[list[str], Meta(description="Globs of model names to keep.")] = []
+    exclude: Annotated[list[str], Meta(description="Globs of model names to leave out.")] = []
+    families: Annotated[list[Family], Meta(description="Families to keep; all when empty.")] = []
+    params_max: Annotated[float, Meta(gt=0, description="Largest model, in millions of parameters.")] | None = None
+    params_min: Annotated[float, Meta(ge=0, description="Smallest model, in millions of parameters.")] | None = None
+    top1_min: Annotated[float, Meta(ge=0, le=100, description="Lowest published top-1, %.")] | None = None
+    top1_max: Annotated[float, Meta(ge=0, le=100, description="Highest published top-1, %.")] | None = None
+    gmacs_max: Annotated[float, Meta(gt=0, description="Costliest model, in GMACs an image.")] | None = None
+    licenses: Annotated[list[str], Meta(description="Globs of licences to keep; all when empty.")] = []
+
+
+class ModelTable(Section):
+    """[[model]]"""
+
+    name: Annotated[str, Meta(min_length=1, description="Name in the result rows.")]
+    timm: Annotated[str, Meta(description="A timm tag, or a timm architecture for local weights.")] = ""
+    factory: Annotated[str, Meta(description="Importable callable that returns a torch module: module:function.")] = ""
+    arguments: Annotated[dict[str, Any], Meta(description="Keyword arguments for the factory or for timm.")] = {}
+    checkpoint: Annotated[str, Meta(description="Local weights: .safetensors, or .pth/.pt read with weights_only.")] = (
+        ""
+    )
+    family: Annotated[Family | None, Meta(description="cnn, transformer, mlp or hybrid; known for timm models.")] = None
+    input_size: (
+        Annotated[list[int], Meta(min_length=3, max_length=3, description="Channels, height, width.")] | None
+    ) = None
+    mean: Annotated[list[float], Meta(description="Mean of each channel, of pixels in 0..1.")] | None = None
+    std: Annotated[list[float], Meta(description="Standard deviation of each channel.")] | None = None
+    interpolation: Annotated[Literal["bilinear", "bicubic", "nearest"], Meta(description="Resizing.")] | None = None
+    crop_pct: Annotated[Share, Meta(description="Share of the resized image that the centre crop keeps.")] | None = None
+    crop_mode: Annotated[Literal["center", "squash", "border"], Meta(description="timm's crop mode.")] | None = None
+    num_classes: (
+        Annotated[int, Meta(ge=2, description="Outputs of the classifier; the data set's when empty.")] | None
+    ) = None
+    random_weights: Annotated[bool, Meta(description="Leave the weights as initialised from the seed: a baseline.")] = (
+        False
+    )
+    license: Annotated[str, Meta(description="Licence of the weights.")] = ""
+
+
+class ComplementaritySection(Section):
+    """[complementarity]"""
+
+    pairs: Annotated[
+        int | Literal["all"] | None,
+        Meta(description='Ordered pairs to sample, "all" as one file, or the paper\'s 466 (fewer if fewer exist).'),
+    ] = None
+    models: Annotated[
+        int | None, Meta(description="Distinct models that the pairs cover; 301, or all where there are fewer.")
+    ] = None
+
+
+class TransferSection(Section):
+    """[transfer]"""
+
+    pairs: Annotated[
+        int | None, Meta(description="Pairs to sample for each objective; 400, or all where there are fewer.")
+    ] = None
+    students: Annotated[list[str], Meta(description="Globs of the models that learn.")] = field(
+        default_factory=lambda: ["*"]
+    )
+    teachers: Annotated[list[str], Meta(description="Globs of the models that teach.")] = field(
+        default_factory=lambda: ["*"]
+    )
+    objectives: Annotated[list[str], Meta(min_length=1, description="Transfer objectives.")] = field(
+        default_factory=lambda: ["kl", "kl_dp"]
+    )
+    epochs: Annotated[int, Meta(ge=1, description="Passes over the transfer set.")] = 20
+    batch_size: Annotated[int, Meta(ge=1, description="Samples a step.")] = 128
+    lr: Annotated[float, Meta(ge=0, description="Learning rate; the objective's own when empty.")] | None = None
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="Momentum of SGD.")] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0, description="Weight decay of SGD.")] | None = None
+    temperature: Annotated[float, Meta(gt=0, description="Softmax temperature T of the KL term.")] = 1.0
+    kl_weight: Annotated[float, Meta(ge=0, le=1, description="lambda: weight of KL beside cross-entropy.")] | None = (
+        None
+    )
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1, description="Smoothing of kl_label_smoothing.")] = 0.1
+    top_k: Annotated[int, Meta(ge=0, description="Classes of the teacher in the KL term; 0 for all.")] = 0
+    warmup_epochs: Annotated[int, Meta(ge=0, description="First epochs in which only the last layer learns.")] = 0
+    flips: Annotated[
+        Literal["all", "positive", "negative"],
+        Meta(description="Flip-based partition: teacher on positive flips only, or student on negative flips only."),
+    ] = "all"
+    views: Annotated[int, Meta(ge=1, description="Distinct views of a training sample, cycled over epochs.")] = 2
+    augment: Annotated[Literal["none", "flip", "crop_flip", "authors"], Meta(description="What a view does.")] = (
+        "crop_flip"
+    )
+    crop: Annotated[Literal["study", "student"], Meta(description="Whose centre crop a view has.")] = "study"
+    batchnorm: Annotated[Literal["train", "frozen"], Meta(description="Batch norm of the student.")] = "train"
+    reading: Annotated[Literal["paper", "authors"], Meta(description="The paper's text, or the released code.")] = (
+        "paper"
+    )
+    mcl_tau: Annotated[float, Meta(ge=0, lt=1, description="Momentum of the slow weights.")] = 0.9999
+    mcl_every: Annotated[int, Meta(ge=1, description="Steps between updates of the slow weights.")] = 2
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Meta(description="Arithmetic of the student.")] = "fp32"
+    channels_last: Annotated[bool, Meta(description="Memory format of the student.")] = False
+    grad_clip: Annotated[float, Meta(ge=0, description="Largest gradient norm; 0 for none.")] = 0.0
+    micro_batch: Annotated[int, Meta(ge=0, description="Samples a forward when a batch is split; 0 for whole.")] = 0
+    deterministic: Annotated[bool, Meta(description="Deterministic kernels only.")] = False
+    compile: Annotated[bool, Meta(description="torch.compile the student.")] = False
+    eval_every: Annotated[int, Meta(ge=0, description="Epochs between evaluations; 0 for the last only.")] = 1
+    keep: Annotated[Literal["none", "best", "all"], Meta(description="Transferred students to keep.")] = "none"
+    loader: Annotated[Literal["auto", "torch", "ffcv"], Meta(description="Loader of training views.")] = "auto"
+    multi_teacher: Annotated[
+        list[Literal["sequential", "parallel", "soup"]], Meta(description="Multi-teacher modes to add.")
+    ] = []
+    teachers_per_student: Annotated[int, Meta(ge=2, description="Teachers of each multi-teacher transfer.")] = 3
+    teacher_order: Annotated[
+        Literal["ascending", "descending", "given"], Meta(description="Order of sequential teachers by accuracy.")
+    ] = "ascending"
+
+
+class StudyFile(Section):
+    """A whole study file."""
+
+    study: StudySection
+    dataset: DatasetSection
+    models: ModelsSection = ModelsSection()
+    model: list[ModelTable] = []
+    complementarity: ComplementaritySection = ComplementaritySection()
+    transfer: TransferSection = TransferSection()
+
+
+def read_study(path: Path) -> StudyFile:
+    """Read and check a study file.
+
+    Raises:
+        StudyFileError: no such file, not TOML, an unknown key, a wrong type or a value out of range; it says which.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise StudyFileError(
+            f"{path}: no such study file; `kt-study init` writes one, --study names another"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyFileError(f"{path}: cannot be read: {error}") from error
+    try:
+        study = msgspec.convert(tomllib.loads(text), StudyFile)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyFileError(f"{path}: not valid TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise StudyFileError(f"{path}: {_explain(str(error))}") from error
+    _check_models(path, study)
+    return study
+
+
+def said_settings(section: TransferSection) -> dict[str, Any]:
+    """The settings of a transfer by their names, as the section has them; those left to the objective are absent."""
+    return {
+        name: value
+        for name in Settings.__struct_fields__
+        if name not in ("multi_teacher", "loader") and (value := getattr(section, name, None)) is not None
+    }
+
+
+def _check_models(path: Path, study: StudyFile) -> None:
+    names = [model.name for model in study.model]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise StudyFileError(f"{path}: [[model]] {sorted(twice)[0]!r} stands twice; give each model a name of its own")
+    for model in study.model:
+        if bool(model.timm) == bool(model.factory):
+            raise StudyFileError(f"{path}: [[model]] {model.name!r} needs exactly one of `timm` and `factory`")
+        if model.factory and ":" not in model.factory:
+            raise StudyFileError(
+                f"{path}: [[model]] {model.name!r}: factory = {model.factory!r} is not `module:callable`"
+            )
+        if model.factory and model.input_size is None:
+            raise StudyFileError(f"{path}: [[model]] {model.name!r}: a factory needs input_size, e.g. [3, 224, 224]")
+
+
+def _explain(message: str) -> str:
+    """msgspec's message with the place in the study file's own notation and, for an unknown key, the nearest name."""
+    reason, _, place = message.partition(" - at `")
+    place = _toml_place(place.rstrip("`"))
+    if unknown := re.search(r"unknown field `([^`]+)`", reason):
+        nearest = difflib.get_close_matches(unknown[1], _known_keys(place), n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        return f"{place}unknown key {unknown[1]!r}{hint}"
+    if missing := re.search(r"missing required field `([^`]+)`", reason):
+        return f"{place}{missing[1]!r} is missing"
+    return f"{place}{reason[0].lower()}{reason[1:]}"
+
+
+def _toml_place(path: str) -> str:
+    """`$.transfer.epochs` as `[transfer] epochs: `."""
+    parts = re.sub(r"\[[^]]*\]", "", path).removeprefix("$").strip(".").split(".")
+    if not parts[0]:
+        return ""
+    head = "[[model]]" if parts[0] == "model" else f"[{parts[0]}]"
+    return " ".join([head, *parts[1:]]) + ": "
+
+
+def _known_keys(place: str) -> list[str]:
+    sections: dict[str, type[Section]] = {
+        "[study]": StudySection,
+        "[dataset]": DatasetSection,
+        "[models]": ModelsSection,
+        "[[model]]": ModelTable,
+        "[complementarity]": ComplementaritySection,
+        "[transfer]": TransferSection,
+    }
+    return list(sections.get(place.split(":")[0].strip(), StudyFile).__struct_fields__)

@@ -1,0 +1,159 @@
+"""The database's tables, for SQLAlchemy Core and alembic. sql/schema.md draws them.
+
+Times are seconds since 1970 as double precision, always read from the database's own clock.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from kt_study.schema import RESULT_TABLES, Column, ResultTable
+
+metadata = sa.MetaData()
+
+Identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+studies = sa.Table(
+    "studies",
+    metadata,
+    sa.Column("id", Identity, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("spec", sa.Text, nullable=False),  # the study file's settings as JSON
+    sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column(
+        "cancelled", sa.Boolean, nullable=False, server_default=sa.false()
+    ),  # it no longer keeps shared jobs open
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("record", sa.Text, nullable=False),  # ModelRecord as JSON
+)
+
+datasets = sa.Table(
+    "datasets",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("record", sa.Text, nullable=False),  # DatasetRecord as JSON
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", Identity, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("estimate_s", sa.Double, nullable=False, server_default="60"),
+    sa.Column("teacher", sa.Text),
+    sa.Column("student", sa.Text),
+    sa.Column("needs_open", sa.Integer, nullable=False, server_default="0"),  # needed jobs that are not done
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),  # tries that count
+    sa.Column("crashes", sa.Integer, nullable=False, server_default="0"),  # tries that ended without a word
+    sa.Column("fence", sa.Integer, nullable=False, server_default="0"),  # grows with every claim
+    sa.Column("not_before", sa.Double, nullable=False, server_default="0"),
+    sa.Column("worker", sa.Text),
+    sa.Column("lease_until", sa.Double),
+    sa.Column("ticket", sa.BigInteger),  # random number of the claim call, by which a lost answer is found again
+    sa.Column("attempt_id", Identity),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("changed_at", sa.Double, nullable=False),
+    sa.UniqueConstraint("digest", "kind"),  # the digest first: needs are looked up by it
+)
+
+
+def _ready_index(name: str, *leading: sa.Column[object]) -> sa.Index:
+    """An index over the jobs that can be claimed, in the order in which they are claimed."""
+    order = (jobs.c.priority.desc(), jobs.c.estimate_s.desc(), jobs.c.id)
+    only = sa.text("state = 'ready' AND NOT paused")
+    return sa.Index(name, *leading, *order, postgresql_where=only, sqlite_where=only)
+
+
+# Partial: a row leaves them when it is claimed, so neither claiming nor finishing a job has to write them.
+_ready_index("jobs_ready")
+_ready_index("jobs_ready_kind", jobs.c.kind)
+_ready_index("jobs_ready_teacher", jobs.c.teacher)
+_ready_index("jobs_ready_student", jobs.c.student)
+_running = sa.text("state = 'running'")
+sa.Index("jobs_running", jobs.c.worker, postgresql_where=_running, sqlite_where=_running)
+
+job_needs = sa.Table(
+    "job_needs",
+    metadata,
+    sa.Column("job_id", Identity, sa.ForeignKey("jobs.id"), primary_key=True),
+    sa.Column("needs_id", Identity, sa.ForeignKey("jobs.id"), primary_key=True, index=True),
+)
+
+study_jobs = sa.Table(
+    "study_jobs",
+    metadata,
+    sa.Column("study_id", Identity, sa.ForeignKey("studies.id"), primary_key=True),
+    sa.Column("job_id", Identity, sa.ForeignKey("jobs.id"), primary_key=True, index=True),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("id", Identity, primary_key=True),
+    sa.Column("job_id", Identity, sa.ForeignKey("jobs.id"), nullable=False, index=True),
+    sa.Column("fence", sa.Integer, nullable=False),
+    sa.Column("worker", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("outcome", sa.Text),  # done | failed | retried | released | expired | cancelled
+    sa.Column("progress", sa.Text),  # Progress as JSON
+    sa.Column("error", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("traceback", sa.Text),
+    sa.Column("error_group", sa.Text),
+)
+_grouped = sa.text("error_group IS NOT NULL")
+sa.Index("attempts_error_group", attempts.c.error_group, postgresql_where=_grouped, sqlite_where=_grouped)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),  # one name for each worker process, e.g. host-pid-token
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("slurm_job", sa.Text),  # e.g. 123_4
+    sa.Column("log", sa.Text),
+    sa.Column("device", sa.Text),
+    sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("beat_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
+)
+
+_TYPES: dict[str, type[sa.types.TypeEngine[object]]] = {
+    "int": sa.BigInteger,
+    "float": sa.Double,
+    "text": sa.Text,
+    "bool": sa.Boolean,
+}
+
+
+def _result_column(column: Column) -> sa.Column[object]:
+    return sa.Column(column.name, _TYPES[column.type](), nullable=column.nullable)
+
+
+def _result_table(table: ResultTable) -> sa.Table:
+    """A job's rows: `job_id` and the columns of the schema, unique by job and key."""
+    return sa.Table(
+        table.name,
+        metadata,
+        sa.Column("id", Identity, primary_key=True),
+        sa.Column("job_id", Identity, sa.ForeignKey("jobs.id"), nullable=False),
+        *(_result_column(column) for column in table.columns),
+        sa.UniqueConstraint("job_id", *table.key),
+    )
+
+
+results = {name: _result_table(table) for name, table in RESULT_TABLES.items()}

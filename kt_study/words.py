@@ -1,0 +1,227 @@
+"""The words of a study as records: what is planned, claimed, measured and reported. All frozen, all keyword-only.
+
+A record that goes into a job's specification is encoded by `as_spec`, which leaves out fields at their default: a
+setting added later does not change the digest of a job planned before it. So a default, once released, never changes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class JobState(StrEnum):
+    """States of a job. docs/job-states.md draws them; `kt_study.store` holds the only transitions."""
+
+    BLOCKED = "blocked"
+    READY = "ready"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OPEN_STATES = (JobState.BLOCKED, JobState.READY, JobState.RUNNING)
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every record: immutable, keyword-only, unknown fields refused."""
+
+
+class ModelRecord(Record, omit_defaults=True):
+    """A pretrained classifier: how to build it, where its weights are, how it wants its pictures.
+
+    `key` names it by what it computes (architecture, weights, preprocessing), so that equal models share their logits
+    whatever they are called. Exactly one of `timm` and `factory` is set.
+    """
+
+    key: str
+    name: str
+    family: str  # cnn | transformer | mlp | hybrid
+    weights: str  # digest of a local file, "train:<job>", "transfer:<job>", "timm:<tag and address>", "random:<seed>"
+    input_size: tuple[int, int, int]  # channels, height, width in pixels
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    timm: str = ""  # name for timm.create_model
+    factory: str = ""  # "module:callable" -> torch.nn.Module
+    arguments: dict[str, Any] = {}  # keyword arguments for the factory or timm.create_model
+    checkpoint: str = ""  # absolute path of local weights, or path relative to the cache folder for trained ones
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+    num_classes: int = 1000
+    params: float | None = None  # millions of parameters
+    gmacs: float | None = None
+    top1_published: float | None = None  # %
+    license: str = ""
+
+
+class DatasetRecord(Record, omit_defaults=True):
+    """A labelled image data set in splits. `key` is the digest of what is in it, not of where it lies."""
+
+    key: str
+    name: str
+    kind: str
+    location: dict[str, str] = {}  # kind-specific paths, absolute
+    options: dict[str, Any] = {}
+    n_classes: int = 0
+    splits: dict[str, int] = {}  # split -> number of samples
+    class_index: str = "sorted"  # how labels are numbered: sorted | imagenet
+    labelled: bool = True
+
+
+class Settings(Record, omit_defaults=True):
+    """The settings of one transfer by their study-file names. Every one of them is a column of `transfers`."""
+
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 1e-4
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    temperature: float = 1.0
+    kl_weight: float = 0.5
+    label_smoothing: float = 0.1
+    top_k: int = 0
+    warmup_epochs: int = 0
+    flips: str = "all"
+    views: int = 2
+    augment: str = "crop_flip"
+    crop: str = "study"
+    batchnorm: str = "train"
+    reading: str = "paper"
+    mcl_tau: float = 0.9999
+    mcl_every: int = 2
+    precision: str = "fp32"
+    channels_last: bool = False
+    grad_clip: float = 0.0
+    micro_batch: int = 0
+    deterministic: bool = False
+    compile: bool = False
+    eval_every: int = 1
+    keep: str = "none"
+    loader: str = "torch"
+    multi_teacher: str = "single"
+    teacher_order: str = "ascending"
+
+
+class TransferSpec(Record, omit_defaults=True):
+    """One transfer: knowledge of the teachers into the student, on the `train` split, measured on `val`."""
+
+    dataset: str
+    student: str
+    teachers: tuple[str, ...]
+    objective: str
+    settings: Settings = Settings()
+    seed: int = 0
+
+
+class LogitsSpec(Record, omit_defaults=True):
+    """One forward pass of a model over a split. `view` -1 is the evaluation view: the model's own preprocessing."""
+
+    dataset: str
+    model: str
+    split: str
+    view: int = -1
+    view_seed: int = 0
+    augment: str = "none"
+    crop_pct: float = 0.0  # crop of a training view; 0 for the evaluation view
+    loader: str = "torch"
+    features: bool = False
+
+
+class ComplementaritySpec(Record, omit_defaults=True):
+    """One ordered pair on the `val` split."""
+
+    dataset: str
+    teacher: str
+    student: str
+    seed: int = 0
+
+
+class AllPairsSpec(Record, omit_defaults=True):
+    """Every ordered pair of `models` on the `val` split, as one parquet file."""
+
+    dataset: str
+    models: tuple[str, ...]
+    seed: int = 0
+
+
+class TrainSpec(Record, omit_defaults=True):
+    """Training a model for a data set: from scratch (`scope` all) or its last layer only (`scope` head).
+
+    `class_shares` thins classes: the share in (0, 1] of a class's samples that is used. `label_noise` replaces that
+    share of labels by a uniform draw; `pixel_noise` is the standard deviation of Gaussian noise on normalised pixels.
+    All draws are hashes of (seed, sample). The trained model's weights are "train:<digest of this job>".
+    """
+
+    dataset: str
+    split: str
+    start: str  # key of the model to start from, with random or pretrained weights
+    scope: str = "all"
+    epochs: int = 10
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    share: float = 1.0
+    class_shares: dict[str, float] = {}
+    label_noise: float = 0.0
+    pixel_noise: float = 0.0
+    augment: str = "none"
+    seed: int = 0
+
+
+class PlannedJob(Record):
+    """A row of work to be. Its identity is (kind, digest of spec); the rest may differ without making another job."""
+
+    kind: str
+    spec: dict[str, Any]
+    digest: str
+    needs: tuple[str, ...] = ()  # digests of jobs that must be done first
+    priority: int = 0  # higher first
+    estimate_s: float = 60.0
+    teacher: str | None = None  # affinity key
+    student: str | None = None  # affinity key
+
+
+class Claim(Record):
+    """A job in the hands of a worker: what to do, and the fencing number under which to report it."""
+
+    job_id: int
+    attempt_id: int
+    fence: int
+    kind: str
+    digest: str
+    spec: dict[str, Any]
+    attempt: int  # 1 for the first try
+
+    def __hash__(self) -> int:
+        return hash((self.job_id, self.fence))
+
+
+class Progress(Record):
+    """Where a running job is, sent with its heartbeat."""
+
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    images_per_s: float = 0.0
+    note: str = ""
+
+
+class Failure(Record):
+    """Why an attempt ended badly. `transient` failures are retried with backoff; others fail the job at once."""
+
+    error: str  # class name of the exception
+    message: str  # one line
+    traceback: str
+    group: str  # digest of the cause with paths and numbers taken out
+    transient: bool = False
+
+
+def as_spec(record: Record) -> dict[str, Any]:
+    """The record as JSON-ready builtins, fields at their default left out."""
+    spec: dict[str, Any] = msgspec.to_builtins(record)
+    return spec

@@ -1,0 +1,38 @@
+"""kt-study query"""
+
+from __future__ import annotations
+
+import click
+
+from kt_study.errors import UsageError
+from orchestrator.surroundings import Surroundings, with_surroundings
+
+
+@click.command()
+@with_surroundings
+@click.argument("name_or_select", required=False)
+@click.option("--format", "style", type=click.Choice(["table", "csv", "json", "parquet"]), default="table")
+@click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="A parameter of the query.")
+def command(here: Surroundings, name_or_select: str | None, style: str, given: tuple[str, ...]) -> None:
+    """Ask the results database: a named query, or a SELECT of your own. Nothing it does can change the database.
+
+    \b
+    kt-study query                                  the named queries
+    kt-study query success-rate --format csv
+    kt-study query "SELECT teacher, avg(delta_transf) FROM transfers GROUP BY teacher"
+    """
+    from orchestrator.query import named_queries, render, run_query
+
+    if name_or_select is None:
+        for query in named_queries().values():
+            click.echo(f"{query.name:<22}{query.title}")
+        return
+    parameters = dict(_parameter(text) for text in given)
+    click.echo(render(run_query(here.database_url, name_or_select, parameters), style), nl=False)
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: give NAME=VALUE")
+    return name, value

@@ -1,0 +1,21 @@
+"""kt-study retry"""
+
+from __future__ import annotations
+
+import click
+
+from kt_study.store import Selection
+from orchestrator.job_options import with_selection
+from orchestrator.surroundings import Surroundings
+
+
+@click.command()
+@with_selection
+def command(here: Surroundings, selection: Selection) -> None:
+    """Put failed jobs back to ready, with their attempts to come again.
+
+    \b
+    kt-study retry                        every failed job of the study
+    kt-study retry --error 3f2a            those of one cause, as kt-study status groups them
+    """
+    click.echo(f"{here.store().retry(selection)} jobs put back to ready")

@@ -1,0 +1,37 @@
+"""kt-study worker"""
+
+from __future__ import annotations
+
+import click
+
+from kt_study.pilots import PilotOptions
+from orchestrator.surroundings import Surroundings, with_surroundings
+
+
+@click.command()
+@with_surroundings
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where models run.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Torch threads; 0 for all usable cores.")
+@click.option("--idle", "idle_s", type=float, default=600.0, show_default=True, help="Seconds to wait for work.")
+@click.option(
+    "--lease", "lease_s", type=float, default=60.0, show_default=True, help="Seconds a job is held in silence."
+)
+def command(here: Surroundings, device: str, threads: int, idle_s: float, lease_s: float) -> None:
+    """Run one worker in this process, until no work is left that it could do.
+
+    \b
+    kt-study worker
+    kt-study worker --device cpu --threads 1
+    """
+    from worker.entry import run_pilot
+
+    options = PilotOptions(
+        root=str(here.folder),
+        database=here.database_url,
+        study=here.name,
+        device=device,
+        threads=threads,
+        idle_s=idle_s,
+        lease_s=lease_s,
+    )
+    click.echo(run_pilot(options))

@@ -1,0 +1,81 @@
+"""`make demo`: the main job on the embedded digits zoo, by the commands a user would type, and a table at the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from kt_study.errors import EnvironmentUnusable, KtStudyError
+
+
+def main(folder: Path) -> None:
+    """Run the whole study in `folder`, which may hold an earlier, unfinished run: it goes on from there.
+
+    Raises:
+        EnvironmentUnusable: a command failed; it has said why.
+    """
+    began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "study.toml").exists():
+        _kt_study(folder, "init")
+    _kt_study(folder, "plan")
+    _kt_study(folder, "launch", "--workers", str(len(os.sched_getaffinity(0))), "--wait")
+    _kt_study(folder, "collect")
+    _kt_study(folder, "report")
+    print(_summary(folder))
+    print(f"\ndone in {time.monotonic() - began:.0f} s")
+
+
+def _kt_study(folder: Path, *arguments: str) -> None:
+    print(f"\n$ kt-study {' '.join(arguments)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "kt_study", *arguments], cwd=folder, check=False)
+    if done.returncode:
+        raise EnvironmentUnusable(f"kt-study {arguments[0]} ended with {done.returncode} in {folder}")
+
+
+def _summary(folder: Path) -> str:
+    import kt_study
+
+    results = kt_study.load(folder / "results")
+    parts = [
+        _objectives(results),
+        _complementary(results),
+        f"database  {folder / 'kt-study.db'}",
+        f"parquet   {folder / 'results'}",
+        f"pictures  {folder / 'report' / 'index.html'}",
+    ]
+    return "\n".join(parts)
+
+
+def _objectives(results: kt_study.Results) -> str:  # type: ignore[name-defined]  # noqa: F821
+    transfers = results.transfers
+    lines = ["", f"{'objective':<22}{'transfers':>10}{'success':>10}{'mean delta':>12}{'best':>8}{'worst':>8}"]
+    for objective, rows in transfers.groupby("objective"):
+        delta = rows["delta_transf"]
+        lines.append(
+            f"{objective:<22}{len(rows):>10}{100 * (delta > 0).mean():>8.1f} %{delta.mean():>+12.2f}"
+            f"{delta.max():>+8.2f}{delta.min():>+8.2f}"
+        )
+    return "\n".join([*lines, "success: % of transfers that raised the student's accuracy; deltas in points"])
+
+
+def _complementary(results: kt_study.Results, top: int = 5) -> str:  # type: ignore[name-defined]  # noqa: F821
+    pairs = results.complementarity.nlargest(top, "rho_pos")
+    lines = ["", f"most complementary of {len(results.complementarity)} ordered pairs", ""]
+    lines.append(f"{'teacher':<20}{'student':<20}{'rho_pos':>9}{'rho_neg':>9}{'delta_acc':>11}")
+    lines += [
+        f"{pair.teacher:<20}{pair.student:<20}{pair.rho_pos:>7.2f} %{pair.rho_neg:>7.2f} %{pair.delta_acc:>+11.2f}"
+        for pair in pairs.itertuples()
+    ]
+    return "\n".join([*lines, "rho_pos: teacher right and student wrong, % of validation samples", ""])
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo"))
+    except KtStudyError as error:
+        print(f"kt-study: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

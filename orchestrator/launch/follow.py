@@ -1,0 +1,135 @@
+"""launch --wait: shows progress until the study is complete, and replaces workers that died."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+import click
+
+from kt_study.errors import EnvironmentUnusable
+from kt_study.store import JobStore, Outlook
+from orchestrator.launch.live import live_workers
+
+_MAX_BARREN_STARTS = 5
+
+
+class Follower:
+    """Follows one study's progress on a terminal (a bar) or in a log (a line now and then)."""
+
+    def __init__(self, store: JobStore, study: str, *, lease_s: float) -> None:
+        self._store, self._study, self._lease_s = store, study, lease_s
+        self._began = time.monotonic()
+
+    def until_done(self, add_workers: Callable[[], int], *, poll_s: float = 1.0) -> Outlook:
+        """Wait until nothing is left that could run. `add_workers` starts missing workers and returns how many.
+
+        Raises:
+            EnvironmentUnusable: workers end again and again without finishing a single job.
+        """
+        show = _bar if sys.stderr.isatty() else _lines
+        barren, done_before = 0, -1
+        with show() as progress:
+            while True:
+                self._store.expire()
+                outlook = self._store.outlook(self._study)
+                progress.show(outlook)
+                if not (outlook.running or outlook.ready_now or outlook.ready_later):
+                    return outlook
+                if not live_workers(self._store, beat_within_s=2 * self._lease_s):
+                    barren = barren + 1 if outlook.done == done_before else 0
+                    done_before = outlook.done
+                    if barren > _MAX_BARREN_STARTS:
+                        raise EnvironmentUnusable(
+                            f"workers ended {barren} times without finishing a job; read the newest log under logs/"
+                        )
+                    time.sleep(min(60.0, 2.0**barren - 1))
+                    add_workers()
+                    self._wait_for_workers()
+                time.sleep(poll_s)
+
+    def stop_workers(self) -> int:
+        """Ask this machine's workers to give their jobs back and leave. Returns how many were asked."""
+        here = [w for w in live_workers(self._store, beat_within_s=2 * self._lease_s) if w.host == socket.gethostname()]
+        for worker in here:
+            os.kill(worker.pid, signal.SIGTERM)
+        return len(here)
+
+    def _wait_for_workers(self, patience_s: float = 60.0) -> None:
+        """A new worker takes seconds to import torch and enlist."""
+        limit = time.monotonic() + patience_s
+        while time.monotonic() < limit and not live_workers(self._store, beat_within_s=2 * self._lease_s):
+            time.sleep(0.5)
+
+
+class _lines:
+    """Plain lines for a log: when a percent is done, at most one every ten seconds."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._began = time.monotonic()
+
+    def __enter__(self) -> _lines:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def show(self, outlook: Outlook) -> None:
+        """Print a line if it is time."""
+        now = time.monotonic()
+        if now - self._last >= 10:
+            self._last = now
+            click.echo(f"{_clock(now - self._began)} {describe(outlook)}", err=True)
+
+
+class _bar:
+    """A tqdm bar over the study's jobs."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._tqdm = tqdm(unit="job", dynamic_ncols=True, smoothing=0.1)
+
+    def __enter__(self) -> _bar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._tqdm.close()
+
+    def show(self, outlook: Outlook) -> None:
+        """Move the bar."""
+        self._tqdm.total = total(outlook)
+        self._tqdm.n = outlook.done + outlook.failed
+        self._tqdm.set_postfix_str(f"{outlook.running} running, {outlook.failed} failed", refresh=False)
+        self._tqdm.refresh()
+
+
+def total(outlook: Outlook) -> int:
+    """All jobs of the study."""
+    waiting = outlook.ready_now + outlook.ready_later + outlook.blocked + outlook.paused
+    return waiting + outlook.running + outlook.done + outlook.failed + outlook.cancelled
+
+
+def describe(outlook: Outlook) -> str:
+    """One line about a study's jobs."""
+    parts = [f"{outlook.done} of {total(outlook)} jobs done"]
+    for count, word in (
+        (outlook.running, "running"),
+        (outlook.ready_now + outlook.ready_later, "ready"),
+        (outlook.blocked, "blocked"),
+        (outlook.paused, "paused"),
+        (outlook.failed, "failed"),
+        (outlook.cancelled, "cancelled"),
+    ):
+        if count:
+            parts.append(f"{count} {word}")
+    return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"

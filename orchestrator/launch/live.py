@@ -1,0 +1,43 @@
+"""Which workers are at work, and how many more could be of use. Known from the job table alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+from kt_study.store import JobStore, WorkerRow
+
+
+def live_workers(store: JobStore, *, beat_within_s: float) -> list[WorkerRow]:
+    """Workers that have not left and still beat; those of this machine whose process is gone are disowned first."""
+    working = store.workers(alive_within_s=beat_within_s)
+    gone = [worker for worker in working if worker.host == socket.gethostname() and not _runs(worker.pid)]
+    if gone:
+        store.disown([worker.id for worker in gone], reason="its process is gone")
+    return [worker for worker in working if worker not in gone]
+
+
+def missing_workers(store: JobStore, study: str, wanted: int, live: Sequence[WorkerRow]) -> int:
+    """How many workers to add: no more than wanted in all, and no more than there are open jobs."""
+    outlook = store.outlook(study)
+    work = outlook.ready_now + outlook.ready_later + outlook.blocked + outlook.running
+    return max(0, min(wanted, work) - len(live))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:  # noqa: PTH123
+            return stat.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return False

@@ -1,0 +1,77 @@
+"""Workers on this machine, through submitit's local executor.
+
+submitit's controllers must outlive `kt-study launch` and its terminal, so a helper process in a session of its own
+starts them and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from kt_study.errors import EnvironmentUnusable
+from kt_study.pilots import PilotOptions
+
+_A_YEAR_MIN = 60 * 24 * 365
+
+
+def start_local_workers(options: PilotOptions, count: int, *, first: int = 0) -> None:
+    """Start `count` workers in the background; worker k uses GPU (first + k) modulo the GPUs here.
+
+    Raises:
+        EnvironmentUnusable: the processes could not be started.
+    """
+    request = {"options": msgspec.to_builtins(options), "count": count, "first": first}
+    with tempfile.TemporaryFile() as said:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _STARTER, str(Path(__file__).resolve().parents[2])],
+            input=msgspec.json.encode(request),
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            check=False,
+        )
+        if done.returncode:
+            said.seek(0)
+            last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise EnvironmentUnusable(f"cannot start workers on this machine: {' '.join(last)}")
+
+
+_STARTER = "import sys; sys.path.insert(0, sys.argv[1]); from orchestrator.launch.local import submit; submit()"
+
+
+def submit() -> None:
+    """In the helper process: read the request from standard input and submit the workers through submitit."""
+    import submitit
+
+    from kt_study.__main__ import start_pilot
+
+    request = msgspec.json.decode(sys.stdin.buffer.read())
+    options = msgspec.convert(request["options"], PilotOptions)
+    gpus = gpu_count()
+    for number in range(request["first"], request["first"] + request["count"]):
+        executor = submitit.LocalExecutor(folder=options.paths.logs / "%j")
+        visible = (number % gpus,) if gpus and options.device != "cpu" else ()
+        executor.update_parameters(
+            timeout_min=_A_YEAR_MIN, gpus_per_node=len(visible), visible_gpus=visible, stderr_to_stdout=True
+        )
+        executor.submit(start_pilot, options)
+
+
+def gpu_count() -> int:
+    """GPUs of this machine, asked of nvidia-smi; 0 where there is none."""
+    if not shutil.which("nvidia-smi"):
+        return 0
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+
+
+def default_workers() -> int:
+    """A worker for each GPU, or one for every two cores."""
+    return gpu_count() or max(1, len(os.sched_getaffinity(0)) // 2)

@@ -1,0 +1,117 @@
+"""The catalogue: one row for each ImageNet-1k weights tag of timm, read from a table shipped with the package."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+
+from kt_study.words import Record
+
+TIMM_VERSION = "1.0.31"
+"""The timm release whose tags the catalogue lists."""
+
+CATALOGUE_FILE = "imagenet1k.csv"
+ALIASES_FILE = "aliases.csv"
+
+
+class CatalogueModel(Record, frozen=True):
+    """One pretrained classifier of timm over the 1,000 classes of ImageNet-1k."""
+
+    name: str  # architecture.tag, what timm.create_model takes
+    architecture: str
+    tag: str
+    is_default: bool  # what the bare architecture name stands for, see `resolve`
+    module: str  # timm.models.<module>
+    family: str  # cnn | transformer | mlp | hybrid
+    params: float  # millions
+    gmacs: float | None  # 1e9 multiply-accumulates of one picture of input_size; None where they could not be counted
+    input_size: tuple[int, int, int]  # channels, height, width in pixels
+    test_input_size: tuple[int, int, int] | None  # timm's larger evaluation size, where it names one
+    interpolation: str
+    crop_pct: float
+    test_crop_pct: float | None
+    crop_mode: str
+    mean: tuple[float, ...]  # of each channel, pixels in [0, 1]
+    std: tuple[float, ...]
+    top1: float | None  # published ImageNet-1k top-1, %
+    top1_source: str  # where `top1` was published; empty without one
+    license: str  # as timm states it; empty where it states none
+    hf_hub_id: str
+    url: str
+    weights: str  # identity: "timm:<name>@<hub id, or address>"
+    trained_head: bool  # False for self-supervised weights whose 1,000 outputs were never trained on labels
+
+
+@cache
+def catalogue() -> tuple[CatalogueModel, ...]:
+    """Every model, sorted by name. Reads the shipped table once; needs neither timm, torch nor a network."""
+    return tuple(_model(row) for row in _rows(CATALOGUE_FILE))
+
+
+@cache
+def by_name() -> dict[str, CatalogueModel]:
+    """Full name (architecture.tag) to model."""
+    return {model.name: model for model in catalogue()}
+
+
+@cache
+def aliases() -> dict[str, tuple[str, str]]:
+    """Deprecated timm name to (full name of the weights it stood for, full name that timm maps it to).
+
+    The two differ where timm's alias leads to other weights; the first is empty where timm no longer carries them.
+    """
+    return {row["name"]: (row["weights_of"], row["timm_alias"]) for row in _rows(ALIASES_FILE)}
+
+
+def _rows(file: str) -> Iterator[dict[str, str]]:
+    table = files(__package__).joinpath(file)
+    lines = csv.reader(table.read_text(encoding="utf-8").splitlines())
+    header = next(lines)
+    for line in lines:
+        yield dict(zip(header, line, strict=True))
+
+
+def _model(row: dict[str, str]) -> CatalogueModel:
+    return CatalogueModel(
+        name=row["name"],
+        architecture=row["architecture"],
+        tag=row["tag"],
+        is_default=row["is_default"] == "1",
+        module=row["module"],
+        family=row["family"],
+        params=int(row["params"]) / 1e6,
+        gmacs=_number(row["gmacs"]),
+        input_size=_size(row["input_size"]),
+        test_input_size=_size(row["test_input_size"]) if row["test_input_size"] else None,
+        interpolation=row["interpolation"],
+        crop_pct=float(row["crop_pct"]),
+        test_crop_pct=_number(row["test_crop_pct"]),
+        crop_mode=row["crop_mode"],
+        mean=_numbers(row["mean"]),
+        std=_numbers(row["std"]),
+        top1=_number(row["top1"]),
+        top1_source=row["top1_source"],
+        license=row["license"],
+        hf_hub_id=row["hf_hub_id"],
+        url=row["url"],
+        weights=row["weights"],
+        trained_head=row["trained_head"] == "1",
+    )
+
+
+@cache
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+@cache
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split())
+
+
+@cache
+def _size(text: str) -> tuple[int, int, int]:
+    channels, height, width = (int(part) for part in text.split("x"))
+    return channels, height, width

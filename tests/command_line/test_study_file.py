@@ -1,0 +1,66 @@
+"""The study file: defaults, and one line for every way to get it wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kt_study.errors import StudyFileError
+from kt_study.study import read_study
+from orchestrator.templates import digits_study, imagenet_study
+
+MINIMAL = '[study]\nname = "x"\n[dataset]\nkind = "digits"\n'
+
+
+def _read(folder: Path, text: str):  # type: ignore[no-untyped-def]
+    path = folder / "study.toml"
+    path.write_text(text)
+    return read_study(path)
+
+
+def test_a_minimal_file_has_the_papers_defaults(tmp_path: Path) -> None:
+    study = _read(tmp_path, MINIMAL)
+    assert (study.transfer.epochs, study.transfer.momentum, study.transfer.batchnorm) == (20, 0.9, "train")
+    assert study.transfer.objectives == ["kl", "kl_dp"]
+    assert study.transfer.lr is None  # left to the objective
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "'study' is missing"),
+        ("[study\n", "not valid TOML"),
+        ('[study]\nname = "x"\n', "'dataset' is missing"),
+        ('[study]\nnam = "x"\n[dataset]\nkind = "digits"\n', "[study]: unknown key 'nam'; did you mean 'name'?"),
+        (MINIMAL + "[transfer]\nepoch = 3\n", "[transfer]: unknown key 'epoch'; did you mean 'epochs'?"),
+        (MINIMAL + '[transfer]\nepochs = "3"\n', "[transfer] epochs: expected `int`, got `str`"),
+        (MINIMAL + "[transfer]\nepochs = 0\n", "[transfer] epochs: expected `int` >= 1"),
+        (MINIMAL + '[transfer]\nbatchnorm = "off"\n', "[transfer] batchnorm: invalid enum value 'off'"),
+        (MINIMAL + "[tranfer]\n", "unknown key 'tranfer'; did you mean 'transfer'?"),
+        (MINIMAL + '[[model]]\nname = "a"\n', "[[model]] 'a' needs exactly one of `timm` and `factory`"),
+        (MINIMAL + '[[model]]\nname = "a"\nfactory = "mine"\ninput_size = [3, 8, 8]\n', "is not `module:callable`"),
+        (MINIMAL + '[[model]]\nname = "a"\nfactory = "m:f"\n', "a factory needs input_size"),
+        (MINIMAL + 2 * '[[model]]\nname = "a"\ntimm = "resnet18"\n', "[[model]] 'a' stands twice"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_file_and_place(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(StudyFileError) as caught:
+        _read(tmp_path, text)
+    assert str(caught.value).startswith(str(tmp_path / "study.toml"))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_file_points_to_init(tmp_path: Path) -> None:
+    with pytest.raises(StudyFileError, match="kt-study init"):
+        read_study(tmp_path / "study.toml")
+
+
+def test_both_templates_are_valid(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / 'a "quoted" folder' / split).mkdir(parents=True)
+    assert _read(tmp_path, digits_study()).study.name == "digits"
+    paper = _read(tmp_path, imagenet_study(tmp_path / 'a "quoted" folder'))
+    assert (paper.complementarity.pairs, paper.complementarity.models, paper.transfer.pairs) == (466, 301, 400)
+    assert Path(paper.dataset.train).is_dir()

@@ -1,0 +1,80 @@
+"""The classes that hold the top X % of flips, by hand, by loop, and over every order of ties."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from worker.measures.arrays import Counts, Floats
+from worker.measures.similarity import average_similarity, top_similarity
+from worker.measures.top_classes import TOP_PERCENTS, top_classes
+
+
+def size_by_loop(flips: Counts, percent: int) -> int:
+    held, total = 0, sum(flips.tolist())
+    for size, count in enumerate(sorted(flips.tolist(), reverse=True)):
+        if held * 100 >= percent * total:
+            return size
+        held += count
+    return len(flips)
+
+
+def sets_over_orders(flips: Counts, percent: int) -> list[list[int]]:
+    """The top set for every order of all classes, ties broken by that order."""
+    size = size_by_loop(flips, percent)
+    orders = itertools.permutations(range(len(flips)))
+    return [sorted(order, key=lambda c: -flips[c])[:size] for order in orders]
+
+
+def draw_similarity(n_classes: int, seed: int) -> Floats:
+    half = np.random.default_rng(seed).random((n_classes, n_classes))
+    return half + half.T
+
+
+@given(hnp.arrays(np.int64, st.integers(1, 30), elements=st.integers(0, 9)), st.sampled_from((*TOP_PERCENTS, 100)))
+def test_size_is_that_of_a_loop(flips: Counts, percent: int) -> None:
+    top = top_classes(flips, percent)
+    assert top.size == size_by_loop(flips, percent)
+    assert not (top.sure & top.tied).any()
+    assert 0 <= top.drawn <= top.tied.sum()
+
+
+def test_exactly_half_is_enough() -> None:
+    assert top_classes(np.array([1, 3, 2]), 50).size == 1
+    assert top_classes(np.array([1, 3, 3]), 50).size == 2
+
+
+@given(hnp.arrays(np.int64, st.integers(1, 6), elements=st.integers(0, 3)), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_expectations_are_means_over_every_order_of_ties(flips: Counts, seed: int) -> None:
+    similarity, values = draw_similarity(len(flips), seed), np.arange(len(flips)) + 1
+    relative = top_similarity(flips, similarity)
+    average = average_similarity(similarity)
+    for percent in TOP_PERCENTS:
+        sets = sets_over_orders(flips, percent)
+        sums = [sum(values[c] for c in members) for members in sets]
+        assert top_classes(flips, percent).expected_sum(values) == pytest.approx(np.mean(sums))
+        if len(sets[0]) < 2:
+            assert np.isnan(relative[f"top{percent}_similarity"])
+            continue
+        means = [np.mean([similarity[i, j] for i, j in itertools.combinations(members, 2)]) for members in sets]
+        expected = 100 * (np.mean(means) - average) / average
+        assert relative[f"top{percent}_similarity"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_average_similarity_leaves_out_the_diagonal() -> None:
+    assert average_similarity(np.array([[1.0, 0.2, 0.4], [0.2, 1.0, 0.6], [0.4, 0.6, 1.0]])) == pytest.approx(0.4)
+    assert np.isnan(average_similarity(np.ones((1, 1))))
+
+
+def test_neighbouring_classes_gain_nothing_from_their_place() -> None:
+    """All classes tied and a similarity that follows the order of classes: the top classes are average."""
+    place = np.arange(40.0)
+    similarity = 1 / (1 + np.abs(place[:, None] - place))
+    relative = top_similarity(np.full(40, 3), similarity)
+    np.testing.assert_allclose([relative["top20_similarity"], relative["top50_similarity"]], 0.0, atol=1e-9)

@@ -1,0 +1,63 @@
+"""What a job sees of the world: its claim, the records it names, its files, its device, and the pilot's ear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kt_study.paths import StudyPaths
+from kt_study.words import Claim, DatasetRecord, ModelRecord, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Result rows by table name of `kt_study.schema`."""
+
+
+class Stopped(Exception):
+    """The job was asked to stop and has written its checkpoint; it goes back to ready."""
+
+
+class JobKind(Protocol):
+    """One module of `worker.kinds`: `run` does one job and returns its result rows."""
+
+    def run(self, spec: dict[str, Any], context: JobContext) -> Rows:
+        """Do the job. Raises Stopped after a checkpoint when `context.stopping()`."""
+        ...
+
+
+class Records(Protocol):
+    """Looks up what a specification names by key: the job store, or a plain dictionary in tests."""
+
+    def model(self, key: str) -> ModelRecord:
+        """The model of that key. Raises UnknownModelError."""
+        ...
+
+    def dataset(self, key: str) -> DatasetRecord:
+        """The data set of that key. Raises DataError."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What the one who launched the workers chose for this machine; no result depends on it beyond rounding."""
+
+    eval_batch_size: int = 64
+    loader_workers: int = 0
+    checkpoint_every_s: float = 300.0
+
+
+@dataclass(kw_only=True)
+class JobContext:
+    """Handed to a job kind's `run`."""
+
+    claim: Claim
+    records: Records
+    paths: StudyPaths
+    device: torch.device
+    report: Callable[[Progress], None] = lambda _progress: None
+    stopping: Callable[[], bool] = lambda: False
+    options: WorkerOptions = field(default_factory=WorkerOptions)
+    shelf: dict[str, Any] = field(default_factory=dict)  # kept in memory between the jobs of one worker

@@ -1,0 +1,233 @@
+"""Training views read from a beton by ffcv, with the boxes and flips of `worker.data.views`.
+
+The boxes and flips of a view are computed by numpy for the whole pass and handed to ffcv's decoder as further columns
+of the image metadata, so that nothing random happens in compiled code and a new view needs no new compilation.
+
+Pixels differ from the torch loader's: ffcv decodes JPEG with the fast DCT, and resizes by area averaging whatever the
+model's interpolation is. That is why a cache entry names its loader.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kt_study.datasets import open_split
+from kt_study.errors import DataError
+from kt_study.paths import StudyPaths
+from kt_study.words import DatasetRecord, ModelRecord
+from worker.data.betons import read_beton_manifest, require_ffcv
+from worker.data.loader import Batch, Normaliser, ahead
+from worker.data.views import ViewRecipe, boxes, coloured, colours, flips
+from worker.logits.near import near
+
+_BOXES_AT_ONCE = 1 << 16  # samples whose boxes are drawn in one numpy call
+
+
+class FfcvViews:
+    """One split under a recipe, from its beton. One pass at a time."""
+
+    def __init__(
+        self,
+        beton: str,
+        size: tuple[int, int],
+        recipe: ViewRecipe,
+        normalise: Normaliser,
+        device: torch.device,
+        cores: int,
+    ) -> None:
+        self._recipe, self._normalise, self._device = recipe, normalise, device
+        self._loader = _ffcv_loader(beton, size, cores)
+        self._stored = self._loader.reader.metadata
+
+    @property
+    def n(self) -> int:
+        """Samples in the split."""
+        return len(self._stored)
+
+    def batches(self, order: NDArray[np.int64], batch_size: int, *, view: int = -1, start: int = 0) -> Iterator[Batch]:
+        """See `worker.data.loader.Views.batches`."""
+        rest = order[start * batch_size :]
+        for pictures, positions in ahead(self.raw(rest, batch_size, view), self._device):
+            yield self._normalise(pictures.permute(0, 3, 1, 2).contiguous()), positions
+
+    def raw(self, order: NDArray[np.int64], batch_size: int, view: int) -> Iterator[Batch]:
+        """uint8 [b, h, w, 3], good until the next batch is asked for: ffcv overwrites its buffers."""
+        if not len(order):
+            return
+        loader = self._loader
+        loader.reader.metadata = _with_boxes(self._stored, self._recipe, view, order)
+        loader.batch_size = batch_size
+        loader.traversal_order = _Given(order)
+        loader.first_traversal_order = order
+        done = 0
+        for (pictures,) in loader:
+            positions = order[done : done + batch_size]
+            done += len(positions)
+            yield self._coloured(pictures, view, positions), torch.from_numpy(positions)
+
+    def _coloured(self, pictures: torch.Tensor, view: int, positions: NDArray[np.int64]) -> torch.Tensor:
+        colour = colours(self._recipe, view, positions)
+        if colour is None:
+            return pictures
+        changed = [coloured(pixels, colour, i) for i, pixels in enumerate(pictures.numpy())]
+        return torch.from_numpy(np.stack(changed))
+
+
+def ffcv_views(
+    dataset: DatasetRecord,
+    split: str,
+    model: ModelRecord,
+    recipe: ViewRecipe,
+    paths: StudyPaths,
+    *,
+    device: torch.device,
+    workers: int = 0,
+) -> FfcvViews:
+    """A split under a recipe, read from its beton; arguments as for `worker.data.loader.training_views`.
+
+    `workers` is the number of decoding threads; 0 for as many as this process may run on.
+
+    Raises:
+        DataError: no beton, or one of another size than the split.
+        EnvironmentUnusable: ffcv is not installed.
+    """
+    require_ffcv()
+    beton = paths.beton(dataset.key, split)
+    manifest = read_beton_manifest(beton)
+    if manifest is None:
+        raise DataError(f'{beton}: not there or cut short; run `kt-study data prepare`, or set loader = "torch"')
+    if manifest.n != open_split(dataset, split, paths).n:
+        raise DataError(f"{beton}: {manifest.n} samples, not those of the split; run `kt-study data prepare` again")
+    cores = workers or len(os.sched_getaffinity(0))
+    normalise = Normaliser(model.mean, model.std, device)
+    return FfcvViews(str(near(beton)), model.input_size[1:], recipe, normalise, device, cores)
+
+
+class _Given:
+    """An ffcv traversal order that is what it is told."""
+
+    def __init__(self, order: NDArray[np.int64]) -> None:
+        self._order = order
+
+    def sample_order(self, epoch: int) -> NDArray[np.int64]:  # noqa: ARG002
+        return self._order
+
+
+def _with_boxes(stored: NDArray[Any], recipe: ViewRecipe, view: int, order: NDArray[np.int64]) -> NDArray[Any]:
+    """The beton's metadata with a box and a flip for each sample that the pass visits."""
+    extended = np.zeros(len(stored), _extended(stored.dtype))
+    for name in stored.dtype.names or ():
+        if name != "f0":
+            extended[name] = stored[name]
+    image = extended["f0"]
+    for name in stored.dtype["f0"].names or ():
+        image[name] = stored["f0"][name]
+    for cut in range(0, len(order), _BOXES_AT_ONCE):
+        chosen = order[cut : cut + _BOXES_AT_ONCE]
+        box = boxes(recipe, view, chosen, image["height"][chosen], image["width"][chosen])
+        for column, name in enumerate(("top", "left", "box_height", "box_width")):
+            image[name][chosen] = box[:, column]
+        image["flip"][chosen] = flips(recipe, view, chosen)
+    return extended
+
+
+def _extended(stored: np.dtype[Any]) -> np.dtype[Any]:
+    more = [("top", "<u2"), ("left", "<u2"), ("box_height", "<u2"), ("box_width", "<u2"), ("flip", "<u1")]
+    image = np.dtype([*((name, stored["f0"][name]) for name in stored["f0"].names or ()), *more], align=True)
+    rest = [(name, stored[name]) for name in (stored.names or ())[1:]]
+    return np.dtype([("f0", image), *rest], align=True)
+
+
+def _ffcv_loader(beton: str, size: tuple[int, int], cores: int) -> Any:
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.transforms import ToTensor
+
+    Compiler.set_num_threads = _set_numba_threads
+    return Loader(
+        beton,
+        batch_size=1,
+        num_workers=cores,
+        os_cache=True,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        pipelines={"image": [_decoder_type()(size), ToTensor()], "label": None, "index": None},
+    )
+
+
+def _set_numba_threads(count: int) -> None:
+    """In place of ffcv's own, which sets torch's threads as well and so would slow down training on the CPU."""
+    import numba
+    from ffcv.pipeline.compiler import Compiler
+
+    Compiler.num_threads = min(count, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(Compiler.num_threads)
+
+
+def _mirror(picture: NDArray[np.uint8]) -> None:
+    """Mirror [h, w, 3] in place. Compiled; unsigned positions spare the test for negative ones at every byte."""
+    flat = picture.reshape(-1)
+    stride = 3 * picture.shape[1]
+    for row in range(picture.shape[0]):
+        for step in range(picture.shape[1] // 2):
+            left = np.uint64(row * stride + 3 * step)
+            right = np.uint64((row + 1) * stride - 3 * step - 3)
+            for channel in range(np.uint64(3)):
+                kept = flat[left + channel]
+                flat[left + channel] = flat[right + channel]
+                flat[right + channel] = kept
+
+
+@functools.cache
+def _decoder_type() -> type:
+    """ffcv's cropping decoder, with box and flip read from the metadata."""
+    from ffcv.fields.rgb_image import IMAGE_MODES, ResizedCropRGBImageDecoder
+    from ffcv.libffcv import imdecode, resize_crop
+    from ffcv.pipeline.compiler import Compiler
+
+    class PlannedCropDecoder(ResizedCropRGBImageDecoder):  # type: ignore[misc]
+        """Decodes, crops to the planned box, resizes, mirrors."""
+
+        @property
+        def get_crop_generator(self) -> None:
+            """Unused: the box is in the metadata."""
+
+        def generate_code(self) -> Callable[..., Any]:
+            jpeg = IMAGE_MODES["jpg"]
+            read = self.memory_read
+            my_range = Compiler.get_iterator()
+            decode_jpeg = Compiler.compile(imdecode)
+            resized = Compiler.compile(resize_crop)
+            mirror = Compiler.compile(_mirror)
+
+            def decode(batch_indices: Any, storage: Any, metadata: Any, storage_state: Any) -> Any:
+                destination, scratch = storage
+                for slot in my_range(len(batch_indices)):
+                    field = metadata[batch_indices[slot]]
+                    stored = read(field["data_ptr"], storage_state)
+                    height, width = np.uint32(field["height"]), np.uint32(field["width"])
+                    if field["mode"] == jpeg:
+                        pixels = scratch[slot]
+                        decode_jpeg(stored, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+                        pixels = pixels.reshape(-1)[: 3 * height * width].reshape(height, width, 3)
+                    else:
+                        pixels = stored.reshape(height, width, 3)
+                    top, left = np.int64(field["top"]), np.int64(field["left"])
+                    bottom, right = top + np.int64(field["box_height"]), left + np.int64(field["box_width"])
+                    picture = destination[slot]
+                    resized(pixels, top, bottom, left, right, picture)
+                    if field["flip"]:
+                        mirror(picture)
+                return destination[: len(batch_indices)]
+
+            decode.is_parallel = True  # type: ignore[attr-defined]
+            return decode
+
+    return PlannedCropDecoder

@@ -1,0 +1,281 @@
+"""Batches on the device: float32 [b, 3, h, w], normalised, with the positions of their samples.
+
+A split whose pictures fit the memory budget is rendered once a view and then only gathered; a larger one is streamed by
+torch's DataLoader. Both give the same pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kt_study.datasets import open_split
+from kt_study.errors import DataError
+from kt_study.hashing import digest
+from kt_study.paths import StudyPaths
+from kt_study.words import DatasetRecord, ModelRecord
+from worker.data.pictures import EvaluationPictures, Pictures, TrainingPictures
+from worker.data.views import ViewRecipe
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images float32 [b, 3, h, w] and sample positions int64 [b], both on the device."""
+
+_RENDER_BATCH = 256  # pictures a batch when a whole split is rendered
+
+
+class Views(Protocol):
+    """One split as one model wants to see it."""
+
+    @property
+    def n(self) -> int:
+        """Samples in the split."""
+        ...
+
+    def batches(self, order: NDArray[np.int64], batch_size: int, *, view: int = -1, start: int = 0) -> Iterator[Batch]:
+        """Batches of the samples in `order`, from batch number `start` on; the last one may be smaller.
+
+        Raises:
+            DataError: an unreadable image, named.
+        """
+        ...
+
+
+def evaluation_views(
+    dataset: DatasetRecord,
+    split: str,
+    model: ModelRecord,
+    paths: StudyPaths,
+    *,
+    device: torch.device,
+    workers: int = 0,
+    shelf: dict[str, Any] | None = None,
+) -> Views:
+    """A split under the model's own evaluation preprocessing.
+
+    Args:
+        dataset, split, model: which pictures.
+        paths: of the study.
+        device: where batches go.
+        workers: processes that render, when the split is streamed.
+        shelf: `JobContext.shelf`, where small splits stay rendered between jobs.
+    """
+    pictures = EvaluationPictures(open_split(dataset, split, paths), model)
+    name = digest(
+        ["evaluation", dataset.key, split, _preprocessing(model), model.crop_pct, model.crop_mode, model.mean]
+    )
+    return _views(pictures, name, model, device, workers, shelf)
+
+
+def training_views(
+    dataset: DatasetRecord,
+    split: str,
+    model: ModelRecord,
+    recipe: ViewRecipe,
+    paths: StudyPaths,
+    *,
+    device: torch.device,
+    workers: int = 0,
+    shelf: dict[str, Any] | None = None,
+    loader: str = "torch",
+) -> Views:
+    """A split under a recipe of training views; arguments as for `evaluation_views`.
+
+    `loader` is "torch" or "ffcv"; with ffcv the split's beton must have been prepared.
+    """
+    if loader == "ffcv":
+        from worker.data.ffcv_loader import ffcv_views
+
+        return ffcv_views(dataset, split, model, recipe, paths, device=device, workers=workers)
+    pictures = TrainingPictures(open_split(dataset, split, paths), model, recipe)
+    what = [recipe.augment, recipe.seed, recipe.crop_pct]
+    name = digest(["training", dataset.key, split, _preprocessing(model), what])
+    return _views(pictures, name, model, device, workers, shelf)
+
+
+def picture_budget(device: torch.device) -> int:
+    """Bytes of rendered pictures that a worker keeps on a device: an eighth of its memory, at most 4 GiB."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(total // 8, 4 << 30)
+
+
+class Normaliser:
+    """Bytes to what the model expects, by the operations of torchvision's ToTensor and Normalize in their order."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
+        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        """uint8 [b, 3, h, w] -> float32 [b, 3, h, w]."""
+        return pictures.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryViews:
+    """Pictures rendered once a view and kept on the device as bytes: a batch is a gather and a normalisation."""
+
+    pictures: Pictures
+    normalise: Normaliser
+    device: torch.device
+    rendered: Callable[[int], torch.Tensor]  # view -> uint8 [n, 3, h, w] on the device
+
+    @property
+    def n(self) -> int:
+        """Samples in the split."""
+        return self.pictures.n
+
+    def batches(self, order: NDArray[np.int64], batch_size: int, *, view: int = -1, start: int = 0) -> Iterator[Batch]:
+        """See `Views.batches`."""
+        everything = self.rendered(view)
+        positions = torch.from_numpy(order).to(self.device)
+        for chosen in positions[start * batch_size :].split(batch_size) if start * batch_size < len(order) else ():
+            yield self.normalise(everything.index_select(0, chosen)), chosen
+
+
+class StreamedViews:
+    """Pictures rendered as they are needed, by this process or by `workers` others that live as long as this object."""
+
+    def __init__(self, pictures: Pictures, normalise: Normaliser, device: torch.device, workers: int) -> None:
+        self._pictures = pictures
+        self._normalise = normalise
+        self._device = device
+        self._schedule = _Schedule()
+        self._loader: DataLoader[Any] = DataLoader(
+            _Rendered(pictures),
+            batch_size=None,
+            sampler=self._schedule,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+        )
+
+    @property
+    def n(self) -> int:
+        """Samples in the split."""
+        return self._pictures.n
+
+    def batches(self, order: NDArray[np.int64], batch_size: int, *, view: int = -1, start: int = 0) -> Iterator[Batch]:
+        """See `Views.batches`."""
+        for pictures, positions in ahead(self.raw(order[start * batch_size :], batch_size, view), self._device):
+            yield self._normalise(pictures), positions
+
+    def raw(self, order: NDArray[np.int64], batch_size: int, view: int) -> Iterator[Batch]:
+        """Batches of bytes, uint8 [b, 3, h, w], with their positions, still in host memory. Raises DataError."""
+        cuts = range(0, len(order), batch_size)
+        self._schedule.items = [(view, order[cut : cut + batch_size]) for cut in cuts]
+        for item in self._loader:
+            if isinstance(item, DataError):
+                raise item
+            yield item
+
+
+def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copy each batch to a GPU while the one before it is worked on; on the CPU, the batches as they are."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    side = torch.cuda.Stream(device)
+    waiting: tuple[torch.Tensor, ...] | None = None
+    for batch in batches:
+        with torch.cuda.stream(side):
+            coming = tuple(part.to(device, non_blocking=True) for part in batch)
+        if waiting is not None:
+            yield waiting[0], waiting[1]
+        torch.cuda.current_stream(device).wait_stream(side)
+        for part in coming:
+            part.record_stream(torch.cuda.current_stream(device))
+        waiting = coming
+    if waiting is not None:
+        yield waiting[0], waiting[1]
+
+
+class _Rendered(Dataset[Any]):
+    """Whole batches by (view, positions). An unreadable image comes back as its error, to be raised by the reader."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+
+    def __getitem__(self, item: tuple[int, NDArray[np.int64]]) -> Batch | DataError:
+        view, positions = item
+        try:
+            return self._pictures.render(view, positions), torch.from_numpy(positions)
+        except DataError as error:
+            return DataError(str(error))
+
+
+class _Schedule(Sampler[Any]):
+    """The batches of the coming pass; set before each one."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[int, NDArray[np.int64]]] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _views(
+    pictures: Pictures, name: str, model: ModelRecord, device: torch.device, workers: int, shelf: dict[str, Any] | None
+) -> Views:
+    normalise = Normaliser(model.mean, model.std, device)
+    nbytes = pictures.n * 3 * pictures.size[0] * pictures.size[1]
+    if nbytes > picture_budget(device):
+        return StreamedViews(pictures, normalise, device, workers)
+    kept = _Kept.on(shelf if shelf is not None else {}, picture_budget(device))
+
+    def rendered(view: int) -> torch.Tensor:
+        return kept.get(f"{name}/{view}/{device}", nbytes, lambda: _render_all(pictures, view, workers).to(device))
+
+    return MemoryViews(pictures=pictures, normalise=normalise, device=device, rendered=rendered)
+
+
+def _render_all(pictures: Pictures, view: int, workers: int) -> torch.Tensor:
+    everything = torch.empty((pictures.n, 3, *pictures.size), dtype=torch.uint8)
+    cpu = torch.device("cpu")
+    stream = StreamedViews(pictures, Normaliser((0.0,), (1.0,), cpu), cpu, workers if pictures.n > _RENDER_BATCH else 0)
+    for batch, positions in stream.raw(np.arange(pictures.n), _RENDER_BATCH, view):
+        everything[positions] = batch
+    return everything
+
+
+class _Kept:
+    """The most recently used rendered pictures, as many as fit the budget."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._held: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    @classmethod
+    def on(cls, shelf: dict[str, Any], budget: int) -> _Kept:
+        kept: _Kept = shelf.setdefault("pictures", cls(budget))
+        return kept
+
+    def get(self, name: str, nbytes: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if name not in self._held:
+            while self._held and nbytes + sum(held.nbytes for held in self._held.values()) > self._budget:
+                self._held.popitem(last=False)
+            self._held[name] = make()
+        self._held.move_to_end(name)
+        return self._held[name]
+
+
+def _preprocessing(model: ModelRecord) -> list[Any]:
+    return [*model.input_size, model.interpolation]

@@ -1,0 +1,104 @@
+"""The thread that keeps a worker's leases alive, carries progress to the database, and orders back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from kt_study.errors import DatabaseError, LeaseLost
+from kt_study.store import JobStore
+from kt_study.words import Claim, Progress
+
+log = logging.getLogger("kt-study.worker")
+
+
+class Heartbeat:
+    """Renews the leases of the claims in hand every third of a lease.
+
+    A database that is away does not stop the work: nobody else can claim the job meanwhile, and when it is back the
+    fencing number decides. A job that the database says is no longer ours, or is cancelled or paused, is asked to stop.
+    """
+
+    def __init__(self, store: JobStore, worker: str, *, lease_s: float, on_beat: Callable[[], None]) -> None:
+        self._store, self._worker, self._lease_s, self._on_beat = store, worker, lease_s, on_beat
+        self._lock = threading.Lock()
+        self._held: dict[Claim, Progress] = {}
+        self._lost: set[int] = set()
+        self._recalled: set[int] = set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop beating; returns when the last beat is over."""
+        self._ended.set()
+        self._thread.join(timeout=self._lease_s)
+
+    def hold(self, claims: Iterable[Claim]) -> None:
+        """Keep the leases of `claims` alive from now on."""
+        with self._lock:
+            self._held |= {claim: Progress() for claim in claims}
+
+    def drop(self, claim: Claim) -> None:
+        """The claim is finished, failed or released: let its lease be."""
+        with self._lock:
+            self._held.pop(claim, None)
+            self._recalled.discard(claim.job_id)
+            self._lost.discard(claim.job_id)
+
+    def report(self, claim: Claim, progress: Progress) -> None:
+        """Remember where a job is; the next beat carries it."""
+        with self._lock:
+            if claim in self._held:
+                self._held[claim] = progress
+
+    def recalled(self, claim: Claim) -> bool:
+        """Whether the job should stop: lost, cancelled or paused."""
+        return claim.job_id in self._recalled
+
+    def lost(self, claim: Claim) -> bool:
+        """Whether the job is no longer ours to report."""
+        return claim.job_id in self._lost
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._lease_s / 3):
+            self._beat()
+            self._on_beat()
+
+    def _beat(self) -> None:
+        with self._lock:
+            held = dict(self._held)
+        try:
+            orders = self._store.beat(self._worker, held, lease_s=self._lease_s)
+        except DatabaseError as error:
+            log.warning("heartbeat: %s", error)
+            return
+        with self._lock:
+            self._lost |= orders.lost | orders.cancelled
+            self._recalled |= orders.lost | orders.cancelled | orders.paused
+
+
+class LastWord:
+    """Gives the jobs in hand back from the heartbeat thread when the main thread does not come to it in time."""
+
+    def __init__(self, store: JobStore, *, grace_s: float) -> None:
+        self._store, self._grace_s = store, grace_s
+
+    def say_if_due(self, stop_since: float, claims: Iterable[Claim], reason: str) -> None:
+        """After `grace_s` seconds of a stop request, release `claims` and end the process: exit status 75."""
+        if not stop_since or time.monotonic() - stop_since < self._grace_s:
+            return
+        for claim in claims:
+            try:
+                self._store.release(claim, reason=f"{reason}; the job did not stop within {self._grace_s:.0f} s")
+            except (LeaseLost, DatabaseError) as error:
+                log.warning("job %d: %s", claim.job_id, error)
+        log.warning("not stopped within %.0f s of %s: leaving", self._grace_s, reason)
+        logging.shutdown()
+        os._exit(75)

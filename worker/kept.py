@@ -1,0 +1,83 @@
+"""Transferred students that are kept: one safetensors file each, with what made it in the header.
+
+keep = "none"   no file
+keep = "all"    every transfer's student
+keep = "best"   for each (data set, student, objective), the one with the highest accuracy after; of equally accurate
+                ones the smallest job digest. Each transfer that ends removes what it beats, or its own file, so that
+                the one left does not depend on the order in which they end. Rows of beaten transfers name a file that
+                is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kt_study.errors import WeightsError
+from kt_study.files import written_aside
+from kt_study.paths import StudyPaths
+
+_HEADER = "kt_study"
+
+
+def keep_student(
+    paths: StudyPaths, job: str, state: Mapping[str, torch.Tensor], facts: Mapping[str, Any], keep: str
+) -> Path | None:
+    """Keep a transferred student as `keep` says. Returns its file, or None where it was not kept.
+
+    Args:
+        job: digest of the transfer.
+        state: its state dict, on any device.
+        facts: JSON-ready; for "best" with `dataset_key`, `student_key`, `objective` and `acc_after`.
+
+    Raises:
+        DiskError: no space or no permission.
+    """
+    if keep == "none":
+        return None
+    from safetensors.torch import save_file
+
+    target = paths.weights(job)
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    header = json.dumps({**facts, "keep": keep}, sort_keys=True)
+    with written_aside(target) as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt", _HEADER: header})
+    if keep == "best":
+        _drop_beaten(target.parent, facts)
+    return target if target.exists() else None
+
+
+def kept_facts(path: Path) -> dict[str, Any]:
+    """What `keep_student` wrote beside the tensors; empty for other files. Reads the header only.
+
+    Raises:
+        WeightsError: no such file, or not safetensors.
+    """
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+    except (OSError, struct.error, ValueError) as error:
+        raise WeightsError(f"{path}: kept student missing or damaged; `kt-study retry` its transfer") from error
+    facts: dict[str, Any] = json.loads(header.get("__metadata__", {}).get(_HEADER, "{}"))
+    return facts
+
+
+def _drop_beaten(folder: Path, facts: Mapping[str, Any]) -> None:
+    rivals = []
+    for path in folder.glob("*.safetensors"):
+        try:
+            other = kept_facts(path)
+        except WeightsError:
+            continue  # another transfer has just removed it
+        if other.get("keep") == "best" and all(
+            other[name] == facts[name] for name in ("dataset_key", "student_key", "objective")
+        ):
+            rivals.append((-other["acc_after"], path.stem, path))
+    for _, _, beaten in sorted(rivals)[1:]:
+        beaten.unlink(missing_ok=True)

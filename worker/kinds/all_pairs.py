@@ -1,0 +1,55 @@
+"""Job kind `all_pairs`: every ordered pair of a set of models, one parquet file, no row of work for each pair."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from kt_study.datasets import open_split
+from kt_study.hashing import job_digest
+from kt_study.words import AllPairsSpec
+from worker.context import JobContext, Rows
+from worker.kinds.complementarity import similarity_of, validation_pass
+from worker.measures.allpairs import write_all_pairs
+
+
+def run(spec: dict[str, Any], context: JobContext) -> Rows:
+    """Measure every ordered pair: an `all_pairs` row that names the file.
+
+    Raises:
+        DataError: the data set has no labels, or cached predictions are missing.
+        DiskError: the file cannot be written.
+    """
+    began = time.monotonic()
+    wanted = msgspec.convert(spec, AllPairsSpec)
+    dataset = context.records.dataset(wanted.dataset)
+    models = sorted((context.records.model(key) for key in wanted.models), key=lambda model: model.name)
+    passes = [validation_pass(dataset, model, context) for model in models]
+    matrix = np.stack([one.argmax.astype(np.int16) for one in passes])
+    similarity = similarity_of(dataset, open_split(dataset, "val", context.paths).class_names, context)
+    file = context.paths.all_pairs(job_digest("all_pairs", spec))
+    n_pairs = write_all_pairs(
+        file,
+        passes[0].labels,
+        matrix,
+        dataset.n_classes,
+        models=[model.name for model in models],
+        constants={
+            "dataset": dataset.name,
+            "dataset_key": dataset.key,
+            "source": passes[0].manifest.source,
+            **({"similarity": similarity.name} if similarity else {}),
+        },
+        similarity=similarity.matrix if similarity else None,
+    )
+    row = {
+        "dataset": dataset.name,
+        "n_models": len(models),
+        "n_pairs": n_pairs,
+        "file": context.paths.relative(file),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    return {"all_pairs": [row]}

@@ -1,0 +1,92 @@
+"""Job kind `complementarity`: one ordered pair on the validation split, from cached predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from kt_study.datasets import open_split
+from kt_study.errors import DataError
+from kt_study.words import ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord
+from worker.context import JobContext, Rows
+from worker.logits.entry import CachedLogits
+from worker.logits.forward import cached_logits
+from worker.measures.class_similarity import ClassSimilarity, class_similarity
+from worker.measures.pair import PairMeasures, measure_pair
+from worker.measures.similarity import top_similarity
+from worker.measures.similarity_settings import SimilaritySettings
+from worker.rows import plain
+
+
+def run(spec: dict[str, Any], context: JobContext) -> Rows:
+    """Measure one pair: a `complementarity` row, and a `class_flips` row for each class with a flip.
+
+    Raises:
+        DataError: the data set has no labels, or cached predictions are missing.
+    """
+    wanted = msgspec.convert(spec, ComplementaritySpec)
+    dataset = context.records.dataset(wanted.dataset)
+    teacher, student = context.records.model(wanted.teacher), context.records.model(wanted.student)
+    of_teacher, of_student = (validation_pass(dataset, model, context) for model in (teacher, student))
+    names = open_split(dataset, "val", context.paths).class_names
+    measures = measure_pair(of_student.labels, of_teacher.argmax, of_student.argmax, dataset.n_classes)
+    pair = {"dataset": dataset.name, "teacher": teacher.name, "student": student.name}
+    row = {
+        **pair,
+        **_keys(dataset, teacher, student),
+        **measures.row(),
+        **_similarity(measures, similarity_of(dataset, names, context)),
+        "source": of_teacher.manifest.source,
+    }
+    return {
+        "complementarity": [plain(row)],
+        "class_flips": list(_class_flips(pair, measures, of_student.labels, names)),
+    }
+
+
+def validation_pass(dataset: DatasetRecord, model: ModelRecord, context: JobContext) -> CachedLogits:
+    """A model's predictions of the validation split; forwarded anew if the cache was cleaned since.
+
+    Raises:
+        DataError: the data set has no labels, without which nobody is right or wrong.
+    """
+    if not dataset.labelled:
+        raise DataError(f"data set {dataset.name!r} has no labels: complementarity cannot be measured on it")
+    return cached_logits(LogitsSpec(dataset=dataset.key, model=model.key, split="val"), context)
+
+
+def similarity_of(dataset: DatasetRecord, class_names: list[str], context: JobContext) -> ClassSimilarity | None:
+    """How alike the classes are; computed once a worker and data set."""
+    shelf_key = f"similarity:{dataset.key}"
+    if shelf_key not in context.shelf:
+        settings = SimilaritySettings(class_embeddings=dataset.location.get("class_embeddings", ""))
+        context.shelf[shelf_key] = class_similarity(class_names, settings)
+    similarity: ClassSimilarity | None = context.shelf[shelf_key]
+    return similarity
+
+
+def _keys(dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord) -> dict[str, str]:
+    return {"dataset_key": dataset.key, "teacher_key": teacher.key, "student_key": student.key}
+
+
+def _similarity(measures: PairMeasures, similarity: ClassSimilarity | None) -> dict[str, Any]:
+    if similarity is None:
+        return {"similarity": None}
+    return {**top_similarity(measures.positive_flips, similarity.matrix), "similarity": similarity.name}
+
+
+def _class_flips(pair: dict[str, str], measures: PairMeasures, labels: Any, names: list[str]) -> Any:
+    import numpy as np
+
+    sizes = np.bincount(labels, minlength=measures.n_classes)
+    flipped = np.flatnonzero(measures.positive_flips + measures.negative_flips)
+    for index in flipped.tolist():
+        yield {
+            **pair,
+            "class_index": index,
+            "class_name": names[index],
+            "n": int(sizes[index]),
+            "positive_flips": int(measures.positive_flips[index]),
+            "negative_flips": int(measures.negative_flips[index]),
+        }

@@ -1,0 +1,46 @@
+"""Job kind `logits`: one forward pass of a model over a split, cached for all pairs and objectives that need it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from kt_study.words import LogitsSpec
+from worker.context import JobContext, Rows
+from worker.logits.entry import CachedLogits
+from worker.logits.forward import cached_logits
+
+
+def run(spec: dict[str, Any], context: JobContext) -> Rows:
+    """Make sure that the pass is cached. The evaluation view of `val` also gives a row of `evaluations`.
+
+    Raises:
+        Stopped: asked to stop; the next attempt goes on from the last saved batch.
+        DataError, WeightsError, UnknownModelError, DiskError: see `worker.logits.forward.cached_logits`.
+    """
+    what = msgspec.convert(spec, LogitsSpec)
+    entry = cached_logits(what, context)
+    if what.view >= 0 or what.split != "val" or what.features:
+        return {}
+    return {"evaluations": [_evaluation(what, entry, context)]}
+
+
+def _evaluation(spec: LogitsSpec, entry: CachedLogits, context: JobContext) -> dict[str, Any]:
+    dataset, model = context.records.dataset(spec.dataset), context.records.model(spec.model)
+    here = entry.manifest.source == "forwarded here"
+    return {
+        "dataset": dataset.name,
+        "dataset_key": dataset.key,
+        "model": model.name,
+        "model_key": model.key,
+        "split": spec.split,
+        "n": entry.n,
+        "acc": 100.0 * float(entry.right.mean()) if dataset.labelled else None,
+        "loss": -float(entry.log_p_label.mean(dtype=np.float64)) if dataset.labelled and here else None,
+        "seconds": entry.manifest.seconds,
+        "images_per_s": entry.n / entry.manifest.seconds if here else None,
+        "device": entry.manifest.device if here else None,
+        "source": entry.manifest.source,
+    }

@@ -1,0 +1,61 @@
+"""Job kind `soup`: the mean of the weights of K single-teacher transfers of one student, measured like a transfer.
+
+theta = (theta_1 + .. + theta_K) / K for floating tensors, in float64; integer buffers, such as batch norm's count of
+batches, are the first one's (Wortsman et al. 2022; the paper's Sec. 5.2).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from kt_study.hashing import job_digest
+from kt_study.multi_teacher import needed_transfers, transfer_digest
+from kt_study.words import TransferSpec
+from worker.context import JobContext, Rows
+from worker.kinds.transfer import evaluation_pictures, student_model
+from worker.models import read_state
+from worker.trainer.evaluate import predictions
+from worker.trainer.opened import open_transfer
+from worker.trainer.result import TrainedStudent, result_rows
+
+
+def run(spec: dict[str, Any], context: JobContext) -> Rows:
+    """Average the kept students and measure the result: a `transfers` row with `multi_teacher = "soup"`, and no curve.
+
+    Raises:
+        Stopped: asked to stop; a soup takes one evaluation, so it starts anew.
+        WeightsError: a single transfer's student was not kept, or does not fit.
+        DataError, UnknownModelError, DiskError: what the evaluation needs is missing or cannot be written.
+    """
+    wanted = msgspec.convert(spec, TransferSpec)
+    began = time.monotonic()
+    opened = open_transfer(wanted, context)
+    kept = [context.paths.weights(transfer_digest(single)) for single in needed_transfers(wanted)]
+    state = mean_weights(kept)
+    model = student_model(opened.student, context)
+    model.load_state_dict(state)
+    predicted = predictions(
+        model,
+        evaluation_pictures(opened, context),
+        batch_size=context.options.eval_batch_size,
+        stopping=context.stopping,
+    )
+    student = TrainedStudent(state=state, predictions=predicted, curve=[], seconds=time.monotonic() - began)
+    return result_rows(opened, job_digest("soup", spec), student, context)
+
+
+def mean_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """The mean of the state dicts in `files`, in the first one's types. Raises WeightsError for a file that is gone."""
+    first = read_state(files[0])
+    total = {name: tensor.double() for name, tensor in first.items() if tensor.is_floating_point()}
+    for file in files[1:]:
+        state = read_state(file)
+        for name in total:
+            total[name] += state[name].double()
+    return {name: (total[name] / len(files)).to(tensor) if name in total else tensor for name, tensor in first.items()}

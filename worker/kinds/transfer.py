@@ -1,0 +1,203 @@
+"""Job kind `transfer`: move the knowledge of one teacher, or of several in parallel, into a student; or one stage of
+a sequence."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from kt_study.errors import DataError
+from kt_study.hashing import job_digest
+from kt_study.multi_teacher import previous_stage, stage_number, transfer_digest
+from kt_study.objectives import facts_of, needs_live_teacher
+from kt_study.words import ModelRecord, TransferSpec
+from worker.checkpoints import load_checkpoint, save_checkpoint
+from worker.context import JobContext, Rows
+from worker.data.loader import Views, evaluation_views, training_views
+from worker.data.views import ViewRecipe
+from worker.kept import kept_facts
+from worker.logits import CachedLogits
+from worker.models import build_model
+from worker.objectives import Setup, build_objective
+from worker.trainer.deterministic import deterministic_kernels, seed_step
+from worker.trainer.live import LiveTeacher
+from worker.trainer.loop import Feed, Hooks, Outcome, TransferLoop, Validation
+from worker.trainer.opened import OpenedTransfer, open_transfer
+from worker.trainer.result import TrainedStudent, result_rows
+from worker.trainer.rows import RowTable, row_tables
+from worker.trainer.step import TransferStep
+from worker.trainer.student import check_micro_batch, feature_dim
+
+log = logging.getLogger("kt-study.worker")
+
+
+def run(spec: dict[str, Any], context: JobContext) -> Rows:
+    """Do one transfer: a `transfers` row, its curve in `transfer_epochs`, predictions, and the student if it is to be
+    kept.
+
+    A run whose loss stops being finite is a result too, flagged `diverged`, measured with its last finite weights.
+
+    Raises:
+        Stopped: asked to stop; the checkpoint is written and the next attempt ends with the same bits.
+        UsageError: settings that do not combine, or micro-batches with batch norm in train mode.
+        DataError, UnknownModelError, WeightsError, DiskError: what the transfer needs is missing or cannot be written.
+    """
+    wanted = msgspec.convert(spec, TransferSpec)
+    job = job_digest("transfer", spec)
+    opened = open_transfer(wanted, context)
+    if context.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(context.device)
+    with deterministic_kernels(wanted.settings.deterministic):
+        loop = build_loop(opened, job, context)
+        if (state := load_checkpoint(context.paths.checkpoint(job), job, context.device)) is not None:
+            loop.load_state_dict(state)
+        outcome = loop.run()
+    rows = result_rows(opened, job, trained_student(opened, loop, outcome, context), context)
+    context.paths.checkpoint(job).unlink(missing_ok=True)
+    return rows
+
+
+def build_loop(opened: OpenedTransfer, job: str, context: JobContext) -> TransferLoop:
+    """Everything that trains, at its starting position."""
+    spec, settings = opened.spec, opened.spec.settings
+    model = student_model(opened.start, context)
+    check_micro_batch(model, settings.micro_batch, settings.batchnorm)
+    feed = build_feed(opened, context)
+    seed_step(spec.seed, -1, 0)  # the objective's own weights
+    objective = build_objective(spec.objective, _setup(opened, model, feed, context)).to(context.device)
+    validation = Validation(
+        views=evaluation_pictures(opened, context),
+        labels=opened.val_labels,
+        batch_size=context.options.eval_batch_size,
+    )
+    hooks = Hooks(
+        checkpoint=lambda state: save_checkpoint(context.paths.checkpoint(job), job, state),
+        stopping=context.stopping,
+        report=context.report,
+        checkpoint_every_s=context.options.checkpoint_every_s,
+    )
+    step = TransferStep(model, objective, spec.objective, settings)
+    return TransferLoop(step=step, feed=feed, validation=validation, seed=spec.seed, hooks=hooks)
+
+
+def build_feed(opened: OpenedTransfer, context: JobContext) -> Feed:
+    """The transfer set: the student's views, and each sample's target on the device."""
+    sources = opened.train_sources()
+    contrastive = facts_of(opened.spec.objective).contrastive
+    live = _live_teacher(opened, context) if needs_live_teacher(opened.spec.objective, opened.spec.settings) else None
+    tables: list[RowTable] = []
+    if sources:
+        tables = row_tables(sources, _tables(opened, contrastive), context.device)
+    classes = [entry.argmax.astype(np.int64) for entry in opened.teachers_train[0]] if opened.teachers_train else []
+    return Feed(
+        views=_training_views(opened, opened.start, context),
+        labels=torch.from_numpy(opened.train_labels).to(context.device),
+        targets=[] if contrastive else tables,
+        teacher_features=tables if contrastive else [],
+        teacher_classes=torch.from_numpy(np.stack(classes)).to(context.device) if classes else None,
+        live=live,
+    )
+
+
+def student_model(record: ModelRecord, context: JobContext) -> nn.Module:
+    """The student on the device, in eval mode; its weights stay in memory for the worker's next job with it."""
+    kept = context.shelf.get("student")
+    if kept is None or kept[0] != record.key:
+        kept = (record.key, build_model(record, context.paths, torch.device("cpu")))
+        context.shelf["student"] = kept
+    model: nn.Module = copy.deepcopy(kept[1])
+    return model.to(context.device)
+
+
+def evaluation_pictures(opened: OpenedTransfer, context: JobContext) -> Views:
+    """The validation split as the student wants to see it."""
+    return evaluation_views(
+        opened.dataset,
+        "val",
+        opened.start,
+        context.paths,
+        device=context.device,
+        workers=context.options.loader_workers,
+        shelf=context.shelf,
+    )
+
+
+def trained_student(
+    opened: OpenedTransfer, loop: TransferLoop, outcome: Outcome, context: JobContext
+) -> TrainedStudent:
+    """What the loop left, with the curve of earlier stages in front."""
+    spec, before = opened.spec, previous_stage(opened.spec)
+    earlier: list[dict[str, Any]] = []
+    if before is not None:
+        earlier = kept_facts(context.paths.weights(transfer_digest(before))).get("curve", [])
+    done = earlier[-1]["epoch"] if earlier else 0
+    stage = stage_number(spec)
+    if outcome.diverged_step is not None:
+        log.warning(
+            "%s diverged at step %d, batch %d", opened.student.name, outcome.diverged_step, outcome.diverged_batch
+        )
+    slow = loop.step.slow
+    return TrainedStudent(
+        state=loop.step.model.state_dict() if slow is None else slow.state,
+        predictions=outcome.predictions,
+        curve=earlier + [{**row, "epoch": done + row["epoch"], "stage": stage} for row in outcome.curve],
+        seconds=outcome.seconds,
+        images_per_s=outcome.images_per_s,
+        steps=outcome.steps,
+        diverged_step=outcome.diverged_step,
+        diverged_batch=outcome.diverged_batch,
+    )
+
+
+def _tables(opened: OpenedTransfer, contrastive: bool) -> list[list[Any]]:
+    """[view][source] arrays; the frozen student's stands first, empty where nobody asks it."""
+    tables = []
+    for view in range(len(opened.teachers_train[0])):
+        frozen = opened.start_train[view].logits if opened.start_train else np.empty((0, 0), np.float16)
+        cached = [entries[view] for entries in opened.teachers_train]
+        tables.append([frozen, *(_features(entry) if contrastive else entry.logits for entry in cached)])
+    return tables
+
+
+def _features(entry: CachedLogits) -> NDArray[np.float16]:
+    if entry.features is None:
+        raise DataError(f"{entry.folder}: no features in this cache entry; remove it with `kt-study cache gc`")
+    return entry.features
+
+
+def _setup(opened: OpenedTransfer, model: nn.Module, feed: Feed, context: JobContext) -> Setup:
+    settings, labels = opened.spec.settings, torch.from_numpy(opened.train_labels)
+    if not facts_of(opened.spec.objective).contrastive:
+        return Setup(settings=settings, labels=labels)
+    teacher_dim = feed.live.dim if feed.live else _features(opened.teachers_train[0][0]).shape[1]
+    student_dim = feature_dim(model, opened.start.input_size, context.device)
+    return Setup(settings=settings, labels=labels, student_dim=student_dim, teacher_dim=teacher_dim)
+
+
+def _live_teacher(opened: OpenedTransfer, context: JobContext) -> LiveTeacher:
+    teacher = opened.teachers[-1]
+    model = build_model(teacher, context.paths, context.device)
+    dim = feature_dim(model, teacher.input_size, context.device)
+    return LiveTeacher(model, _training_views(opened, teacher, context), dim=dim)
+
+
+def _training_views(opened: OpenedTransfer, model: ModelRecord, context: JobContext) -> Views:
+    what = opened.train_view
+    return training_views(
+        opened.dataset,
+        "train",
+        model,
+        ViewRecipe(augment=what.augment, seed=what.view_seed, crop_pct=what.crop_pct or 1.0),  # type: ignore[arg-type]
+        context.paths,
+        device=context.device,
+        workers=context.options.loader_workers,
+        shelf=context.shelf,
+        loader=what.loader,
+    )

@@ -1,0 +1,6 @@
+"""Cached forward passes: one folder for each (model, split, view), made once, whoever asks."""
+
+from worker.logits.cache import LogitsCache
+from worker.logits.entry import CachedLogits, LogitsBatch
+
+__all__ = ["CachedLogits", "LogitsBatch", "LogitsCache"]

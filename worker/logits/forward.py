@@ -1,0 +1,157 @@
+"""Forwarding a model over a split, at the speed of bare inference, into the cache."""
+
+from __future__ import annotations
+
+import platform
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+import kt_study
+from kt_study.datasets import open_split, predictions
+from kt_study.errors import DataError, WeightsError
+from kt_study.paths import StudyPaths
+from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Progress
+from worker.context import JobContext, Stopped
+from worker.data.loader import Views, evaluation_views, training_views
+from worker.data.views import ViewRecipe
+from worker.logits.cache import LogitsCache
+from worker.logits.columns import SIDE, half, side_columns
+from worker.logits.entry import CachedLogits
+from worker.logits.writer import EntryWriter
+from worker.models import build_model, with_features
+
+
+def cached_logits(spec: LogitsSpec, context: JobContext) -> CachedLogits:
+    """The logits of this specification, from the cache, or made now.
+
+    Raises:
+        DataError: an unreadable image, or labels that the model has no outputs for.
+        WeightsError, UnknownModelError: a model that cannot be built, or gives logits that are not finite.
+        DiskError: the disk is full.
+        Stopped: asked to stop; what was forwarded is kept and gone on from.
+    """
+    cache = LogitsCache(context.paths)
+    if (found := cache.open(spec)) is not None:
+        return found
+    dataset, model = context.records.dataset(spec.dataset), context.records.model(spec.model)
+
+    def waiting() -> None:
+        context.report(Progress(note=f"waiting for the logits of {model.name}, which another worker makes"))
+        if context.stopping():
+            raise Stopped
+
+    def fill(writer: EntryWriter) -> dict[str, Any]:
+        if dataset.kind == "predictions":
+            return _fill_from_file(writer, spec, dataset, model, context.paths)
+        return _fill_by_forwarding(writer, spec, dataset, model, context)
+
+    return cache.make(spec, dataset.splits[spec.split], fill, waiting=waiting)
+
+
+def versions() -> str:
+    """python, torch, timm and kt-study, as rows and manifests say it."""
+    import timm
+
+    return (
+        f"python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__},"
+        f" kt-study {kt_study.__version__}"
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """cpu, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _fill_by_forwarding(
+    writer: EntryWriter, spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, context: JobContext
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    split = open_split(dataset, spec.split, context.paths)
+    if split.labels is not None and int(split.labels.max(initial=-1)) >= model.num_classes:
+        raise DataError(
+            f"data set {dataset.name!r} has class {int(split.labels.max())}, but model {model.name!r} only"
+            f" {model.num_classes} outputs"
+        )
+    views = _views(spec, dataset, model, context)
+    network = build_model(model, context.paths, context.device)
+    forward = with_features(network) if spec.features else network
+    labels = None if split.labels is None else torch.from_numpy(split.labels.astype(np.int64)).to(context.device)
+    size = context.options.eval_batch_size
+    with torch.inference_mode():
+        for images, positions in views.batches(np.arange(views.n), size, view=spec.view, start=writer.rows // size):
+            if context.stopping():
+                writer.save()
+                raise Stopped
+            columns = _columns(forward(images), None if labels is None else labels[positions], model, writer.rows)
+            writer.append(columns)
+            context.report(Progress(step=writer.rows, steps=views.n, note=f"forwarding {model.name}"))
+    return {
+        "n_classes": model.num_classes,
+        "weights": model.weights,
+        "versions": versions(),
+        "device": device_name(context.device),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _columns(output: Any, labels: torch.Tensor | None, model: ModelRecord, row: int) -> dict[str, Any]:
+    logits, features = output if isinstance(output, tuple) else (output, None)
+    logits = logits.float()
+    if logits.ndim != 2 or logits.shape[1] != model.num_classes:
+        raise WeightsError(
+            f"model {model.name!r} gives outputs of shape {tuple(logits.shape[1:])}, not [{model.num_classes}]"
+        )
+    side = side_columns(logits, labels)
+    if not np.isfinite(side["logsumexp"]).all():
+        first = row + int(np.flatnonzero(~np.isfinite(side["logsumexp"]))[0])
+        raise WeightsError(f"model {model.name!r} gives logits that are not finite, first at sample {first}")
+    columns = {"logits": half(logits), "side": side}
+    return columns if features is None else {**columns, "features": half(features.float())}
+
+
+def _views(spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, context: JobContext) -> Views:
+    if spec.view < 0:
+        return evaluation_views(
+            dataset,
+            spec.split,
+            model,
+            context.paths,
+            device=context.device,
+            workers=context.options.loader_workers,
+            shelf=context.shelf,
+        )
+    return training_views(
+        dataset,
+        spec.split,
+        model,
+        ViewRecipe(augment=spec.augment, seed=spec.view_seed, crop_pct=spec.crop_pct or 1.0),  # type: ignore[arg-type]
+        context.paths,
+        device=context.device,
+        workers=context.options.loader_workers,
+        shelf=context.shelf,
+        loader=spec.loader,
+    )
+
+
+def _fill_from_file(
+    writer: EntryWriter, spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, paths: StudyPaths
+) -> dict[str, Any]:
+    """Predictions made elsewhere as an entry of side columns alone: what needs only argmax and labels works on."""
+    split = open_split(dataset, spec.split, paths)
+    side = np.zeros(split.n, SIDE)
+    for name in ("logsumexp", "log_p_label", "log_p_max", "p_label", "p_max"):
+        side[name] = np.nan
+    side["label"] = split.labels
+    side["argmax"] = predictions.predicted_classes(dataset, model.name, split.listing.names, split.class_names)
+    writer.append({"side": side, "logits": np.zeros((split.n, 0), np.float16)})
+    return {
+        "n_classes": 0,
+        "weights": model.weights,
+        "versions": versions(),
+        "device": "",
+        "source": "predictions made elsewhere",
+    }

@@ -1,0 +1,71 @@
+"""One maker at a time for each entry, across processes; best effort on file systems without locks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kt_study.errors import DiskError
+
+POLL_S = 0.2
+"""Seconds between two looks at a lock that another process holds."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def held(path: Path, waiting: Callable[[], None]) -> Iterator[bool]:
+    """Hold the lock file `path`; `waiting` is called at each look while another holds it and may raise to give up.
+
+    Yields:
+        whether the file system has locks; where it has none, two makers may work on the same entry, and one wins.
+
+    Raises:
+        DiskError: the lock file cannot be made.
+    """
+    handle = _locked(path, waiting)
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _locked(path: Path, waiting: Callable[[], None]) -> int | None:
+    while True:
+        handle = _opened(path)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is(handle, path):
+                return handle
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            os.close(handle)
+            if error.errno in _NO_LOCKS:
+                return None
+            raise DiskError(f"cannot lock {path}: {error.strerror}") from error
+        os.close(handle)
+        waiting()
+        time.sleep(POLL_S)
+
+
+def _opened(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+
+
+def _is(handle: int, path: Path) -> bool:
+    """Whether the lock that was got is still the file of that name: its last holder removes it."""
+    try:
+        return os.fstat(handle).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,67 @@
+"""Are the classes that a teacher knows better alike? Semantic similarity of the top classes (paper, Figure 2b)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kt_study.errors import DataError
+from worker.measures.arrays import Counts, Floats
+from worker.measures.top_classes import TOP_PERCENTS, TopClasses, top_classes
+
+
+def check_similarity(similarity: Floats, n_classes: int) -> None:
+    """Refuse a matrix that is not finite, symmetric, float64[n_classes, n_classes]. Raises DataError."""
+    if similarity.shape != (n_classes, n_classes):
+        shape = similarity.shape
+        raise DataError(f"the class similarity has shape {shape} for {n_classes} classes; give one row a class")
+    if not np.isfinite(similarity).all() or not np.array_equal(similarity, similarity.T):
+        raise DataError("the class similarity is not finite and symmetric; check the matrix or the embeddings")
+
+
+def average_similarity(similarity: Floats) -> float:
+    """Mean over all pairs of different classes; nan for a single class."""
+    return _pair_mean(float(similarity.sum() - np.trace(similarity)) / 2, len(similarity))
+
+
+def top_similarity(flips: Counts, similarity: Floats) -> dict[str, float]:
+    """Similarity of the classes that hold the top X % of flips, relative to the average over all pairs of classes.
+
+    Which of several classes with equally many flips belong to the set is averaged over all their orders.
+
+    Args:
+        flips: int64[n_classes], positive flips.
+        similarity: float64[n_classes, n_classes], symmetric.
+
+    Returns:
+        `top2_similarity`, ... for 2, 5, 20 and 50: % above the average, negative below; nan for fewer than two classes.
+    """
+    average = average_similarity(similarity)
+    return {
+        f"top{percent}_similarity": relative_to(average, _mean_similarity(top_classes(flips, percent), similarity))
+        for percent in TOP_PERCENTS
+    }
+
+
+def relative_to(average: float, value: float) -> float:
+    """`value` above `average` in % of it; nan where the average is 0, or for a single class."""
+    return (value - average) / average * 100.0 if average else float("nan")
+
+
+def _mean_similarity(top: TopClasses, similarity: Floats) -> float:
+    """Mean over pairs of different classes in the set, and over all orders of the tied classes."""
+    tied = int(top.tied.sum())
+    sure_rows, tied_rows = similarity[top.sure], similarity[top.tied]
+    total = _sum_of_pairs(sure_rows[:, top.sure])
+    if tied:
+        total += float(sure_rows[:, top.tied].sum()) * top.drawn / tied
+    if tied > 1:
+        total += _sum_of_pairs(tied_rows[:, top.tied]) * top.drawn * (top.drawn - 1) / (tied * (tied - 1))
+    return _pair_mean(total, top.size)
+
+
+def _sum_of_pairs(square: Floats) -> float:
+    return float(square.sum() - np.trace(square)) / 2
+
+
+def _pair_mean(total: float, size: int) -> float:
+    return total / (size * (size - 1) / 2) if size > 1 else float("nan")

@@ -1,0 +1,244 @@
+"""Builds a classifier from its record: architecture from timm or the user's own factory, weights wherever they lie."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kt_study.errors import UnknownModelError, WeightsError
+from kt_study.files import file_digest
+from kt_study.paths import StudyPaths
+from kt_study.words import ModelRecord
+
+_NESTS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
+"""Where training scripts keep the state dict inside a checkpoint, the averaged weights first as timm does."""
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What wrappers put before every name: DistributedDataParallel, torch.compile, Lightning."""
+
+
+def build_model(record: ModelRecord, paths: StudyPaths, device: torch.device) -> nn.Module:
+    """The classifier with its weights, float32, in eval mode, on the device.
+
+    Args:
+        record: what to build. `weights` says whence: "timm:..." fetches timm's own, "random:<seed>" leaves the
+            initialisation of that seed, "train:<digest>" reads what a `train` job left, anything else is the digest of
+            `checkpoint`.
+        paths: of the study; its folder is searched for factories.
+
+    Raises:
+        UnknownModelError: a timm name or factory that does not resolve.
+        WeightsError: weights that are missing, unreadable, changed since planning, or do not fit.
+    """
+    source, _, rest = record.weights.partition(":")
+    if source == "timm" and rest:
+        model = _timm_model(record, pretrained=True)
+    elif source == "random" and rest:
+        model = initialised(record, paths, seed=int(rest))
+    else:
+        model = initialised(record, paths, seed=0)
+        load_weights(model, _checkpoint(record, paths, source, rest), record.name)
+    return model.eval().to(device)
+
+
+def initialised(record: ModelRecord, paths: StudyPaths, *, seed: int) -> nn.Module:
+    """The architecture with the random weights of `seed`, on the CPU. Raises UnknownModelError."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _timm_model(record, pretrained=False) if record.timm else _factory_model(record, paths)
+
+
+def load_weights(model: nn.Module, checkpoint: Path, name: str) -> None:
+    """Load a checkpoint strictly: every tensor of the model, no tensor besides, every shape equal.
+
+    Raises:
+        WeightsError: with the first few names that do not fit.
+    """
+    state = read_state(checkpoint)
+    try:
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"model {name!r}: {checkpoint} does not fit: {_misfit(model, state, error)}") from error
+
+
+def read_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a .safetensors, .pth, .pt or .bin file, without the wrapping of common training scripts.
+
+    Raises:
+        WeightsError: no such file, not readable without running code, or no tensors in it.
+    """
+    if not checkpoint.is_file():
+        raise WeightsError(f"{checkpoint}: no such checkpoint; mend `checkpoint` in the study file")
+    try:
+        content = _read(checkpoint)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{checkpoint}: holds pickled objects beside tensors, which could run code; save its state_dict() alone"
+        ) from error
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise WeightsError(f"{checkpoint}: not a readable checkpoint ({_first_line(error)}); fetch it again") from error
+    state = _unwrapped(content)
+    if not state:
+        raise WeightsError(f"{checkpoint}: no tensors in it; save a state_dict")
+    return state
+
+
+def weights_digest(path: Path) -> str:
+    """Digest of a local weights file, 32 hex digits, as it stands in `ModelRecord.weights`. Raises WeightsError."""
+    try:
+        stat = path.stat()
+        return _digest_of(path, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        raise WeightsError(f"{path}: no such checkpoint; mend `checkpoint` in the study file") from error
+
+
+def with_features(model: nn.Module) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """The model as a function images -> (logits [b, classes], features [b, d]).
+
+    Features are what the classifier sees: timm's `forward_head(..., pre_logits=True)`; for other modules the input of
+    the last linear layer. Raises WeightsError for a model that has neither.
+    """
+    if hasattr(model, "forward_features") and hasattr(model, "forward_head"):
+        return functools.partial(_timm_with_features, model)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise WeightsError(f"{type(model).__name__} has no linear layer whose input could serve as features")
+    return functools.partial(_hooked_with_features, model, linear[-1])
+
+
+@functools.lru_cache(maxsize=256)
+def _digest_of(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001
+    return file_digest(path)
+
+
+def _checkpoint(record: ModelRecord, paths: StudyPaths, source: str, rest: str) -> Path:
+    if source == "train" and rest:
+        checkpoint = paths.weights(rest)
+        if not checkpoint.is_file():
+            raise WeightsError(
+                f"model {record.name!r}: {checkpoint} is gone; `kt-study retry` its train job {rest[:8]}"
+            )
+        return checkpoint
+    checkpoint = paths.cache / record.checkpoint  # an absolute path stays what it is
+    if weights_digest(checkpoint) != record.weights:
+        raise WeightsError(f"model {record.name!r}: {checkpoint} has changed since the study was planned; plan again")
+    return checkpoint
+
+
+def _timm_model(record: ModelRecord, *, pretrained: bool) -> nn.Module:
+    import timm
+
+    name = record.timm
+    if not timm.is_model(name.removeprefix("hf_hub:").removeprefix("hf-hub:").split("/")[-1]) and ":" not in name:
+        raise UnknownModelError(f"model {record.name!r}: timm {timm.__version__} has no architecture {name!r}")
+    arguments = dict(record.arguments)
+    if not pretrained:
+        arguments.setdefault("num_classes", record.num_classes)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:  # the hub, the network and the architecture raise many kinds
+        if pretrained:
+            raise WeightsError(
+                f"model {record.name!r}: weights of timm's {name!r} cannot be had ({_first_line(error)}); fetch them"
+                " where there is a network, or give a local `checkpoint`"
+            ) from error
+        raise UnknownModelError(f"model {record.name!r}: timm cannot build {name!r}: {_first_line(error)}") from error
+    classes = getattr(model, "num_classes", record.num_classes)
+    if classes != record.num_classes:
+        raise WeightsError(f"model {record.name!r}: {name!r} has {classes} outputs, not {record.num_classes}")
+    return model
+
+
+def _factory_model(record: ModelRecord, paths: StudyPaths) -> nn.Module:
+    module_name, _, attribute = record.factory.partition(":")
+    with _importable(paths.root):
+        try:
+            factory: Any = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                factory = getattr(factory, part)
+            model = factory(**record.arguments)
+        except Exception as error:  # the user's code may raise anything
+            raise UnknownModelError(
+                f"model {record.name!r}: factory {record.factory!r}: {type(error).__name__}: {_first_line(error)}"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise UnknownModelError(f"model {record.name!r}: factory {record.factory!r} gives no torch module")
+    return model
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let the study folder's modules be imported for a while, after everything that is installed."""
+    sys.path.append(str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _read(checkpoint: Path) -> Any:
+    if checkpoint.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(checkpoint)
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)
+
+
+def _unwrapped(content: Any) -> dict[str, torch.Tensor]:
+    """The innermost mapping of names to tensors, names without the prefix that all of them share."""
+    if not isinstance(content, Mapping):
+        return {}
+    for nest in _NESTS:
+        if isinstance(content.get(nest), Mapping):
+            return _unwrapped(content[nest])
+    state = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _misfit(model: nn.Module, state: dict[str, torch.Tensor], error: Exception) -> str:
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    foreign = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    parts = [("missing", missing), ("unexpected", foreign), ("of another shape", shapes)]
+    told = [f"{len(names)} {what} ({_some(names)})" for what, names in parts if names]
+    return "; ".join(told) or _first_line(error)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _timm_with_features(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden = model.forward_features(images)
+    features = model.forward_head(hidden, pre_logits=True)
+    return model.forward_head(hidden), features.flatten(1)
+
+
+def _hooked_with_features(model: nn.Module, last: nn.Linear, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    seen: list[torch.Tensor] = []
+    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        logits = model(images)
+    finally:
+        handle.remove()
+    return logits, seen[-1].flatten(1)

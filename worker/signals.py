@@ -1,0 +1,46 @@
+"""The pilot owns its signals: Slurm's preemption, its time limit and a user's Ctrl-C all mean "stop soon"."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGCONT)
+
+
+class StopRequest:
+    """Remembers the first stop signal; those that follow change nothing."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.reason = ""
+        self.since = 0.0  # time.monotonic() of the request
+
+    @property
+    def made(self) -> bool:
+        """Whether anybody asked to stop."""
+        return self._event.is_set()
+
+    def make(self, reason: str) -> None:
+        """Ask to stop, for `reason`; only the first reason is kept."""
+        if not self._event.is_set():
+            self.reason, self.since = reason, time.monotonic()
+            self._event.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but no longer than until the request. Returns whether it was made."""
+        return self._event.wait(seconds)
+
+    def listen(self) -> None:
+        """Take over the stop signals from whoever had them (submitit among them). Main thread only.
+
+        SIGCONT is ignored: Slurm sends it together with SIGTERM, and alone it means nothing.
+        """
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number != signal.SIGCONT:
+            self.make(signal.Signals(number).name)

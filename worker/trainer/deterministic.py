@@ -1,0 +1,36 @@
+"""Making a run repeat itself: seeds by step, and torch's deterministic kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+
+from kt_study.hashing import hash64
+
+
+def seed_step(seed: int, epoch: int, step: int) -> None:
+    """Seed torch's generators for one step, so that dropout and negatives do not depend on where a run was resumed."""
+    torch.manual_seed(hash64("step", seed, epoch, step) >> 1)
+
+
+@contextlib.contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Allow deterministic kernels only, where `wanted`; the former setting comes back afterwards.
+
+    An operation without such a kernel raises torch's RuntimeError, which names it.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first handle is made
+    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
