@@ -192,7 +192,6 @@ def _settle(url: str, table: str) -> None:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         else:
             connection.execute(f"VACUUM ANALYZE {table}")
-            connection.execute("CHECKPOINT")
 
 
 def run_case(case: Case) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from kt_study.errors import UsageError
+from kt_study.errors import DataError, UsageError
 from kt_study.multi_teacher import stage_start_key
 from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Settings, TransferSpec
 
@@ -22,9 +22,6 @@ Partition = Literal["teacher", "frozen", "label", "max", "positive_flips", "nega
 """Who is asked, sample by sample: always the teacher, always the frozen student, whoever gives the label more
 probability, whoever is more certain, the teacher on positive flips only, or the frozen student on negative flips
 only."""
-
-DEFAULT_CROP_PCT = 0.875
-"""Centre crop of training views under `crop = "study"` where the data set names none."""
 
 
 class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +100,8 @@ def settings_for(objective: str, given: Mapping[str, Any]) -> Settings:
     unused = {name: getattr(Settings(), name) for name in _OPTIONAL - facts.uses}
     if settings.augment == "none":
         unused["views"] = 1
+    if settings.augment == "crop_flip" or settings.crop == "student":
+        unused["crop_pct"] = Settings().crop_pct
     return msgspec.structs.replace(settings, **unused)
 
 
@@ -117,13 +116,18 @@ def check(objective: str, settings: Settings) -> None:
         raise UsageError(f"objective {objective!r}: {clash}")
 
 
+def supports(objective: str, mode: str) -> bool:
+    """Whether an objective knows a multi-teacher mode: parallel teachers need a data partition to choose among them."""
+    return mode != "parallel" or facts_of(objective).partition in ("label", "max")
+
+
 def _clashes(facts: ObjectiveFacts, settings: Settings) -> list[str]:
     found = []
     for name in _REFUSED:
         value = getattr(settings, name)
         if value not in (0, "all") and name not in facts.uses:
             found.append(f"{name} = {value!r} does not apply to it; remove it or choose another objective")
-    if settings.multi_teacher == "parallel" and facts.partition not in ("label", "max"):
+    if not supports(facts.name, settings.multi_teacher):
         found.append("parallel teachers need a data partition; use kl_dp or kl_dp_unsupervised, or sequential or soup")
     if settings.micro_batch and facts.contrastive:
         found.append("micro_batch splits the batch whose samples it compares; set micro_batch = 0")
@@ -179,13 +183,19 @@ def transfer_logits(
     """The cached passes of a transfer, by role.
 
     Args:
-        dataset: the record of `spec.dataset`; `options["crop_pct"]`, where it is set, is the study's centre crop.
+        dataset: the record of `spec.dataset`.
         model: looks a model up by key.
+
+    Raises:
+        UsageError: settings that do not combine.
+        DataError: a data set without labels or without a transfer set.
     """
+    check(spec.objective, spec.settings)
+    _check_dataset(dataset)
     start = stage_start_key(spec)
     taught_by = spec.teachers[-1:] if spec.settings.multi_teacher == "sequential" else spec.teachers
     facts = facts_of(spec.objective)
-    crop = _crop_pct(spec, dataset, model)
+    crop = _crop_pct(spec, model)
     trains = spec.settings.multi_teacher != "soup"
 
     def views(key: str, features: bool) -> list[LogitsSpec]:
@@ -228,10 +238,17 @@ def _train_view(spec: TransferSpec, model: str, view: int, crop_pct: float, feat
     )
 
 
-def _crop_pct(spec: TransferSpec, dataset: DatasetRecord, model: Callable[[str], ModelRecord]) -> float:
+def _check_dataset(dataset: DatasetRecord) -> None:
+    if missing := [split for split in ("train", "val") if dataset.splits and split not in dataset.splits]:
+        raise DataError(f"data set {dataset.name!r} has no split {missing[0]!r}; a transfer needs train and val")
+    if not dataset.labelled:
+        raise DataError(f"data set {dataset.name!r} has no labels; a transfer is measured against them")
+
+
+def _crop_pct(spec: TransferSpec, model: Callable[[str], ModelRecord]) -> float:
     """Centre crop of training views; 0 for random crops, which have none, so that all students share them."""
     if spec.settings.augment == "crop_flip":
         return 0.0
     if spec.settings.crop == "student":
         return model(spec.student).crop_pct
-    return float(dataset.options.get("crop_pct", DEFAULT_CROP_PCT))
+    return spec.settings.crop_pct

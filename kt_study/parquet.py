@@ -64,7 +64,7 @@ JOBS = ResultTable(
     name="jobs",
     meaning="One row of work, in the state it had when it was collected.",
     columns=(
-        Column("kind", "text", "", "train, logits, complementarity, all_pairs or transfer", nullable=False),
+        Column("kind", "text", "", "train, logits, complementarity, all_pairs, transfer or soup", nullable=False),
         Column("digest", "text", "", "digest of kind and specification", nullable=False),
         Column("state", "text", "", "blocked, ready, running, done, failed or cancelled", nullable=False),
         Column("priority", "int", "", "higher first"),

@@ -3,17 +3,82 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
+from kt_study.errors import DatabaseError
 from kt_study.paths import StudyPaths
 from kt_study.words import Record
+
+
+class ProbeExit(IntEnum):
+    """Exit codes of a pilot that cannot work on its node: they reach the user through Slurm where no file can."""
+
+    NO_STUDY = 81  # the study folder is not there, or another one is
+    NO_PYTHON = 82  # the virtual environment is not there, or kt-study is not in it
+    NO_DATABASE = 83
+    NO_GPU = 84
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchFiles:
+    """Files of the study folder that launches and pilots share, beside those of `StudyPaths`. All are private."""
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self.root / ".kt-study"
+
+    @property
+    def database(self) -> Path:
+        """The database's URL for pilots on other nodes; one line."""
+        return self.folder / "database"
+
+    @property
+    def passfile(self) -> Path:
+        """The database's password in libpq's format, where the user's URL carried it."""
+        return self.folder / "pgpass"
+
+    @property
+    def marker(self) -> Path:
+        """A random word by which a node knows that it sees the same study folder as the launch did."""
+        return self.folder / "marker"
+
+    @property
+    def launches(self) -> Path:
+        """One record for each launch on Slurm."""
+        return self.folder / "launches"
+
+    @property
+    def slurm_view(self) -> Path:
+        """What squeue and sacct last said."""
+        return self.folder / "slurm.json"
+
+    def launch(self, token: str) -> Path:
+        """The record of one launch."""
+        return self.launches / f"{token}.json"
+
+    def probe(self, token: str, slurm_job: str) -> Path:
+        """What a pilot found on its node in its first minute."""
+        return self.folder / "probes" / token / f"{slurm_job}.json"
+
+
+class Probe(Record):
+    """What a pilot found on its node in its first minute: `trouble` is empty, or one line."""
+
+    node: str
+    slurm_job: str
+    trouble: str = ""
 
 
 class PilotOptions(Record):
     """How one pilot works. Travels in submitit's pickle, so it holds no password: `database` is a URL without one."""
 
     root: str  # the study folder, shared by all nodes
-    database: str
+    database: str = ""  # empty: in the file `LaunchFiles.database`
     study: str = ""  # work for this study only; any when empty
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # torch threads; 0 for the cores this process may use
@@ -21,10 +86,11 @@ class PilotOptions(Record):
     idle_s: float = 600.0  # how long to wait for work that others must finish first
     grace_s: float = 20.0  # from the first signal to the last word to the database
     margin_s: float = 60.0  # time left to the allocation in which no job is claimed
+    linger_s: float = 120.0  # under Slurm, how long a stopped pilot waits to be killed, so that it is requeued
     eval_batch_size: int = 64
     loader_workers: int = 0
     checkpoint_every_s: float = 300.0
-    ends_at: float = 0.0  # end of the allocation, seconds since 1970 by this machine's clock; 0 for none
+    gpus: int = 0  # GPUs that each allocation has; its pilots share them evenly
     token: str = ""  # names the launch in Slurm's job list
 
     @property
@@ -32,6 +98,23 @@ class PilotOptions(Record):
         """The files of the study."""
         return StudyPaths(root=Path(self.root))
 
-    def time_left_s(self) -> float | None:
-        """Seconds until the allocation ends, less the margin; None without an end."""
-        return self.ends_at - time.time() - self.margin_s if self.ends_at else None
+    @property
+    def files(self) -> LaunchFiles:
+        """The files that launches and pilots share."""
+        return LaunchFiles(root=Path(self.root))
+
+    def database_url(self) -> str:
+        """Where the job table is. Raises DatabaseError when the file that says so cannot be read."""
+        if self.database:
+            return self.database
+        try:
+            return self.files.database.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise DatabaseError(
+                f"{self.files.database}, which names the job database, cannot be read: {error.strerror}; launch again"
+            ) from error
+
+
+def time_left_s(ends_at: float, margin_s: float) -> float | None:
+    """Seconds until `ends_at` (since 1970, by this machine's clock; 0 for none), less a margin; None without an end."""
+    return ends_at - time.time() - margin_s if ends_at else None

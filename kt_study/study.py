@@ -105,20 +105,24 @@ class ComplementaritySection(Section):
     """[complementarity]"""
 
     pairs: Annotated[
-        int | Literal["all"] | None,
+        Annotated[int, Meta(ge=0)] | Literal["all"] | None,
         Meta(description='Ordered pairs to sample, "all" as one file, or the paper\'s 466 (fewer if fewer exist).'),
     ] = None
-    models: Annotated[
-        int | None, Meta(description="Distinct models that the pairs cover; 301, or all where there are fewer.")
-    ] = None
+    models: (
+        Annotated[
+            int, Meta(ge=2, description="Distinct models that the pairs cover; 301, or all where there are fewer.")
+        ]
+        | None
+    ) = None
 
 
 class TransferSection(Section):
     """[transfer]"""
 
-    pairs: Annotated[
-        int | None, Meta(description="Pairs to sample for each objective; 400, or all where there are fewer.")
-    ] = None
+    pairs: (
+        Annotated[int, Meta(ge=0, description="Pairs to sample for each objective; 400, or all where there are fewer.")]
+        | None
+    ) = None
     students: Annotated[list[str], Meta(description="Globs of the models that learn.")] = field(
         default_factory=lambda: ["*"]
     )
@@ -173,6 +177,37 @@ class TransferSection(Section):
     ] = "ascending"
 
 
+class FineTuningSection(Section):
+    """[fine_tuning]"""
+
+    scope: Annotated[
+        Literal["head", "all", "body"],
+        Meta(
+            description="What learns: the last layer; all layers; or all layers with the old last layer put back at "
+            "the end, for teachers from another domain."
+        ),
+    ] = "head"
+    models: Annotated[list[str], Meta(min_length=1, description="Globs of the models that are trained first.")] = field(
+        default_factory=lambda: ["*"]
+    )
+    epochs: Annotated[int, Meta(ge=1, description="Passes over the training samples.")] = 50
+    batch_size: (
+        Annotated[int, Meta(ge=2, description="Samples a step; 256 for head, 64 for others when empty.")] | None
+    ) = None
+    lr: (
+        Annotated[float, Meta(gt=0, description="Peak learning rate; 0.1 for head, 2.5e-3 for body, 1e-4 for all.")]
+        | None
+    ) = None
+    weight_decay: Annotated[float, Meta(ge=0, description="Weight decay.")] = 1e-4
+    augment: Annotated[Literal["none", "flip", "crop_flip", "authors"], Meta(description="What a view does.")] = (
+        "crop_flip"
+    )
+    dataset: (
+        Annotated[DatasetSection, Meta(description="Data set to train on, keys as in [dataset]; that one when absent.")]
+        | None
+    ) = None
+
+
 class StudyFile(Section):
     """A whole study file."""
 
@@ -182,6 +217,7 @@ class StudyFile(Section):
     model: list[ModelTable] = []
     complementarity: ComplementaritySection = ComplementaritySection()
     transfer: TransferSection = TransferSection()
+    fine_tuning: FineTuningSection | None = None
 
 
 def read_study(path: Path) -> StudyFile:
@@ -250,8 +286,9 @@ def _toml_place(path: str) -> str:
     parts = re.sub(r"\[[^]]*\]", "", path).removeprefix("$").strip(".").split(".")
     if not parts[0]:
         return ""
-    head = "[[model]]" if parts[0] == "model" else f"[{parts[0]}]"
-    return " ".join([head, *parts[1:]]) + ": "
+    depth = 2 if parts[:2] == ["fine_tuning", "dataset"] else 1
+    head = "[[model]]" if parts[0] == "model" else f"[{'.'.join(parts[:depth])}]"
+    return " ".join([head, *parts[depth:]]) + ": "
 
 
 def _known_keys(place: str) -> list[str]:
@@ -262,5 +299,7 @@ def _known_keys(place: str) -> list[str]:
         "[[model]]": ModelTable,
         "[complementarity]": ComplementaritySection,
         "[transfer]": TransferSection,
+        "[fine_tuning]": FineTuningSection,
+        "[fine_tuning.dataset]": DatasetSection,
     }
     return list(sections.get(place.split(":")[0].strip(), StudyFile).__struct_fields__)

@@ -63,7 +63,9 @@ jobs = sa.Table(
     sa.Column("worker", sa.Text),
     sa.Column("lease_until", sa.Double),
     sa.Column("ticket", sa.BigInteger),  # random number of the claim call, by which a lost answer is found again
-    sa.Column("attempt_id", Identity),
+    sa.Column("started_at", sa.Double),  # of the attempt that runs, or ran last
+    sa.Column("progress", sa.Text),  # of that attempt: Progress as JSON
+    sa.Column("needed", sa.Boolean, nullable=False, server_default=sa.false()),  # whether other jobs need this one
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("changed_at", sa.Double, nullable=False),
     sa.UniqueConstraint("digest", "kind"),  # the digest first: needs are looked up by it
@@ -99,21 +101,23 @@ study_jobs = sa.Table(
     sa.Column("job_id", Identity, sa.ForeignKey("jobs.id"), primary_key=True, index=True),
 )
 
+# Attempts that have ended. One that runs is in its job's row, so that a claim writes one row and a finish two.
 attempts = sa.Table(
     "attempts",
     metadata,
     sa.Column("id", Identity, primary_key=True),
-    sa.Column("job_id", Identity, sa.ForeignKey("jobs.id"), nullable=False, index=True),
+    sa.Column("job_id", Identity, nullable=False),
     sa.Column("fence", sa.Integer, nullable=False),
     sa.Column("worker", sa.Text, nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),
-    sa.Column("ended_at", sa.Double),
-    sa.Column("outcome", sa.Text),  # done | failed | retried | released | expired | cancelled
+    sa.Column("ended_at", sa.Double, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),  # done | failed | retried | released | expired | cancelled
     sa.Column("progress", sa.Text),  # Progress as JSON
     sa.Column("error", sa.Text),
     sa.Column("message", sa.Text),
     sa.Column("traceback", sa.Text),
     sa.Column("error_group", sa.Text),
+    sa.UniqueConstraint("job_id", "fence"),
 )
 _grouped = sa.text("error_group IS NOT NULL")
 sa.Index("attempts_error_group", attempts.c.error_group, postgresql_where=_grouped, sqlite_where=_grouped)

@@ -89,6 +89,7 @@ class Settings(Record, omit_defaults=True):
     views: int = 2
     augment: str = "crop_flip"
     crop: str = "study"
+    crop_pct: float = 0.875  # of the study
     batchnorm: str = "train"
     reading: str = "paper"
     mcl_tau: float = 0.9999

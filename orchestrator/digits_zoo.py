@@ -28,6 +28,7 @@ def _thin(*classes: int) -> dict[str, float]:
 
 
 _VIT = {"img_size": 32, "patch_size": 8}
+_POOLED = {"global_pool": "avg", "class_token": False}
 _MLP = {"img_size": 32, "patch_size": 8}
 
 _ZOO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -37,7 +38,7 @@ _ZOO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "digits/resnet_b": (
         _timm("cnn", "resnet18", layers=[1, 1, 1, 1], channels=[16, 24, 32, 48], stem_width=16),
-        {"class_shares": _thin(3, 5, 9), "epochs": 8, "label_noise": 0.05},
+        {"class_shares": _thin(3, 5, 9), "epochs": 14, "lr": 2e-3, "label_noise": 0.05},
     ),
     "digits/convnext_a": (
         _timm("cnn", "convnext_atto", depths=[1, 1, 1, 1], dims=[16, 32, 48, 64], patch_size=4),
@@ -48,20 +49,20 @@ _ZOO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"class_shares": _thin(2, 6), "epochs": 16, "pixel_noise": 0.3},
     ),
     "digits/vit_a": (
-        _timm("transformer", "vit_tiny_patch16_224", embed_dim=64, depth=4, num_heads=4, **_VIT),
-        {"class_shares": _thin(4, 9), "epochs": 20},
+        _timm("transformer", "vit_tiny_patch16_224", embed_dim=64, depth=3, num_heads=4, **_VIT, **_POOLED),
+        {"class_shares": _thin(4, 9), "epochs": 20, "lr": 3e-3},
     ),
     "digits/vit_b": (
-        _timm("transformer", "vit_tiny_patch16_224", embed_dim=48, depth=3, num_heads=3, **_VIT),
-        {"class_shares": _thin(0, 6), "epochs": 16, "share": 0.8},
+        _timm("transformer", "vit_tiny_patch16_224", embed_dim=48, depth=2, num_heads=3, **_VIT, **_POOLED),
+        {"class_shares": _thin(0, 6), "epochs": 30, "lr": 4e-3, "share": 0.8},
     ),
     "digits/deit": (
-        _timm("transformer", "deit_tiny_distilled_patch16_224", embed_dim=64, depth=3, num_heads=4, **_VIT),
-        {"class_shares": _thin(1, 8), "epochs": 20},
+        _timm("transformer", "deit_tiny_distilled_patch16_224", embed_dim=64, depth=2, num_heads=4, **_VIT),
+        {"class_shares": _thin(1, 8), "epochs": 30, "lr": 2e-3},
     ),
     "digits/vit_relpos": (
         _timm("transformer", "vit_relpos_small_patch16_224", embed_dim=64, depth=3, num_heads=4, **_VIT),
-        {"class_shares": _thin(5, 7), "epochs": 20, "label_noise": 0.05},
+        {"class_shares": _thin(5, 7), "epochs": 20, "lr": 3e-3, "label_noise": 0.05},
     ),
     "digits/mixer_a": (
         _ours("mixer", embed_dim=64, num_blocks=4, **_MLP),
@@ -69,11 +70,11 @@ _ZOO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "digits/mixer_b": (
         _ours("mixer", embed_dim=48, num_blocks=3, **_MLP),
-        {"class_shares": _thin(4, 8, 9), "epochs": 16, "pixel_noise": 0.3},
+        {"class_shares": _thin(4, 8, 9), "epochs": 16, "lr": 2e-3, "pixel_noise": 0.3},
     ),
     "digits/resmlp": (
         _ours("resmlp", embed_dim=64, num_blocks=4, **_MLP),
-        {"class_shares": _thin(0, 5), "epochs": 20},
+        {"class_shares": _thin(0, 5), "epochs": 20, "lr": 1e-2},
     ),
     "digits/gmlp": (
         _ours("gmlp", embed_dim=64, num_blocks=3, **_MLP),

@@ -182,7 +182,7 @@ def _lay_out(plan: Plan, paths: StudyPaths, wishes: Wishes) -> None:
 
 def _settings(study: StudyFile, objective: str, loader: str, wishes: Wishes) -> list[Settings]:
     """The settings of one objective: its own defaults, under the study file's words, under each point of the grid."""
-    points: list[dict[str, Any]] = [{"loader": loader}]
+    points: list[dict[str, Any]] = [{"loader": loader, "crop_pct": study.dataset.crop_pct}]
     for name, values in wishes.grid.items():
         points = [{**point, name: value} for point in points for value in values]
     return [settings_for(objective, {**said_settings(study.transfer), **point}) for point in points]

@@ -31,7 +31,7 @@ JOBS_A_PART = 65_536
 MANY_ROWS = {"class_flips": 1_024, "transfer_epochs": 4_096}
 """Jobs in a part of the tables with many rows a job."""
 
-_PAIR_KINDS = ("complementarity", "transfer")
+_PAIR_KINDS = ("complementarity", "transfer", "soup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,13 +266,13 @@ def _marks(reader: Reader, select: Select) -> dict[int, Mark]:
 
 
 def _pair_row(job_id: int, kind: str, spec: str, state: str, names: Mapping[str, str]) -> tuple[Any, ...]:
-    """A row of `pairs`, in the order of its columns."""
+    """A row of `pairs`, in the order of its columns. A soup is a transfer from several teachers."""
     if kind == "complementarity":
         pair = msgspec.json.decode(spec, type=ComplementaritySpec)
         return (job_id, kind, *_names(names, (pair.teacher,), pair.student), None, None, None, pair.seed, state)
     transfer = msgspec.json.decode(spec, type=TransferSpec)
     how = (transfer.objective, transfer.settings.multi_teacher, transfer.settings.reading)
-    return (job_id, kind, *_names(names, transfer.teachers, transfer.student), *how, transfer.seed, state)
+    return (job_id, "transfer", *_names(names, transfer.teachers, transfer.student), *how, transfer.seed, state)
 
 
 def _names(names: Mapping[str, str], teachers: tuple[str, ...], student: str) -> tuple[str, str, str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,16 +13,19 @@ from kt_study.words import Claim, Progress
 
 log = logging.getLogger("kt-study.worker")
 
+TICK_S = 1.0  # how often the thread looks up between two beats: Slurm leaves a stopped worker some 30 s
+
 
 class Heartbeat:
     """Renews the leases of the claims in hand every third of a lease.
 
     A database that is away does not stop the work: nobody else can claim the job meanwhile, and when it is back the
     fencing number decides. A job that the database says is no longer ours, or is cancelled or paused, is asked to stop.
+    `on_tick` is called from the thread about once a second, whatever the lease.
     """
 
-    def __init__(self, store: JobStore, worker: str, *, lease_s: float, on_beat: Callable[[], None]) -> None:
-        self._store, self._worker, self._lease_s, self._on_beat = store, worker, lease_s, on_beat
+    def __init__(self, store: JobStore, worker: str, *, lease_s: float, on_tick: Callable[[], None]) -> None:
+        self._store, self._worker, self._lease_s, self._on_tick = store, worker, lease_s, on_tick
         self._lock = threading.Lock()
         self._held: dict[Claim, Progress] = {}
         self._lost: set[int] = set()
@@ -67,9 +69,13 @@ class Heartbeat:
         return claim.job_id in self._lost
 
     def _run(self) -> None:
-        while not self._ended.wait(self._lease_s / 3):
-            self._beat()
-            self._on_beat()
+        every = self._lease_s / 3
+        due = time.monotonic() + every
+        while not self._ended.wait(min(TICK_S, every)):
+            if time.monotonic() >= due:
+                due = time.monotonic() + every
+                self._beat()
+            self._on_tick()
 
     def _beat(self) -> None:
         with self._lock:
@@ -87,11 +93,11 @@ class Heartbeat:
 class LastWord:
     """Gives the jobs in hand back from the heartbeat thread when the main thread does not come to it in time."""
 
-    def __init__(self, store: JobStore, *, grace_s: float) -> None:
-        self._store, self._grace_s = store, grace_s
+    def __init__(self, store: JobStore, *, grace_s: float, end: Callable[[], None]) -> None:
+        self._store, self._grace_s, self._end = store, grace_s, end
 
     def say_if_due(self, stop_since: float, claims: Iterable[Claim], reason: str) -> None:
-        """After `grace_s` seconds of a stop request, release `claims` and end the process: exit status 75."""
+        """After `grace_s` seconds of a stop request, release `claims` and call `end`, which ends the process."""
         if not stop_since or time.monotonic() - stop_since < self._grace_s:
             return
         for claim in claims:
@@ -100,5 +106,4 @@ class LastWord:
             except (LeaseLost, DatabaseError) as error:
                 log.warning("job %d: %s", claim.job_id, error)
         log.warning("not stopped within %.0f s of %s: leaving", self._grace_s, reason)
-        logging.shutdown()
-        os._exit(75)
+        self._end()

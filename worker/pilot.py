@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
-import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kt_study.errors import DatabaseError, LeaseLost
 from kt_study.failures import describe
-from kt_study.pilots import PilotOptions
-from kt_study.store import JobStore, WorkerRecord
+from kt_study.pilots import PilotOptions, time_left_s
+from kt_study.store import JobStore, Outlook, WorkerRecord
 from kt_study.store.spool import Spool
 from kt_study.words import Claim
+from worker.allocation import Allocation, say_farewell, this_allocation
 from worker.context import JobContext, Rows, Stopped, WorkerOptions
 from worker.heartbeat import Heartbeat, LastWord
 from worker.kinds import TINY, job_kind
-from worker.signals import StopRequest
+from worker.signals import END_OF_ALLOCATION, StopRequest
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +26,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("kt-study.worker")
 
 TINY_BATCH = 16
+
+RESUMABLE = ("transfer",)
+"""Kinds that go on from a checkpoint, so that one allocation need not hold a whole job."""
+
+NO_FIT_PATIENCE_S = 10.0
 
 
 @dataclass(kw_only=True)
@@ -50,21 +54,24 @@ class Pilot:
     store: JobStore
     device: torch.device
     stop: StopRequest = field(default_factory=StopRequest)
+    allocation: Allocation = field(default_factory=this_allocation)
     tally: Tally = field(default_factory=Tally)
     shelf: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.name = self.allocation.new_worker_id()
         self.spool = Spool(self.options.paths.spool)
         self._in_hand: list[Claim] = []
-        self._last_word = LastWord(self.store, grace_s=self.options.grace_s)
-        self.heartbeat = Heartbeat(self.store, self.name, lease_s=self.options.lease_s, on_beat=self._on_beat)
+        self._last_word = LastWord(self.store, grace_s=self.options.grace_s, end=self._end_abruptly)
+        self.heartbeat = Heartbeat(self.store, self.name, lease_s=self.options.lease_s, on_tick=self._on_tick)
         self._last: Claim | None = None
         self._spooled: list[Claim] = []
+        self._got_somewhere = False
 
     def run(self) -> str:
         """Work until done or stopped. Returns one line that says why it ended."""
         self.store.enlist(self._record())
+        self._disown_earlier_runs()
         self.heartbeat.start()
         log.info("worker %s on %s: start", self.name, self.device)
         try:
@@ -73,7 +80,13 @@ class Pilot:
             self.heartbeat.end()
             self._leave()
         log.info("worker %s: %s; %s", self.name, reason, self.tally)
+        say_farewell(self.allocation, self.stop, self.options, work_left=self._is_of_use())
         return f"{reason}; {self.tally}"
+
+    def _disown_earlier_runs(self) -> None:
+        """Slurm has requeued this job: whatever its earlier runs held and did not give back is free."""
+        if self.allocation.restarts and (gone := self.allocation.earlier_runs(self.store.workers())):
+            self.store.disown(gone, reason=f"Slurm ended the earlier run of its job {self.allocation.job}")
 
     def _work(self) -> str:
         idle_since = time.monotonic()
@@ -95,29 +108,28 @@ class Pilot:
 
     def _claim(self) -> list[Claim]:
         self._deliver_spooled()
-        left = self.options.time_left_s()
+        left = self._time_left_s()
         if left is not None and left <= 0:
-            self.stop.make("the end of the allocation")
+            self.stop.make(END_OF_ALLOCATION)
             return []
         held_teachers, held_students = self._affinity()
-        claims = self.store.claim(
-            self.name,
-            study=self.options.study or None,
-            teachers=held_teachers,
-            students=held_students,
-            time_left_s=left,
-            lease_s=self.options.lease_s,
-        )
+        claims = self._ask_for(left, teachers=held_teachers, students=held_students)
         if claims and claims[0].kind in TINY:
-            claims += self.store.claim(
-                self.name,
-                study=self.options.study or None,
-                kinds=(claims[0].kind,),
-                time_left_s=left,
-                limit=TINY_BATCH - 1,
-                lease_s=self.options.lease_s,
-            )
+            claims += self._ask_for(left, kinds=(claims[0].kind,), limit=TINY_BATCH - 1)
+        if not claims and left is not None and left > self._longest_s() / 2:
+            claims = self._ask_for(None, kinds=RESUMABLE)  # it fits no allocation, or waits for a longer one in vain
         return claims
+
+    def _ask_for(self, left: float | None, **wishes: Any) -> list[Claim]:
+        study, lease_s = self.options.study or None, self.options.lease_s
+        return self.store.claim(self.name, study=study, time_left_s=left, lease_s=lease_s, **wishes)
+
+    def _time_left_s(self) -> float | None:
+        return time_left_s(self.allocation.ends_at, self.options.margin_s)
+
+    def _longest_s(self) -> float:
+        """The time for work in a whole allocation like this one."""
+        return self.allocation.length_s - self.options.margin_s
 
     def _affinity(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Keys of the teacher and the student of the last job, whose logits and weights are still in memory."""
@@ -131,19 +143,31 @@ class Pilot:
         outlook = self.store.outlook(self.options.study or None)
         if not outlook.running and not outlook.ready_now and not outlook.ready_later:
             return "no work is left that could run"
+        if reason := self._nothing_that_fits(outlook, time.monotonic() - idle_since):
+            return reason
         if time.monotonic() - idle_since > self.options.idle_s:
             return f"no work for {self.options.idle_s:.0f} s"
         self.store.expire()
         self.stop.wait(min(2.0, self.options.idle_s / 10))
         return ""
 
+    def _nothing_that_fits(self, outlook: Outlook, idle_s: float) -> str:
+        """Why to leave although jobs are ready: none fits the time left, and nothing runs that brings another."""
+        left = self._time_left_s()
+        if left is None or not outlook.ready_now or outlook.running or idle_s < NO_FIT_PATIENCE_S:
+            return ""
+        if left <= self._longest_s() / 2:
+            self.stop.make(END_OF_ALLOCATION)
+        return f"{outlook.ready_now} jobs are ready, and none is estimated to fit the {left / 60:.0f} min that are left"
+
     def _do_all(self, claims: list[Claim]) -> None:
         self._in_hand = [*self._spooled, *claims]
         self.heartbeat.hold(claims)
         finished: list[tuple[Claim, Rows]] = []
         for claim in claims:
-            rows = self._do(claim) if not self.stop.made else self._give_back(claim)
-            if rows is not None:
+            if self.stop.made:
+                self._give_back(claim)
+            elif (rows := self._do(claim)) is not None:
                 finished.append((claim, rows))
         for claim, rows in finished:
             self._finish(claim, rows)
@@ -155,11 +179,14 @@ class Pilot:
         try:
             rows = job_kind(claim.kind).run(claim.spec, self._context(claim))
         except Stopped:
-            return self._give_back(claim)
+            self._give_back(claim)
+            return None
         except LeaseLost as error:
-            return self._lose(claim, error)
+            self._lose(claim, error)
+            return None
         except Exception as error:
-            return self._fail(claim, error)
+            self._fail(claim, error)
+            return None
         log.info("job %d (%s): computed in %.1f s", claim.job_id, claim.kind, time.monotonic() - began)
         self._last = claim
         return rows
@@ -187,6 +214,7 @@ class Pilot:
             self._lose(claim, error)
             return
         self.tally.done += 1
+        self._got_somewhere = True
         if written:
             self._put_down(claim)
         else:
@@ -206,6 +234,7 @@ class Pilot:
             try:
                 self.store.release(claim, reason=self.stop.reason or "paused")
                 self.tally.released += 1
+                self._got_somewhere |= claim.kind in RESUMABLE
             except (LeaseLost, DatabaseError) as error:
                 log.warning("job %d: %s", claim.job_id, error)
         self._put_down(claim)
@@ -214,6 +243,8 @@ class Pilot:
         log.warning("job %d: %s", claim.job_id, error)
         self.tally.lost += 1
         self._put_down(claim)
+        if self.allocation.is_over():
+            self.stop.make("the end of its Slurm job, which now runs elsewhere")
 
     def _fail(self, claim: Claim, error: Exception) -> None:
         failure = describe(error)
@@ -232,10 +263,30 @@ class Pilot:
         if claim in self._in_hand:
             self._in_hand.remove(claim)
 
-    def _on_beat(self) -> None:
+    def _on_tick(self) -> None:
+        left = self._time_left_s()
+        if left is not None and left <= 0:
+            self.stop.make(END_OF_ALLOCATION)
         if self.stop.made:
             unfinished = [claim for claim in self._in_hand if claim not in self._spooled]
             self._last_word.say_if_due(self.stop.since, unfinished, self.stop.reason)
+
+    def _is_of_use(self) -> bool:
+        """Whether another run of this pilot would find work, and this one got somewhere."""
+        if not self._got_somewhere:
+            return False
+        try:
+            outlook = self.store.outlook(self.options.study or None)
+        except DatabaseError:
+            return True
+        return bool(outlook.ready_now or outlook.ready_later or outlook.blocked)
+
+    def _end_abruptly(self) -> None:
+        """From the heartbeat thread: the main thread hangs in a job."""
+        logging.shutdown()
+        resumable = any(claim.kind in RESUMABLE for claim in self._in_hand)
+        say_farewell(self.allocation, self.stop, self.options, work_left=resumable or self._got_somewhere)
+        os._exit(75)
 
     def _leave(self) -> None:
         try:
@@ -247,15 +298,18 @@ class Pilot:
     def _record(self) -> WorkerRecord:
         return WorkerRecord(
             id=self.name,
-            host=socket.gethostname(),
+            host=self.allocation.node,
             pid=os.getpid(),
-            slurm_job=slurm_job() or "",
-            log=os.environ.get("KT_STUDY_LOG", ""),
+            slurm_job=self.allocation.job,
+            log=log_file(),
             device=str(self.device),
         )
 
 
-def slurm_job() -> str | None:
-    """This allocation's name as squeue prints it, e.g. 123 or 123_4; None outside Slurm."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+def log_file() -> str:
+    """Where submitit sends this process's output; empty when it was not started by submitit."""
+    if "SUBMITIT_FOLDER" not in os.environ:
+        return ""
+    import submitit
+
+    return str(submitit.JobEnvironment().paths.stdout)

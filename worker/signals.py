@@ -8,6 +8,8 @@ import time
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGCONT)
+END_OF_ALLOCATION = "the end of the allocation"
+"""The reason of a pilot that stops by its own clock, shortly before Slurm would end it."""
 
 
 class StopRequest:

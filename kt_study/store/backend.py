@@ -9,6 +9,8 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from kt_study.database import Address
 from kt_study.store.fenced import JobLost
 from kt_study.store.records import Orders
@@ -38,7 +40,6 @@ class Transaction(Protocol):
     now: str  # SQL for the database's clock, seconds since 1970
     skip_locked: str  # SQL that locks the selected rows and passes over those that others hold
     for_update: str  # SQL that locks the selected rows, waiting for those that others hold
-    for_share: str  # SQL that keeps the selected rows from changing until the end
     server_started: str  # SQL for the moment since which the database has been up
 
     def rows(self, statement: str, **parameters: Any) -> list[Row]:
@@ -130,6 +131,15 @@ class Backend(Protocol):
     def close(self) -> None:
         """Close idle connections."""
         ...
+
+
+def as_claim(row: Row) -> Claim:
+    """A claim from its job's (id, fence, kind, digest, spec, attempts)."""
+    job_id, fence, kind, digest, spec, attempts = row
+    return Claim(
+        job_id=job_id, attempt_id=fence, fence=fence, kind=kind, digest=digest, spec=msgspec.json.decode(spec),
+        attempt=attempts + 1,
+    )  # fmt: skip
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

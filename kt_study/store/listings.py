@@ -28,13 +28,19 @@ EXAMPLES = 5  # ids shown of a group of failures
 _JOB = """
 SELECT j.id, j.kind, j.digest, j.spec, j.state, j.paused, j.priority, j.estimate_s, j.teacher, j.student, j.needs_open,
     j.attempts, j.crashes, j.fence, j.not_before, j.worker, j.lease_until, j.created_at, j.changed_at,
-    {now} - j.changed_at AS age_s, CASE WHEN j.state = 'running' THEN a.progress END AS progress, {now} AS moment
-FROM jobs j LEFT JOIN attempts a ON a.id = j.attempt_id
+    {now} - j.changed_at AS age_s, CASE WHEN j.state = 'running' THEN j.progress END AS progress, {now} AS moment
+FROM jobs j
 """
 _ATTEMPTS = """
-SELECT a.id, a.fence, a.worker, coalesce(w.host, ''), coalesce(w.log, ''), a.started_at, a.ended_at, a.outcome, a.progress,
+SELECT a.fence, a.worker, coalesce(w.host, ''), coalesce(w.log, ''), a.started_at, a.ended_at, a.outcome, a.progress,
     a.error, a.message, a.traceback, a.error_group
-FROM attempts a LEFT JOIN workers w ON w.id = a.worker WHERE a.job_id = :id ORDER BY a.id
+FROM (
+    SELECT fence, worker, started_at, ended_at, outcome, progress, error, message, traceback, error_group
+    FROM attempts WHERE job_id = :id
+    UNION ALL
+    SELECT fence, worker, started_at, NULL, NULL, progress, NULL, NULL, NULL, NULL
+    FROM jobs WHERE id = :id AND state = 'running'
+) a LEFT JOIN workers w ON w.id = a.worker ORDER BY a.fence
 """
 _NEEDS = """
 SELECT j.id, j.kind, j.state FROM job_needs n JOIN jobs j ON j.id = n.needs_id WHERE n.job_id = :id ORDER BY j.id
@@ -43,7 +49,7 @@ _STUDIES = """
 SELECT s.name FROM study_jobs sj JOIN studies s ON s.id = sj.study_id WHERE sj.job_id = :id ORDER BY s.name
 """
 _FAILED = """
-SELECT a.error_group, a.error, a.message, j.kind, j.id, a.ended_at FROM jobs j JOIN attempts a ON a.id = j.attempt_id
+SELECT a.error_group, a.error, a.message, j.kind, j.id, a.ended_at FROM jobs j JOIN attempts a ON a.job_id = j.id AND a.fence = j.fence
 WHERE j.state = 'failed' AND {where} ORDER BY j.id
 """
 _OUTLOOK = """

@@ -15,10 +15,11 @@ CHUNK = 10_000  # jobs in memory at a time
 ANALYSE_FROM = 5_000  # new jobs from which the database's figures are worth renewing
 
 _INSERT = """
-INSERT INTO jobs (kind, digest, spec, state, paused, priority, estimate_s, teacher, student, needs_open, created_at, changed_at)
+INSERT INTO jobs (kind, digest, spec, state, paused, priority, estimate_s, teacher, student, needs_open, needed,
+    created_at, changed_at)
 SELECT p.kind, p.digest, p.spec, CASE WHEN coalesce(o.count, 0) = 0 THEN 'ready' ELSE 'blocked' END,
     (SELECT paused FROM studies WHERE id = :study), p.priority, p.estimate_s, p.teacher, p.student, coalesce(o.count, 0),
-    {now}, {now}
+    p.digest IN (SELECT needs FROM planned_needs), {now}, {now}
 FROM planned p LEFT JOIN (
     SELECT n.digest, count(*) AS count FROM planned_needs n
     WHERE n.needs NOT IN (SELECT digest FROM known_needs WHERE done) GROUP BY n.digest
@@ -47,7 +48,10 @@ WHERE j.digest IN (SELECT needs FROM planned_needs)
 # While the rows above were written, workers went on. A needed job that was open when `known_needs` was filled may be done
 # now. The rest are kept from ending until this plan is committed, after which ending them sees the new needs.
 _HOLD = """
-SELECT j.id FROM jobs j WHERE j.id IN (SELECT id FROM known_needs WHERE NOT done) ORDER BY j.id {for_share}
+SELECT j.id FROM jobs j WHERE j.id IN (SELECT id FROM known_needs WHERE NOT done) ORDER BY j.id {for_update}
+"""
+_MARK = """
+UPDATE jobs SET needed = true WHERE NOT needed AND id IN (SELECT id FROM known_needs WHERE NOT done)
 """
 _SETTLE = """
 UPDATE jobs SET needs_open = needs_open - d.count, state = CASE WHEN needs_open = d.count THEN 'ready' ELSE state END
@@ -130,7 +134,8 @@ def _write(tx: Transaction, study: str, distinct: int) -> Planned:
         tx.change(_NEEDS, last=last)
     tx.change(_CONTINUE, study=study_id)
     links = tx.change(_LINK, study=study_id)
-    tx.rows(_HOLD.format(for_share=tx.for_share))
+    tx.rows(_HOLD.format(for_update=tx.for_update))
+    tx.change(_MARK)
     tx.change(_SETTLE, last=last)
     _reopen_cancelled(tx)
     return Planned(new=new, linked=links - new, existing=distinct - links)

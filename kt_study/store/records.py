@@ -48,9 +48,8 @@ class Selection(Record):
 
 
 class AttemptRow(Record):
-    """One try at a job."""
+    """One try at a job, numbered by its fencing number."""
 
-    id: int
     fence: int
     worker: str
     host: str
@@ -148,6 +147,11 @@ class WorkerRow(Record):
     ended_at: float | None
     beat_age_s: float  # seconds since its last heartbeat
     running: tuple[int, ...] = ()  # jobs it holds
+
+
+def encode_progress(progress: Progress | None) -> str | None:
+    """A progress as it is stored."""
+    return None if progress is None else msgspec.json.encode(progress).decode()
 
 
 def decode_progress(text: str | None) -> Progress | None:

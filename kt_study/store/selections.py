@@ -6,6 +6,7 @@ from typing import Any
 
 from kt_study.store.backend import Transaction
 from kt_study.store.records import Selection
+from kt_study.store.transitions import close
 
 OPEN = "('blocked', 'ready', 'running')"
 
@@ -13,7 +14,6 @@ OPEN = "('blocked', 'ready', 'running')"
 _UNWANTED = """NOT EXISTS (
     SELECT 1 FROM study_jobs osj JOIN studies os ON os.id = osj.study_id
     WHERE osj.job_id = j.id AND os.name <> :study AND NOT os.cancelled AND NOT ({also}))"""
-_NO_LONGER_OPEN = "UPDATE attempts SET outcome = 'cancelled', ended_at = {now} WHERE outcome IS NULL AND {among}"
 
 
 def where(tx: Transaction, selection: Selection) -> tuple[str, dict[str, Any]]:
@@ -37,7 +37,7 @@ def where(tx: Transaction, selection: Selection) -> tuple[str, dict[str, Any]]:
                 terms.append(_names(tx, role))
                 parameters[f"{role}_glob"] = tx.glob(pattern)
     if selection.error_group is not None:
-        terms.append("EXISTS (SELECT 1 FROM attempts a WHERE a.id = j.attempt_id AND a.error_group = :error_group)")
+        terms.append("EXISTS (SELECT 1 FROM attempts a WHERE a.job_id = j.id AND a.fence = j.fence AND a.error_group = :error_group)")
         parameters["error_group"] = selection.error_group
     return " AND ".join(terms), parameters
 
@@ -73,9 +73,9 @@ def cancel(tx: Transaction, selection: Selection) -> int:
     ids = _picked(tx, selection, f"j.state IN {OPEN}", *alone)
     if ids:
         among = tx.among("id", "ids")
+        close(tx, f"state = 'running' AND {among}", "cancelled", ids=ids)
         statement = f"UPDATE jobs SET state = 'cancelled', lease_until = NULL, changed_at = {tx.now} WHERE {among}"
         tx.change(statement, ids=ids)
-        tx.change(_NO_LONGER_OPEN.format(now=tx.now, among=tx.among("job_id", "ids")), ids=ids)
     return len(ids)
 
 

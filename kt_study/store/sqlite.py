@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import msgspec
-
 from kt_study.database import Address, connect_sqlite, require_local_disk, unreachable
 from kt_study.errors import DatabaseError
-from kt_study.store.backend import Row, Staging, Transaction, Wish
+from kt_study.store.backend import Row, Staging, Transaction, Wish, as_claim
 from kt_study.store.fenced import JobLost, lost_errors
 from kt_study.store.pool import Pool
-from kt_study.store.records import Orders
+from kt_study.store.records import Orders, encode_progress
 from kt_study.store.results import Rows, insert_sqlite, plain_rows
 from kt_study.words import Claim, Progress
 
@@ -31,17 +29,22 @@ SHORTEST_NAP_S, LONGEST_NAP_S = 0.0002, 0.004
 _READY = "state = 'ready' AND NOT paused AND not_before <= :now"
 _ORDER = "ORDER BY priority DESC, estimate_s DESC, id"
 _OF_STUDY = " AND EXISTS (SELECT 1 FROM study_jobs sj JOIN studies s ON s.id = sj.study_id WHERE sj.job_id = jobs.id AND s.name = :study)"
-_START = "INSERT INTO attempts (job_id, fence, worker, started_at) VALUES (?, ?, ?, ?)"
-_RUN = """
-    UPDATE jobs SET state = 'running', worker = ?, fence = fence + 1, attempt_id = ?, lease_until = ?, changed_at = ?
-    WHERE id = ?
+_START = """
+    UPDATE jobs SET state = 'running', worker = :worker, fence = fence + 1, lease_until = :now + :lease_s, started_at = :now,
+        changed_at = :now, progress = NULL
+    WHERE id = :id RETURNING id, fence, kind, digest, spec, attempts
 """
 _RENEW = """
-    UPDATE jobs SET lease_until = ? WHERE id = ? AND fence = ? AND state = 'running' RETURNING paused
+    UPDATE jobs SET lease_until = ?, progress = coalesce(?, progress) WHERE id = ? AND fence = ? AND state = 'running'
+    RETURNING paused
 """
 _END = """
     UPDATE jobs SET state = 'done', attempts = attempts + 1, lease_until = NULL, changed_at = ?
-    WHERE id = ? AND fence = ? AND state = 'running'
+    WHERE id = ? AND fence = ? AND state = 'running' RETURNING needed
+"""
+_KEEP = """
+    INSERT INTO attempts (job_id, fence, worker, started_at, ended_at, outcome, progress)
+    SELECT id, fence, worker, started_at, changed_at, 'done', progress FROM jobs WHERE id = ?
 """
 _FREE = """
     UPDATE jobs SET needs_open = needs_open - 1, changed_at = ?,
@@ -56,7 +59,6 @@ class SqliteTransaction:
     now = NOW
     skip_locked = ""  # the one writer needs no row locks
     for_update = ""
-    for_share = ""
     server_started = "0.0"
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -324,15 +326,8 @@ def _levels(connection: sqlite3.Connection, kinds: Sequence[str]) -> list[tuple[
 
 
 def _start(connection: sqlite3.Connection, wish: Wish, job_id: int, now: float) -> Claim:
-    kind, digest, spec, fence, attempts = connection.execute(
-        "SELECT kind, digest, spec, fence, attempts FROM jobs WHERE id = ?", [job_id]
-    ).fetchone()
-    attempt_id = connection.execute(_START, [job_id, fence + 1, wish.worker, now]).lastrowid
-    connection.execute(_RUN, [wish.worker, attempt_id, now + wish.lease_s, now, job_id])
-    return Claim(
-        job_id=job_id, attempt_id=attempt_id or 0, fence=fence + 1, kind=kind, digest=digest,
-        spec=msgspec.json.decode(spec), attempt=attempts + 1,
-    )  # fmt: skip
+    parameters = {"id": job_id, "worker": wish.worker, "now": now, "lease_s": wish.lease_s}
+    return as_claim(connection.execute(_START, parameters).fetchone())
 
 
 def _beat(
@@ -342,35 +337,34 @@ def _beat(
     connection.execute("UPDATE workers SET beat_at = ? WHERE id = ?", [now, worker])
     lost, cancelled, paused = set(), set(), set()
     for claim, progress in held:
-        renewed = connection.execute(_RENEW, [now + lease_s, claim.job_id, claim.fence]).fetchone()
+        stored = encode_progress(progress)
+        renewed = connection.execute(_RENEW, [now + lease_s, stored, claim.job_id, claim.fence]).fetchone()
         if renewed is None:
             lost.add(claim.job_id)
             if _is_cancelled(connection, claim):
                 cancelled.add(claim.job_id)
-            continue
-        if renewed[0]:
+        elif renewed[0]:
             paused.add(claim.job_id)
-        if progress is not None:
-            stored = msgspec.json.encode(progress).decode()
-            connection.execute("UPDATE attempts SET progress = ? WHERE id = ?", [stored, claim.attempt_id])
     return Orders(lost=frozenset(lost), cancelled=frozenset(cancelled), paused=frozenset(paused))
 
 
 def _is_cancelled(connection: sqlite3.Connection, claim: Claim) -> bool:
-    outcome = connection.execute("SELECT outcome FROM attempts WHERE id = ?", [claim.attempt_id]).fetchone()
-    return outcome is not None and outcome[0] == "cancelled"
+    found = connection.execute("SELECT state, fence FROM jobs WHERE id = ?", [claim.job_id]).fetchone()
+    return bool(found == ("cancelled", claim.fence))
 
 
 def _finish(connection: sqlite3.Connection, finished: Sequence[tuple[Claim, dict[str, list[Row]]]]) -> list[JobLost]:
     now = _clock(connection)
     lost = []
     for claim, tables in finished:
-        if connection.execute(_END, [now, claim.job_id, claim.fence]).rowcount == 0:
+        ended = connection.execute(_END, [now, claim.job_id, claim.fence]).fetchone()
+        if ended is None:
             found = connection.execute("SELECT state, fence, worker FROM jobs WHERE id = ?", [claim.job_id]).fetchone()
             lost += lost_errors(claim, found)
             continue
-        connection.execute("UPDATE attempts SET outcome = 'done', ended_at = ? WHERE id = ?", [now, claim.attempt_id])
+        connection.execute(_KEEP, [claim.job_id])
         for table, rows in tables.items():
             connection.executemany(insert_sqlite(table), rows)
-        connection.execute(_FREE, [now, claim.job_id])
+        if ended[0]:
+            connection.execute(_FREE, [now, claim.job_id])
     return lost

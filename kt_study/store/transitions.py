@@ -14,11 +14,10 @@ FIRST_BACKOFF_S = 15.0  # before the second try; doubles with every further one
 LONGEST_BACKOFF_S = 1800.0
 
 _HELD = "id = :id AND fence = :fence AND state = 'running'"
-_CLOSE = "UPDATE attempts SET outcome = :outcome, ended_at = {now} WHERE id = :attempt_id"
-_CLOSE_WITH_ERROR = """
-UPDATE attempts SET outcome = :outcome, ended_at = {now}, error = :error, message = :message, traceback = :traceback,
-    error_group = :group
-WHERE id = :attempt_id
+_CLOSE = """
+INSERT INTO attempts (job_id, fence, worker, started_at, ended_at, outcome, progress, error, message, traceback, error_group)
+SELECT id, fence, worker, started_at, {now}, :outcome, progress, :error, :message, :traceback, :group FROM jobs
+WHERE {where}
 """
 
 
@@ -30,10 +29,7 @@ def release(tx: Transaction, claim: Claim, reason: str) -> None:
         fence=claim.fence,
     )
     if changed:
-        statement = (
-            f"UPDATE attempts SET outcome = 'released', ended_at = {tx.now}, message = :reason WHERE id = :attempt_id"
-        )
-        tx.change(statement, reason=reason, attempt_id=claim.attempt_id)
+        close(tx, "id = :id", "released", message=reason, id=claim.job_id)
     elif _outcome(tx, claim) != "released":
         _raise_lost(tx, claim)
 
@@ -59,7 +55,7 @@ def fail(
     )
     if not changed:
         return _failed_before(tx, claim)
-    _close_with_error(tx, claim.attempt_id, "retried" if again else "failed", failure)
+    _close_with_error(tx, claim.job_id, "retried" if again else "failed", failure)
     return state
 
 
@@ -93,38 +89,39 @@ def disown(tx: Transaction, workers: Sequence[str], max_crashes: int, reason: st
 
 def _expire_those(tx: Transaction, where: str, max_crashes: int, reason: str, **parameters: Any) -> int:
     rows = tx.rows(
-        f"SELECT id, attempt_id, crashes FROM jobs WHERE state = 'running' AND {where} ORDER BY id {tx.skip_locked}",
+        f"SELECT id, crashes FROM jobs WHERE state = 'running' AND {where} ORDER BY id {tx.skip_locked}",
         **parameters,
     )
-    for job_id, attempt_id, crashes in rows:
-        _expire_one(tx, job_id, attempt_id, crashes + 1 > max_crashes, reason)
+    for job_id, crashes in rows:
+        _expire_one(tx, job_id, crashes + 1 > max_crashes, reason)
     return len(rows)
 
 
-def _expire_one(tx: Transaction, job_id: int, attempt_id: int, poisonous: bool, reason: str) -> None:
+def _expire_one(tx: Transaction, job_id: int, poisonous: bool, reason: str) -> None:
     tx.change(
         f"UPDATE jobs SET state = :state, crashes = crashes + 1, lease_until = NULL, changed_at = {tx.now} WHERE id = :id",
         state="failed" if poisonous else "ready",
         id=job_id,
     )
     failure = Failure(error=WORKER_DIED, message=reason, traceback="", group=WORKER_DIED)
-    _close_with_error(tx, attempt_id, "failed" if poisonous else "expired", failure)
+    _close_with_error(tx, job_id, "failed" if poisonous else "expired", failure)
 
 
-def _close_with_error(tx: Transaction, attempt_id: int, outcome: str, failure: Failure) -> None:
-    tx.change(
-        _CLOSE_WITH_ERROR.format(now=tx.now),
-        outcome=outcome,
-        error=failure.error,
-        message=failure.message,
-        traceback=failure.traceback,
-        group=failure.group,
-        attempt_id=attempt_id,
-    )
+def _close_with_error(tx: Transaction, job_id: int, outcome: str, failure: Failure) -> None:
+    close(
+        tx, "id = :id", outcome, error=failure.error, message=failure.message, traceback=failure.traceback,
+        group=failure.group, id=job_id,
+    )  # fmt: skip
+
+
+def close(tx: Transaction, where: str, outcome: str, **values: Any) -> None:
+    """Write down the attempts of the jobs `where`, which have just ended without a result."""
+    nothing = {"error": None, "message": None, "traceback": None, "group": None}
+    tx.change(_CLOSE.format(now=tx.now, where=where), outcome=outcome, **(nothing | values))
 
 
 def _outcome(tx: Transaction, claim: Claim) -> str | None:
-    found: list[Row] = tx.rows("SELECT outcome FROM attempts WHERE id = :id", id=claim.attempt_id)
+    found: list[Row] = tx.rows("SELECT outcome FROM attempts WHERE job_id = :id AND fence = :fence", id=claim.job_id, fence=claim.fence)
     return found[0][0] if found else None
 
 

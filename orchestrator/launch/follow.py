@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import click
 
-from kt_study.errors import EnvironmentUnusable
+from kt_study.errors import EnvironmentUnusable, SlurmError
 from kt_study.store import JobStore, Outlook
-from orchestrator.launch.live import live_workers
 
 _MAX_BARREN_STARTS = 5
+
+
+class Crew(Protocol):
+    """The workers of one study, wherever they run."""
+
+    def is_alone(self) -> bool:
+        """Whether nobody is at work or on the way."""
+        ...
+
+    def tend(self) -> None:
+        """What is to be done about once a second while they work."""
+        ...
+
+    def add(self) -> int:
+        """Start the workers that are missing; returns how many."""
+        ...
 
 
 class Follower:
     """Follows one study's progress on a terminal (a bar) or in a log (a line now and then)."""
 
-    def __init__(self, store: JobStore, study: str, *, lease_s: float) -> None:
-        self._store, self._study, self._lease_s = store, study, lease_s
-        self._began = time.monotonic()
+    def __init__(self, store: JobStore, study: str, crew: Crew) -> None:
+        self._store, self._study, self._crew = store, study, crew
+        self._told = ""
 
-    def until_done(self, add_workers: Callable[[], int], *, poll_s: float = 1.0) -> Outlook:
-        """Wait until nothing is left that could run. `add_workers` starts missing workers and returns how many.
+    def until_done(self, *, poll_s: float = 1.0) -> Outlook:
+        """Wait until nothing is left that could run, replacing workers that died.
 
         Raises:
             EnvironmentUnusable: workers end again and again without finishing a single job.
@@ -40,7 +53,8 @@ class Follower:
                 progress.show(outlook)
                 if not (outlook.running or outlook.ready_now or outlook.ready_later):
                     return outlook
-                if not live_workers(self._store, beat_within_s=2 * self._lease_s):
+                self._patiently(self._crew.tend)
+                if self._crew.is_alone():
                     barren = barren + 1 if outlook.done == done_before else 0
                     done_before = outlook.done
                     if barren > _MAX_BARREN_STARTS:
@@ -48,22 +62,17 @@ class Follower:
                             f"workers ended {barren} times without finishing a job; read the newest log under logs/"
                         )
                     time.sleep(min(60.0, 2.0**barren - 1))
-                    add_workers()
-                    self._wait_for_workers()
+                    self._patiently(self._crew.add)
                 time.sleep(poll_s)
 
-    def stop_workers(self) -> int:
-        """Ask this machine's workers to give their jobs back and leave. Returns how many were asked."""
-        here = [w for w in live_workers(self._store, beat_within_s=2 * self._lease_s) if w.host == socket.gethostname()]
-        for worker in here:
-            os.kill(worker.pid, signal.SIGTERM)
-        return len(here)
-
-    def _wait_for_workers(self, patience_s: float = 60.0) -> None:
-        """A new worker takes seconds to import torch and enlist."""
-        limit = time.monotonic() + patience_s
-        while time.monotonic() < limit and not live_workers(self._store, beat_within_s=2 * self._lease_s):
-            time.sleep(0.5)
+    def _patiently(self, act: Callable[[], object]) -> None:
+        """Slurm may be away, or want us to wait, in the middle of a study: say so once and go on."""
+        try:
+            act()
+        except SlurmError as error:
+            if str(error) != self._told:
+                click.echo(str(error), err=True)
+            self._told = str(error)
 
 
 class _lines:

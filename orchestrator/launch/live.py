@@ -12,7 +12,8 @@ from kt_study.store import JobStore, WorkerRow
 def live_workers(store: JobStore, *, beat_within_s: float) -> list[WorkerRow]:
     """Workers that have not left and still beat; those of this machine whose process is gone are disowned first."""
     working = store.workers(alive_within_s=beat_within_s)
-    gone = [worker for worker in working if worker.host == socket.gethostname() and not _runs(worker.pid)]
+    here = [worker for worker in working if worker.host == socket.gethostname() and not worker.slurm_job]
+    gone = [worker for worker in here if not _runs(worker.pid)]
     if gone:
         store.disown([worker.id for worker in gone], reason="its process is gone")
     return [worker for worker in working if worker not in gone]

@@ -8,17 +8,64 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from kt_study.errors import EnvironmentUnusable
 from kt_study.pilots import PilotOptions
+from kt_study.store import JobStore, WorkerRow
+from orchestrator.launch.live import live_workers, missing_workers
 
+_START_PATIENCE_S = 60.0  # a new worker takes seconds to import torch and enlist
 _A_YEAR_MIN = 60 * 24 * 365
+
+
+@dataclass(kw_only=True)
+class LocalCrew:
+    """The workers of one study on this machine. Those that others started elsewhere count as well."""
+
+    store: JobStore
+    options: PilotOptions
+    wanted: int
+
+    def is_alone(self) -> bool:
+        """Whether no worker lives."""
+        return not self._live()
+
+    def tend(self) -> None:
+        """Nothing to do: dead workers are found by their processes and leases."""
+
+    def add(self) -> int:
+        """Start the missing workers and wait for the first word of one; returns how many were started."""
+        live = self._live()
+        count = missing_workers(self.store, self.options.study, self.wanted, live)
+        if count:
+            start_local_workers(self.options, count, first=len(live))
+        return count
+
+    def wait_for_first(self) -> None:
+        """Until a worker has enlisted, or a minute has passed."""
+        limit = time.monotonic() + _START_PATIENCE_S
+        while time.monotonic() < limit and not self._live():
+            time.sleep(0.5)
+
+    def stop(self) -> int:
+        """Ask this machine's workers to give their jobs back and leave. Returns how many were asked."""
+        here = [worker for worker in self._live() if worker.host == socket.gethostname() and not worker.slurm_job]
+        for worker in here:
+            os.kill(worker.pid, signal.SIGTERM)
+        return len(here)
+
+    def _live(self) -> list[WorkerRow]:
+        return live_workers(self.store, beat_within_s=2 * self.options.lease_s)
 
 
 def start_local_workers(options: PilotOptions, count: int, *, first: int = 0) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt_study.hashing import job_digest
+from kt_study.schema import TRANSFERS
 from kt_study.store import JobStore, WorkerRecord
 from kt_study.words import (
     Claim,
@@ -38,8 +39,10 @@ GAIN = {"kl": 0.30, "xe_kl": 0.32, "xe_kl_mcl": 0.28, "kl_dp": 0.30, "kl_dp_unsu
 LOSS = {"kl": 0.60, "xe_kl": 0.50, "xe_kl_mcl": 0.35, "kl_dp": 0.15, "kl_dp_unsupervised": 0.20}
 """Share of positive flips gained, and of negative flips lost."""
 
+TRANSFER_COLUMNS = {column.name for column in TRANSFERS.columns}
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class World:
     """Models that do not exist, and which of `n` samples each gets right."""
 
@@ -137,7 +140,8 @@ def transfer(
                               [2.5, 97.5])  # fmt: skip
     row = {
         **names(world, teachers, student),
-        **{k: v for k, v in vars_of(settings).items() if k not in ("eval_every", "keep")},
+        **{name: value for name, value in vars_of(settings).items() if name in TRANSFER_COLUMNS},
+        "stage": len(teachers) - 1 if settings.multi_teacher == "sequential" else 0,
         "objective": objective, "seed": seed, "n": world.n, "n_train": 2 * world.n, "acc_teacher": percent(teacher),
         "acc_before": percent(before), "acc_after": percent(after), "delta_transf": percent(after) - percent(before),
         "delta_transf_low": float(low), "delta_transf_high": float(high), "mcnemar_p": 0.04,

@@ -95,7 +95,8 @@ def build_feed(opened: OpenedTransfer, context: JobContext) -> Feed:
     tables: list[RowTable] = []
     if sources:
         tables = row_tables(sources, _tables(opened, contrastive), context.device)
-    classes = [entry.argmax.astype(np.int64) for entry in opened.teachers_train[0]] if opened.teachers_train else []
+    skips_flips = facts_of(opened.spec.objective).slow_weights and opened.spec.settings.reading == "authors"
+    classes = [entry.argmax.astype(np.int64) for entry in opened.teachers_train[0]] if skips_flips else []
     return Feed(
         views=_training_views(opened, opened.start, context),
         labels=torch.from_numpy(opened.train_labels).to(context.device),
@@ -153,6 +154,7 @@ def trained_student(
         steps=outcome.steps,
         diverged_step=outcome.diverged_step,
         diverged_batch=outcome.diverged_batch,
+        micro_batch=outcome.micro_batch,
     )
 
 

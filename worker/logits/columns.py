@@ -34,18 +34,17 @@ def side_columns(logits: torch.Tensor, labels: torch.Tensor | None) -> NDArray[n
     side = np.zeros(len(logits), SIDE)
     p = torch.softmax(logits, dim=1)
     top = logits.argmax(dim=1, keepdim=True)
-    exact = logits.double()
-    logsumexp = torch.logsumexp(exact, dim=1, keepdim=True)
-    side["logsumexp"] = _column(logsumexp)
+    log_p = torch.log_softmax(logits.double(), dim=1)
+    side["logsumexp"] = torch.logsumexp(logits.double(), dim=1).cpu().numpy()
     side["argmax"] = _column(top)
     side["p_max"] = _column(p.gather(1, top))
-    side["log_p_max"] = _column(exact.gather(1, top) - logsumexp)
+    side["log_p_max"] = _column(log_p.gather(1, top))
     if labels is None:
         side["label"], side["p_label"], side["log_p_label"] = -1, np.nan, np.nan
     else:
         side["label"] = labels.cpu().numpy()
         side["p_label"] = _column(p.gather(1, labels[:, None]))
-        side["log_p_label"] = _column(exact.gather(1, labels[:, None]) - logsumexp)
+        side["log_p_label"] = _column(log_p.gather(1, labels[:, None]))
     return side
 
 

@@ -7,6 +7,7 @@ machine and number of threads.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from worker.trainer.live import LiveTeacher
 from worker.trainer.rows import RowTable
 from worker.trainer.step import StepInputs, TransferStep
 from worker.trainer.student import train_mode
+
+log = logging.getLogger("kt-study.worker")
 
 REPORT_EVERY_S = 2.0
 
@@ -90,6 +93,7 @@ class Outcome:
     diverged_batch: int | None  # of its epoch
     seconds: float  # wall time, all attempts
     images_per_s: float  # training only, this attempt
+    micro_batch: int  # samples a forward at the end; 0 for whole batches
 
 
 class TransferLoop:
@@ -136,11 +140,29 @@ class TransferLoop:
         """
         predicted = None
         while self.at.epoch < self.settings.epochs:
-            self._train_epoch()
+            self.train_epoch()
             predicted = self._close_epoch()
             if self._diverged():
                 break
         return self._outcome(self._predict() if predicted is None else predicted)
+
+    def train_epoch(self) -> None:
+        """Take the steps that the current epoch still lacks, without its evaluation. Raises Stopped as `run`."""
+        epoch, batch_size = self.at.epoch, self.settings.batch_size
+        view = epoch % self.settings.views
+        order = epoch_order(self.seed, epoch, self.feed.views.n)[: self.samples]
+        train_mode(self.step.model, self.settings.batchnorm, only_last_layer=epoch < self.settings.warmup_epochs)
+        began = time.monotonic()
+        for images, index, live in self._batches(order, view):
+            first = self.at.step * batch_size
+            seed_step(self.seed, epoch, self.at.step)
+            inputs = self._inputs(images, index, order[first : first + len(images)], view, live)
+            self._take_step(inputs)
+            self.at.step += 1
+            self._trained_images += len(images)
+            if self._look_up():
+                break
+        self._trained_s += time.monotonic() - began
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
@@ -172,22 +194,18 @@ class TransferLoop:
             epoch=state["epoch"], step=state["step"], seconds=state["seconds"], curve=list(state["curve"])
         )
 
-    def _train_epoch(self) -> None:
-        epoch, batch_size = self.at.epoch, self.settings.batch_size
-        view = epoch % self.settings.views
-        order = epoch_order(self.seed, epoch, self.feed.views.n)[: self.samples]
-        train_mode(self.step.model, self.settings.batchnorm, only_last_layer=epoch < self.settings.warmup_epochs)
-        began = time.monotonic()
-        for images, index, live in self._batches(order, view):
-            first = self.at.step * batch_size
-            seed_step(self.seed, epoch, self.at.step)
-            inputs = self._inputs(images, index, order[first : first + len(images)], view, live)
-            self.step(inputs, step=epoch * self.steps + self.at.step, epoch_step=self.at.step)
-            self.at.step += 1
-            self._trained_images += len(images)
-            if self._look_up():
-                break
-        self._trained_s += time.monotonic() - began
+    def _take_step(self, inputs: StepInputs) -> None:
+        """One step; where memory runs out, again in smaller parts, as long as that leaves the result as it is."""
+        number = self.at.epoch * self.steps + self.at.step
+        while True:
+            try:
+                self.step(inputs, step=number, epoch_step=self.at.step)
+                return
+            except torch.OutOfMemoryError:
+                if self.step.micro_batch == 1 or not self.step.shrink(len(inputs.images)):
+                    raise
+            log.warning("memory ran out at step %d; going on in micro-batches of %d", number, self.step.micro_batch)
+            seed_step(self.seed, self.at.epoch, self.at.step)
 
     def _batches(self, order: NDArray[np.int64], view: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """The student's images, their positions, and a live teacher's images, from the current step on."""
@@ -272,7 +290,7 @@ class TransferLoop:
         return found
 
     def _mend_buffers(self) -> None:
-        """Put statistics that are not finite back to the start's: batch norm counts a batch before its loss is known."""
+        """Put statistics that are not finite back to the start's: batch norm counts a batch before its loss."""
         buffers = dict(self.step.model.named_buffers())
         averaged = {} if self.step.slow is None else self.step.slow.state
         for name, start in self._finite_buffers.items():
@@ -294,6 +312,7 @@ class TransferLoop:
             diverged_batch=bad % self.steps if diverged else None,
             seconds=self._seconds(),
             images_per_s=self._trained_images / self._trained_s if self._trained_s else 0.0,
+            micro_batch=self.step.micro_batch,
         )
 
     def _save(self) -> None:

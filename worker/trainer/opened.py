@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kt_study.datasets import open_split
 from kt_study.errors import DataError
 from kt_study.multi_teacher import previous_stage, transferred_record
-from kt_study.objectives import check, facts_of, partition_of, transfer_logits
+from kt_study.objectives import facts_of, partition_of, transfer_logits
 from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec
 from worker.context import JobContext
 from worker.logits import CachedLogits
@@ -73,7 +73,6 @@ def open_transfer(spec: TransferSpec, context: JobContext) -> OpenedTransfer:
         Stopped: asked to stop while a missing pass was being made.
         UnknownModelError, WeightsError, DiskError: a pass that cannot be made.
     """
-    check(spec.objective, spec.settings)
     records = context.records
     dataset, student = records.dataset(spec.dataset), records.model(spec.student)
     before = previous_stage(spec)

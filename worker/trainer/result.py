@@ -36,6 +36,7 @@ class TrainedStudent:
     steps: int = 0
     diverged_step: int | None = None
     diverged_batch: int | None = None
+    micro_batch: int = 0
 
 
 def result_rows(opened: OpenedTransfer, job: str, student: TrainedStudent, context: JobContext) -> Rows:
@@ -128,6 +129,7 @@ def _run(student: TrainedStudent, context: JobContext) -> dict[str, Any]:
         "diverged_step": student.diverged_step,
         "diverged_batch": student.diverged_batch,
         "steps": student.steps,
+        "micro_batch_used": student.micro_batch,
         "seconds": student.seconds,
         "images_per_s": student.images_per_s,
         "peak_memory": peak_memory(context.device),

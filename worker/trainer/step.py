@@ -15,7 +15,7 @@ from kt_study.words import Settings
 from worker.objectives import Batch, Objective
 from worker.trainer.guard import Guard
 from worker.trainer.slow_weights import SlowWeights
-from worker.trainer.student import FeatureTap
+from worker.trainer.student import FeatureTap, batch_norms
 
 AUTHORS_BATCH = 256
 """The batch size at which the released code's learning rate and N are meant (dist_utils.py: parse_cfg)."""
@@ -56,8 +56,10 @@ class TransferStep:
         facts = facts_of(name)
         self.model = model
         self.objective = objective
+        self.name = name
         self.settings = settings
         self.device = next(model.parameters()).device
+        self.micro_batch = settings.micro_batch  # 0 for whole batches; shrinks when memory runs out
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)
         self.optimizer = sgd([*model.parameters(), *objective.parameters()], settings)
@@ -71,7 +73,7 @@ class TransferStep:
         self.optimizer.zero_grad(set_to_none=True)
         total = len(inputs.images)
         loss = torch.zeros((), device=self.device)
-        for part in inputs.split(self.settings.micro_batch or total):
+        for part in inputs.split(self.micro_batch or total):
             part_loss = self._losses(part).sum() / total
             (part_loss * self.guard.scale).backward()  # type: ignore[no-untyped-call]
             loss = loss + part_loss.detach()
@@ -82,6 +84,15 @@ class TransferStep:
         if self.slow is not None and self.slow.is_due(step, epoch_step):
             first = self.slow.authors and step == 0
             self.slow.update(self.model, self.guard.alive, first=first)
+
+    def shrink(self, batch: int) -> bool:
+        """Halve the micro-batch after memory ran out on `batch` samples. False where that would change the result."""
+        settings = self.settings
+        whole = facts_of(self.name).contrastive or (self.slow is not None and self.slow.authors)
+        if whole or (settings.batchnorm == "train" and batch_norms(self.model)):
+            return False
+        self.micro_batch = -(-min(self.micro_batch or batch, batch) // 2)
+        return True
 
     def _losses(self, part: StepInputs) -> Tensor:
         images = part.images

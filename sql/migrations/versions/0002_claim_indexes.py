@@ -1,4 +1,4 @@
-"""What claiming and finishing need at a million jobs: partial indexes, the claim's ticket, and a function that finishes."""
+"""What claiming and finishing need at a million jobs: partial indexes, the attempt in its job's row, a trigger."""
 
 from __future__ import annotations
 
@@ -15,46 +15,37 @@ RUNNING = sa.text("state = 'running'")
 GROUPED = sa.text("error_group IS NOT NULL")
 ORDER = (sa.text("priority DESC"), sa.text("estimate_s DESC"), "id")
 
-# One call, so that finishing is one round trip; several statements, so that the second sees the needs of a plan that
-# committed while the first waited for the job's row.
-FINISH = """
-CREATE FUNCTION kt_finish(job_ids bigint[], fences integer[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$
-DECLARE
-    moment constant double precision := extract(epoch FROM clock_timestamp());
-    ended bigint[];
-    dependents bigint[];
+# Ending a job that others need makes them ready. A trigger, because each of its statements sees what was committed until
+# then: also the needs of a plan that held this job's row while the job was being ended.
+FREE = """
+CREATE FUNCTION kt_free_dependents() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    WITH given AS (SELECT * FROM unnest(job_ids, fences) AS g(id, fence)),
-    held AS MATERIALIZED (
-        SELECT j.id FROM jobs j JOIN given g ON g.id = j.id
-        WHERE j.fence = g.fence AND j.state = 'running' ORDER BY j.id FOR NO KEY UPDATE OF j
-    ),
-    done AS (
-        UPDATE jobs j SET state = 'done', attempts = j.attempts + 1, lease_until = NULL, changed_at = moment
-        FROM held WHERE j.id = held.id RETURNING j.id, j.attempt_id
-    ),
-    closed AS (
-        UPDATE attempts a SET outcome = 'done', ended_at = moment FROM done WHERE a.id = done.attempt_id
-    )
-    SELECT array_agg(id) INTO ended FROM done;
-    SELECT array_agg(DISTINCT job_id) INTO dependents FROM job_needs WHERE needs_id = ANY(ended);
-    IF dependents IS NOT NULL THEN
-        PERFORM 1 FROM jobs WHERE id = ANY(dependents) ORDER BY id FOR NO KEY UPDATE;
-        UPDATE jobs j SET needs_open = j.needs_open - n.count, changed_at = moment,
-            state = CASE WHEN j.state = 'blocked' AND j.needs_open = n.count THEN 'ready' ELSE j.state END
-        FROM (SELECT job_id, count(*) FROM job_needs WHERE needs_id = ANY(ended) GROUP BY job_id) n
-        WHERE j.id = n.job_id;
-    END IF;
-    RETURN QUERY SELECT unnest(ended);
+    PERFORM 1 FROM jobs WHERE id IN (SELECT job_id FROM job_needs WHERE needs_id = NEW.id) ORDER BY id FOR NO KEY UPDATE;
+    UPDATE jobs SET needs_open = needs_open - 1, changed_at = NEW.changed_at,
+        state = CASE WHEN state = 'blocked' AND needs_open = 1 THEN 'ready' ELSE state END
+    WHERE id IN (SELECT job_id FROM job_needs WHERE needs_id = NEW.id);
+    RETURN NULL;
 END
 $$
+"""
+FREE_WHEN_DONE = """
+CREATE TRIGGER kt_free_dependents AFTER UPDATE OF state ON jobs FOR EACH ROW
+WHEN (NEW.needed AND NEW.state = 'done' AND OLD.state <> 'done') EXECUTE FUNCTION kt_free_dependents()
 """
 
 
 def upgrade() -> None:
     """From 0001."""
     op.add_column("studies", sa.Column("cancelled", sa.Boolean, nullable=False, server_default=sa.false()))
-    op.add_column("jobs", sa.Column("ticket", sa.BigInteger))
+    for column in (
+        sa.Column("ticket", sa.BigInteger),
+        sa.Column("started_at", sa.Double),
+        sa.Column("progress", sa.Text),
+        sa.Column("needed", sa.Boolean, nullable=False, server_default=sa.false()),
+    ):
+        op.add_column("jobs", column)
+    op.execute("UPDATE jobs SET needed = true WHERE id IN (SELECT needs_id FROM job_needs)")
+    op.execute("UPDATE jobs SET started_at = changed_at WHERE state = 'running'")
     for leading in ("", "kind", "teacher", "student"):
         name = f"jobs_ready_{leading}".rstrip("_")
         op.create_index(name, "jobs", [*leading.split(), *ORDER], sqlite_where=READY, postgresql_where=READY)
@@ -62,4 +53,5 @@ def upgrade() -> None:
     op.drop_index("ix_attempts_error_group", "attempts")
     op.create_index("attempts_error_group", "attempts", ["error_group"], sqlite_where=GROUPED, postgresql_where=GROUPED)
     if op.get_bind().dialect.name == "postgresql":
-        op.execute(FINISH)
+        op.execute(FREE)
+        op.execute(FREE_WHEN_DONE)

@@ -1,0 +1,73 @@
+"""What a `train` job makes of a model: its record, for the planner that names it and the worker that reports it.
+
+A trained model is built like the one it started from, with the weights that the job left. Its last layer has the classes
+of the data set that it was trained on, except under scope `body`, where the old last layer is put back at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kt_study.hashing import digest
+from kt_study.words import DatasetRecord, ModelRecord, TrainSpec
+
+TRAINED = "train:"
+"""Prefix of a model record's `weights`: the job that trained it. Such a model waits for that job."""
+
+UNTRAINED = ":untrained"
+"""End of the name of a model that only exists to be trained."""
+
+_IDENTITY = (
+    "timm", "factory", "arguments", "weights", "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode",
+    "num_classes",
+)  # fmt: skip
+
+
+def keyed(**fields: Any) -> ModelRecord:
+    """A model record with its key: the digest of what it computes, whatever it is called and wherever it lies."""
+    record = ModelRecord(key="", **fields)
+    key = digest({name: getattr(record, name) for name in _IDENTITY})
+    return ModelRecord(key=key, **fields)
+
+
+def learned_classes(spec: TrainSpec, start: ModelRecord, dataset: DatasetRecord) -> int:
+    """Outputs of the model while it is trained: the data set's classes, or the model's own where they are enough.
+
+    Training from scratch keeps the outputs that the architecture was given; `body` always has a last layer of its own.
+    """
+    return start.num_classes if spec.scope == "all" and _from_scratch(start) else dataset.n_classes
+
+
+def trained_record(start: ModelRecord, spec: TrainSpec, job: str, dataset: DatasetRecord) -> ModelRecord:
+    """The model that the job `job` makes of `start` on `dataset`.
+
+    It keeps its name, with the data set's added where it is to be used on another one. A factory is asked for the new
+    number of classes through its argument `num_classes`.
+    """
+    classes = start.num_classes if spec.scope == "body" else learned_classes(spec, start, dataset)
+    arguments = start.arguments
+    if "num_classes" in arguments and arguments["num_classes"] != classes:
+        arguments = {**arguments, "num_classes": classes}
+    name = start.name.removesuffix(UNTRAINED)
+    return keyed(
+        name=f"{name}@{dataset.name}" if spec.scope == "body" else name,
+        family=start.family,
+        weights=TRAINED + job,
+        timm=start.timm,
+        factory=start.factory,
+        arguments=arguments,
+        input_size=start.input_size,
+        mean=start.mean,
+        std=start.std,
+        interpolation=start.interpolation,
+        crop_pct=start.crop_pct,
+        crop_mode=start.crop_mode,
+        num_classes=classes,
+        params=start.params,
+        gmacs=start.gmacs,
+        license=start.license,
+    )
+
+
+def _from_scratch(start: ModelRecord) -> bool:
+    return start.weights.startswith("random:")

@@ -1,0 +1,72 @@
+"""What each launch on Slurm wrote down: before sbatch what it was about to send, after it what became of that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from kt_study.files import write_bytes
+from kt_study.pilots import LaunchFiles, Probe
+from kt_study.words import Record
+from orchestrator.slurm.listing import NAME_PREFIX
+
+MOST_RECENT = 50
+
+
+class LaunchRecord(Record):
+    """One sbatch. `slurm_id` is empty while it is not known whether Slurm took it, "-" when it did not."""
+
+    token: str
+    study: str
+    sent_at: float  # seconds since 1970
+    allocations: int
+    pilots_each: int
+    gpus_each: int
+    time_min: int
+    done_before: int  # jobs of the study that were done then
+    slurm_id: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of its Slurm job."""
+        return f"{NAME_PREFIX}{self.study}-{self.token}"
+
+    @property
+    def is_open_question(self) -> bool:
+        """Whether nobody knows if Slurm took it."""
+        return not self.slurm_id
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether Slurm took it."""
+        return self.slurm_id not in ("", "-")
+
+
+def write(files: LaunchFiles, record: LaunchRecord) -> None:
+    """Add a launch, or replace what is known of it. Raises DiskError."""
+    write_bytes(files.launch(record.token), msgspec.json.encode(record))
+
+
+def launches(files: LaunchFiles, study: str) -> list[LaunchRecord]:
+    """The study's latest launches, oldest first."""
+    found = []
+    for path in files.launches.glob("*.json"):
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=LaunchRecord))
+        except (OSError, msgspec.MsgspecError):
+            continue
+    ours = [record for record in found if record.study == study]
+    return sorted(ours, key=lambda record: record.sent_at)[-MOST_RECENT:]
+
+
+def probes(files: LaunchFiles, records: Sequence[LaunchRecord]) -> list[Probe]:
+    """What the pilots of these launches found on their nodes."""
+    found = []
+    for record in records:
+        for path in sorted(files.probe(record.token, "*").parent.glob("*.json")):
+            try:
+                found.append(msgspec.json.decode(path.read_bytes(), type=Probe))
+            except (OSError, msgspec.MsgspecError):
+                continue
+    return found

@@ -1,0 +1,41 @@
+"""Figure 5b: transfer rate by size of the student."""
+
+from __future__ import annotations
+
+from orchestrator.report.figures.fig5a import main_objective
+from orchestrator.report.figures.figure import Figure
+from orchestrator.report.material import Material
+from orchestrator.report.plot import Drawing, Layer, Panel
+
+
+def build(material: Material) -> Drawing | None:
+    """A point a student with its quartiles, joined by family."""
+    rows = material.single.dropna(subset=["transfer_rate_top100", "student_params"])
+    if rows.empty:
+        return None
+    main = main_objective(rows)
+    groups = rows.groupby(["objective", "family", "student", "student_params"], sort=True)["transfer_rate_top100"]
+    students = groups.agg(
+        mean="mean", low=lambda v: v.quantile(0.25), high=lambda v: v.quantile(0.75), teachers="size"
+    ).reset_index()
+    students = students.sort_values("student_params")
+    layer = Layer(
+        mark="line", data=students, x="student_params", y="mean", low="low", high="high", colour="family",
+        defaults={"objective": main}, tooltip=("student", "student_params", "mean", "low", "high", "teachers"),
+    )  # fmt: skip
+    panel = Panel(
+        x_label="parameters of the student, millions", y_label="transfer rate, %", layers=(layer,), x_kind="log"
+    )
+    shown = students[students["objective"] == main]
+    return Drawing(panels=(panel,), sample=f"{len(shown)} students with {main}, shown while no objective is chosen")
+
+
+FIGURE = Figure(
+    key="5b",
+    title="Transfer rate by size of the student",
+    caption="Samples gained, of all positive flips before the transfer: mean over the teachers of each student, and "
+    "quartiles.",
+    section="transfer",
+    plan="kt-study plan --preset paper-10pct",
+    build=build,
+)

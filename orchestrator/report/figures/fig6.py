@@ -1,0 +1,27 @@
+"""Figure 6: success rates of contrastive objectives."""
+
+from __future__ import annotations
+
+from orchestrator.report.figures.figure import Figure
+from orchestrator.report.figures.success import success_boxes
+from orchestrator.report.material import Material
+from orchestrator.report.plot import OBJECTIVES, Drawing
+
+
+def build(material: Material) -> Drawing | None:
+    """As Figure 4a, where there is a contrastive objective to compare."""
+    contrastive = [OBJECTIVES["cd"], OBJECTIVES["crd"]]
+    if not material.single["objective"].isin(contrastive).any():
+        return None
+    return success_boxes(material, ("xe_kl", "cd", "crd", "kl_dp"))
+
+
+FIGURE = Figure(
+    key="6",
+    title="Contrastive distillation compared",
+    caption="Success rate of XE-KL, of the contrastive objectives CD and CRD, and of KL+DP. Diamonds: the paper's "
+    "median.",
+    section="transfer",
+    plan="kt-study plan --preset paper-contrastive",
+    build=build,
+)

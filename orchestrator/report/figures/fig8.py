@@ -1,0 +1,82 @@
+"""Figure 8: which students learn most."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from orchestrator.report.figures.fig5a import main_objective
+from orchestrator.report.figures.figure import Figure
+from orchestrator.report.material import Material
+from orchestrator.report.plot import FAMILIES, PUBLISHED, Drawing, Layer, Panel
+from orchestrator.report.published import students as published_students
+from orchestrator.report.statistics import by_student
+
+PANELS = {
+    "acc_before": ("accuracy of the student before, %", "a) accuracy"),
+    "student_params": ("parameters of the student, millions", "b) size"),
+}
+
+
+def build(material: Material) -> Drawing | None:
+    """Mean delta over its teachers for each student, against accuracy, size and family."""
+    rows = material.single.dropna(subset=["acc_before"])
+    if rows.empty:
+        return None
+    main = main_objective(rows)
+    students = by_student(rows)
+    panels = [_panel(students, x, main) for x in PANELS if students[x].notna().any()]
+    shown = students[students["objective"] == main]
+    return Drawing(
+        panels=(*panels, _families(students, main)),
+        sample=f"{len(shown)} students with {main}, shown while no objective is chosen; each is a mean over "
+        f"{shown['teachers'].median():g} teachers (median)",
+        notes=("Students differ in more than one of these at a time; with few of them no cause can be read off.",),
+    )
+
+
+def _panel(students: pd.DataFrame, x: str, main: str) -> Panel:
+    tips = ("objective", "student", "mean_delta", "low", "high", "teachers", x)
+    layer = Layer(mark="points", data=students, x=x, y="mean_delta", colour="family", defaults={"objective": main},
+                  tooltip=tips, size=44)  # fmt: skip
+    zero = Layer(mark="rule", data=pd.DataFrame({"y": [0.0]}), y="y")
+    label, title = PANELS[x]
+    return Panel(
+        x_label=label, y_label="mean delta_transf, points", layers=(layer, zero), title=title,
+        x_kind="log" if x == "student_params" else "number",
+    )  # fmt: skip
+
+
+def _families(students: pd.DataFrame, main: str) -> Panel:
+    there = set(students["family"])
+    order = (*(name for name in FAMILIES.values() if name in there), *sorted(there - set(FAMILIES.values())))
+    columns = ["student", "family", "mean_delta"]
+    paper = pd.DataFrame(
+        [
+            {"student": row["student"], "family": FAMILIES[str(row["family"])], "mean_delta": row["delta_mean"]}
+            for row in published_students()
+            if row["objective"] == "kl_dp" and row["student"] in set(students["student"])
+        ],
+        columns=columns,
+    )
+    layers = [
+        Layer(mark="box", data=students, x="family", y="mean_delta", defaults={"objective": main}),
+        Layer(mark="points", data=students, x="family", y="mean_delta", colour="family", defaults={"objective": main},
+              tooltip=("student", "mean_delta"), size=34),
+    ]  # fmt: skip
+    if len(paper):
+        layers.append(Layer(mark="points", data=paper, x="family", y="mean_delta", fixed=PUBLISHED,
+                            tooltip=tuple(columns)))  # fmt: skip
+    return Panel(
+        x_label="", y_label="mean delta_transf, points", layers=tuple(layers), title="c) family",
+        x_kind="category", x_order=order,
+    )  # fmt: skip
+
+
+FIGURE = Figure(
+    key="8",
+    title="Which students learn most",
+    caption="Mean transfer delta of each student over its teachers, by its accuracy, size and family.",
+    section="transfer",
+    plan="kt-study plan --preset paper-10pct",
+    build=build,
+)

@@ -1,0 +1,143 @@
+"""What the figures and tables are made from: the rows of one study, joined with the models' families and sizes."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kt_study.words import Settings
+from orchestrator.report.plot import FAMILIES, OBJECTIVES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kt_study.loading import Results
+
+
+UNKNOWN = "unknown family"
+
+SETTINGS = tuple(name for name in Settings.__struct_fields__ if name not in ("eval_every", "keep", "multi_teacher"))
+"""Settings that may tell two transfers of one pair apart."""
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """Of an objective planned under several settings, or seeds: what the figures show and how much they leave out."""
+
+    objective: str
+    rows: int
+    of: int
+    settings: str  # the settings that vary, at the values shown
+
+
+@dataclass(frozen=True)
+class Material:
+    """One study. Frames carry `family` (of the student), `teacher_family`, `student_params` and `objective` by "
+    "label."""
+
+    results: Results
+    study: str
+
+    @functools.cached_property
+    def models(self) -> pd.DataFrame:
+        """A row a model, families by their label; students that a transfer left are no models of the study."""
+        models = self.results.models
+        weights = models["weights"].fillna("").astype(str)
+        models = models[~weights.str.startswith("transfer:")].drop_duplicates("model_key")
+        return models.assign(family=models["family"].map(FAMILIES))
+
+    @functools.cached_property
+    def pairs(self) -> pd.DataFrame:
+        """Every measured ordered pair once, of the pair jobs and of the all-pairs files, on the main data set."""
+        import pandas as pd
+
+        frames = [frame for frame in (self.results.complementarity, self.results.all_pairs) if len(frame)]
+        frame = pd.concat(frames, ignore_index=True) if frames else self.results.complementarity
+        frame = frame.drop_duplicates(["dataset", "teacher_key", "student_key"])
+        return self._on_main_dataset(self._with_models(frame))
+
+    @functools.cached_property
+    def single(self) -> pd.DataFrame:
+        """Single-teacher transfers on the main data set, for each objective under its main settings."""
+        frame = self._on_main_dataset(self.all_single)
+        return frame[frame["shown"]]
+
+    @functools.cached_property
+    def all_single(self) -> pd.DataFrame:
+        """Single-teacher transfers on all data sets and under all settings; `shown` marks the main ones."""
+        frame = self.results.transfers
+        return self._mark_main(self._with_models(frame[frame["multi_teacher"].fillna("single") == "single"]))
+
+    @functools.cached_property
+    def several(self) -> pd.DataFrame:
+        """Transfers from several teachers: of a sequential one its last stage."""
+        frame = self.results.transfers
+        frame = self._with_models(frame[frame["multi_teacher"].fillna("single") != "single"])
+        teachers = frame["teacher_key"].fillna("").astype(str).str.count(r"\+")
+        last = teachers.groupby([frame["student_key"], frame["objective"], frame["multi_teacher"]]).transform("max")
+        return frame[teachers == last]
+
+    @functools.cached_property
+    def choices(self) -> list[Choice]:
+        """Where an objective has more than one setting on the main data set: which one is shown."""
+        frame = self._on_main_dataset(self.all_single)
+        found = []
+        for objective, rows in frame.groupby("objective", sort=False):
+            kept = rows[rows["shown"]]
+            if len(kept) < len(rows):
+                found.append(Choice(str(objective), len(kept), len(rows), _spelled(rows, kept)))
+        return found
+
+    @functools.cached_property
+    def dataset(self) -> str:
+        """The main data set: that of most transfers, else of most pairs."""
+        for frame in (self.results.transfers, self.results.complementarity, self.results.all_pairs):
+            if len(frame):
+                return str(frame["dataset"].mode().iloc[0])
+        return ""
+
+    @functools.cached_property
+    def classes(self) -> int:
+        """Classes of the main data set with a flip in any pair; 0 where nobody counted."""
+        flips = self.results.class_flips
+        return int(flips.loc[flips["dataset"] == self.dataset, "class_index"].nunique())
+
+    def _on_main_dataset(self, frame: pd.DataFrame) -> pd.DataFrame:
+        return frame[frame["dataset"] == self.dataset]
+
+    def _with_models(self, frame: pd.DataFrame) -> pd.DataFrame:
+        known = self.models.set_index("model_key")
+        student = known["family"].reindex(frame["student_key"]).fillna(UNKNOWN).to_numpy()
+        teacher = known["family"].reindex(frame["teacher_key"]).fillna(UNKNOWN).to_numpy()
+        params = known["params"].reindex(frame["student_key"]).to_numpy()
+        frame = frame.assign(family=student, teacher_family=teacher, student_params=params)
+        if "objective" in frame:
+            frame = frame.assign(objective=frame["objective"].map(lambda name: OBJECTIVES.get(name, name)))
+            frame = frame[frame["delta_transf"].notna()]
+        return frame
+
+    def _mark_main(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Mark, for each data set and objective, the rows of the combination of settings that has most of them."""
+        import pandas as pd
+
+        shown = pd.Series(False, index=frame.index)
+        for _, rows in frame.groupby(["dataset", "objective"], sort=False):
+            spelled = rows[[*SETTINGS, "seed"]].astype(str).agg("\x1f".join, axis=1)
+            counts = spelled.value_counts()
+            best = sorted(counts[counts == counts.max()].index)[0]
+            shown.loc[rows.index[spelled == best]] = True
+        return frame.assign(shown=shown)
+
+
+def order_of(labels: pd.Series[str]) -> tuple[str, ...]:
+    """Objectives that appear, in their lasting order."""
+    there = set(labels)
+    known = [label for label in OBJECTIVES.values() if label in there]
+    return (*known, *sorted(there - set(known)))
+
+
+def _spelled(rows: pd.DataFrame, kept: pd.DataFrame) -> str:
+    varying = [name for name in (*SETTINGS, "seed") if rows[name].nunique(dropna=False) > 1]
+    return ", ".join(f"{name} = {kept[name].iloc[0]}" for name in varying)

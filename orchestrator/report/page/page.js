@@ -1,0 +1,96 @@
+"use strict";
+(() => {
+  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const chosen = { family: "", objective: "" };
+  const views = new Map(); // element -> promise of its Vega view
+
+  const font = getComputedStyle(document.documentElement).getPropertyValue("--sans").trim();
+  const ink = { ink: "var(--ink)", soft: "var(--ink-2)", line: "var(--line)" };
+  const config = {
+    background: null,
+    font,
+    view: { stroke: null },
+    axis: { domainColor: ink.soft, tickColor: ink.soft, gridColor: ink.line, labelColor: ink.soft, titleColor: ink.ink,
+      titleFontWeight: "normal", labelFontSize: 12, titleFontSize: 13, titlePadding: 8, labelLimit: 140 },
+    axisX: { grid: false, tickCount: 6 },
+    axisY: { domain: false, ticks: false, tickCount: 6 },
+    legend: { labelColor: ink.ink, labelFontSize: 12.5, symbolOpacity: 1, symbolSize: 90, columns: 3, labelLimit: 260 },
+    title: { color: ink.ink, anchor: "start", fontSize: 13, fontWeight: 600, offset: 10 },
+  };
+
+  function draw(element) {
+    if (views.has(element)) return;
+    const spec = { ...charts[element.id], config };
+    const options = { actions: false, renderer: "svg", tooltip: { theme: "custom" } };
+    views.set(element, vegaEmbed(element, spec, options).then(({ view }) => {
+      element.dataset.drawn = "";
+      return filter(view);
+    }));
+  }
+
+  function filter(view) {
+    for (const [name, value] of Object.entries(chosen)) view.signal(name, value);
+    return view.runAsync();
+  }
+
+  const near = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      near.unobserve(entry.target);
+      draw(entry.target);
+    }
+  }, { rootMargin: "600px" });
+  document.querySelectorAll(".chart").forEach((element) => near.observe(element));
+  window.addEventListener("beforeprint", () => document.querySelectorAll("article:not([hidden]) .chart").forEach(draw));
+
+  function filterTables() {
+    for (const row of document.querySelectorAll("tbody tr")) {
+      row.hidden = ["family", "objective"].some(
+        (name) => chosen[name] && name in row.dataset && row.dataset[name] !== chosen[name]);
+    }
+  }
+
+  function show(study) {
+    document.querySelectorAll("article").forEach((article) => { article.hidden = article.dataset.study !== study; });
+    window.dispatchEvent(new Event("resize"));
+  }
+
+  document.querySelectorAll("[data-filter]").forEach((select) => {
+    select.addEventListener("change", () => {
+      if (select.dataset.filter === "study") { show(select.value); return; }
+      chosen[select.dataset.filter] = select.value;
+      filterTables();
+      for (const view of views.values()) view.then(filter);
+    });
+  });
+
+  document.querySelectorAll("th button").forEach((button) => {
+    button.addEventListener("click", () => sort(button.parentElement));
+  });
+
+  function sort(head) {
+    const descending = head.getAttribute("aria-sort") !== "descending";
+    for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    const body = head.closest("table").tBodies[0];
+    const at = head.cellIndex;
+    const rows = [...body.rows].map((row) => [key(row.cells[at]), row]);
+    rows.sort(([a], [b]) => {
+      if (a === null || b === null) return (a === null) - (b === null); // missing last, either way
+      const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+      return descending ? -order : order;
+    });
+    body.append(...rows.map(([, row]) => row));
+  }
+
+  function key(cell) {
+    if (cell.dataset.value !== undefined) return Number(cell.dataset.value);
+    return cell.textContent === "" ? null : cell.textContent;
+  }
+
+  document.getElementById("theme").addEventListener("click", () => {
+    const root = document.documentElement;
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+  });
+})();

@@ -1,0 +1,87 @@
+"""The paper's printed figures under the names that our rows have: timm's tags for models, our names for objectives."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from kt_study.published import read_table
+
+OLD_NAMES = {
+    "ig_resnext101_32x16d": "resnext101_32x16d.fb_wsl_ig1b_ft_in1k",
+    "gluon_senet154": "senet154.gluon_in1k",
+    "gluon_resnet101_v1c": "resnet101c.gluon_in1k",
+    "resnetv2_50x1_bit_distilled": "resnetv2_50x1_bit.goog_distilled_in1k",
+    "gluon_resnet34_v1b": "resnet34.gluon_in1k",
+    "mixer_b16_224_miil": "mixer_b16_224.miil_in21k_ft_in1k",
+    "mixer_b16_224": "mixer_b16_224.goog_in21k_ft_in1k",
+    "resmlp_24_224": "resmlp_24_224.fb_in1k",
+    "resmlp_24_distilled_224": "resmlp_24_224.fb_distilled_in1k",
+}
+"""Names of students_20x7.csv that begin no tag of Table 5, or that begin two."""
+
+Row = Mapping[str, str]
+
+
+def claim(name: str) -> float:
+    """A single figure of the text, by its id in claims.csv."""
+    return next(float(row["value"]) for row in read_table("claims") if row["id"] == name)
+
+
+@functools.cache
+def models() -> tuple[Row, ...]:
+    """Rows of Tables 5 and 6; a model of both comes twice."""
+    return (*read_table("table6_models"), *read_table("table5_models"))
+
+
+def student_of(row: Row) -> str:
+    """The timm tag of a printed table's student, told by its accuracy; the printed name where none fits."""
+    return next((model["timm_name"] for model in models() if model["acc"] == row["acc"]), row["student"])
+
+
+@functools.cache
+def tags() -> dict[str, str]:
+    """Names printed in Tables 1, 2, 3, 4, 7, 8 and 9, in lower case -> timm tag."""
+    found = {row["paper_name"].lower(): row["timm_name"] for row in models()}
+    for table in ("table1_full_imagenet", "table4_multi_teacher_kl_dp"):
+        found |= {row["student"].lower(): student_of(row) for row in read_table(table)}
+    return found
+
+
+def tag(printed: str) -> str:
+    """The timm tag of a printed model name, or the name itself."""
+    return tags().get(printed.lower(), printed)
+
+
+def old_tag(name: str) -> str:
+    """The timm tag of a name of students_20x7.csv."""
+    if name in OLD_NAMES:
+        return OLD_NAMES[name]
+    return next(row["timm_name"] for row in models() if row["timm_name"].split(".")[0] == name)
+
+
+@functools.cache
+def students() -> tuple[dict[str, str | float], ...]:
+    """students_20x7.csv: objective, student (timm tag), family, params, and its figures over 20 teachers as numbers."""
+    families = {"Trafo": "transformer", "CNN": "cnn", "MLP": "mlp"}
+    words = ("objective", "student", "type")
+    return tuple(
+        {
+            "objective": row["objective"],
+            "student": old_tag(row["student"]),
+            "family": families[row["type"]],
+            **{name: float(value) for name, value in row.items() if name not in words},
+        }
+        for row in read_table("students_20x7")
+    )
+
+
+@functools.cache
+def success_medians() -> dict[str, float]:
+    """Objective -> median over the paper's 20 students of the success rate, %."""
+    import statistics
+
+    rates: dict[str, list[float]] = {}
+    for row in students():
+        rates.setdefault(str(row["objective"]), []).append(float(row["success_rate"]))
+    return {objective: statistics.median(values) for objective, values in rates.items()}

@@ -1,0 +1,149 @@
+"""The figures' statistics, each in one place. Percentiles are linear (Hyndman and Fan's type 7), ± is of the "
+"population."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    Values = NDArray[np.float64]
+
+DRAWS = 2000  # of a bootstrap
+ALL = "*"
+"""Family of a row that stands for all families together."""
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, unit: str, digits: int = 1) -> str:
+        """Such as `32.5 % [20.0, 45.0]`."""
+        numbers = [f"{number:.{digits}f}" for number in (self.value, self.low, self.high)]
+        return f"{numbers[0]}{unit} [{numbers[1]}, {numbers[2]}]"
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Share of successes in % with Wilson's score interval (Wilson 1927). `n` is at least 1."""
+    z = 1.959963984540054
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(100 * share, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
+
+
+def bootstrap(groups: Sequence[Any], statistic: Callable[[Values], float], seed: int = 0) -> Interval:
+    """A statistic of grouped values with its percentile bootstrap interval; whole groups are drawn, so that the values
+    of one student, which go together, stay together.
+
+    Args:
+        groups: arrays of values, or plain values where each is its own group; not empty.
+        statistic: from the values of all drawn groups to a number.
+        seed: of the draws; the same groups give the same interval.
+    """
+    import numpy as np
+
+    arrays = [np.atleast_1d(np.asarray(group, dtype=np.float64)) for group in groups]
+    generator = np.random.Generator(np.random.PCG64(seed))
+    chosen = generator.integers(0, len(arrays), (DRAWS, len(arrays)))
+    drawn = [statistic(np.concatenate([arrays[at] for at in draw])) for draw in chosen]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(statistic(np.concatenate(arrays)), float(low), float(high))
+
+
+def median(values: Values) -> float:
+    """The median as a plain number."""
+    import numpy as np
+
+    return float(np.median(values))
+
+
+def mean(values: Values) -> float:
+    """The mean as a plain number."""
+    return float(values.mean())
+
+
+def spread(values: pd.Series[float]) -> str:
+    """Mean ± population standard deviation, as the paper's tables print it."""
+    return f"{values.mean():.2f} ± {values.std(ddof=0):.2f}"
+
+
+def by_student(transfers: pd.DataFrame) -> pd.DataFrame:
+    """Over the teachers of each (objective, student): success rate in %, quartiles of the delta in points, means.
+
+    Success rate is the share of teachers with delta_transf > 0 (paper, Figure 4a).
+    """
+    keys = ["objective", "student", "family", "student_params"]
+    groups = transfers.groupby(keys, sort=False, dropna=False)
+    delta = groups["delta_transf"]
+    frame = groups.agg(
+        teachers=("teacher", "nunique"),
+        mean_delta=("delta_transf", "mean"),
+        max_delta=("delta_transf", "max"),
+        min_delta=("delta_transf", "min"),
+        acc_before=("acc_before", "mean"),
+        gain=("knowledge_gain", "mean"),
+        loss=("knowledge_loss", "mean"),
+    )
+    frame["success_rate"] = 100.0 * delta.apply(lambda values: float((values > 0).mean()))
+    frame["low"], frame["high"] = delta.quantile(0.25), delta.quantile(0.75)
+    return frame.reset_index()
+
+
+def with_everyone(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every row twice, the second time in the family `*` that stands for all of them."""
+    import pandas as pd
+
+    return pd.concat([frame.assign(family=ALL), frame], ignore_index=True)
+
+
+def binned(frame: pd.DataFrame, x: str, y: str, by: Sequence[str], bins: int = 10, at_least: int = 1) -> pd.DataFrame:
+    """Mean and quartiles of `y` in equal bins of `x`, for each group of `by`; bins are those of all groups together.
+
+    Returns:
+        columns `by`, x (middle of the bin), mean, low, high, n; bins with fewer than `at_least` rows are left out.
+    """
+    import numpy as np
+    import pandas as pd
+
+    known = frame.dropna(subset=[x, y])
+    if known.empty:
+        return pd.DataFrame(columns=[*by, x, "mean", "low", "high", "n"])
+    edges = np.linspace(known[x].min(), known[x].max(), bins + 1)
+    middles = (edges[:-1] + edges[1:]) / 2
+    place = np.clip(np.searchsorted(edges, known[x].to_numpy(dtype=float), side="right") - 1, 0, bins - 1)
+    grouped = known.assign(**{x: middles[place]}).groupby([*by, x], sort=True)[y]
+    found = grouped.agg(
+        mean="mean", low=lambda v: v.quantile(0.25), high=lambda v: v.quantile(0.75), n="size"
+    ).reset_index()
+    return found[found["n"] >= at_least]
+
+
+def top_quarter_mean(values: pd.Series[float]) -> float:
+    """Mean of the values above their 75th percentile (paper, Figure 4b); of those at it where none is above."""
+    cut = values.quantile(0.75)
+    above = values[values > cut]
+    return float((above if len(above) else values[values >= cut]).mean())
+
+
+def thinned(frame: pd.DataFrame, keep: int, key: str) -> pd.DataFrame:
+    """At most `keep` rows, chosen by the hash of the column `key`: the same rows whatever else is there."""
+    import numpy as np
+
+    from kt_study.hashing import hash64
+
+    if len(frame) <= keep:
+        return frame
+    order = np.argsort([hash64(value) for value in frame[key]], kind="stable")
+    return frame.iloc[np.sort(order[:keep])]

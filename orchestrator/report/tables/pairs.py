@@ -1,0 +1,31 @@
+"""The pairs with most complementary knowledge."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from orchestrator.report.material import Material
+from orchestrator.report.tables.table import Table
+
+TOP = 200
+COLUMNS = ["teacher", "student", "family", "delta_acc", "rho_pos", "rho_neg", "error_overlap", "kappa", "entropy",
+           "entropy_null"]  # fmt: skip
+
+
+def build(material: Material) -> pd.DataFrame | None:
+    """The first pairs by rho_pos."""
+    if material.pairs.empty:
+        return None
+    ordered = material.pairs.sort_values(["rho_pos", "teacher", "student"], ascending=[False, True, True])
+    return ordered.head(TOP)[COLUMNS]
+
+
+TABLE = Table(
+    key="pairs",
+    title="Most complementary pairs",
+    caption=f"The first {TOP} ordered pairs by rho_pos, in % of validation samples; delta_acc in points, entropies in "
+    f"nats.",
+    section="complementarity",
+    plan="kt-study plan --complementarity-pairs 466",
+    build=build,
+)

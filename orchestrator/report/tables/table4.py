@@ -1,0 +1,27 @@
+"""Table 4: several teachers with KL+DP."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from orchestrator.report.material import Material
+from orchestrator.report.tables.several import several_teachers
+from orchestrator.report.tables.table import Table
+
+
+def build(material: Material) -> pd.DataFrame | None:
+    """A row a student."""
+    modes = ("sequential", "parallel", "soup")
+    return several_teachers(material, "kl_dp", "table4_multi_teacher_kl_dp", modes)
+
+
+TABLE = Table(
+    key="4",
+    title="Several teachers, KL+DP",
+    caption="delta_transf in points of a student's single transfers from these teachers, and of all of them one after "
+    "the "
+    "other, at once, and as a soup of the single ones.",
+    section="multi-teacher",
+    plan="kt-study plan --preset paper-multi",
+    build=build,
+)

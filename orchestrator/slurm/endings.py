@@ -1,0 +1,84 @@
+"""What the ending of a pilot's run means, and which nodes to keep away from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kt_study.pilots import ProbeExit
+from kt_study.words import Record
+from orchestrator.slurm.listing import Run
+
+DEATHS_TO_EXCLUDE = 3
+
+SLURM_IO_SETUP = 53  # Slurm's "signal" of a job whose output files could not be opened
+
+_PROBE = {
+    ProbeExit.NO_STUDY: "the study folder {root} is not there; it must lie on a disk that all nodes share",
+    ProbeExit.NO_PYTHON: "there is no kt-study in {python}; its virtual environment must lie on a disk that all nodes "
+    "share",
+    ProbeExit.NO_DATABASE: "the job database cannot be reached from there",
+    ProbeExit.NO_GPU: "torch sees no GPU there",
+}  # fmt: skip
+_HARMLESS = ("COMPLETED", "PREEMPTED", "TIMEOUT", "CANCELLED", "REQUEUED", "DEADLINE")
+
+
+class BadNode(Record):
+    """A node to keep away from, and why."""
+
+    node: str
+    reason: str
+
+
+def trouble(run: Run, *, root: str, python: str) -> str:
+    """Why a run ended badly, one line; empty when it did not, or has not ended.
+
+    Args:
+        run: from Slurm's accounting.
+        root: the study folder.
+        python: the interpreter of the pilots.
+    """
+    if not run.is_over or run.state in _HARMLESS:
+        return ""
+    if run.signal == SLURM_IO_SETUP:
+        return _PROBE[ProbeExit.NO_STUDY].format(root=root)
+    if run.exit_code in list(ProbeExit):
+        return _PROBE[ProbeExit(run.exit_code)].format(root=root, python=python)
+    if run.state == "NODE_FAIL":
+        return "the node failed"
+    if run.state == "OUT_OF_MEMORY":
+        return "the pilot used more memory than it was given; launch with more --mem"
+    ending = f"by signal {run.signal}" if run.signal else f"with exit code {run.exit_code}"
+    return f"the pilot ended {ending} ({run.state})"
+
+
+def is_fault_of_node(run: Run) -> bool:
+    """Whether one such ending is enough to keep away from the node."""
+    return run.is_over and (run.exit_code in list(ProbeExit) or run.signal == SLURM_IO_SETUP)
+
+
+def bad_nodes(runs: Iterable[Run], *, root: str, python: str) -> list[BadNode]:
+    """Nodes on which a probe failed, or pilots died three times with no good ending since; sorted by name."""
+    faults: dict[str, list[str]] = {}
+    surely: set[str] = set()
+    for run in sorted((run for run in runs if run.is_over and run.node), key=lambda run: run.ended_at):
+        line = trouble(run, root=root, python=python)
+        if line and run.state != "OUT_OF_MEMORY":
+            faults.setdefault(run.node, []).append(line)
+            surely |= {run.node} if is_fault_of_node(run) else set()
+        elif run.state == "COMPLETED":
+            faults.pop(run.node, None)
+            surely.discard(run.node)
+    return [
+        BadNode(node=node, reason=lines[-1] if node in surely else f"{len(lines)} pilots died there: {lines[-1]}")
+        for node, lines in sorted(faults.items())
+        if node in surely or len(lines) >= DEATHS_TO_EXCLUDE
+    ]
+
+
+def by_node(runs: Iterable[Run], said: Mapping[str, str], *, root: str, python: str) -> dict[str, str]:
+    """The latest trouble of each node, in the pilots' own words (`said`, by Slurm job) where they could say it."""
+    found: dict[str, str] = {}
+    for run in sorted(runs, key=lambda run: run.ended_at):
+        if line := trouble(run, root=root, python=python):
+            found[run.node or "?"] = said.get(run.job) or line
+    return found

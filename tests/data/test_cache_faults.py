@@ -1,0 +1,206 @@
+"""What may go wrong with the cache's files: torn, altered, no space, killed."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kt_study import cache as cache_files
+from kt_study.errors import DiskError
+from kt_study.paths import StudyPaths
+from kt_study.words import LogitsSpec
+from tests.data.support import digits, job_context, tiny_model
+from tests.require import require
+from worker.logits import LogitsCache
+from worker.logits.forward import cached_logits
+from worker.logits.near import near
+from worker.logits.writer import EntryWriter
+
+
+def _spec(paths: StudyPaths, model: str = "tiny") -> LogitsSpec:
+    return LogitsSpec(dataset=digits(paths).key, model=model, split="val")
+
+
+def _make(paths: StudyPaths, model: str = "tiny") -> Path:
+    context = job_context(paths, digits(paths), tiny_model(key=model))
+    return cached_logits(_spec(paths, model), context).folder
+
+
+def _flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    stat = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+
+DAMAGE = {
+    "cut short": lambda folder: os.truncate(folder / "logits.npy", 700),
+    "altered": lambda folder: _flip_a_byte(folder / "logits.npy"),
+    "side altered": lambda folder: _flip_a_byte(folder / "side.npy"),
+    "file gone": lambda folder: (folder / "side.npy").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "torn manifest": lambda folder: os.truncate(folder / "manifest.json", 40),
+    "another's manifest": lambda folder: (folder / "manifest.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_torn_or_altered_entry_is_noticed_and_made_again(paths: StudyPaths, damage: str) -> None:
+    folder = _make(paths)
+    whole = {file.name: file.read_bytes() for file in folder.glob("*.npy")}
+    assert cache_files.verify(paths) == []
+    DAMAGE[damage](folder)
+    assert LogitsCache(paths).open(_spec(paths)) is None
+    (bad,) = cache_files.verify(paths)
+    assert bad.digest == folder.name
+    assert bad.problem
+    assert _make(paths) == folder
+    assert {file.name: file.read_bytes() for file in folder.glob("*.npy")} == whole
+    assert cache_files.verify(paths) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    require("root", os.geteuid() == 0 and shutil.which("mount") is not None, "mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
+    require("root", done.returncode == 0, "this system does not let root mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_torn_file(small_disk: Path) -> None:
+    paths = StudyPaths(root=small_disk)
+    dataset = digits(paths)
+    spec = LogitsSpec(dataset=dataset.key, model="wide", split="val")
+    model = tiny_model(key="wide", num_classes=1000)  # 754 rows of 2,000 bytes
+    with pytest.raises(DiskError, match="No space left on device; free space"):
+        cached_logits(spec, job_context(paths, dataset, model))
+    assert cache_files.entries(paths) == []
+    left = [file for file in (paths.cache / "logits").rglob("*") if file.is_file()]
+    assert left == []
+    assert _make(paths).is_dir(), "what fits is still made"
+
+
+def test_a_file_size_limit_is_an_error_too(tmp_path: Path) -> None:
+    writer = EntryWriter(tmp_path / "entry", 100)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(DiskError, match="cannot write"):
+            for _ in range(10):
+                writer.append({"logits": np.zeros((10, 1000), np.float16)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, previous)
+    writer.discard()
+    assert not (tmp_path / "entry").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    paths = StudyPaths(root=tmp_path)
+    dataset = digits(paths)
+    (paths.cache / "logits").write_text("a file where the folder should be")
+    spec = LogitsSpec(dataset=dataset.key, model="tiny", split="val")
+    with pytest.raises(DiskError, match="cannot write"):
+        cached_logits(spec, job_context(paths, dataset, tiny_model()))
+
+
+KILLED = """
+import sys, os, signal, time
+from pathlib import Path
+from kt_study.paths import StudyPaths
+from kt_study.words import LogitsSpec
+from tests.data.support import digits, job_context, tiny_model
+from worker.logits.forward import cached_logits
+paths = StudyPaths(root=Path(sys.argv[1]))
+dataset = digits(paths)
+calls = 0
+def stopping():
+    global calls
+    calls += 1
+    if calls == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return False
+context = job_context(paths, dataset, tiny_model(), stopping=stopping)
+cached_logits(LogitsSpec(dataset=dataset.key, model="tiny", split="val"), context)
+"""
+
+
+def test_a_killed_maker_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+    paths = StudyPaths(root=tmp_path / "study")
+    killed = subprocess.run([sys.executable, "-c", KILLED, paths.root], cwd=Path(__file__).parents[2])
+    assert killed.returncode == -signal.SIGKILL
+    assert LogitsCache(paths).open(_spec(paths)) is None
+    reference = _make(StudyPaths(root=tmp_path / "other"))
+    folder = _make(paths)
+    for name in ("logits.npy", "side.npy"):
+        assert (folder / name).read_bytes() == (reference / name).read_bytes()
+
+
+def test_garbage_collection_takes_the_least_recently_used(paths: StudyPaths) -> None:
+    folders = [_make(paths, f"m{i}") for i in range(4)]
+    for age, folder in zip((400, 300, 200, 100), folders, strict=True):
+        for file in (folder, *folder.iterdir()):
+            os.utime(file, (time.time() - age, time.time() - age))
+    assert LogitsCache(paths).open(_spec(paths, "m0")) is not None  # used just now
+    sizes = {entry.digest: entry.nbytes for entry in cache_files.entries(paths)}
+    room = sum(sizes[folder.name] for folder in folders[:2])
+    removed = cache_files.collect_garbage(paths, max_size=room, keep={folders[1].name})
+    assert [entry.digest for entry in removed] == [folders[2].name, folders[3].name]
+    assert [folder.exists() for folder in folders] == [True, True, False, False]
+    _flip_a_byte(folders[1] / "logits.npy")
+    os.truncate(folders[0] / "side.npy", 9)
+    assert [entry.digest for entry in cache_files.collect_garbage(paths, max_size=10**9)] == [folders[0].name]
+
+
+def test_garbage_collection_clears_what_killed_makers_left(paths: StudyPaths) -> None:
+    folder = _make(paths)
+    old, fresh = (folder.with_name(f".making-{name}") for name in ("old", "fresh"))
+    for leftover in (old, fresh):
+        EntryWriter(leftover, 5).append({"logits": np.zeros((2, 3), np.float16)})
+    for file in (*old.iterdir(), old):
+        os.utime(file, (1, 1))
+    assert cache_files.collect_garbage(paths, max_size=10**9) == []
+    assert (old.exists(), fresh.exists(), folder.exists()) == (False, True, True)
+
+
+def test_planned_size_is_the_real_size(paths: StudyPaths) -> None:
+    folder = _make(paths)
+    real = sum(file.stat().st_size for file in folder.glob("*.npy"))
+    assert real - cache_files.logits_bytes(754, 10) == 2 * 128 + 128, "but for the headers of the two files"
+
+
+def test_listing_says_what_an_entry_is(paths: StudyPaths) -> None:
+    folder = _make(paths)
+    (entry,) = cache_files.entries(paths)
+    assert (entry.model, entry.split, entry.view, entry.loader) == ("tiny", "val", -1, "torch")
+    assert entry.nbytes == sum(file.stat().st_size for file in folder.iterdir())
+
+
+def test_files_of_a_network_are_read_from_a_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "logits.npy"
+    file.write_bytes(b"rows")
+    assert near(file) == file
+    near.cache_clear()
+    monkeypatch.setattr("worker.logits.near.file_system", lambda path: "nfs4")
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
+    copy = near(file)
+    assert copy != file
+    assert copy.read_bytes() == b"rows"
+    assert near(file) == copy, "copied once"
+    near.cache_clear()

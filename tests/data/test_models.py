@@ -1,0 +1,198 @@
+"""Building models: weights from everywhere, and every misfit in one line."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from kt_study.errors import UnknownModelError, WeightsError
+from kt_study.files import file_digest
+from kt_study.paths import StudyPaths
+from tests.data.support import CPU, tiny_model
+from worker.models import build_model, read_state, weights_digest, with_features
+
+ARCHITECTURE = "test_resnet"
+
+
+@pytest.fixture
+def trained() -> nn.Module:
+    torch.manual_seed(99)
+    return timm.create_model(ARCHITECTURE, num_classes=10)
+
+
+def _same(model: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = model.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _record(checkpoint: Path, **changes: object) -> Any:
+    return tiny_model(weights=file_digest(checkpoint), checkpoint=str(checkpoint), **changes)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "wrap"),
+    [
+        (".safetensors", None),
+        (".pth", lambda state: state),
+        (".pt", lambda state: {"state_dict": state, "epoch": 3}),
+        (".pth", lambda state: {"model": {f"module.{name}": value for name, value in state.items()}}),
+        (".pth", lambda state: {"state_dict": {n: v * 0 for n, v in state.items()}, "state_dict_ema": state}),
+        (".pth", lambda state: {f"_orig_mod.{name}": value for name, value in state.items()}),
+    ],
+)
+def test_local_checkpoints(tmp_path: Path, paths: StudyPaths, trained: nn.Module, suffix: str, wrap: Any) -> None:
+    file = tmp_path / f"weights{suffix}"
+    state = trained.state_dict()
+    if wrap is None:
+        save_file(state, file)
+    else:
+        torch.save(wrap(state), file)
+    model = build_model(_record(file), paths, CPU)
+    assert _same(model, trained)
+    assert not model.training
+    assert weights_digest(file) == file_digest(file)
+
+
+def test_random_weights_are_those_of_the_seed(paths: StudyPaths) -> None:
+    torch.manual_seed(5)
+    expected = timm.create_model(ARCHITECTURE, num_classes=10)
+    state = torch.random.get_rng_state()
+    model = build_model(tiny_model(seed=5), paths, CPU)
+    assert _same(model, expected)
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's generator is left alone"
+    assert not _same(build_model(tiny_model(seed=6), paths, CPU), expected)
+
+
+def test_weights_of_a_train_job(paths: StudyPaths, trained: nn.Module) -> None:
+    record = tiny_model(weights="train:abc123")
+    with pytest.raises(WeightsError, match=r"abc123.safetensors is gone; `kt-study retry`"):
+        build_model(record, paths, CPU)
+    paths.weights("abc123").parent.mkdir(parents=True)
+    save_file(trained.state_dict(), paths.weights("abc123"))
+    assert _same(build_model(record, paths, CPU), trained)
+
+
+def test_factory_in_the_study_folder(paths: StudyPaths) -> None:
+    paths.root.mkdir()
+    (paths.root / "my_own_models.py").write_text(
+        "from torch import nn\n"
+        "def net(width, classes=10):\n    return nn.Sequential(nn.Flatten(), nn.Linear(width, classes))\n"
+        "def broken():\n    raise RuntimeError('no such\\nthing')\n"
+        "number = 3\n"
+    )
+    record = tiny_model(timm="", factory="my_own_models:net", arguments={"width": 12})
+    assert isinstance(build_model(record, paths, CPU)[1], nn.Linear)  # type: ignore[index]
+    for factory, told in (
+        ("my_own_models:nets", "has no attribute 'nets'"),
+        ("my_other_models:net", "No module named 'my_other_models'"),
+        ("my_own_models:broken", "RuntimeError: no such"),
+        ("my_own_models:number", "not callable"),
+    ):
+        with pytest.raises(UnknownModelError, match=told) as caught:
+            build_model(tiny_model(timm="", factory=factory), paths, CPU)
+        assert "\n" not in str(caught.value)
+        assert factory in str(caught.value)
+
+
+def test_tensors_that_do_not_fit_are_listed(tmp_path: Path, paths: StudyPaths, trained: nn.Module) -> None:
+    state = trained.state_dict()
+    state["fc.weight"] = torch.zeros(7, state["fc.weight"].shape[1])
+    del state["conv1.0.weight"]
+    state["extra.bias"] = torch.zeros(1)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        build_model(_record(tmp_path / "w.safetensors"), paths, CPU)
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in ("1 missing (conv1.0.weight)", "1 unexpected (extra.bias)", "1 of another shape (fc.weight (7,"):
+        assert part in text
+
+
+def test_unreadable_checkpoints(tmp_path: Path, paths: StudyPaths, trained: nn.Module) -> None:
+    file = tmp_path / "w.pth"
+    with pytest.raises(WeightsError, match="no such checkpoint"):
+        build_model(tiny_model(weights="0" * 32, checkpoint=str(file)), paths, CPU)
+    torch.save(trained, file)  # a whole module: loading it would run code
+    with pytest.raises(WeightsError, match=r"could run code; save its state_dict\(\) alone"):
+        read_state(file)
+    file.write_bytes(pickle.dumps(print))
+    with pytest.raises(WeightsError, match=r"w\.pth"):
+        read_state(file)
+    torch.save(trained.state_dict(), file)
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(WeightsError, match="not a readable checkpoint"):
+        read_state(file)
+    torch.save({"epoch": 3}, file)
+    with pytest.raises(WeightsError, match="no tensors"):
+        read_state(file)
+    (tmp_path / "w.safetensors").write_bytes(b"12")
+    with pytest.raises(WeightsError, match="not a readable checkpoint"):
+        read_state(tmp_path / "w.safetensors")
+
+
+def test_a_checkpoint_changed_after_planning(tmp_path: Path, paths: StudyPaths, trained: nn.Module) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file(trained.state_dict(), file)
+    record = _record(file)
+    state = trained.state_dict()
+    state["fc.bias"] += 1
+    save_file(state, file)
+    with pytest.raises(WeightsError, match="has changed since the study was planned"):
+        build_model(record, paths, CPU)
+
+
+def test_unknown_timm_names(paths: StudyPaths) -> None:
+    with pytest.raises(UnknownModelError, match=r"has no architecture 'resnet51'"):
+        build_model(tiny_model(timm="resnet51"), paths, CPU)
+    with pytest.raises(UnknownModelError, match="cannot build"):
+        build_model(tiny_model(arguments={"no_such_argument": 1}), paths, CPU)
+    with pytest.raises(WeightsError, match=r"resnet18\.no_such_tag"):
+        build_model(tiny_model(timm="resnet18.no_such_tag", weights="timm:x"), paths, CPU)
+
+
+def test_pretrained_weights_without_a_network(
+    paths: StudyPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    record = tiny_model(timm="test_resnet.r160_in1k", weights="timm:test_resnet.r160_in1k", num_classes=1000)
+    with pytest.raises(WeightsError, match=r"weights of timm's 'test_resnet.r160_in1k' cannot be had") as caught:
+        build_model(record, paths, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_outputs_must_be_as_many_as_planned(paths: StudyPaths) -> None:
+    with pytest.raises(WeightsError, match="has 12 outputs, not 10"):
+        build_model(tiny_model(arguments={"num_classes": 12}), paths, CPU)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_mlp_mixer", "test_convnext", "test_efficientnet"])
+def test_features_are_what_the_classifier_sees(paths: StudyPaths, name: str) -> None:
+    if not timm.is_model(name):
+        name = "mixer_s32_224"
+    size = timm.get_pretrained_cfg(name).input_size
+    model = build_model(tiny_model(timm=name, input_size=size), paths, CPU)
+    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, features = with_features(model)(images)
+        assert torch.equal(logits, model(images))
+        assert torch.allclose(model.get_classifier()(features), logits, atol=1e-5)  # type: ignore[operator]
+
+
+def test_features_of_any_module() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    logits, features = with_features(model)(torch.randn(4, 3, 2, 2))
+    assert torch.allclose(model[3](features), logits)
+    assert features.shape == (4, 5)
+    with pytest.raises(WeightsError, match="no linear layer"):
+        with_features(nn.Conv2d(3, 3, 1))

@@ -1,0 +1,90 @@
+"""A real PostgreSQL for the tests, started once for each session, with a fresh database for each test that asks.
+
+A conftest takes the fixtures over with `from tests.postgres import postgres_server, postgres_url`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from kt_study.database import migrate, parse_url
+from kt_study.errors import DatabaseError
+from orchestrator import postgres_server as server
+from tests.require import require
+
+TEMPLATE = "kt_template"
+# A killed server loses nothing that the system has taken: only a power cut would need the disk to be waited for.
+FAST = {"fsync": "off", "max_connections": "200", "shared_buffers": "64MB"}
+_numbers = itertools.count(1)
+
+
+class Server:
+    """A PostgreSQL server in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = server.start(folder, settings=FAST)
+
+    def restart(self) -> None:
+        """Start it again after it was stopped or killed, at the same address."""
+        assert server.start(self.folder, settings=FAST) == self.url
+
+    def pid(self) -> int:
+        """The server's main process."""
+        pid = server.status(self.folder).pid
+        assert pid is not None
+        return pid
+
+    def stop(self) -> None:
+        """Stop it and remove what it wrote."""
+        server.stop(self.folder)
+        shutil.rmtree(self.folder)
+
+    def database(self, template: str = TEMPLATE) -> str:
+        """URL of a new database, with the present tables, or empty from `template0`."""
+        name = f"test_{next(_numbers)}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy".encode())
+        return self.named(name)
+
+    def named(self, name: str) -> str:
+        """URL of the database with this name."""
+        return self.url.replace(f"/{server.DATABASE}?", f"/{name}?")
+
+    def make_template(self) -> None:
+        """A database with the present tables, from which the tests' own are copied."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {TEMPLATE}".encode())
+        migrate(parse_url(self.named(TEMPLATE)))
+
+
+def new_server() -> Server:
+    """A server of the caller's own, to be stopped by it. Skips, or fails where it is required, without PostgreSQL."""
+    try:
+        server.binaries()
+    except DatabaseError as error:
+        require("postgresql", False, str(error))
+    started = Server(Path(tempfile.mkdtemp(prefix="kt-study-pg-")))
+    started.make_template()
+    return started
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """The session's server."""
+    started = new_server()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Server) -> str:
+    """URL of a database that nothing else uses, with the present tables."""
+    return postgres_server.database()

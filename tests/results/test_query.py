@@ -1,0 +1,275 @@
+"""query: the named queries against hand counts on both databases, and that nothing can be written through it."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import sqlite3
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from kt_study.database import connect_postgresql, parse_url
+from kt_study.errors import DatabaseError, UsageError
+from kt_study.store import JobStore
+from kt_study.words import Settings
+from orchestrator.query import Answer, named_queries, queries_folder, render, run_query
+from tests.results import synthetic
+from tests.results.synthetic import World, fill, make_world
+
+WORLD = make_world(models=6, n=300, classes=12)
+
+
+@pytest.fixture
+def world() -> World:
+    return WORLD
+
+
+@pytest.fixture
+def filled(store: JobStore, url: str, world: World) -> str:
+    fill(store, world)
+    return url
+
+
+def rows(url: str, query: str, **parameters: Any) -> list[dict[str, Any]]:
+    answer = run_query(url, query, parameters)
+    return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+
+
+def rounded(answer: Answer) -> list[list[Any]]:
+    """Rows without the last bits of averages, which depend on the order in which the database adds."""
+    return [[round(value, 9) if isinstance(value, float) else value for value in row] for row in answer.rows]
+
+
+@functools.cache
+def single_transfers(world: World) -> list[dict[str, Any]]:
+    jobs = [
+        job
+        for job in synthetic.jobs_of(world, ("kl", "xe_kl", "kl_dp"), 4, Settings(epochs=3))
+        if job.kind == "transfer"
+    ]
+    made = [synthetic.outcome(world, job.kind, job.spec)["transfers"][0] for job in jobs]
+    return [row for row in made if row["multi_teacher"] == "single"]
+
+
+def test_success_rate_is_a_mean_by_student_and_a_median_over_students(filled: str, world: World) -> None:
+    by_student: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in single_transfers(world):
+        by_student[row["objective"], row["student"]].append(100.0 if row["delta_transf"] > 0 else 0.0)
+    for row in rows(filled, "success-rate"):
+        rates = [statistics.mean(v) for (objective, _), v in by_student.items() if objective == row["objective"]]
+        assert row["median_success_rate"] == pytest.approx(statistics.median(rates))
+        assert row["success_rate"] == pytest.approx(statistics.mean(rates))
+        assert (row["pairs"], row["students"]) == (20, 4)
+
+
+def test_best_teachers_and_families(filled: str, world: World) -> None:
+    deltas: dict[str, list[float]] = defaultdict(list)
+    for row in single_transfers(world):
+        if row["objective"] == "kl_dp":
+            deltas[row["teacher"]].append(row["delta_transf"])
+    best = rows(filled, "best-teachers", objective="kl_dp")
+    assert {row["teacher"]: row["mean_delta_transf"] for row in best} == pytest.approx(
+        {teacher: statistics.mean(values) for teacher, values in deltas.items()}
+    )
+    assert [row["mean_delta_transf"] for row in best] == sorted((r["mean_delta_transf"] for r in best), reverse=True)
+    families = {model.name: model.family for model in world.models}
+    for row in rows(filled, "transfer-by-family"):
+        of = [
+            t["delta_transf"]
+            for t in single_transfers(world)
+            if (t["objective"], families[t["student"]], families[t["teacher"]])
+            == (row["objective"], row["student_family"], row["teacher_family"])
+        ]
+        assert (row["pairs"], row["mean_delta_transf"]) == (len(of), pytest.approx(statistics.mean(of)))
+
+
+def test_failures_hours_progress_and_multi_teacher(store: JobStore, url: str, world: World) -> None:
+    fill(store, world, done=12)
+    failed = [synthetic.fail_one(store), synthetic.fail_one(store)]
+    (failure,) = rows(url, "failures")
+    assert (failure["attempts"], failure["jobs"], failure["jobs_given_up"], failure["error"]) == (2, 2, 2, "DataError")
+    assert failure["a_job"] == min(claim.job_id for claim in failed)
+    assert sum(row["attempts"] for row in rows(url, "gpu-hours")) == 14
+    assert {row["state"]: row["jobs"] for row in rows(url, "progress") if row["kind"] == "complementarity"}
+    synthetic.finish(store, world)
+    for row in rows(url, "multi-teacher"):
+        assert row["single_min"] <= row["single_mean"] <= row["single_max"]
+        assert row["sequential"] is not None
+
+
+def test_identities_hold_in_every_row(filled: str) -> None:
+    checked = rows(filled, "flip-identities")
+    assert len(checked) == 3
+    assert all(row["checked"] > 0 and row["worst"] < 1e-9 for row in checked)
+
+
+def test_every_named_query_runs_and_takes_a_study(filled: str) -> None:
+    for name, query in named_queries().items():
+        assert query.title, name
+        assert "study" in query.parameters, name
+        everything, one = run_query(filled, name), run_query(filled, name, {"study": "synthetic"})
+        assert rounded(one) == rounded(everything), name
+        assert run_query(filled, name, {"study": "another"}).rows == [], name
+        declared = query.sql.splitlines()[1].removeprefix("-- parameters: ").split(", ")
+        assert sorted(declared) == sorted(query.parameters), name
+    assert {"success-rate", "best-teachers", "transfer-by-family", "complementarity", "failures", "gpu-hours"} <= set(
+        named_queries()
+    )
+    assert queries_folder().is_dir()
+
+
+WRITES = {
+    "insert": "INSERT INTO studies(name, spec, created_at) VALUES ('x', '', 0)",
+    "update": "UPDATE jobs SET state = 'done'",
+    "delete": "DELETE FROM jobs",
+    "drop": "DROP TABLE jobs",
+    "create": "CREATE TABLE x (y int)",
+    "temporary": "CREATE TEMP TABLE x (y int)",
+    "into": "SELECT * INTO x FROM jobs",
+    "in a with": "WITH x AS (DELETE FROM jobs RETURNING id) SELECT * FROM x",
+    "two statements": "SELECT 1; DROP TABLE jobs",
+    "end of the transaction": "SELECT 1; COMMIT; DROP TABLE jobs",
+    "begin": "BEGIN",
+    "attach": "ATTACH DATABASE '{tmp}/stolen.db' AS stolen",
+    "pragma": "PRAGMA writable_schema=1",
+    "journal": "PRAGMA journal_mode=DELETE",
+    "vacuum into": "VACUUM INTO '{tmp}/stolen.db'",
+    "load_extension": "SELECT load_extension('x')",
+    "copy to a file": "COPY jobs TO '{tmp}/stolen.csv'",
+    "copy to a program": "COPY jobs TO PROGRAM 'touch {tmp}/stolen'",
+    "copy from a program": "COPY jobs FROM PROGRAM 'touch {tmp}/stolen'",
+    "do": "DO $$ BEGIN DELETE FROM jobs; END $$",
+    "set role": "SET ROLE postgres",
+    "for update": "SELECT id FROM jobs FOR UPDATE",
+}
+
+POSTGRESQL = {
+    "pg_read_file": "SELECT pg_read_file('/etc/passwd')",
+    "pg_read_binary_file": "SELECT pg_read_binary_file('/etc/passwd')",
+    "pg_ls_dir": "SELECT pg_ls_dir('/')",
+    "pg_stat_file": "SELECT pg_stat_file('PG_VERSION')",
+    "lo_import": "SELECT lo_import('/etc/passwd')",
+    "lo_create": "SELECT lo_create(0)",
+    "passwords": "SELECT * FROM pg_authid",
+    "back to the superuser": "SELECT set_config('role', 'none', true)",
+    "back to the superuser, then a file": (
+        "SELECT set_config('role', 'none', true), query_to_xml('SELECT pg_read_file(''/etc/passwd'')', true, true, '')"
+    ),
+    "back to writing": "SELECT set_config('transaction_read_only', 'off', false)",
+    "nested reset": "SELECT query_to_xml('RESET ROLE', true, true, '')",
+    "nested write": "SELECT query_to_xml('DELETE FROM jobs', true, true, '')",
+    "nested copy": "SELECT query_to_xml('COPY jobs TO PROGRAM ''true''', true, true, '')",
+    "a sequence": "SELECT nextval('jobs_id_seq')",
+    "other sessions": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity",
+    "the server": "SELECT pg_reload_conf()",
+    "the end of the cursor": "SELECT 1 $$; DROP TABLE jobs; --$$",
+}
+
+
+def contents(url: str) -> list[Any]:
+    """Every job and study."""
+    tables = ("SELECT * FROM jobs ORDER BY id", "SELECT * FROM studies ORDER BY id")
+    return [run_query(url, sql).rows for sql in tables]
+
+
+def test_nothing_can_be_written(filled: str, tmp_path: Path) -> None:
+    before = contents(filled)
+    for name, sql in WRITES.items():
+        with pytest.raises(UsageError, match="the database refuses the query") as caught:
+            run_query(filled, sql.format(tmp=tmp_path))
+        assert "\n" not in str(caught.value), name
+    assert contents(filled) == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("stolen")]
+
+
+@pytest.mark.parametrize("attack", POSTGRESQL)
+def test_postgresql_gives_no_files_and_no_rights(attack: str, postgres_filled: str) -> None:
+    with pytest.raises(UsageError, match="the database refuses the query"):
+        run_query(postgres_filled, POSTGRESQL[attack])
+
+
+@pytest.fixture(scope="module")
+def postgres_filled(postgres_module_url: str) -> str:
+    from kt_study.store import open_store
+
+    fill(open_store(postgres_module_url, create=True), WORLD, done=3)
+    return postgres_module_url
+
+
+def test_an_ordinary_role_reads_too_and_leaves_no_role_behind(postgres_filled: str) -> None:
+    with connect_postgresql(parse_url(postgres_filled)) as connection:
+        connection.execute("CREATE ROLE plain_reader LOGIN PASSWORD 'plain'")
+        try:
+            connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO plain_reader")
+            parts = parse_url(postgres_filled).conninfo
+            url = f"postgresql://plain_reader:plain@{parts['host']}:{parts['port']}/{parts['dbname']}"
+            assert rows(url, "SELECT count(*) AS n FROM models") == [{"n": 6}]
+            with pytest.raises(UsageError, match="permission denied for function pg_read_file"):
+                run_query(url, "SELECT pg_read_file('/etc/passwd')")
+            with pytest.raises(UsageError, match="transaction"):
+                run_query(url, "SELECT set_config('transaction_read_only', 'off', false)")
+            connection.execute("GRANT pg_read_server_files TO plain_reader")
+            with pytest.raises(UsageError, match="may read files on the server"):
+                run_query(url, "SELECT 1")
+        finally:
+            connection.execute("DROP OWNED BY plain_reader")
+            connection.execute("DROP ROLE plain_reader")
+        left = connection.execute("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'kt_study_reader%'").fetchone()
+    assert left == (0,)
+
+
+def test_free_queries_take_parameters_and_percent_signs(filled: str) -> None:
+    answer = rows(filled, "SELECT ':x' AS a, '5 %' AS b, name -- :y %\nFROM models WHERE name LIKE :like", like="%cnn%")
+    assert [row["name"] for row in answer] == sorted(m.name for m in WORLD.models if m.family == "cnn")
+    assert (answer[0]["a"], answer[0]["b"]) == (":x", "5 %")
+    assert rows(filled, "SELECT COUNT(*) AS n FROM models WHERE name LIKE '%cnn%';") == [{"n": 2}]
+
+
+def test_wrong_usage_is_one_clear_line(filled: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no query 'succes-rate'; there are .*success-rate"):
+        run_query(filled, "succes-rate")
+    with pytest.raises(UsageError, match=r"no parameter 'studi'; it has study"):
+        run_query(filled, "progress", {"studi": "x"})
+    with pytest.raises(UsageError, match="needs a value for the parameter 'x'"):
+        run_query(filled, "SELECT :x")
+    with pytest.raises(UsageError, match="no_such_table"):
+        run_query(filled, "SELECT * FROM no_such_table")
+    with pytest.raises(UsageError, match="no format 'xml'"):
+        render(Answer(columns=("a",), rows=[]), "xml")
+    with pytest.raises(DatabaseError, match=r"none\.db"):
+        run_query(f"sqlite:///{tmp_path}/none.db", "SELECT 1")
+
+
+def test_formats_hold_the_same_values() -> None:
+    answer = Answer(columns=("name", "n", "delta"), rows=[("a,b", 3, 0.125), ("ü", None, -1.5), ("x", 12, 0.0001)])
+    assert render(answer, "csv").decode() == 'name,n,delta\n"a,b",3,0.125\nü,,-1.5\nx,12,0.0001\n'
+    assert json.loads(render(answer, "json")) == [
+        {"name": "a,b", "n": 3, "delta": 0.125}, {"name": "ü", "n": None, "delta": -1.5},
+        {"name": "x", "n": 12, "delta": 0.0001},
+    ]  # fmt: skip
+    table = pq.read_table(io.BytesIO(render(answer, "parquet")))
+    assert table.to_pylist() == json.loads(render(answer, "json"))
+    assert render(answer, "table").decode() == (
+        "name   n    delta\n----  --  -------\na,b    3     0.12\nü           -1.50\nx     12  1.0e-04\n"
+    )
+    empty = Answer(columns=("a", "b"), rows=[])
+    assert render(empty, "table").decode() == "a  b\n-  -\n"
+    assert json.loads(render(empty, "json")) == []
+    assert pq.read_table(io.BytesIO(render(empty, "parquet"))).column_names == ["a", "b"]
+
+
+def test_a_query_does_not_wait_for_a_writer(store: JobStore, url: str, world: World) -> None:
+    """WAL readers go on while a worker holds the write lock."""
+    fill(store, world, done=2)
+    if not url.startswith("sqlite"):
+        return
+    with sqlite3.connect(parse_url(url).path, isolation_level=None) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert rows(url, "SELECT COUNT(*) AS n FROM evaluations") == [{"n": 2}]
+        writer.execute("ROLLBACK")

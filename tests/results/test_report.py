@@ -1,0 +1,241 @@
+"""The report: statistics against independent ones, every figure and table there or with its reason, the same bytes again."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kt_study
+from kt_study.errors import UsageError
+from kt_study.store import open_store
+from kt_study.words import Settings
+from orchestrator.collect import collect
+from orchestrator.report import write_report
+from orchestrator.report.figures import FIGURES
+from orchestrator.report.material import Material
+from orchestrator.report.plot import OBJECTIVES, shown
+from orchestrator.report.statistics import (
+    bootstrap,
+    by_student,
+    mean,
+    median,
+    thinned,
+    top_quarter_mean,
+    wilson,
+)
+from orchestrator.report.tables import TABLES
+from tests.results import synthetic
+from tests.results.synthetic import World, fill, make_world
+
+WORLD = make_world(models=9, n=400, classes=15)
+OBJECTIVES_PLANNED = ("kl", "xe_kl", "xe_kl_mcl", "kl_dp", "kl_dp_unsupervised", "cd")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    url = f"sqlite:///{folder}/kt-study.db"
+    fill(open_store(url, create=True), WORLD, objectives=OBJECTIVES_PLANNED, students=6)
+    collect(url, folder / "results")
+    return folder / "results"
+
+
+@pytest.fixture(scope="module")
+def report(results: Path) -> Path:
+    return write_report(results, results.parent / "report")
+
+
+@pytest.fixture
+def material(results: Path) -> Material:
+    return Material(kt_study.load(results, "synthetic"), "synthetic")
+
+
+def test_every_figure_and_table_is_there_or_says_what_to_plan(report: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    for key in "1a 1b 2a 2b 4a 4b 5a 5b 6 7 8 9 10 11".split():
+        assert f"<h3>Figure {key}. " in page, key
+    for key in "1 2 3 4 7 8 9".split():
+        assert f"<h3>Table {key}. " in page, key
+    drawn = {path.name for path in (report.parent / "figures" / "synthetic").iterdir()}
+    missing = re.findall(r"<h3>Figure (\w+)\. [^<]*</h3><p>[^<]*</p><p class=\"missing\">No rows for this yet\. "
+                         r"Plan them: <code>kt-study plan [^<]+</code>", page)  # fmt: skip
+    assert missing == ["9", "10"]
+    expected = {f"figure-{f.key}{s}" for f in FIGURES if f.key not in missing for s in (".png", ".svg")}
+    assert drawn == expected
+    tables = {path.name for path in (report.parent / "tables" / "synthetic").iterdir()}
+    assert tables == {f"table-{table.key}.csv" for table in TABLES}
+
+
+def test_the_page_stands_alone(report: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"(?:src|href)=\"(?!figures/|tables/|data:,)", outside)
+    assert "@import" not in outside
+    assert "url(" not in outside
+    assert "/tmp/" not in page
+    charts = json.loads(re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
+    assert "synthetic-figure-4a-0" in charts
+
+
+def test_the_same_rows_give_the_same_bytes(report: Path, results: Path, tmp_path: Path) -> None:
+    again = write_report(results, tmp_path / "again")
+    names = sorted(path.relative_to(report.parent) for path in report.parent.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(again.parent) for path in again.parent.rglob("*") if path.is_file())
+    for name in names:
+        assert (report.parent / name).read_bytes() == (again.parent / name).read_bytes(), name
+
+
+def test_a_study_without_results_says_so(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/kt-study.db"
+    fill(open_store(url, create=True), WORLD, done=0)
+    collect(url, tmp_path / "results")
+    page = write_report(tmp_path / "results", tmp_path / "report").read_text(encoding="utf-8")
+    assert "No results yet." in page
+    assert page.count("No rows for this yet.") == len(FIGURES) + len(TABLES)
+    with pytest.raises(UsageError, match="no study 'x'"):
+        write_report(tmp_path / "results", tmp_path / "report", "x")
+    with pytest.raises(UsageError, match="no collected results here"):
+        write_report(tmp_path / "nothing", tmp_path / "report")
+
+
+def test_figures_without_rows_are_taken_away(results: Path, report: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    write_report(results, out)
+    url = f"sqlite:///{tmp_path}/kt-study.db"
+    fill(open_store(url, create=True), WORLD, done=0)
+    collect(url, tmp_path / "results")
+    write_report(tmp_path / "results", out)
+    assert not [path for path in out.rglob("*") if path.suffix in (".png", ".svg", ".csv")]
+    assert report.exists()
+
+
+def transfers() -> list[dict[str, Any]]:
+    jobs = synthetic.jobs_of(WORLD, OBJECTIVES_PLANNED, 6, Settings(epochs=3))
+    return [synthetic.outcome(WORLD, j.kind, j.spec)["transfers"][0] for j in jobs if j.kind == "transfer"]
+
+
+def test_success_rates_against_a_plain_loop(material: Material) -> None:
+    rates = by_student(material.single).set_index(["objective", "student"])["success_rate"]
+    rows = [row for row in transfers() if row["multi_teacher"] == "single"]
+    for (objective, student), rate in rates.items():
+        deltas = [r["delta_transf"] for r in rows if (OBJECTIVES[r["objective"]], r["student"]) == (objective, student)]
+        assert rate == pytest.approx(100 * sum(delta > 0 for delta in deltas) / len(deltas))
+    assert len(rates) == len(OBJECTIVES_PLANNED) * 6
+
+
+def test_several_teachers_against_a_plain_loop(report: Path) -> None:
+    table = pd.read_csv(report.parent / "tables" / "synthetic" / "table-4.csv").set_index("student")
+    rows = [row for row in transfers() if row["objective"] == "kl_dp"]
+    for student, found in table.iterrows():
+        of = [row for row in rows if row["student"] == student]
+        (soup,) = (row for row in of if row["multi_teacher"] == "soup")
+        teachers = soup["teacher"].split("+")
+        single = [r["delta_transf"] for r in of if r["multi_teacher"] == "single" and r["teacher"] in teachers]
+        assert found["soup"] == pytest.approx(soup["delta_transf"], rel=1e-5)
+        assert found["single mean"] == pytest.approx(statistics.mean(single), rel=1e-5)
+        assert (found["single min"], found["single max"]) == pytest.approx((min(single), max(single)), rel=1e-5)
+        assert found["teachers"] == 3
+
+
+def test_changes_of_rho_add_up(report: Path) -> None:
+    table = pd.read_csv(report.parent / "tables" / "synthetic" / "table-8.csv")
+    change = table["Δ rho_neg mean"] - table["Δ rho_pos mean"]
+    assert change.tolist() == pytest.approx(table["delta_transf mean"].tolist(), abs=1e-4)
+
+
+def test_figure_4b_is_the_mean_above_the_75th_percentile(material: Material) -> None:
+    figure = next(figure for figure in FIGURES if figure.key == "4b")
+    drawing = figure.build(material)
+    assert drawing is not None
+    points, lines, _ = drawing.panels[0].layers
+    rows = points.data
+    edges = np.linspace(rows["difference"].min(), rows["difference"].max(), 11)
+    for line in shown(lines).to_dict("records"):
+        at = int(np.argmin(np.abs((edges[:-1] + edges[1:]) / 2 - line["difference"])))
+        last = at == 9
+        inside = rows[
+            (rows["objective"] == line["objective"])
+            & (rows["difference"] >= edges[at])
+            & ((rows["difference"] <= edges[at + 1]) if last else (rows["difference"] < edges[at + 1]))
+        ]["delta_transf"]
+        assert line["n"] == len(inside)
+        cut = np.percentile(inside, 75)
+        above = [delta for delta in inside if delta > cut] or [delta for delta in inside if delta >= cut]
+        assert line["top"] == pytest.approx(statistics.mean(above))
+
+
+def test_only_one_setting_of_an_objective_is_shown(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/kt-study.db"
+    store = open_store(url, create=True)
+    fill(store, WORLD, objectives=("kl",), students=4)
+    fill(store, WORLD, objectives=("kl",), students=2, settings=Settings(epochs=3, batchnorm="frozen"))
+    collect(url, tmp_path / "results")
+    material = Material(kt_study.load(tmp_path / "results", "synthetic"), "synthetic")
+    assert set(material.single["batchnorm"]) == {"train"}
+    assert len(material.single) == 4 * 8
+    (choice,) = material.choices
+    assert (choice.rows, choice.of, choice.settings) == (32, 48, "batchnorm = train")
+    page = write_report(tmp_path / "results", tmp_path / "report").read_text(encoding="utf-8")
+    assert "KL: 32 of 48 transfers, with batchnorm = train" in page
+    table = pd.read_csv(tmp_path / "report" / "tables" / "synthetic" / "table-settings.csv")
+    assert table.set_index("batchnorm")["transfers"].to_dict() == {"train": 32, "frozen": 16}
+
+
+def test_pairs_come_once_from_jobs_and_files(material: Material, world: World = WORLD) -> None:
+    assert len(material.pairs) == len(world.models) * (len(world.models) - 1)
+    assert set(material.pairs["family"]) == {"CNN", "transformer", "MLP"}
+
+
+@given(st.integers(0, 60), st.integers(1, 60))
+def test_wilson_against_scipy(successes: int, n: int) -> None:
+    successes = min(successes, n)
+    found = wilson(successes, n)
+    expected = scipy.stats.binomtest(successes, n).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+    assert found.value == pytest.approx(100 * successes / n)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.floats(-5, 5), min_size=8, max_size=20))
+def test_bootstrap_against_scipy(values: list[float]) -> None:
+    found = bootstrap(values, mean)
+    assert found.value == pytest.approx(statistics.fmean(values))
+    assert found.low <= found.value + 1e-12
+    assert found.high >= found.value - 1e-12
+    expected = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=1, n_resamples=4000)
+    wide = max(1e-9, 0.35 * (expected.confidence_interval.high - expected.confidence_interval.low))
+    assert found.low == pytest.approx(expected.confidence_interval.low, abs=wide)
+    assert found.high == pytest.approx(expected.confidence_interval.high, abs=wide)
+
+
+def test_bootstrap_draws_whole_groups() -> None:
+    groups = [np.zeros(50), np.ones(50)]
+    clustered, plain = bootstrap(groups, mean), bootstrap(np.concatenate(groups).tolist(), mean)
+    assert (clustered.low, clustered.high) == (0.0, 1.0)
+    assert plain.high - plain.low < 0.3
+    assert bootstrap([3.0], median).text(" %") == "3.0 % [3.0, 3.0]"
+
+
+@given(st.lists(st.floats(-9, 9), min_size=1, max_size=30))
+def test_top_quarter_mean_lies_at_the_top(values: list[float]) -> None:
+    found = top_quarter_mean(pd.Series(values))
+    assert np.percentile(values, 75) - 1e-9 <= found <= max(values) + 1e-9
+
+
+def test_thinning_keeps_the_same_rows_whatever_else_is_there() -> None:
+    frame = pd.DataFrame({"pair": [f"p{i}" for i in range(500)]})
+    kept = set(thinned(frame, 100, "pair")["pair"])
+    assert len(kept) == 100
+    fewer = frame[frame["pair"].isin(kept) | (frame.index < 300)]
+    assert set(thinned(fewer, 100, "pair")["pair"]) == kept
+    assert len(thinned(frame, 500, "pair")) == 500

@@ -1,0 +1,68 @@
+"""Jobs and rows for the tests of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from kt_study.hashing import job_digest
+from kt_study.store import JobStore, Planned
+from kt_study.words import Claim, Failure, JobState, PlannedJob
+
+STUDY = "study"
+
+
+def job(number: int, kind: str = "logits", needs: Iterable[PlannedJob] = (), **fields: Any) -> PlannedJob:
+    """The job with this number; equal numbers of one kind are the same job."""
+    spec = {"number": number}
+    return PlannedJob(
+        kind=kind, spec=spec, digest=job_digest(kind, spec), needs=tuple(need.digest for need in needs), **fields
+    )
+
+
+def plan(store: JobStore, *jobs: PlannedJob, study: str = STUDY) -> Planned:
+    """Add a study and its jobs."""
+    store.add_study(study, {})
+    return store.plan(study, jobs)
+
+
+def claim_one(store: JobStore, worker: str = "worker", **wish: Any) -> Claim:
+    """Claim the one job there must be."""
+    (claim,) = store.claim(worker, **wish)
+    return claim
+
+
+def number(claim: Claim) -> int:
+    """The number the claimed job was made with."""
+    found: int = claim.spec["number"]
+    return found
+
+
+def state_of(store: JobStore, job_id: int) -> JobState:
+    """State of one job."""
+    return store.job(job_id).state
+
+
+def states(store: JobStore) -> dict[int, str]:
+    """Number -> state of every job."""
+    return {row.spec["number"]: str(row.state) for row in store.jobs(limit=10_000)}
+
+
+def row(value: float = 1.0) -> dict[str, list[dict[str, Any]]]:
+    """One result row."""
+    return {"evaluations": [{"dataset": "digits", "model": "m", "n": 10, "acc": value}]}
+
+
+def result_rows(store: JobStore, table: str = "evaluations") -> list[dict[str, Any]]:
+    """Every row of a result table."""
+    return [found for chunk in store.results(table) for found in chunk]
+
+
+def passing() -> Failure:
+    """A failure that a retry may mend."""
+    return Failure(error="OSError", message="disk", traceback="...", group="disk", transient=True)
+
+
+def lasting(group: str = "cause") -> Failure:
+    """A failure that it cannot."""
+    return Failure(error="ValueError", message="wrong", traceback="...", group=group)

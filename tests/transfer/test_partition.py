@@ -1,0 +1,91 @@
+"""Who teaches which sample, against a plain loop over samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kt_study.errors import UsageError
+from kt_study.objectives import OBJECTIVES, needs_frozen_student, partition_of
+from kt_study.words import Settings
+from worker.objectives.partition import Columns, assign_sources
+from worker.trainer.rows import ResidentTable, StreamedTable, merged_table
+
+PROBABILITIES = st.sampled_from([0.1, 0.2, 0.25, 0.5])  # few values, so that ties happen
+
+
+@st.composite
+def samples(draw: st.DrawFn, teachers: int) -> tuple[list[int], list[list[tuple[float, float, int]]]]:
+    n = draw(st.integers(1, 8))
+    labels = draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))
+    row = st.tuples(PROBABILITIES, PROBABILITIES, st.integers(0, 2))
+    return labels, [draw(st.lists(row, min_size=n, max_size=n)) for _ in range(1 + teachers)]
+
+
+def as_columns(rows: list[tuple[float, float, int]]) -> Columns:
+    label, largest, argmax = zip(*rows, strict=True)
+    return Columns(p_label=np.float32(label), p_max=np.float32(largest), argmax=np.array(argmax))
+
+
+@given(samples(teachers=3), st.sampled_from(["label", "max"]))
+def test_most_confident_of_several_the_student_first_on_ties(drawn, rule) -> None:  # type: ignore[no-untyped-def]
+    labels, sources = drawn
+    frozen, *teachers = (as_columns(rows) for rows in sources)
+    found = assign_sources(rule, labels=np.array(labels), frozen=frozen, teachers=teachers)
+    for i, chosen in enumerate(found):
+        best = 0
+        for k, rows in enumerate(sources):
+            if rows[i][rule == "max"] > sources[best][i][rule == "max"]:
+                best = k
+        assert chosen == best
+
+
+@given(samples(teachers=1))
+def test_flips(drawn) -> None:  # type: ignore[no-untyped-def]
+    labels, (student, teacher) = drawn
+    for rule, to_teacher in (
+        ("positive_flips", lambda t, s: t and not s),
+        ("negative_flips", lambda t, s: t or not s),
+        ("teacher", lambda *_: True),
+        ("frozen", lambda *_: False),
+    ):
+        found = assign_sources(
+            rule,  # type: ignore[arg-type]
+            labels=np.array(labels),
+            frozen=as_columns(student),
+            teachers=[as_columns(teacher)],
+        )
+        for i, label in enumerate(labels):
+            assert found[i] == to_teacher(teacher[i][2] == label, student[i][2] == label)
+
+
+def test_rules_for_one_teacher_refuse_several() -> None:
+    columns = as_columns([(0.5, 0.5, 0)])
+    with pytest.raises(UsageError, match="takes one teacher, not 2"):
+        assign_sources("positive_flips", labels=np.array([0]), frozen=columns, teachers=[columns, columns])
+
+
+def test_which_rule_and_who_needs_the_frozen_student() -> None:
+    rules = {name: partition_of(name, Settings()) for name in OBJECTIVES}
+    assert {name for name in OBJECTIVES if needs_frozen_student(name, Settings())} == {
+        "kl_dp", "kl_dp_unsupervised", "self_distillation",
+    }  # fmt: skip
+    assert (rules["kl_dp"], rules["kl_dp_unsupervised"], rules["self_distillation"]) == ("label", "max", "frozen")
+    assert needs_frozen_student("kl", Settings(flips="positive"))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3))
+def test_rows_come_from_each_samples_source(seed: int, k: int) -> None:
+    import torch
+
+    draw = np.random.default_rng(seed)
+    tables = [draw.normal(size=(11, 4)).astype(np.float16) for _ in range(k)]
+    source = draw.integers(k, size=11).astype(np.uint8)
+    positions = draw.integers(11, size=5)
+    expected = np.stack([tables[source[i]][i] for i in positions])
+    cpu = torch.device("cpu")
+    for table in (merged_table(source, list(tables), cpu), StreamedTable(source, list(tables), cpu)):
+        np.testing.assert_array_equal(table.rows(torch.from_numpy(positions), positions).numpy(), expected)
+    assert isinstance(merged_table(source, list(tables), cpu), ResidentTable)
