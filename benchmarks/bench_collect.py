@@ -1,6 +1,6 @@
 """collect against `pandas.read_sql` + `to_parquet`: 1,000,000 rows of the widest measured table, one after the other.
 
-    python -m benchmarks.bench_collect [--rows 1000000] [--keep results.json]
+    python -m benchmarks.bench_collect [--rows 1000000]
 
 Each way runs in a process of its own, so that its peak memory is its own, on the same SQLite database, which is made
 first from invented rows (one study, one `complementarity` row a job). The targets are 15 s and 500 MB on 2 cores. The
@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.harness import versions, write_result
 from kt_study.schema import COMPLEMENTARITY
 from kt_study.store import open_store
 
+ROWS = 1_000_000
 TARGET_S = 15.0
 TARGET_MB = 500.0
 
@@ -98,36 +97,35 @@ def compare(rows: int, folder: Path) -> dict[str, object]:
     ours = measured("collect", database, folder / "results")
     theirs = measured("pandas", database, folder / "pandas.parquet")
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "rows": rows,
         "collect": ours,
         "pandas": theirs,
         "time_ratio": round(theirs["seconds"] / ours["seconds"], 2),
         "memory_ratio": round(theirs["peak_mb"] / ours["peak_mb"], 2),
-        "targets_met": ours["seconds"] < TARGET_S * rows / 1e6 and ours["peak_mb"] < TARGET_MB,
+        "targets_met": ours["seconds"] < TARGET_S * rows / ROWS and ours["peak_mb"] < TARGET_MB,
     }
 
 
 def main() -> None:
-    """Print the figures; with --keep, keep them too."""
+    """Print the figures, and keep those of a whole run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--way", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
-        way, database, out = arguments.way
-        found = {"collect": by_collect, "pandas": by_pandas}[way](Path(database), Path(out))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1024)
-        print(json.dumps({k: round(v, 2) for k, v in found.items()} | {"peak_mb": round(peak, 1)}))
+        _one_way(*arguments.way)
         return
     with tempfile.TemporaryDirectory() as folder:
-        figures = json.dumps(compare(arguments.rows, Path(folder)), indent=1)
-    print(figures)
-    if arguments.keep:
-        arguments.keep.parent.mkdir(parents=True, exist_ok=True)
-        arguments.keep.write_text(figures + "\n", encoding="utf-8")
+        figures = compare(arguments.rows, Path(folder))
+    print(json.dumps(figures, indent=2))
+    if arguments.rows == ROWS:
+        print(write_result("collect", figures | {"versions": versions("pyarrow", "pandas", "sqlalchemy")}))
+
+
+def _one_way(way: str, database: str, out: str) -> None:
+    found = {"collect": by_collect, "pandas": by_pandas}[way](Path(database), Path(out))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1024)
+    print(json.dumps({name: round(value, 2) for name, value in found.items()} | {"peak_mb": round(peak, 1)}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""The transfer objectives as planning sees them: names, defaults, which settings they use, which cached passes they
-need.
+"""The transfer objectives as planning sees them: names, defaults, the settings they use, the cached passes they need.
 
 The losses themselves are in `worker.objectives`, one module each. Nothing here imports torch.
 

@@ -66,7 +66,7 @@ class LaunchFiles:
         return self.folder / "probes" / token / f"{slurm_job}.json"
 
 
-class Probe(Record):
+class Probe(Record, frozen=True, kw_only=True):
     """What a pilot found on its node in its first minute: `trouble` is empty, or one line."""
 
     node: str
@@ -74,7 +74,7 @@ class Probe(Record):
     trouble: str = ""
 
 
-class PilotOptions(Record):
+class PilotOptions(Record, frozen=True, kw_only=True):
     """How one pilot works. Travels in submitit's pickle, so it holds no password: `database` is a URL without one."""
 
     root: str  # the study folder, shared by all nodes

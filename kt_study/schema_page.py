@@ -12,8 +12,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "schema.md"
 
 _HEAD = """# What the results hold
 
-`kt-study collect` writes one folder for each table and study, `results/<table>/<study>/part-*.parquet`, zstd-compressed.
-`study` is a column of every file, so a folder, a study or a single file reads the same:
+`kt-study collect` writes one folder for each table and study, `results/<table>/<study>/part-*.parquet`, compressed with
+zstd. `study` is a column of every file, so a folder, a study or a single file reads the same:
 
 ```python
 import kt_study
@@ -28,8 +28,8 @@ polars.read_parquet("results/transfers")
 duckdb.sql("SELECT * FROM 'results/transfers/**/*.parquet'")
 ```
 
-Units are in the metadata of the Arrow fields too: `schema.field("rho_pos").metadata[b"unit"]`. Accuracies, rho, gain and
-loss are in percent of samples, deltas in points. In every row `rho_pos - rho_neg = delta_acc`,
+Units are in the metadata of the Arrow fields too: `schema.field("rho_pos").metadata[b"unit"]`. Accuracies, rho, gain
+and loss are in percent of samples, deltas in points. In every row `rho_pos - rho_neg = delta_acc`,
 `knowledge_gain - knowledge_loss = delta_transf`, and the change of `rho_neg` minus the change of `rho_pos` is
 `delta_transf`. Columns are added over time and never renamed. "Paper" is arXiv 2310.17653.
 

@@ -25,7 +25,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of the study file's sections: an unknown key is an error."""
 
 
-class StudySection(Section):
+class StudySection(Section, frozen=True, kw_only=True):
     """[study]"""
 
     name: Annotated[
@@ -35,7 +35,7 @@ class StudySection(Section):
     database: Annotated[str, Meta(description="URL of the job database; flags and KT_STUDY_DB win over it.")] = ""
 
 
-class DatasetSection(Section):
+class DatasetSection(Section, frozen=True, kw_only=True):
     """[dataset]"""
 
     kind: Annotated[str, Meta(description="imagefolder, digits, idx, predictions, or another registered kind.")]
@@ -55,7 +55,7 @@ class DatasetSection(Section):
     class_embeddings: Annotated[str, Meta(description="Matrix [classes, d] (.npy) for the similarity of classes.")] = ""
 
 
-class ModelsSection(Section):
+class ModelsSection(Section, frozen=True, kw_only=True):
     """[models]"""
 
     universe: Annotated[
@@ -73,7 +73,7 @@ class ModelsSection(Section):
     licenses: Annotated[list[str], Meta(description="Globs of licences to keep; all when empty.")] = []
 
 
-class ModelTable(Section):
+class ModelTable(Section, frozen=True, kw_only=True):
     """[[model]]"""
 
     name: Annotated[str, Meta(min_length=1, description="Name in the result rows.")]
@@ -101,7 +101,7 @@ class ModelTable(Section):
     license: Annotated[str, Meta(description="Licence of the weights.")] = ""
 
 
-class ComplementaritySection(Section):
+class ComplementaritySection(Section, frozen=True, kw_only=True):
     """[complementarity]"""
 
     pairs: Annotated[
@@ -116,7 +116,7 @@ class ComplementaritySection(Section):
     ) = None
 
 
-class TransferSection(Section):
+class TransferSection(Section, frozen=True, kw_only=True):
     """[transfer]"""
 
     pairs: (
@@ -177,7 +177,7 @@ class TransferSection(Section):
     ] = "ascending"
 
 
-class FineTuningSection(Section):
+class FineTuningSection(Section, frozen=True, kw_only=True):
     """[fine_tuning]"""
 
     scope: Annotated[
@@ -208,7 +208,7 @@ class FineTuningSection(Section):
     ) = None
 
 
-class StudyFile(Section):
+class StudyFile(Section, frozen=True, kw_only=True):
     """A whole study file."""
 
     study: StudySection

@@ -1,15 +1,16 @@
 """What a `train` job makes of a model: its record, for the planner that names it and the worker that reports it.
 
-A trained model is built like the one it started from, with the weights that the job left. Its last layer has the classes
-of the data set that it was trained on, except under scope `body`, where the old last layer is put back at the end.
+A trained model is built like the one it started from, with the weights that the job left. Its last layer has the
+classes of the data set that it was trained on, but under scope `body` the old last layer is put back at the end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from kt_study.hashing import digest
-from kt_study.words import DatasetRecord, ModelRecord, TrainSpec
+from kt_study.hashing import digest, job_digest
+from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, TrainSpec, as_spec
 
 TRAINED = "train:"
 """Prefix of a model record's `weights`: the job that trained it. Such a model waits for that job."""
@@ -30,21 +31,13 @@ def keyed(**fields: Any) -> ModelRecord:
     return ModelRecord(key=key, **fields)
 
 
-def learned_classes(spec: TrainSpec, start: ModelRecord, dataset: DatasetRecord) -> int:
-    """Outputs of the model while it is trained: the data set's classes, or the model's own where they are enough.
-
-    Training from scratch keeps the outputs that the architecture was given; `body` always has a last layer of its own.
-    """
-    return start.num_classes if spec.scope == "all" and _from_scratch(start) else dataset.n_classes
-
-
 def trained_record(start: ModelRecord, spec: TrainSpec, job: str, dataset: DatasetRecord) -> ModelRecord:
     """The model that the job `job` makes of `start` on `dataset`.
 
     It keeps its name, with the data set's added where it is to be used on another one. A factory is asked for the new
     number of classes through its argument `num_classes`.
     """
-    classes = start.num_classes if spec.scope == "body" else learned_classes(spec, start, dataset)
+    classes = start.num_classes if spec.scope == "body" else dataset.n_classes
     arguments = start.arguments
     if "num_classes" in arguments and arguments["num_classes"] != classes:
         arguments = {**arguments, "num_classes": classes}
@@ -69,5 +62,15 @@ def trained_record(start: ModelRecord, spec: TrainSpec, job: str, dataset: Datas
     )
 
 
-def _from_scratch(start: ModelRecord) -> bool:
-    return start.weights.startswith("random:")
+def train_job(spec: TrainSpec, *, estimate_s: float, needs: Iterable[str] = ()) -> PlannedJob:
+    """The job that trains a model; ahead of everything else, since everything waits for it."""
+    encoded = as_spec(spec)
+    return PlannedJob(
+        kind="train",
+        spec=encoded,
+        digest=job_digest("train", encoded),
+        needs=tuple(needs),
+        priority=30,
+        estimate_s=estimate_s,
+        student=spec.start,
+    )

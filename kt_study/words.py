@@ -30,7 +30,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of every record: immutable, keyword-only, unknown fields refused."""
 
 
-class ModelRecord(Record, omit_defaults=True):
+class ModelRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A pretrained classifier: how to build it, where its weights are, how it wants its pictures.
 
     `key` names it by what it computes (architecture, weights, preprocessing), so that equal models share their logits
@@ -58,7 +58,7 @@ class ModelRecord(Record, omit_defaults=True):
     license: str = ""
 
 
-class DatasetRecord(Record, omit_defaults=True):
+class DatasetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A labelled image data set in splits. `key` is the digest of what is in it, not of where it lies."""
 
     key: str
@@ -72,7 +72,7 @@ class DatasetRecord(Record, omit_defaults=True):
     labelled: bool = True
 
 
-class Settings(Record, omit_defaults=True):
+class Settings(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The settings of one transfer by their study-file names. Every one of them is a column of `transfers`."""
 
     epochs: int = 20
@@ -107,7 +107,7 @@ class Settings(Record, omit_defaults=True):
     teacher_order: str = "ascending"
 
 
-class TransferSpec(Record, omit_defaults=True):
+class TransferSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One transfer: knowledge of the teachers into the student, on the `train` split, measured on `val`."""
 
     dataset: str
@@ -118,7 +118,7 @@ class TransferSpec(Record, omit_defaults=True):
     seed: int = 0
 
 
-class LogitsSpec(Record, omit_defaults=True):
+class LogitsSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One forward pass of a model over a split. `view` -1 is the evaluation view: the model's own preprocessing."""
 
     dataset: str
@@ -132,7 +132,7 @@ class LogitsSpec(Record, omit_defaults=True):
     features: bool = False
 
 
-class ComplementaritySpec(Record, omit_defaults=True):
+class ComplementaritySpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     """One ordered pair on the `val` split."""
 
     dataset: str
@@ -141,7 +141,7 @@ class ComplementaritySpec(Record, omit_defaults=True):
     seed: int = 0
 
 
-class AllPairsSpec(Record, omit_defaults=True):
+class AllPairsSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Every ordered pair of `models` on the `val` split, as one parquet file."""
 
     dataset: str
@@ -149,7 +149,7 @@ class AllPairsSpec(Record, omit_defaults=True):
     seed: int = 0
 
 
-class TrainSpec(Record, omit_defaults=True):
+class TrainSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Training a model for a data set: from scratch (`scope` all) or its last layer only (`scope` head).
 
     `class_shares` thins classes: the share in (0, 1] of a class's samples that is used. `label_noise` replaces that
@@ -173,7 +173,7 @@ class TrainSpec(Record, omit_defaults=True):
     seed: int = 0
 
 
-class PlannedJob(Record):
+class PlannedJob(Record, frozen=True, kw_only=True):
     """A row of work to be. Its identity is (kind, digest of spec); the rest may differ without making another job."""
 
     kind: str
@@ -186,7 +186,7 @@ class PlannedJob(Record):
     student: str | None = None  # affinity key
 
 
-class Claim(Record):
+class Claim(Record, frozen=True, kw_only=True):
     """A job in the hands of a worker: what to do, and the fencing number under which to report it."""
 
     job_id: int
@@ -201,7 +201,7 @@ class Claim(Record):
         return hash((self.job_id, self.fence))
 
 
-class Progress(Record):
+class Progress(Record, frozen=True, kw_only=True):
     """Where a running job is, sent with its heartbeat."""
 
     epoch: int = 0
@@ -212,7 +212,7 @@ class Progress(Record):
     note: str = ""
 
 
-class Failure(Record):
+class Failure(Record, frozen=True, kw_only=True):
     """Why an attempt ended badly. `transient` failures are retried with backoff; others fail the job at once."""
 
     error: str  # class name of the exception

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kt_study.hashing import job_digest
-from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, TrainSpec, as_spec
-from orchestrator.model_records import keyed
+from kt_study.training import UNTRAINED, keyed, train_job, trained_record
+from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, TrainSpec
 
 _THIN = 0.25
 
@@ -88,7 +87,7 @@ def digits_zoo(dataset: DatasetRecord, *, seed: int) -> tuple[list[ModelRecord],
     trained, untrained, jobs = [], [], []
     for number, (name, (build, recipe)) in enumerate(_ZOO.items()):
         start = keyed(
-            name=f"{name}:untrained",
+            name=name + UNTRAINED,
             weights=f"random:{seed + number}",
             input_size=(3, 32, 32),
             mean=(0.5, 0.5, 0.5),
@@ -104,41 +103,8 @@ def digits_zoo(dataset: DatasetRecord, *, seed: int) -> tuple[list[ModelRecord],
             batch_size=32,
             **recipe,
         )
-        job = train_job(spec)
+        job = train_job(spec, estimate_s=10.0)
         untrained.append(start)
         jobs.append(job)
-        trained.append(trained_model(start, job, name=name))
+        trained.append(trained_record(start, spec, job.digest, dataset))
     return trained, untrained, jobs
-
-
-def train_job(spec: TrainSpec) -> PlannedJob:
-    """The job that trains a model; ahead of everything else, since everything waits for it."""
-    encoded = as_spec(spec)
-    return PlannedJob(
-        kind="train",
-        spec=encoded,
-        digest=job_digest("train", encoded),
-        priority=30,
-        estimate_s=10.0,
-        student=spec.start,
-    )
-
-
-def trained_model(start: ModelRecord, job: PlannedJob, *, name: str) -> ModelRecord:
-    """What `job` makes of `start`: the same architecture with the job's weights."""
-    return keyed(
-        name=name,
-        family=start.family,
-        weights=f"train:{job.digest}",
-        timm=start.timm,
-        factory=start.factory,
-        arguments=start.arguments,
-        input_size=start.input_size,
-        mean=start.mean,
-        std=start.std,
-        interpolation=start.interpolation,
-        crop_pct=start.crop_pct,
-        crop_mode=start.crop_mode,
-        num_classes=start.num_classes,
-        license=start.license,
-    )

@@ -2,58 +2,93 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import json
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from kt_study.datasets import predictions
 from kt_study.errors import StudyFileError, UnknownModelError, WeightsError
 from kt_study.files import file_digest, write_text
-from kt_study.hashing import digest
-from kt_study.paths import StudyPaths
 from kt_study.study import ModelTable, StudyFile
+from kt_study.training import keyed
 from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.universe import CatalogueModel, catalogue, resolve, select
 
-_IDENTITY = (
-    "timm", "factory", "arguments", "weights", "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode",
-    "num_classes",
-)  # fmt: skip
+_WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
-def keyed(**fields: Any) -> ModelRecord:
-    """A model record with its key: the digest of what it computes, whatever it is called and wherever it lies."""
-    record = ModelRecord(key="", **fields)
-    key = digest({name: getattr(record, name) for name in _IDENTITY})
-    return ModelRecord(key=key, **fields)
+class FileDigests:
+    """Digests of weights files, remembered by path, size and time of change, so that a plan reads each file once.
+
+    `keep` writes the memory down; until then nothing is written.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        self._known: dict[str, str] = json.loads(memory.read_text()) if memory.exists() else {}
+        self._new = False
+
+    def of(self, path: Path) -> str:
+        """blake2b-128 of the file, 32 hex digits."""
+        stat = path.stat()
+        stamp = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+        if stamp not in self._known:
+            self._known[stamp], self._new = file_digest(path), True
+        return self._known[stamp]
+
+    def keep(self) -> None:
+        """Remember what was read. Raises DiskError."""
+        if self._new:
+            write_text(self._memory, json.dumps(self._known, indent=0, sort_keys=True))
 
 
-def study_models(study: StudyFile, folder: Path, dataset: DatasetRecord) -> list[ModelRecord]:
+def study_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digests: FileDigests) -> list[ModelRecord]:
     """The models of the `timm` and `listed` universes, sorted by name.
 
     Raises:
         StudyFileError, UnknownModelError, WeightsError: an incomplete table, a name nobody knows, a missing file.
+        UsageError: filters that leave nothing.
     """
-    records = [_from_table(table, folder, dataset, seed=study.study.seed) for table in study.model]
     section = study.models
-    if section.universe == "timm":
-        chosen = select(
-            catalogue(),
-            include=section.include,
-            exclude=section.exclude,
-            families=section.families,
-            licenses=section.licenses,
-            params_min=section.params_min,
-            params_max=section.params_max,
-            top1_min=section.top1_min,
-            top1_max=section.top1_max,
-            gmacs_max=section.gmacs_max,
-        )
-        listed = {record.name for record in records}
-        records += [from_catalogue(model) for model in chosen if model.name not in listed]
-    else:
-        records = [record for record in records if _kept(record.name, section.include, section.exclude)]
+    listed = listed_models(study, folder, dataset, digests)
+    if section.universe != "timm":
+        return [record for record in listed if _kept(record.name, section.include, section.exclude)]
+    chosen = select(
+        catalogue(),
+        include=section.include,
+        exclude=section.exclude,
+        families=section.families,
+        licenses=section.licenses,
+        params_min=section.params_min,
+        params_max=section.params_max,
+        top1_min=section.top1_min,
+        top1_max=section.top1_max,
+        gmacs_max=section.gmacs_max,
+    )
+    own = {record.name for record in listed}
+    records = listed + [from_catalogue(model) for model in chosen if model.name not in own]
     return sorted(records, key=lambda record: record.name)
+
+
+def listed_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digests: FileDigests) -> list[ModelRecord]:
+    """The models of the [[model]] tables, sorted by name. Raises as `study_models`."""
+    records = [_from_table(table, folder, dataset, digests, seed=study.study.seed) for table in study.model]
+    return sorted(records, key=lambda record: record.name)
+
+
+def predicted_models(study: StudyFile, dataset: DatasetRecord) -> list[ModelRecord]:
+    """The models whose predictions lie in a `predictions` data set, one for each file, sorted by name.
+
+    A file that is named as a model of timm's gets that model's family and size; of others nothing is known.
+    """
+    names = [
+        name for name in predictions.model_names(dataset) if _kept(name, study.models.include, study.models.exclude)
+    ]
+    return [_predicted(name, dataset) for name in names]
 
 
 def from_catalogue(model: CatalogueModel, *, name: str = "") -> ModelRecord:
@@ -76,20 +111,46 @@ def from_catalogue(model: CatalogueModel, *, name: str = "") -> ModelRecord:
     )
 
 
-def matching(records: list[ModelRecord], globs: list[str], *, role: str) -> list[ModelRecord]:
+def matching(records: list[ModelRecord], globs: list[str], *, where: str) -> list[ModelRecord]:
     """The records whose name matches one of the globs. Raises UnknownModelError when a glob matches none."""
     for glob in globs:
         if not any(fnmatchcase(record.name, glob) for record in records):
-            raise UnknownModelError(f"[transfer] {role}: {glob!r} matches none of the study's {len(records)} models")
-    return [record for record in records if _kept(record.name, globs, [])]
+            nearest = difflib.get_close_matches(glob, [record.name for record in records], n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else "; correct it or widen [models]"
+            raise UnknownModelError(f"{where}: {glob!r} matches none of the study's {len(records)} models{hint}")
+    return [record for record in records if _kept(record.name, globs, ())]
 
 
-def _kept(name: str, include: list[str], exclude: list[str]) -> bool:
+def _kept(name: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
     included = not include or any(fnmatchcase(name, glob) for glob in include)
     return included and not any(fnmatchcase(name, glob) for glob in exclude)
 
 
-def _from_table(table: ModelTable, folder: Path, dataset: DatasetRecord, *, seed: int) -> ModelRecord:
+def _predicted(name: str, dataset: DatasetRecord) -> ModelRecord:
+    fields: dict[str, Any] = {"family": "unknown"}
+    with contextlib.suppress(UnknownModelError):
+        known = resolve(name)
+        fields = {
+            "family": known.family,
+            "params": known.params,
+            "gmacs": known.gmacs,
+            "top1_published": known.top1,
+            "license": known.license,
+        }
+    return keyed(
+        name=name,
+        weights=f"predictions:{predictions.model_digest(dataset, name)}",
+        input_size=(0, 0, 0),
+        mean=(),
+        std=(),
+        num_classes=dataset.n_classes,
+        **fields,
+    )
+
+
+def _from_table(
+    table: ModelTable, folder: Path, dataset: DatasetRecord, digests: FileDigests, *, seed: int
+) -> ModelRecord:
     known = _known(table)
     own = {
         name: value
@@ -101,7 +162,7 @@ def _from_table(table: ModelTable, folder: Path, dataset: DatasetRecord, *, seed
     fields.setdefault("num_classes", dataset.n_classes)
     if table.license:
         fields["license"] = table.license
-    fields |= _weights(table, folder, known, seed=seed)
+    fields |= _weights(table, folder, known, digests, seed=seed)
     return keyed(name=table.name, factory=table.factory, arguments=table.arguments, **fields)
 
 
@@ -146,7 +207,9 @@ def _require_complete(table: ModelTable, fields: dict[str, Any]) -> None:
             )
 
 
-def _weights(table: ModelTable, folder: Path, known: dict[str, Any], *, seed: int) -> dict[str, str]:
+def _weights(
+    table: ModelTable, folder: Path, known: dict[str, Any], digests: FileDigests, *, seed: int
+) -> dict[str, str]:
     if table.random_weights:
         return {"weights": f"random:{seed}"}
     if not table.checkpoint:
@@ -155,21 +218,9 @@ def _weights(table: ModelTable, folder: Path, known: dict[str, Any], *, seed: in
         raise StudyFileError(
             f"[[model]] {table.name!r} needs a checkpoint, or random_weights = true for a baseline without knowledge"
         )
-    path = (folder / table.checkpoint).resolve()
+    path = (folder / Path(table.checkpoint).expanduser()).resolve()
     if not path.is_file():
-        raise WeightsError(f"[[model]] {table.name!r}: no checkpoint at {path}; correct `checkpoint`")
-    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
-        raise WeightsError(f"[[model]] {table.name!r}: {path.name} is none of .safetensors, .pth, .pt, .bin")
-    return {"weights": _digest_once(path, StudyPaths(root=folder)), "checkpoint": str(path)}
-
-
-def _digest_once(path: Path, paths: StudyPaths) -> str:
-    """The file's digest, remembered beside the study by size and time of change."""
-    memory = paths.cache / "digests.json"
-    known = json.loads(memory.read_text()) if memory.exists() else {}
-    stat = path.stat()
-    stamp = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
-    if stamp not in known:
-        known[stamp] = file_digest(path)
-        write_text(memory, json.dumps(known, indent=0, sort_keys=True))
-    return str(known[stamp])
+        raise WeightsError(f"[[model]] {table.name!r}: no checkpoint at {path}; correct `checkpoint` in the study file")
+    if path.suffix not in _WEIGHTS_FILES:
+        raise WeightsError(f"[[model]] {table.name!r}: {path.name} is none of {', '.join(_WEIGHTS_FILES)}")
+    return {"weights": digests.of(path), "checkpoint": str(path)}

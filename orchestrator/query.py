@@ -143,11 +143,9 @@ def _query_sqlite(address: Address, sql: str, values: Mapping[str, Any]) -> Answ
             raise _refused(error) from error
 
 
-def _reads_only(action: int, _first: str | None, second: str | None, *_: object) -> int:
-    """SQLite's authorizer: SELECT, columns and functions pass, but not those that load code."""
-    if action not in _SQLITE_READS or (action == sqlite3.SQLITE_FUNCTION and second == "load_extension"):
-        return sqlite3.SQLITE_DENY
-    return sqlite3.SQLITE_OK
+def _reads_only(action: int, *_: object) -> int:
+    """SQLite's authorizer: SELECT, columns and functions pass. Loading of code is off in sqlite3 as it comes."""
+    return sqlite3.SQLITE_OK if action in _SQLITE_READS else sqlite3.SQLITE_DENY
 
 
 def _query_postgresql(address: Address, sql: str, values: Mapping[str, Any]) -> Answer:

@@ -9,13 +9,17 @@ from typing import Any
 import msgspec
 
 from kt_study.errors import UsageError
+from kt_study.pilots import LaunchFiles
 from kt_study.store import JobRow, JobStore, Selection
 from kt_study.words import JobState
+from orchestrator.slurm import report
+from orchestrator.slurm.report import SlurmPart
+from orchestrator.spans import span
 
 _RATE_WINDOW_S = 600.0
 
 
-def look(store: JobStore, study: str) -> dict[str, Any]:
+def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
     """Everything `kt-study status` shows of a study, as JSON-ready builtins. Times are in seconds.
 
     Raises:
@@ -24,6 +28,8 @@ def look(store: JobStore, study: str) -> dict[str, Any]:
     counts = store.counts(study)
     if not counts:
         raise UsageError(f"study {study!r} has no jobs in this database; kt-study plan adds them")
+    pace = store.pace(study, window_s=_RATE_WINDOW_S)
+    slurm = report.slurm_part(files, store, study, eta_s=pace.eta_s)
     outlook = store.outlook(study)
     running = store.jobs(Selection(study=study, state=JobState.RUNNING), limit=200)
     return {
@@ -33,7 +39,8 @@ def look(store: JobStore, study: str) -> dict[str, Any]:
         "running": [_running(job) for job in running],
         "workers": [msgspec.to_builtins(worker) for worker in store.workers(alive_within_s=180.0)],
         "failures": [msgspec.to_builtins(group) for group in store.failures(study)],
-        **msgspec.to_builtins(store.pace(study, window_s=_RATE_WINDOW_S)),
+        "slurm": msgspec.to_builtins(slurm),
+        **msgspec.to_builtins(pace),
     }
 
 
@@ -47,8 +54,10 @@ def as_text(seen: dict[str, Any]) -> str:
     """A page for a person."""
     lines = [f"study {seen['study']}", *_table(seen["counts"])]
     if seen["jobs_per_s"]:
-        eta = f", about {_span(seen['eta_s'])} left" if seen["eta_s"] else ""
+        eta = f", about {span(seen['eta_s'])} left" if seen["eta_s"] else ""
         lines.append(f"\n{60 * seen['jobs_per_s']:.1f} jobs a minute{eta}, {len(seen['workers'])} workers")
+    if seen["slurm"]:
+        lines += report.lines(msgspec.convert(seen["slurm"], SlurmPart))
     if seen["running"]:
         lines.append("\nrunning")
         lines += [f"  {_running_line(job)}" for job in seen["running"]]
@@ -83,13 +92,12 @@ def describe_job(job: JobRow, *, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def log_of(job: JobRow, store: JobStore) -> str:
+def log_of(job: JobRow) -> str:
     """The log of the worker that had the job last.
 
     Raises:
         UsageError: nobody has tried the job, or the log is not readable from here.
     """
-    del store
     if not job.attempts:
         raise UsageError(f"job {job.id} has not been tried yet: {job.why}")
     last = job.attempts[-1]
@@ -97,6 +105,20 @@ def log_of(job: JobRow, store: JobStore) -> str:
         return Path(last.log).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"the log of worker {last.worker} on {last.host} cannot be read here: {last.log!r}") from error
+
+
+def why(job: JobRow, store: JobStore, study: str, files: LaunchFiles) -> str:
+    """One line: why a job does not run. What the job table cannot know of a ready one, the workers and Slurm do."""
+    if job.state != JobState.READY or not job.why.startswith("ready"):
+        return job.why
+    workers = store.workers(alive_within_s=180.0)
+    slurm = report.slurm_part(files, store, study, eta_s=None)
+    if slurm and (line := report.why_not(files, study, job, slurm, at_work=bool(workers))):
+        return f"ready; {line}"
+    if not workers:
+        return "ready; no worker is at work: `kt-study launch` starts some"
+    kinds = "all on the CPU" if all(worker.device == "cpu" for worker in workers) else "some with a GPU"
+    return f"ready; the {len(workers)} workers at work ({kinds}) have other jobs first"
 
 
 def _nested(counts: dict[tuple[str, JobState], int]) -> dict[str, dict[str, int]]:
@@ -130,12 +152,4 @@ def _running_line(job: dict[str, Any]) -> str:
     where = f"epoch {progress['epoch']}/{progress['epochs']}, " if progress.get("epochs") else ""
     step = f"step {progress['step']}/{progress['steps']}, " if progress.get("steps") else ""
     rate = f"{progress['images_per_s']:.0f} img/s, " if progress.get("images_per_s") else ""
-    return f"job {job['id']} {job['kind']}: {where}{step}{rate}{_span(job['age_s'])} on {job['worker']}"
-
-
-def _span(seconds: float) -> str:
-    """A length of time in its two largest units."""
-    for size, unit, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit} {int(seconds % size // smaller)} {part}"
-    return f"{seconds:.0f} s"
+    return f"job {job['id']} {job['kind']}: {where}{step}{rate}{span(job['age_s'])} on {job['worker']}"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kt_study.pilots import PilotOptions
 
 if TYPE_CHECKING:
+    from kt_study.study import StudyFile
+    from worker.data.betons import BetonManifest
     from worker.allocation import Allocation
     from worker.pilot import Pilot
     from worker.signals import StopRequest
@@ -70,3 +73,41 @@ def usable_cores() -> int:
     allowed = len(os.sched_getaffinity(0))
     given = int(os.environ.get("SLURM_CPUS_PER_TASK") or allowed)
     return max(1, min(allowed, given))
+
+
+def prepare_data(study: StudyFile, folder: Path, split: str, *, workers: int, **options: Any) -> BetonManifest:
+    """Write one split of the study's data set for the ffcv loader, with a progress bar.
+
+    Args:
+        study: the study file.
+        folder: the study folder.
+        split: train or val.
+        workers: processes that write.
+        options: fields of `worker.data.betons.BetonOptions`.
+
+    Raises:
+        DataError: the data set, or an image of it, cannot be read.
+        EnvironmentUnusable: ffcv is not installed.
+        DiskError: the file cannot be written.
+    """
+    from tqdm import tqdm
+
+    from kt_study.datasets import prepare
+    from kt_study.paths import StudyPaths
+    from worker.data.betons import BetonOptions, prepare_beton
+
+    paths = StudyPaths(root=folder)
+    dataset = prepare(study.dataset, seed=study.study.seed, folder=folder, paths=paths)
+    with tqdm(total=dataset.splits.get(split, 0), unit="img", mininterval=1.0) as bar:
+        return prepare_beton(
+            dataset,
+            split,
+            paths,
+            options=BetonOptions(**options),
+            workers=workers,
+            progress=lambda done: _move(bar, done),
+        )
+
+
+def _move(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)

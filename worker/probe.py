@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kt-study.worker")
 
-DATABASE_PATIENCE_S = 40.0  # many pilots that start together may keep a server busy for a moment
+DATABASE_PATIENCE_S = 20.0  # many pilots that start together may keep a server busy for a moment
 
 
 class ProbeFailed(Exception):
@@ -38,7 +38,7 @@ class ProbeFailed(Exception):
 
 
 def open_database(options: PilotOptions, allocation: Allocation, stop: StopRequest) -> JobStore:
-    """The job store; under Slurm tried for most of the first minute. Raises ProbeFailed."""
+    """The job store; under Slurm tried for some seconds. Raises ProbeFailed."""
     deadline = time.monotonic() + (DATABASE_PATIENCE_S if allocation.job else 0.0)
     while True:
         try:

@@ -9,7 +9,7 @@ import msgspec
 from kt_study.words import JobState, Progress, Record
 
 
-class WorkerRecord(Record):
+class WorkerRecord(Record, frozen=True, kw_only=True):
     """One worker process, as it introduces itself. `id` must differ between any two processes, also after a restart."""
 
     id: str
@@ -20,7 +20,7 @@ class WorkerRecord(Record):
     device: str = ""
 
 
-class Planned(Record):
+class Planned(Record, frozen=True, kw_only=True):
     """What a plan did with the distinct jobs it was given: new + linked + existing of them."""
 
     new: int = 0  # rows added
@@ -28,7 +28,7 @@ class Planned(Record):
     existing: int = 0  # rows that this study had already
 
 
-class Orders(Record):
+class Orders(Record, frozen=True, kw_only=True):
     """What a heartbeat brings back: ids of jobs, each in at most one of `lost` and `paused`."""
 
     lost: frozenset[int] = frozenset()  # no longer this worker's; stop, write nothing (cancelled ones among them)
@@ -36,7 +36,7 @@ class Orders(Record):
     paused: frozenset[int] = frozenset()  # still held; checkpoint and release
 
 
-class Selection(Record):
+class Selection(Record, frozen=True, kw_only=True):
     """Which jobs: those that fit every field that is given. An empty selection is every job of the database."""
 
     study: str | None = None
@@ -47,7 +47,7 @@ class Selection(Record):
     state: JobState | None = None
 
 
-class AttemptRow(Record):
+class AttemptRow(Record, frozen=True, kw_only=True):
     """One try at a job, numbered by its fencing number."""
 
     fence: int
@@ -64,7 +64,7 @@ class AttemptRow(Record):
     error_group: str | None
 
 
-class NeedRow(Record):
+class NeedRow(Record, frozen=True, kw_only=True):
     """A job that must be done first."""
 
     job_id: int
@@ -72,7 +72,7 @@ class NeedRow(Record):
     state: JobState
 
 
-class JobRow(Record):
+class JobRow(Record, frozen=True, kw_only=True):
     """One job. Times are seconds since 1970 by the database's clock; `age_s` is how long it has been in its state."""
 
     id: int
@@ -102,7 +102,7 @@ class JobRow(Record):
     why: str = ""  # one line: why it is not running; filled by `store.job`
 
 
-class FailureGroup(Record):
+class FailureGroup(Record, frozen=True, kw_only=True):
     """Failed jobs with one cause."""
 
     group: str
@@ -113,7 +113,7 @@ class FailureGroup(Record):
     kinds: tuple[str, ...]
 
 
-class Outlook(Record):
+class Outlook(Record, frozen=True, kw_only=True):
     """How much work there is. A pilot that finds nothing to claim waits if `ready_later` or `running`, else leaves."""
 
     ready_now: int = 0
@@ -127,14 +127,14 @@ class Outlook(Record):
     paused: int = 0  # open jobs that are paused; they count nowhere else
 
 
-class Pace(Record):
+class Pace(Record, frozen=True, kw_only=True):
     """How fast a study goes. `eta_s` is None while nothing was done lately, or nothing is open."""
 
     jobs_per_s: float = 0.0
     eta_s: float | None = None
 
 
-class WorkerRow(Record):
+class WorkerRow(Record, frozen=True, kw_only=True):
     """One worker process as the database knows it."""
 
     id: str

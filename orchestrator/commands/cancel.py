@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from kt_study.pilots import LaunchFiles
 from kt_study.store import Selection
 from orchestrator.job_options import with_selection
 from orchestrator.surroundings import Surroundings
@@ -18,4 +19,8 @@ def command(here: Surroundings, selection: Selection) -> None:
     kt-study cancel                       every open job of the study
     kt-study cancel --kind transfer --student 'resnet*'
     """
-    click.echo(f"{here.store().cancel(selection)} jobs cancelled")
+    from orchestrator.launch.withdraw import say_withdrawn
+
+    store = here.store()
+    click.echo(f"{store.cancel(selection)} jobs cancelled")
+    say_withdrawn(LaunchFiles(root=here.folder), store, here.name)

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kt_study.pilots import PilotOptions
+from orchestrator.launch.options import with_slurm_options
 from orchestrator.surroundings import Surroundings, with_surroundings
+
+if TYPE_CHECKING:
+    from kt_study.store import Outlook
+    from orchestrator.launch.slurm import SlurmCrew
 
 
 @click.command()
 @with_surroundings
 @click.option("--workers", type=click.IntRange(min=1), help="Workers in all; a GPU each, or every two cores one.")
 @click.option("--wait", is_flag=True, help="Show progress until the study is complete; replace workers that die.")
+@with_slurm_options
+@click.option("--dry-run", is_flag=True, help="Check everything and print the sbatch script; submit nothing.")
+@click.option(
+    "--max-submitted",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Most Slurm jobs of kt-study that you may have in the queue, whatever --workers says.",
+)
+@click.option("--now", is_flag=True, help="Launch although the last launches came to nothing.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where models run.")
 @click.option("--threads", type=click.IntRange(min=1), help="Torch threads of a worker; the cores shared out.")
 @click.option(
@@ -25,6 +42,11 @@ def command(
     here: Surroundings,
     workers: int | None,
     wait: bool,
+    profile: Path | None,
+    flags: dict[str, Any],
+    dry_run: bool,
+    max_submitted: int,
+    now: bool,
     device: str,
     threads: int | None,
     lease_s: float,
@@ -35,52 +57,140 @@ def command(
     kt-study launch                                  on this machine
     kt-study launch --workers 2 --wait               ... and follow until it is done
     kt-study launch --partition gpu --workers 16     on Slurm
+    kt-study launch --profile slurm/example.toml --dry-run
     """
-    from orchestrator.launch.local import default_workers
+    options = PilotOptions(root=str(here.folder), study=here.name, device=device, threads=threads or 0, lease_s=lease_s)
+    if profile is None and flags["partition"] is None:
+        _refuse_slurm_flags(flags, dry_run=dry_run)
+        ctx.exit(_launch_here(here, options, workers, wait=wait))
+    crew = _slurm_crew(here, options, profile, flags, workers, max_submitted)
+    crew.patient = not now
+    ctx.exit(_show_script(crew) if dry_run else _launch_on_slurm(here, crew, wait=wait))
+
+
+def _refuse_slurm_flags(flags: dict[str, Any], *, dry_run: bool) -> None:
+    given = [name.replace("_", "-") for name, value in flags.items() if value is not None]
+    if dry_run:
+        given.append("dry-run")
+    if given:
+        raise click.UsageError(f"--{given[0]} is for Slurm; give --partition or --profile as well")
+
+
+def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None, *, wait: bool) -> int:
+    import msgspec
+
+    from orchestrator.launch.follow import Follower
+    from orchestrator.launch.local import LocalCrew, default_workers
 
     wanted = workers or default_workers()
-    options = PilotOptions(
-        root=str(here.folder),
-        database=here.database_url,
-        study=here.name,
-        device=device,
-        threads=threads or max(1, len(os.sched_getaffinity(0)) // wanted),
-        lease_s=lease_s,
-    )
-    ctx.exit(_launch_here(here, options, wanted, wait=wait))
-
-
-def _launch_here(here: Surroundings, options: PilotOptions, wanted: int, *, wait: bool) -> int:
-    from orchestrator.launch.follow import Follower, describe
-    from orchestrator.launch.live import live_workers, missing_workers
-    from orchestrator.launch.local import start_local_workers
-
+    threads = options.threads or max(1, len(os.sched_getaffinity(0)) // wanted)
+    options = msgspec.structs.replace(options, database=here.database_url, threads=threads)
     store = here.store()
-
-    def add_workers() -> int:
-        live = live_workers(store, beat_within_s=2 * options.lease_s)
-        count = missing_workers(store, here.name, wanted, live)
-        if count:
-            start_local_workers(options, count, first=len(live))
-        return count
-
+    crew = LocalCrew(store=store, options=options, wanted=wanted)
     store.expire()
-    added = add_workers()
+    added = crew.add()
     outlook = store.outlook(here.name)
     if not added and not outlook.running and not outlook.ready_now and not outlook.ready_later:
-        click.echo(f"nothing to do: {describe(outlook)}")
-        return 1 if outlook.failed else 0
+        return _nothing_to_do(outlook)
     click.echo(f"{added} workers started on this machine; logs in {options.paths.logs}")
     if not wait:
         click.echo("follow with: kt-study status --watch")
         return 0
-    follower = Follower(store, here.name, lease_s=options.lease_s)
     try:
-        outlook = follower.until_done(add_workers)
+        crew.wait_for_first()
+        outlook = Follower(store, here.name, crew).until_done()
     except KeyboardInterrupt:
-        asked = follower.stop_workers()
+        asked = crew.stop()
         click.echo(f"\nstopping: {asked} workers give their jobs back; kt-study launch goes on from there", err=True)
         return 130
+    return _complete(outlook)
+
+
+def _slurm_crew(
+    here: Surroundings,
+    options: PilotOptions,
+    profile: Path | None,
+    flags: dict[str, Any],
+    workers: int | None,
+    max_submitted: int,
+) -> SlurmCrew:
+    """The pilots that the options ask for, after a look at what the cluster has. Raises SlurmError and UsageError."""
+    import msgspec
+
+    from orchestrator.launch.request import fitted, read_request
+    from orchestrator.launch.slurm import SlurmCrew
+    from orchestrator.slurm.cluster import look_at_cluster
+
+    request = read_request(profile, flags)
+    cluster = look_at_cluster()
+    request = fitted(request, cluster, options.device)
+    gpus = sum(node.gpus for node in cluster.nodes_of(cluster.partition(request.partition)))
+    return SlurmCrew(
+        store=here.store(),
+        options=msgspec.structs.replace(
+            options,
+            gpus=request.gpus_per_node or 0,
+            margin_s=float(request.warning_s),
+            linger_s=max(options.linger_s, cluster.kill_wait_s + 60.0),
+        ),
+        request=request,
+        cluster=cluster,
+        database_url=here.database_url,
+        wanted=workers or max(1, min(16, gpus * request.workers_per_gpu)),
+        most_submitted=max_submitted,
+    )
+
+
+def _show_script(crew: SlurmCrew) -> int:
+    from orchestrator.launch.submission import script
+
+    crew.check()
+    allocations = min(-(-crew.wanted // crew.request.pilots_each), crew.most_submitted, crew.cluster.largest_array)
+    click.echo(script(crew.package(allocations=allocations, token="TOKEN", excluded=(), marker="MARKER")))
+    click.echo("dry run: nothing submitted", err=True)
+    return 0
+
+
+def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
+    from orchestrator.launch.first_minute import watch_first_minute
+    from orchestrator.launch.follow import Follower
+
+    crew.check()
+    crew.tend()
+    crew.store.expire()
+    added = crew.add()
+    for note in crew.notes:
+        click.echo(note, err=True)
+    outlook = crew.store.outlook(here.name)
+    if not added and not outlook.running and not outlook.ready_now and not outlook.ready_later:
+        return _nothing_to_do(outlook)
+    if added:
+        latest = crew.launches()[-1]
+        click.echo(f"{added} workers in Slurm job {latest.slurm_id}; logs in {crew.options.paths.logs / latest.token}")
+        watch_first_minute(crew)
+    else:
+        click.echo(f"{crew.present()} workers are at work or in the queue; none is missing")
+    if not wait:
+        click.echo("follow with: kt-study status --watch")
+        return 0
+    try:
+        outlook = Follower(crew.store, here.name, crew).until_done()
+    except KeyboardInterrupt:
+        click.echo("\nthe workers go on; kt-study status shows them, kt-study cancel ends them", err=True)
+        return 130
+    return _complete(outlook)
+
+
+def _nothing_to_do(outlook: Outlook) -> int:
+    from orchestrator.launch.follow import describe
+
+    click.echo(f"nothing to do: {describe(outlook)}")
+    return 1 if outlook.failed else 0
+
+
+def _complete(outlook: Outlook) -> int:
+    from orchestrator.launch.follow import describe
+
     click.echo(f"complete: {describe(outlook)}")
     if outlook.failed:
         click.echo("see kt-study status for the failures, grouped by cause; kt-study retry tries them again", err=True)

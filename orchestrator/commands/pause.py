@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from kt_study.pilots import LaunchFiles
 from kt_study.store import Selection
 from orchestrator.job_options import with_selection
 from orchestrator.surroundings import Surroundings
@@ -18,4 +19,8 @@ def command(here: Surroundings, selection: Selection) -> None:
     kt-study pause
     kt-study pause --job 17 --job 18
     """
-    click.echo(f"{here.store().pause(selection)} jobs paused")
+    from orchestrator.launch.withdraw import say_withdrawn
+
+    store = here.store()
+    click.echo(f"{store.pause(selection)} jobs paused")
+    say_withdrawn(LaunchFiles(root=here.folder), store, here.name)

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from kt_study.errors import UsageError
-from kt_study.paths import StudyPaths
+from kt_study.errors import DatabaseError, UsageError
+from kt_study.study import TransferSection
 from kt_study.words import Settings
 from orchestrator.surroundings import Surroundings, with_surroundings
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Plan, Sources, Wishes
+
+_NO_AXES = ("multi_teacher", "teacher_order", "keep")
+"""Settings that do not search for anything."""
 
 
 @click.command()
 @with_surroundings
+@click.option("--preset", "preset_name", metavar="NAME", help="One of the paper's own lists: paper-10pct, ...")
 @click.option("--pairs", type=click.IntRange(min=0), help="Transfer pairs for each objective; 0 plans no transfers.")
 @click.option("--complementarity-pairs", metavar="N|all", help="Ordered pairs to compare, or all of them as one file.")
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="A search: every combination of the values given.")
@@ -25,6 +37,7 @@ from orchestrator.surroundings import Surroundings, with_surroundings
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
     here: Surroundings,
+    preset_name: str | None,
     pairs: int | None,
     complementarity_pairs: str | None,
     grid: tuple[str, ...],
@@ -38,24 +51,99 @@ def command(
     kt-study plan --pairs 40 --complementarity-pairs all
     kt-study plan --grid lr=1e-3,1e-4 --grid temperature=0.1,1,10
     kt-study plan --dry-run            jobs by kind, models, forwards, cache bytes, GPU-hours
+    kt-study plan --preset paper-10pct --dry-run   also without a study file: the paper's own sizes
+
+    \b
+    presets: paper-10pct, paper-full, paper-multi, paper-contrastive, paper-hyperparameters, paper-datasets,
+             paper-domain-shift
     """
-    from orchestrator.cost import plan_cost
-    from orchestrator.plan import Wishes, make_plan, write_plan
+    from orchestrator.plan import Wishes, plan_cost, write_plan
 
     wishes = Wishes(
         pairs=pairs, complementarity_pairs=_pairs_or_all(complementarity_pairs), grid=dict(map(_grid_axis, grid))
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        paths = StudyPaths(root=Path(scratch)) if dry_run else here.paths
-        plan = make_plan(here.study, folder=here.folder, paths=paths, wishes=wishes)
-    cost = msgspec.to_builtins(plan_cost(plan))
+    with _sources(here) as sources:
+        plan = _plan(here, preset_name, sources, wishes, dry_run=dry_run)
+        cost = msgspec.to_builtins(plan_cost(plan))
+        if not dry_run:
+            written = write_plan(plan, sources, here.store(create=True))
+            cost |= {"new": written.new, "linked": written.linked, "existing": written.existing}
+    click.echo(json.dumps(cost) if as_json else _as_text(plan.name, preset_name, cost))
+
+
+def _plan(here: Surroundings, preset_name: str | None, sources: Sources, wishes: Wishes, *, dry_run: bool) -> Plan:
+    from orchestrator.plan import make_plan, nominal_plan, preset_plan
+    from orchestrator.presets import preset
+
+    if preset_name is None:
+        return make_plan(here.study, sources, wishes)
+    chosen = preset(preset_name)
     if not dry_run:
-        store = here.store(create=True)
-        written = write_plan(plan, store)
-        cost |= {"new": written.new, "linked": written.linked, "existing": written.existing}
-    for note in plan.notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(json.dumps(cost) if as_json else _as_text(here.name, cost))
+        return preset_plan(chosen, here.study, sources, wishes)
+    if not here.study_path.exists():
+        return nominal_plan(chosen, sources, wishes, why=f"there is no {here.study_path}")
+    try:
+        return preset_plan(chosen, here.study, sources, wishes)
+    except UsageError as error:
+        return nominal_plan(chosen, sources, wishes, why=str(error))
+
+
+@contextmanager
+def _sources(here: Surroundings) -> Iterator[Sources]:
+    from orchestrator.model_records import FileDigests
+    from orchestrator.plan import Sources
+
+    with tempfile.TemporaryDirectory(prefix="kt-study-") as scratch, _scanning() as progress:
+        yield Sources(
+            folder=here.folder,
+            scratch=Path(scratch),
+            accuracies=_accuracies(here),
+            progress=progress,
+            digests=FileDigests(here.paths.cache / "digests.json"),
+        )
+
+
+def _accuracies(here: Surroundings) -> Callable[[str], Mapping[str, float]]:
+    """Looks up what the database knows of the models' accuracy on a data set, % by model key."""
+
+    @functools.cache
+    def look_up(dataset_key: str) -> dict[str, float]:
+        try:
+            store = here.store()
+        except DatabaseError:
+            return {}
+        rows = (row for batch in store.results("evaluations") for row in batch)
+        return {
+            row["model_key"]: row["acc"]
+            for row in rows
+            if row["dataset_key"] == dataset_key and row["split"] == "val" and row["acc"] is not None
+        }
+
+    return look_up
+
+
+@contextmanager
+def _scanning() -> Iterator[Callable[[int], None]]:
+    """Shows how many samples were found: a bar on a terminal, in a log a line now and then."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(desc="scanning", unit=" samples", unit_scale=True, delay=1.0, leave=False) as bar:
+
+            def move(count: int) -> None:
+                bar.update(count - bar.n)
+
+            yield move
+        return
+    last = time.monotonic()
+
+    def line(count: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 10:
+            last = time.monotonic()
+            click.echo(f"scanning: {count:,} samples", err=True)
+
+    yield line
 
 
 def _pairs_or_all(text: str | None) -> int | str | None:
@@ -67,40 +155,44 @@ def _pairs_or_all(text: str | None) -> int | str | None:
 
 
 def _grid_axis(text: str) -> tuple[str, tuple[Any, ...]]:
-    """`lr=1e-3,1e-4` as ("lr", (0.001, 0.0001)), checked against the settings of a transfer."""
+    """`lr=1e-3,1e-4` as ("lr", (0.001, 0.0001)), checked as in the study file."""
     name, _, values = text.partition("=")
-    if name not in Settings.__struct_fields__ or not values:
-        raise UsageError(
-            f"--grid {text}: give KEY=V1,V2 with a key of [transfer]: {', '.join(Settings.__struct_fields__)}"
-        )
-    types = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    types = {field.name: field.type for field in msgspec.structs.fields(TransferSection)}
+    known = [key for key in types if key in Settings.__struct_fields__ and key not in _NO_AXES]
+    if name not in known or not values:
+        raise UsageError(f"--grid {text}: give KEY=V1,V2 with a key of [transfer]: {', '.join(known)}")
     try:
         return name, tuple(msgspec.convert(value, types[name], strict=False) for value in values.split(","))
     except msgspec.ValidationError as error:
-        raise UsageError(f"--grid {text}: {error}") from error
+        reason = str(error).replace(" | null", "")
+        raise UsageError(f"--grid {text}: {reason[0].lower()}{reason[1:]}") from error
 
 
-def _as_text(name: str, cost: dict[str, Any]) -> str:
-    lines = [f"study {name}: {cost['models']} models"]
-    if cost["complementarity_pairs"]:
-        lines.append(
-            f"  complementarity: {cost['complementarity_pairs']:,} ordered pairs "
-            f"of {cost['complementarity_models']} models"
-        )
-    if cost["transfers"]:
-        lines.append(
-            f"  transfer: {cost['transfers']:,} runs ({cost['transfer_pairs']} pairs, {cost['objectives']} objectives)"
-        )
+def _as_text(name: str, preset_name: str | None, cost: dict[str, Any]) -> str:
+    head = f"study {name}" if preset_name is None else f"study {name}, preset {preset_name}"
+    lines = [f"{head}: {cost['models']} models", *_pair_lines(cost)]
     lines.append("  jobs: " + ", ".join(f"{count:,} {kind}" for kind, count in cost["jobs"].items()))
+    kept = f" and {_bytes(cost['kept_bytes'])} of kept weights" if cost["kept_bytes"] else ""
     lines.append(
-        f"  cost: {cost['forwards']:,} pictures forwarded once, {_bytes(cost['cache_bytes'])} of logits cache, "
-        f"about {cost['gpu_hours']:,} GPU-hours"
+        f"  cost: {cost['forwards']:,} pictures forwarded once, {_bytes(cost['cache_bytes'])} of logits cache{kept}"
     )
+    by_kind = ", ".join(f"{hours:,} {kind}" for kind, hours in cost["gpu_hours_by_kind"].items())
+    lines.append(f"  about {cost['gpu_hours']:,} GPU-hours of an A100's class: {by_kind}")
+    lines += [f"  note: {note}" for note in cost["notes"]]
     if "new" in cost:
-        lines.append(f"{cost['new']} new jobs, {cost['existing']} planned before; next: kt-study launch")
+        lines.append(f"{cost['new']:,} new jobs, {cost['existing']:,} planned before; next: kt-study launch")
     else:
         lines.append("dry run: nothing written")
     return "\n".join(lines)
+
+
+def _pair_lines(cost: dict[str, Any]) -> Iterator[str]:
+    if cost["complementarity_pairs"]:
+        pairs, models = cost["complementarity_pairs"], cost["complementarity_models"]
+        yield f"  complementarity: {pairs:,} ordered pairs of {models} models"
+    if cost["runs"]:
+        by_objective = ", ".join(f"{count:,} {objective}" for objective, count in cost["pairs_by_objective"].items())
+        yield f"  transfer: {cost['runs']:,} runs; pairs for each objective: {by_objective}"
 
 
 def _bytes(count: float) -> str:

@@ -1,0 +1,29 @@
+"""kt-study report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orchestrator.surroundings import Surroundings, with_surroundings
+
+
+@click.command()
+@with_surroundings
+@click.option(
+    "--results", type=click.Path(path_type=Path), help="Parquet of kt-study collect; results/ when not given."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report; report/ when not given.")
+@click.option("--all", "everything", is_flag=True, help="Report every study of the results, not only this one.")
+def command(here: Surroundings, results: Path | None, out: Path | None, everything: bool) -> None:
+    """Write figures, tables and one page from the parquet; needs no database and no GPU.
+
+    \b
+    kt-study report
+    kt-study report --results /shared/results --out ~/report --all
+    """
+    from orchestrator.report import write_report
+
+    page = write_report(results or here.paths.results, out or here.paths.report, None if everything else here.name)
+    click.echo(f"{page}")

@@ -30,6 +30,10 @@ class Crew(Protocol):
         """Start the workers that are missing; returns how many."""
         ...
 
+    def wait_for_first(self) -> None:
+        """After `add`: until `is_alone` can see the new ones."""
+        ...
+
 
 class Follower:
     """Follows one study's progress on a terminal (a bar) or in a log (a line now and then)."""
@@ -63,6 +67,7 @@ class Follower:
                         )
                     time.sleep(min(60.0, 2.0**barren - 1))
                     self._patiently(self._crew.add)
+                    self._crew.wait_for_first()
                 time.sleep(poll_s)
 
     def _patiently(self, act: Callable[[], object]) -> None:

@@ -44,7 +44,7 @@ class LocalCrew:
         """Nothing to do: dead workers are found by their processes and leases."""
 
     def add(self) -> int:
-        """Start the missing workers and wait for the first word of one; returns how many were started."""
+        """Start the missing workers; returns how many."""
         live = self._live()
         count = missing_workers(self.store, self.options.study, self.wanted, live)
         if count:

@@ -14,7 +14,7 @@ from orchestrator.slurm.listing import NAME_PREFIX
 MOST_RECENT = 50
 
 
-class LaunchRecord(Record):
+class LaunchRecord(Record, frozen=True, kw_only=True):
     """One sbatch. `slurm_id` is empty while it is not known whether Slurm took it, "-" when it did not."""
 
     token: str

@@ -21,7 +21,7 @@ LONGEST_WARNING_S, SHORTEST_WARNING_S = 90, 10
 Count = Annotated[int, Meta(ge=1)]
 
 
-class SlurmRequest(Record):
+class SlurmRequest(Record, frozen=True, kw_only=True):
     """One allocation, and how many pilots share it. What is left out is left to the cluster, but for time and GPUs."""
 
     partition: str = ""  # the cluster's default one when empty

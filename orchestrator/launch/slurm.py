@@ -141,6 +141,10 @@ class SlurmCrew:
         self._send(allocations, outlook.done, self._excluded(view))
         return allocations * self.request.pilots_each
 
+    def wait_for_first(self) -> None:
+        """Until the queue has been looked at again."""
+        self.view(fresh_s=0.0)
+
     def _allowed(self, allocations: int, view: SlurmView) -> int:
         room = self.most_submitted - len(view.queue)
         if room <= 0:

@@ -28,7 +28,7 @@ SEARCH_S = 45.0
 _LOST = ("timed out", "timeout", "unable to contact", "zero bytes", "communication", "connection", "did not answer")
 
 
-class Package(Record):
+class Package(Record, frozen=True, kw_only=True):
     """Everything that one sbatch needs."""
 
     options: PilotOptions

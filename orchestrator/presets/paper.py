@@ -25,9 +25,15 @@ BY_OBJECTIVE: dict[str, dict[str, Setting]] = {
 }
 """What an objective sets beyond `COMMON` and the learning rate 1e-4 of Section A.1."""
 
-IMAGENET = DatasetNeed(name="imagenet-1k", classes=1000)
+IMAGENET = DatasetNeed(name="imagenet-1k", kind="imagefolder", classes=1000, train=1_281_167, val=50_000)
 IMAGENET_SUBSET = DatasetNeed(
-    name="imagenet-1k-10pct", classes=1000, train_fraction=0.1, note="Section A: stratified, 130 pictures of each class"
+    name="imagenet-1k-10pct",
+    kind="imagefolder",
+    classes=1000,
+    train=130_000,
+    val=50_000,
+    train_fraction=0.1,
+    note="Section A: stratified, 130 pictures of each class",
 )
 
 

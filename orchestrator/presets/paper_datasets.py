@@ -6,14 +6,22 @@ from orchestrator.presets.paper import PAPER, arms_of, cross, names_of
 from orchestrator.presets.record import DatasetNeed, FineTuning, Preset
 
 DATASETS = (
-    DatasetNeed(name="cub-200", classes=200),
-    DatasetNeed(name="caltech-256", classes=257, note="256 categories and clutter"),
-    DatasetNeed(name="stanford-cars", classes=196),
+    DatasetNeed(name="cub-200", kind="cub200", classes=200, train=5_994, val=5_794),
+    DatasetNeed(
+        name="caltech-256",
+        kind="caltech256",
+        classes=257,
+        train=24_486,
+        val=6_121,
+        note="256 categories and clutter; 30,607 pictures, of each class four fifths to train on",
+    ),
+    DatasetNeed(name="stanford-cars", kind="stanford_cars", classes=196, train=8_144, val=8_041),
 )
 HEAD_LR = {"cub-200": 0.1, "caltech-256": 0.1, "stanford-cars": 0.01}
-"""Learning rates of the last layer in the authors' run_{cub,caltech,cars}_pretrain.sh."""
+"""Learning rates of the last layer in the authors' run_{cub,caltech,cars}_pretrain.sh, at 256 samples a step: their
+main_pretrain.py scales them by batch/256."""
 
-HEAD_EPOCHS = 50
+HEAD_EPOCHS, HEAD_BATCH = 50, 256
 
 
 def students() -> tuple[str, ...]:
@@ -34,12 +42,22 @@ def build() -> Preset:
         arms=tuple(arm for dataset in DATASETS for arm in arms_of(("kl", "xe_kl_mcl", "kl_dp"), pairs, dataset)),
         datasets=DATASETS,
         fine_tuning=tuple(
-            FineTuning(models=models, dataset=dataset.name, scope="head", epochs=HEAD_EPOCHS, lr=HEAD_LR[dataset.name])
+            FineTuning(
+                models=models,
+                dataset=dataset.name,
+                scope="head",
+                epochs=HEAD_EPOCHS,
+                batch_size=HEAD_BATCH,
+                lr=HEAD_LR[dataset.name],
+            )
             for dataset in DATASETS
         ),
         notes=(
             "The nine students are those of the authors' scripts: the eight of Table 6 and Mixer-L16. The four "
             "teachers are those of Table 6.",
             "Students and teachers get a new last layer, trained alone; the transfer has the settings of ImageNet.",
+            "While the last layer learns, the rest of the model stays in eval mode and as it was; the released code "
+            "leaves batch norm in train mode, so that its statistics move.",
+            "A study has one data set: plan the preset once for each of the three.",
         ),
     )

@@ -62,9 +62,17 @@ class DatasetNeed(Record, frozen=True):
     """A data set that the user must have to run the preset."""
 
     name: str
+    kind: str  # of kt_study.datasets; for an image folder any other kind with as many classes will do
     classes: int
+    train: int  # samples
+    val: int
     train_fraction: float = 1.0  # stratified by class
     note: str = ""
+
+    @property
+    def any_kind(self) -> bool:
+        """Whether only the classes matter."""
+        return self.kind == "imagefolder"
 
 
 class FineTuning(Record, frozen=True):
@@ -72,8 +80,9 @@ class FineTuning(Record, frozen=True):
 
     models: tuple[str, ...]
     dataset: str
-    scope: str  # head: the last layer only; all: every layer
+    scope: str  # head: the last layer only; body: every layer, and the old last layer put back at the end
     epochs: int
+    batch_size: int
     lr: float
 
 

@@ -41,7 +41,7 @@ def write_files(drawing: Drawing, title: str, stem: Path) -> list[Path]:
         for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
             path = stem.with_name(stem.name + suffix)
             with written_aside(path) as scratch:
-                figure.savefig(scratch, format=suffix[1:], dpi=200, metadata=metadata)
+                figure.savefig(scratch, format=suffix[1:], dpi=160, metadata=metadata)
             paths.append(path)
     return paths
 

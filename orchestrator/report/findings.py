@@ -60,7 +60,7 @@ def _success(material: Material) -> Finding | None:
         return None
     best = max(rates, key=lambda name: rates[name].value)
     return Finding(
-        figure=f"{rates[best].value:.0f} %",
+        figure=f"{rates[best].value:.4g} %",
         sentence=f"of teachers raise the median student under {best}. {_all_rates(rates)} In brackets: 95 % interval "
         f"over "
         f"{students['student'].nunique()} students.",
@@ -70,7 +70,7 @@ def _success(material: Material) -> Finding | None:
 
 
 def _all_rates(rates: dict[str, Interval]) -> str:
-    return "; ".join(f"{name} {rate.text(' %', 0)}" for name, rate in rates.items()) + "."
+    return "; ".join(f"{name} {rate.text(' %')}" for name, rate in rates.items()) + "."
 
 
 def _delta(material: Material) -> Finding | None:
@@ -84,14 +84,20 @@ def _delta(material: Material) -> Finding | None:
     }
     best = max(parts, key=lambda name: parts[name].value)
     listed = "; ".join(f"{name} {interval.text('', 2)}" for name, interval in parts.items())
-    sure = rows[(rows["objective"] == best) & (rows["mcnemar_p"] < 0.05) & (rows["delta_transf"] > 0)]
     return Finding(
         figure=f"{parts[best].value:+.2f}",
-        sentence=f"points of accuracy for the median student under {best}, in the mean over its teachers. {listed}. "
-        f"For {len(sure)} of its {(rows['objective'] == best).sum()} transfers the gain is beyond chance (McNemar, "
-        "p < 0.05).",
+        sentence=f"points of accuracy for the median student under {best}, in the mean over its teachers. {listed}."
+        + _beyond_chance(rows[rows["objective"] == best]),
         paper=_paper_deltas(list(parts)),
     )
+
+
+def _beyond_chance(rows: pd.DataFrame) -> str:
+    tested = rows.dropna(subset=["mcnemar_p"])
+    if tested.empty:
+        return ""
+    sure = ((tested["mcnemar_p"] < 0.05) & (tested["delta_transf"] > 0)).sum()
+    return f" For {sure} of its {len(tested)} transfers the gain is beyond chance (McNemar, p < 0.05)."
 
 
 def _paper_deltas(objectives: Sequence[str]) -> str:

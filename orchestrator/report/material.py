@@ -49,14 +49,26 @@ class Material:
         return models.assign(family=models["family"].map(FAMILIES))
 
     @functools.cached_property
-    def pairs(self) -> pd.DataFrame:
-        """Every measured ordered pair once, of the pair jobs and of the all-pairs files, on the main data set."""
+    def _every_pair(self) -> pd.DataFrame:
+        """Of the pair jobs and of the all-pairs files, which agree where both have a pair."""
         import pandas as pd
 
         frames = [frame for frame in (self.results.complementarity, self.results.all_pairs) if len(frame)]
         frame = pd.concat(frames, ignore_index=True) if frames else self.results.complementarity
         frame = frame.drop_duplicates(["dataset", "teacher_key", "student_key"])
         return self._on_main_dataset(self._with_models(frame))
+
+    @functools.cached_property
+    def baseline(self) -> pd.DataFrame:
+        """The pairs whose teacher has random weights: how much agreement by chance looks like knowledge."""
+        weights = self.results.models.set_index("model_key")["weights"].fillna("").astype(str)
+        random = weights[weights.str.startswith("random:")].index
+        return self._every_pair[self._every_pair["teacher_key"].isin(random)]
+
+    @functools.cached_property
+    def pairs(self) -> pd.DataFrame:
+        """Every measured ordered pair once, but those with a teacher of random weights, on the main data set."""
+        return self._every_pair[~self._every_pair.index.isin(self.baseline.index)]
 
     @functools.cached_property
     def single(self) -> pd.DataFrame:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Values = NDArray[np.float64]
+    Statistic = Callable[[Values], Any]
 
 DRAWS = 2000  # of a bootstrap
 ALL = "*"
@@ -30,7 +31,8 @@ class Interval(msgspec.Struct, frozen=True):
 
     def text(self, unit: str, digits: int = 1) -> str:
         """Such as `32.5 % [20.0, 45.0]`."""
-        numbers = [f"{number:.{digits}f}" for number in (self.value, self.low, self.high)]
+        # rounded first, so that -0.001 does not read -0.00
+        numbers = [f"{round(number, digits) + 0.0:.{digits}f}" for number in (self.value, self.low, self.high)]
         return f"{numbers[0]}{unit} [{numbers[1]}, {numbers[2]}]"
 
 
@@ -43,40 +45,50 @@ def wilson(successes: int, n: int) -> Interval:
     return Interval(100 * share, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
 
 
-def bootstrap(groups: Sequence[Any], statistic: Callable[[Values], float], seed: int = 0) -> Interval:
-    """A statistic of grouped values with its percentile bootstrap interval; whole groups are drawn, so that the values
-    of one student, which go together, stay together.
+def bootstrap(values: Sequence[float], statistic: Statistic, seed: int = 0) -> Interval:
+    """`mean` or `median` of values with its percentile bootstrap interval.
 
     Args:
-        groups: arrays of values, or plain values where each is its own group; not empty.
-        statistic: from the values of all drawn groups to a number.
-        seed: of the draws; the same groups give the same interval.
+        values: not empty.
+        statistic: applied to the values and, along the last axis, to the draws from them.
+        seed: of the draws; the same values give the same interval.
     """
     import numpy as np
 
-    arrays = [np.atleast_1d(np.asarray(group, dtype=np.float64)) for group in groups]
-    generator = np.random.Generator(np.random.PCG64(seed))
-    chosen = generator.integers(0, len(arrays), (DRAWS, len(arrays)))
-    drawn = [statistic(np.concatenate([arrays[at] for at in draw])) for draw in chosen]
+    known = np.asarray(values, dtype=np.float64)
+    drawn = statistic(known[_draws(len(known), seed)])
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(statistic(np.concatenate(arrays)), float(low), float(high))
+    return Interval(float(statistic(known)), float(low), float(high))
 
 
-def median(values: Values) -> float:
-    """The median as a plain number."""
+def bootstrap_mean(groups: Sequence[Values], seed: int = 0) -> Interval:
+    """Mean of all values of all groups; whole groups are drawn, so that the transfers of one student stay together."""
     import numpy as np
 
-    return float(np.median(values))
+    sums, counts = np.array([group.sum() for group in groups]), np.array([len(group) for group in groups])
+    chosen = _draws(len(groups), seed)
+    drawn = sums[chosen].sum(axis=-1) / counts[chosen].sum(axis=-1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
-def mean(values: Values) -> float:
-    """The mean as a plain number."""
-    return float(values.mean())
+def _draws(n: int, seed: int) -> NDArray[np.int64]:
+    """Indices int64[DRAWS, n], drawn with replacement."""
+    import numpy as np
+
+    return np.random.Generator(np.random.PCG64(seed)).integers(0, n, (DRAWS, n))
 
 
-def spread(values: pd.Series[float]) -> str:
-    """Mean ± population standard deviation, as the paper's tables print it."""
-    return f"{values.mean():.2f} ± {values.std(ddof=0):.2f}"
+def median(values: Values) -> Any:
+    """Along the last axis."""
+    import numpy as np
+
+    return np.median(values, axis=-1)
+
+
+def mean(values: Values) -> Any:
+    """Along the last axis."""
+    return values.mean(axis=-1)
 
 
 def by_student(transfers: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from orchestrator.slurm.commands import run
 UNLIMITED = 0
 
 
-class Partition(Record):
+class Partition(Record, frozen=True, kw_only=True):
     """A partition. `longest_min` is 0 for no limit."""
 
     name: str
@@ -22,7 +22,7 @@ class Partition(Record):
     default_min: int
 
 
-class Node(Record):
+class Node(Record, frozen=True, kw_only=True):
     """A node's size and where it is."""
 
     name: str
@@ -34,7 +34,7 @@ class Node(Record):
     partitions: tuple[str, ...]
 
 
-class Cluster(Record):
+class Cluster(Record, frozen=True, kw_only=True):
     """What `scontrol show` says."""
 
     partitions: tuple[Partition, ...]

@@ -15,14 +15,15 @@ _SECRETS = frozenset({"KT_STUDY_DB", "PGPASSWORD"})
 
 
 def run(*argv: str, timeout_s: float = TIMEOUT_S) -> str:
-    """Standard output of a Slurm command.
+    """Standard output of a Slurm command. Times in it are seconds since 1970, where the command lets us choose.
 
     Raises:
         SlurmError: not installed here, no answer within `timeout_s` seconds, or a refusal, in its own last words.
     """
+    env = environment() | {"SLURM_TIME_FORMAT": "%s"}
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout_s, check=False, env=environment(), errors="replace"
+            argv, capture_output=True, text=True, timeout=timeout_s, check=False, env=env, errors="replace"
         )
     except FileNotFoundError:
         raise SlurmError(f"there is no {argv[0]} here; run this on a login node of the cluster") from None

@@ -22,7 +22,7 @@ _PROBE = {
 _HARMLESS = ("COMPLETED", "PREEMPTED", "TIMEOUT", "CANCELLED", "REQUEUED", "DEADLINE")
 
 
-class BadNode(Record):
+class BadNode(Record, frozen=True, kw_only=True):
     """A node to keep away from, and why."""
 
     node: str

@@ -17,7 +17,7 @@ _GONE_STATES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NOD
                 "DEADLINE", "REQUEUED")  # fmt: skip
 
 
-class QueuedJob(Record):
+class QueuedJob(Record, frozen=True, kw_only=True):
     """A pilots' job that is pending or running."""
 
     job: str  # 123 or 123_4
@@ -40,7 +40,7 @@ class QueuedJob(Record):
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING")
 
 
-class Run(Record):
+class Run(Record, frozen=True, kw_only=True):
     """One run of a pilots' job in Slurm's accounting. A requeued job has several."""
 
     job: str
@@ -70,7 +70,7 @@ def queue() -> list[QueuedJob]:
     Raises:
         SlurmError: slurmctld does not answer.
     """
-    said = run("env", "SLURM_TIME_FORMAT=%s", "squeue", "--me", "--array", "--noheader", f"--format={_QUEUE_FORMAT}")
+    said = run("squeue", "--me", "--array", "--noheader", f"--format={_QUEUE_FORMAT}")
     rows = [line.strip().split("|") for line in said.splitlines() if line.count("|") == 7]
     return [_queued(row) for row in rows if row[1].startswith(NAME_PREFIX)]
 
@@ -85,7 +85,7 @@ def runs(names: Sequence[str], since: float) -> list[Run]:
         return []
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
     said = run(
-        "env", "SLURM_TIME_FORMAT=%s", "sacct", "--allocations", "--duplicates", "--noheader", "--parsable2",
+        "sacct", "--allocations", "--duplicates", "--noheader", "--parsable2",
         f"--starttime={start}", f"--name={','.join(names)}", f"--format={_RUN_FIELDS}",
     )  # fmt: skip
     return [_run(line.split("|")) for line in said.splitlines() if line.count("|") == 7]

@@ -21,7 +21,7 @@ LONGEST_BACKOFF_S = 300.0
 T = TypeVar("T")
 
 
-class Answer(Record):
+class Answer(Record, frozen=True, kw_only=True):
     """When a daemon was last asked and how it went. `trouble` is empty, or one line; `failures` counts in a row."""
 
     asked_at: float = 0.0
@@ -34,7 +34,7 @@ class Answer(Record):
         return not 0 <= now - self.asked_at < min(fresh_s * 2.0**self.failures, max(fresh_s, LONGEST_BACKOFF_S))
 
 
-class SlurmView(Record):
+class SlurmView(Record, frozen=True, kw_only=True):
     """The pilots in the queue and their past runs, and how old that knowledge is."""
 
     names: tuple[str, ...] = ()

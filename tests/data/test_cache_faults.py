@@ -197,7 +197,7 @@ def test_files_of_a_network_are_read_from_a_local_copy(tmp_path: Path, monkeypat
     file.write_bytes(b"rows")
     assert near(file) == file
     near.cache_clear()
-    monkeypatch.setattr("worker.logits.near.file_system", lambda path: "nfs4")
+    monkeypatch.setattr("worker.logits.near.file_system", lambda _: "nfs4")
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
     copy = near(file)
     assert copy != file

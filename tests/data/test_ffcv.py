@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from kt_study.datasets import open_split, prepare
-from kt_study.errors import DataError, DiskError
+from kt_study.errors import DataError, DiskError, EnvironmentUnusable
 from kt_study.paths import StudyPaths
 from kt_study.study import DatasetSection
 from kt_study.words import DatasetRecord, LogitsSpec
@@ -241,3 +241,19 @@ def test_a_missing_or_torn_beton_is_named(dataset: DatasetRecord, paths: StudyPa
         cached_logits(spec, context)
     prepare_beton(dataset, "val", paths)
     assert cached_logits(spec, context).manifest.spec["loader"] == "ffcv"
+
+
+def test_a_failing_pass_ends_with_an_error(
+    dataset: DatasetRecord, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    prepare_beton(dataset, "val", paths, options=FULL)
+    views = training_views(dataset, "val", tiny_model(), ViewRecipe(), paths, device=CPU, loader="ffcv", workers=1)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("decoder broke")
+
+    monkeypatch.setattr(EpochIterator, "run_pipeline", broken)
+    with pytest.raises(EnvironmentUnusable, match="ffcv stopped after 0 of 60 images: decoder broke"):
+        list(views.batches(np.arange(N), 16, view=0))

@@ -1,4 +1,4 @@
-"""An empty job database for each test, on SQLite and on a real PostgreSQL."""
+"""A job database for each test, on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from kt_study.store import JobStore, open_store
+from tests.postgres import postgres_server, postgres_url
+
+__all__ = ["postgres_server", "postgres_url"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

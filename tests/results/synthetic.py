@@ -71,7 +71,7 @@ def make_world(models: int = 9, n: int = 1000, classes: int = 20, seed: int = 0)
             key=f"key{at:02d}",
             name=f"synthetic/{family}{at}",
             family=family,
-            weights=f"random:{at}",
+            weights=f"invented:{at}",
             input_size=(3, 32, 32),
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),

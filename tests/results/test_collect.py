@@ -195,15 +195,19 @@ def test_a_lost_or_torn_file_is_written_again(store: JobStore, url: str, world: 
     assert parquet_files(out) == whole
 
 
-def test_a_new_database_of_the_same_study_replaces_the_rows(world: World, tmp_path: Path) -> None:
+def test_a_new_database_of_the_same_study_replaces_the_rows(tmp_path: Path) -> None:
+    """Also where it has as many rows with the same numbers."""
     out = tmp_path / "results"
-    for at, done in enumerate((None, 5)):
-        url = f"sqlite:///{tmp_path}/{at}.db"
-        fill(open_store(url, create=True), world, done=done)
+    seen = []
+    for seed, done in ((0, None), (1, None), (1, 5)):
+        url = f"sqlite:///{tmp_path}/{len(seen)}.db"
+        fill(open_store(url, create=True), make_world(models=4, n=100, seed=seed), students=1, done=done)
         collect(url, out)
-    found = kt_study.load(out)
-    assert (len(found.evaluations), len(found.complementarity), len(found.transfers)) == (5, 0, 0)
-    assert not (out / "transfers" / "synthetic" / "part-00000.parquet").exists()
+        collect(url, tmp_path / f"alone-{len(seen)}")
+        assert parquet_files(out) == parquet_files(tmp_path / f"alone-{len(seen)}")
+        seen.append(parquet_files(out))
+    assert seen[0].keys() == seen[1].keys() > seen[2].keys()
+    assert seen[0]["transfers/synthetic/part-00000.parquet"] != seen[1]["transfers/synthetic/part-00000.parquet"]
 
 
 def test_a_reader_never_sees_half(store: JobStore, url: str, world: World, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import pytest
 
 from kt_study.database import connect_postgresql, parse_url
 from kt_study.errors import DatabaseError, UsageError
-from kt_study.store import JobStore
+from kt_study.store import JobStore, open_store
 from kt_study.words import Settings
 from orchestrator.query import Answer, named_queries, queries_folder, render, run_query
+from tests.postgres import Server
 from tests.results import synthetic
 from tests.results.synthetic import World, fill, make_world
 
@@ -195,11 +196,10 @@ def test_postgresql_gives_no_files_and_no_rights(attack: str, postgres_filled: s
 
 
 @pytest.fixture(scope="module")
-def postgres_filled(postgres_module_url: str) -> str:
-    from kt_study.store import open_store
-
-    fill(open_store(postgres_module_url, create=True), WORLD, done=3)
-    return postgres_module_url
+def postgres_filled(postgres_server: Server) -> str:
+    url = postgres_server.database()
+    fill(open_store(url), WORLD, done=3)
+    return url
 
 
 def test_an_ordinary_role_reads_too_and_leaves_no_role_behind(postgres_filled: str) -> None:

@@ -1,13 +1,15 @@
-"""The report: statistics against independent ones, every figure and table there or with its reason, the same bytes again."""
+"""The report: statistics against independent ones, every figure and table there or with its reason, equal bytes."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,7 +27,9 @@ from orchestrator.report.figures import FIGURES
 from orchestrator.report.material import Material
 from orchestrator.report.plot import OBJECTIVES, shown
 from orchestrator.report.statistics import (
+    Interval,
     bootstrap,
+    bootstrap_mean,
     by_student,
     mean,
     median,
@@ -62,9 +66,9 @@ def material(results: Path) -> Material:
 
 def test_every_figure_and_table_is_there_or_says_what_to_plan(report: Path) -> None:
     page = report.read_text(encoding="utf-8")
-    for key in "1a 1b 2a 2b 4a 4b 5a 5b 6 7 8 9 10 11".split():
+    for key in ["1a", "1b", "2a", "2b", "4a", "4b", "5a", "5b", "6", "7", "8", "9", "10", "11"]:
         assert f"<h3>Figure {key}. " in page, key
-    for key in "1 2 3 4 7 8 9".split():
+    for key in ["1", "2", "3", "4", "7", "8", "9"]:
         assert f"<h3>Table {key}. " in page, key
     drawn = {path.name for path in (report.parent / "figures" / "synthetic").iterdir()}
     missing = re.findall(r"<h3>Figure (\w+)\. [^<]*</h3><p>[^<]*</p><p class=\"missing\">No rows for this yet\. "
@@ -108,15 +112,14 @@ def test_a_study_without_results_says_so(tmp_path: Path) -> None:
         write_report(tmp_path / "nothing", tmp_path / "report")
 
 
-def test_figures_without_rows_are_taken_away(results: Path, report: Path, tmp_path: Path) -> None:
+def test_figures_without_rows_are_taken_away(report: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    write_report(results, out)
+    shutil.copytree(report.parent, out)
     url = f"sqlite:///{tmp_path}/kt-study.db"
     fill(open_store(url, create=True), WORLD, done=0)
     collect(url, tmp_path / "results")
     write_report(tmp_path / "results", out)
     assert not [path for path in out.rglob("*") if path.suffix in (".png", ".svg", ".csv")]
-    assert report.exists()
 
 
 def transfers() -> list[dict[str, Any]]:
@@ -191,6 +194,22 @@ def test_only_one_setting_of_an_objective_is_shown(tmp_path: Path) -> None:
     assert table.set_index("batchnorm")["transfers"].to_dict() == {"train": 32, "frozen": 16}
 
 
+def test_random_teachers_are_a_baseline_of_their_own(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/kt-study.db"
+    store = open_store(url, create=True)
+    fill(store, WORLD, students=1)
+    first, *others = WORLD.models
+    store.add_models([msgspec.structs.replace(first, weights="random:0")])
+    collect(url, tmp_path / "results")
+    material = Material(kt_study.load(tmp_path / "results", "synthetic"), "synthetic")
+    assert set(material.baseline["teacher"]) == {first.name}
+    assert len(material.baseline) == len(others)
+    assert first.name not in set(material.pairs["teacher"])
+    drawing = next(figure for figure in FIGURES if figure.key == "1a").build(material)
+    assert drawing is not None
+    assert f"8 with a random teacher have {material.baseline['rho_pos'].mean():.2f} %" in drawing.sample
+
+
 def test_pairs_come_once_from_jobs_and_files(material: Material, world: World = WORLD) -> None:
     assert len(material.pairs) == len(world.models) * (len(world.models) - 1)
     assert set(material.pairs["family"]) == {"CNN", "transformer", "MLP"}
@@ -220,8 +239,9 @@ def test_bootstrap_against_scipy(values: list[float]) -> None:
 
 def test_bootstrap_draws_whole_groups() -> None:
     groups = [np.zeros(50), np.ones(50)]
-    clustered, plain = bootstrap(groups, mean), bootstrap(np.concatenate(groups).tolist(), mean)
-    assert (clustered.low, clustered.high) == (0.0, 1.0)
+    clustered, plain = bootstrap_mean(groups), bootstrap(np.concatenate(groups).tolist(), mean)
+    assert (clustered.low, clustered.value, clustered.high) == (0.0, 0.5, 1.0)
+    assert bootstrap_mean([np.zeros(30), np.ones(10)]).value == 0.25
     assert plain.high - plain.low < 0.3
     assert bootstrap([3.0], median).text(" %") == "3.0 % [3.0, 3.0]"
 
@@ -239,3 +259,8 @@ def test_thinning_keeps_the_same_rows_whatever_else_is_there() -> None:
     fewer = frame[frame["pair"].isin(kept) | (frame.index < 300)]
     assert set(thinned(fewer, 100, "pair")["pair"]) == kept
     assert len(thinned(frame, 500, "pair")) == 500
+
+
+def test_numbers_in_sentences_are_not_rounded_twice_or_signed_zeros() -> None:
+    assert Interval(32.5, 10.0, -0.04).text(" %") == "32.5 % [10.0, 0.0]"
+    assert Interval(-0.004, -0.2, 0.0).text("", 2) == "0.00 [-0.20, 0.00]"

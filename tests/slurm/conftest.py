@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres import Server, postgres_server
 from tests.require import require
 from tests.slurm.dev_cluster import DevCluster, dev_cluster
+from tests.slurm.study import ClusterStudy
+
+__all__ = ["postgres_server"]
 
 NOT_THIS_MACHINE = 3
 
@@ -29,3 +33,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
         if not kept:
             dev_cluster(root, "down")
             shutil.rmtree(root / "mariadb", ignore_errors=True)  # the bulk of it; the logs stay
+
+
+@pytest.fixture
+def study(cluster: DevCluster, postgres_server: Server, tmp_path: Path) -> Iterator[ClusterStudy]:
+    """A study folder and a PostgreSQL database of the test's own, on the cluster."""
+    made = ClusterStudy(folder=tmp_path / "study", url=postgres_server.database(), cluster=cluster)
+    yield made
+    made.end()
+    assert dev_cluster(cluster.root, "up").returncode == 0  # whatever the test broke

@@ -65,11 +65,17 @@ class Study:
 
     def run(self, spec: TransferSpec, *, stopping: Callable[[], bool] = lambda: False, **options: Any) -> Rows:
         """The rows of one job, of kind soup or transfer as the specification says."""
-        kind = "soup" if spec.settings.multi_teacher == "soup" else "transfer"
-        plain = as_spec(spec)
-        claim = Claim(job_id=1, attempt_id=1, fence=1, kind=kind, digest=job_digest(kind, plain), spec=plain, attempt=1)
-        context = JobContext(
-            claim=claim,
+        context = self.context(spec, stopping=stopping, **options)
+        return job_kind(context.claim.kind).run(context.claim.spec, context)
+
+    def context(
+        self, spec: TransferSpec, *, stopping: Callable[[], bool] = lambda: False, **options: Any
+    ) -> JobContext:
+        """What the pilot would hand to the job."""
+        kind, plain = "soup" if spec.settings.multi_teacher == "soup" else "transfer", as_spec(spec)
+        digest = job_digest(kind, plain)
+        return JobContext(
+            claim=Claim(job_id=1, attempt_id=1, fence=1, kind=kind, digest=digest, spec=plain, attempt=1),
             records=self,
             paths=self.paths,
             device=torch.device("cpu"),
@@ -78,7 +84,6 @@ class Study:
             options=WorkerOptions(**options),
             shelf=self.shelf,
         )
-        return job_kind(kind).run(plain, context)
 
 
 def make_study(root: Path) -> Study:

@@ -23,12 +23,13 @@ from kt_study.multi_teacher import (
 )
 from kt_study.objectives import OBJECTIVES, needed_logits
 from kt_study.schema import TRANSFER_EPOCHS, TRANSFERS
-from kt_study.words import TransferSpec
+from kt_study.words import LogitsSpec, TransferSpec
 from tests.transfer.study import Study, make_study
 from worker.context import Stopped
 from worker.kept import kept_facts
 from worker.kinds.soup import mean_weights
 from worker.logits import LogitsCache
+from worker.trainer.opened import open_transfer
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,25 @@ class TestSeveralTeachers:
         assert len(p) == 4
         frozen, teachers = p[-1], np.stack(p[:-1])
         assert row["teacher_share"] == pytest.approx(100 * (teachers.max(0) > frozen).mean())
+
+    def test_flips_of_several_teachers_are_those_of_the_most_accurate(self, study: Study) -> None:
+        def right(name: str) -> Any:
+            cached = LogitsCache(study.paths).open(LogitsSpec(dataset=study.data.key, model=f"key-{name}", split="val"))
+            assert cached is not None
+            return cached.right, cached.p_label
+
+        row_of(study, multi_teacher_specs(study.spec("kl_dp", "a", "b", "c"), "parallel")[0])  # for the caches
+        order = sorted("abc", key=lambda name: right(name)[0].sum())
+        assert right(order[1])[0].sum() < right(order[2])[0].sum()
+        (spec,) = multi_teacher_specs(study.spec("kl_dp", *order), "parallel")
+        assert open_transfer(spec, study.context(spec)).best_teacher() == 2
+        row = row_of(study, spec)
+        student, p_student = right("s")
+        taught = np.max([right(name)[1] for name in order], axis=0) > p_student
+        positive = right(order[2])[0] & ~student
+        assert row["acc_teacher"] == pytest.approx(100 * right(order[2])[0].mean())
+        assert row["dp_pos_to_teacher"] == pytest.approx(100 * taught[positive].mean())
+        assert row["dp_neg_to_teacher"] == pytest.approx(100 * taught[student & ~right(order[2])[0]].mean())
 
     def test_parallel_over_one_teacher_is_the_single_transfer(self, study: Study) -> None:
         single = study.spec("kl_dp", "a")

@@ -74,6 +74,18 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(objective: str, tmp_path
         assert again.steps == outcome.steps == 10
 
 
+@pytest.mark.parametrize(("stop", "position"), [(0, (0, 1)), (3, (0, 4)), (5, (0, 5)), (6, (1, 1)), (11, (1, 5))])
+def test_a_checkpoint_is_written_at_the_next_step_or_evaluation_batch(stop: int, position: tuple[int, int]) -> None:
+    saved: list[tuple[int, int]] = []
+    calls = iter(range(10**6))
+    hooks = Hooks(
+        checkpoint=lambda state: saved.append((state["epoch"], state["step"])), stopping=lambda: next(calls) == stop
+    )
+    with pytest.raises(Stopped):
+        World().loop("kl", hooks).run()
+    assert saved == [position]
+
+
 @pytest.mark.parametrize(
     ("objective", "given"),
     [
@@ -200,6 +212,20 @@ class TestDivergence:
             resumed = interrupted(make, stops, tmp_path / f"{stops}.pt")
             assert_same_bits(weights_of(resumed), weights_of(unbroken))
             assert resumed.run_outcome.diverged_step == outcome.diverged_step  # type: ignore[attr-defined]
+
+    def test_a_run_stopped_after_it_has_diverged_in_a_long_epoch_ends_alike(self, tmp_path: Path) -> None:
+        world = World(student=lambda: made(small_cnn, 1), n=8 * (CHECK_EVERY + 9))
+        tables = [forwarded(world.teacher, view) for view in world.images]
+        tables[0][3] = np.nan
+        world.teacher_table = tables
+        unbroken = world.loop("kl")
+        step = unbroken.run().diverged_step
+        assert step is not None and step < CHECK_EVERY
+        # Asked once a step up to the look at the device, which ends the epoch, and then once for the evaluation.
+        for stop in (step + 1, CHECK_EVERY - 1):
+            path = tmp_path / f"{stop}.pt"
+            resumed = interrupted(lambda hooks: world.loop("kl", hooks), [stop], path)
+            assert_same_bits(weights_of(resumed), weights_of(unbroken))
 
     def test_a_learning_rate_out_of_all_proportion_ends_as_a_result(self) -> None:
         loop = World(student=lambda: made(small_mlp, 1), n=8 * (CHECK_EVERY + 9)).loop("xe_kl", lr=1e30, epochs=3)

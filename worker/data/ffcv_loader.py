@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from kt_study.datasets import open_split
-from kt_study.errors import DataError
+from kt_study.errors import DataError, EnvironmentUnusable
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, ModelRecord
 from worker.data.betons import read_beton_manifest, require_ffcv
@@ -66,11 +66,13 @@ class FfcvViews:
         loader.batch_size = batch_size
         loader.traversal_order = _Given(order)
         loader.first_traversal_order = order
-        done = 0
-        for (pictures,) in loader:
+        epoch, done = iter(loader), 0
+        for (pictures,) in epoch:
             positions = order[done : done + batch_size]
             done += len(positions)
             yield self._coloured(pictures, view, positions), torch.from_numpy(positions)
+        if done < len(order):
+            raise EnvironmentUnusable(f"ffcv stopped after {done} of {len(order)} images: {epoch.error}")
 
     def _coloured(self, pictures: torch.Tensor, view: int, positions: NDArray[np.int64]) -> torch.Tensor:
         colour = colours(self._recipe, view, positions)
@@ -147,10 +149,9 @@ def _extended(stored: np.dtype[Any]) -> np.dtype[Any]:
 
 def _ffcv_loader(beton: str, size: tuple[int, int], cores: int) -> Any:
     from ffcv.loader import Loader, OrderOption
-    from ffcv.pipeline.compiler import Compiler
     from ffcv.transforms import ToTensor
 
-    Compiler.set_num_threads = _set_numba_threads
+    _mend_ffcv()
     return Loader(
         beton,
         batch_size=1,
@@ -160,6 +161,36 @@ def _ffcv_loader(beton: str, size: tuple[int, int], cores: int) -> Any:
         drop_last=False,
         pipelines={"image": [_decoder_type()(size), ToTensor()], "label": None, "index": None},
     )
+
+
+@functools.cache
+def _mend_ffcv() -> None:
+    """Three changes to ffcv, once a process.
+
+    torch keeps its threads; a failing pass ends instead of hanging; and numba's type of one-dimensional bytes, which ffcv
+    marks as read-only for everybody in the process, stays as it is.
+    """
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_managers.os_cache import OSCacheManager
+    from ffcv.pipeline.compiler import Compiler
+
+    original = EpochIterator.run
+
+    def run(epoch: Any) -> None:
+        try:
+            original(epoch)
+        except Exception as error:  # whatever it is, the reader must hear of it
+            epoch.error = error
+            epoch.output_queue.put(None)
+
+    EpochIterator.run = run
+    OSCacheManager.compile_reader = lambda manager: Compiler.compile(_stored_bytes)  # noqa: ARG005
+    Compiler.set_num_threads = _set_numba_threads
+
+
+def _stored_bytes(address: Any, state: Any) -> Any:
+    """Compiled: the bytes of one image in the mapped file; `state` is the file, the addresses in order, the sizes."""
+    return state[0][address : address + state[2][np.searchsorted(state[1], address)]]
 
 
 def _set_numba_threads(count: int) -> None:
@@ -173,15 +204,16 @@ def _set_numba_threads(count: int) -> None:
 
 def _mirror(picture: NDArray[np.uint8]) -> None:
     """Mirror [h, w, 3] in place, a line at a time. Compiled; unsigned positions spare a test for negative ones."""
-    kept = np.empty(3 * picture.shape[1], np.uint8)
+    width = picture.shape[1]
+    kept = np.empty((width, 3), np.uint8)
     for row in range(picture.shape[0]):
-        line = picture[row].reshape(-1)
-        for i in range(len(line)):
-            kept[i] = line[i]
-        for column in range(picture.shape[1]):
-            to, source = np.uint64(3 * column), np.uint64(3 * (picture.shape[1] - 1 - column))
+        line = picture[row]
+        for column in range(width):
             for channel in range(np.uint64(3)):
-                line[to + channel] = kept[source + channel]
+                kept[np.uint64(column), channel] = line[np.uint64(column), channel]
+        for column in range(width):
+            for channel in range(np.uint64(3)):
+                line[np.uint64(column), channel] = kept[np.uint64(width - 1 - column), channel]
 
 
 @functools.cache

@@ -1,12 +1,16 @@
 """Job kind `train`: trains a model for a data set, whole or its last layer, and leaves its weights for others.
 
+scope = "all"   every layer, by AdamW; a new last layer where the data set has other classes than the model
+scope = "head"  the last layer alone, by SGD; everything else stays in eval mode, and bit for bit as it was
+scope = "body"  every layer, by SGD, under a new last layer, which gives way to the old one at the end
+
 Which samples, which labels and which noise are hashes of (seed, sample), so that a recipe names one model.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -17,99 +21,180 @@ from torch import nn
 from torch.nn import functional as F
 
 from kt_study.datasets import open_split
-from kt_study.errors import DataError
+from kt_study.errors import DataError, UsageError
 from kt_study.files import written_aside
 from kt_study.hashing import hash64, job_digest, uniform_array
+from kt_study.training import trained_record
 from kt_study.words import DatasetRecord, ModelRecord, Progress, TrainSpec
+from worker.checkpoints import load_checkpoint, save_checkpoint
 from worker.context import JobContext, Rows, Stopped
 from worker.data.loader import training_views
 from worker.data.views import ViewRecipe, epoch_order
+from worker.heads import Head, new_head, own_head
 from worker.models import build_model
 
 _WARM_UP = 0.1  # share of the steps in which the learning rate rises
+_MOMENTUM = 0.9
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
     """Train one model: a `trainings` row, and its weights at `paths.weights(job digest)`.
 
     Raises:
-        Stopped: asked to stop; training takes seconds to minutes, so it starts anew.
+        Stopped: asked to stop; the checkpoint is written and the next attempt ends with the same bits.
         DataError: the data set has no labels, or an image is unreadable.
+        UsageError: the loss stopped being finite.
     """
     wanted = msgspec.convert(spec, TrainSpec)
+    job = job_digest("train", spec)
     dataset, start = context.records.dataset(wanted.dataset), context.records.model(wanted.start)
-    began = time.monotonic()
-    model = build_model(start, context.paths, context.device)
-    training = _Training(wanted, dataset, start, model, context)
+    training = _Training(wanted, dataset, start, job, context)
+    if (state := load_checkpoint(context.paths.checkpoint(job), job, context.device)) is not None:
+        training.load_state_dict(state)
     loss = training.run()
-    digest = job_digest("train", spec)
-    _save(model, context, digest)
+    _save(training.result(), context, job)
+    context.paths.checkpoint(job).unlink(missing_ok=True)
+    trained = trained_record(start, wanted, job, dataset)
     row = {
         "dataset": dataset.name,
-        "model": start.name.removesuffix(":untrained"),
-        "model_key": digest,
+        "model": trained.name,
+        "model_key": trained.key,
         "scope": wanted.scope,
         "n": len(training.chosen),
         "epochs": wanted.epochs,
         "loss": loss,
-        "seconds": round(time.monotonic() - began, 3),
+        "seconds": round(training.seconds(), 3),
     }
     return {"trainings": [row]}
 
 
 class _Training:
-    """One run: AdamW with a linear warm-up and a cosine decay, cross-entropy."""
+    """One run: cross-entropy, a linear warm-up of the learning rate and a cosine decay.
+
+    The position is (epoch, step): `step` batches of `epoch` are done.
+    """
 
     def __init__(
-        self, spec: TrainSpec, dataset: DatasetRecord, start: ModelRecord, model: nn.Module, context: JobContext
+        self, spec: TrainSpec, dataset: DatasetRecord, start: ModelRecord, job: str, context: JobContext
     ) -> None:
-        self._spec, self._model, self._context = spec, model, context
+        self._spec, self._start, self._job, self._context = spec, start, job, context
         labels = open_split(dataset, spec.split, context.paths).labels
         if labels is None:
             raise DataError(
                 f"data set {dataset.name!r} has no labels in split {spec.split!r}; a model cannot be trained on it"
             )
+        self._model = build_model(start, context.paths, torch.device("cpu"))
+        self._old_state = _copied(self._model) if spec.scope == "body" else {}
+        self._head = _head(self._model, spec, start, dataset)
+        self._model.to(context.device)
         recipe = ViewRecipe(augment=spec.augment, seed=spec.seed, crop_pct=1.0)  # type: ignore[arg-type]
         self._views = training_views(
-            dataset, spec.split, start, recipe, context.paths, device=context.device, shelf=context.shelf
+            dataset,
+            spec.split,
+            start,
+            recipe,
+            context.paths,
+            device=context.device,
+            workers=context.options.loader_workers,
+            shelf=context.shelf,
         )
         self.chosen = chosen_samples(spec, labels)
-        self._labels = torch.from_numpy(noisy_labels(spec, labels, start.num_classes)).to(context.device, torch.int64)
-        self._parameters = list(_learning(model, spec.scope))
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=spec.lr, weight_decay=spec.weight_decay)
-        self._steps = spec.epochs * -(-len(self.chosen) // spec.batch_size)
+        self._labels = torch.from_numpy(noisy_labels(spec, labels, dataset.n_classes)).to(context.device, torch.int64)
+        self._optimizer = _optimizer(self._model, self._head, spec)
+        n = len(self.chosen)
+        self._samples = n - 1 if n % spec.batch_size == 1 and n > 1 else n  # of one sample batch norm has no variance
+        self._steps = -(-self._samples // spec.batch_size)  # of an epoch
+        self._epoch, self._step = 0, 0
+        self._total = torch.zeros((), device=context.device)
+        self._random: list[torch.Tensor] | None = None  # of a checkpoint that has just been loaded
+        self._earlier_s, self._began = 0.0, time.monotonic()
+        self._saved = self._began
 
     def run(self) -> float:
-        """Train to the end. Returns the mean loss of the last epoch, nats."""
+        """Train to the end from the current position. Returns the mean loss of the last epoch, nats."""
         loss = float("nan")
-        self._model.train()
-        for epoch in range(self._spec.epochs):
-            loss = self._epoch(epoch)
-            self._context.report(Progress(epoch=epoch + 1, epochs=self._spec.epochs))
-        self._model.eval()
+        _train_mode(self._model, self._head, self._spec.scope)
+        while self._epoch < self._spec.epochs:
+            loss = self._finish_epoch()
+            if not math.isfinite(loss):
+                raise UsageError(
+                    f"training {self._start.name!r} diverged in epoch {self._epoch + 1}: its loss is {loss};"
+                    " lower the learning rate and plan again"
+                )
+            self._epoch, self._step = self._epoch + 1, 0
+            self._total = torch.zeros_like(self._total)
+            self._context.report(Progress(epoch=self._epoch, epochs=self._spec.epochs))
         return loss
 
-    def _epoch(self, epoch: int) -> float:
-        torch.manual_seed(hash64("train", self._spec.seed, epoch) >> 1)
-        order = self.chosen[epoch_order(self._spec.seed, epoch, len(self.chosen))]
-        total = torch.zeros((), device=self._context.device)
-        batches = self._views.batches(order, self._spec.batch_size, view=epoch)
-        for step, (images, samples) in enumerate(batches, epoch * -(-len(order) // self._spec.batch_size)):
-            if self._context.stopping():
-                raise Stopped
+    def result(self) -> dict[str, torch.Tensor]:
+        """The state that the job leaves: under scope `body` with the old last layer."""
+        state = self._model.state_dict()
+        if self._spec.scope != "body":
+            return state
+        return {name: self._old_state[name] if name in self._head.names else state[name] for name in self._old_state}
+
+    def seconds(self) -> float:
+        """Wall time of all attempts."""
+        return self._earlier_s + time.monotonic() - self._began
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        return {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "epoch": self._epoch,
+            "step": self._step,
+            "total": self._total,
+            "random": _random_state(self._context.device),
+            "seconds": self.seconds(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the position of a checkpoint."""
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for of_parameter in self._optimizer.state.values():
+            if isinstance(count := of_parameter.get("step"), torch.Tensor):
+                of_parameter["step"] = count.cpu()  # where torch keeps it, whatever the device
+        self._epoch, self._step, self._total = state["epoch"], state["step"], state["total"]
+        self._earlier_s = state["seconds"]
+        self._random = state["random"]
+
+    def _finish_epoch(self) -> float:
+        torch.manual_seed(hash64("train", self._spec.seed, self._epoch) >> 1)
+        order = self.chosen[epoch_order(self._spec.seed, self._epoch, len(self.chosen))][: self._samples]
+        for images, samples in self._views.batches(order, self._spec.batch_size, view=self._epoch, start=self._step):
+            self._go_on_drawing()
+            self._pause_if_asked()
             if self._spec.pixel_noise:
                 images = images + self._spec.pixel_noise * torch.randn_like(images)
             loss = F.cross_entropy(self._model(images), self._labels[samples])
-            self._step(loss, step)
-            total += loss.detach() * len(samples)
-        return float(total) / len(order)
+            self._learn(loss)
+            self._total += loss.detach() * len(samples)
+            self._step += 1
+        return float(self._total) / len(order)
 
-    def _step(self, loss: torch.Tensor, step: int) -> None:
+    def _go_on_drawing(self) -> None:
+        """Give dropout and noise the generator of the checkpoint. Not before a batch is there: loaders draw too."""
+        if self._random is not None:
+            _set_random_state(self._random, self._context.device)
+            self._random = None
+
+    def _learn(self, loss: torch.Tensor) -> None:
+        done = self._epoch * self._steps + self._step
         for group in self._optimizer.param_groups:
-            group["lr"] = self._spec.lr * _schedule(step, self._steps)
+            group["lr"] = self._spec.lr * _schedule(done, self._spec.epochs * self._steps)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
+
+    def _pause_if_asked(self) -> None:
+        stopping = self._context.stopping()
+        if stopping or time.monotonic() - self._saved >= self._context.options.checkpoint_every_s:
+            save_checkpoint(self._context.paths.checkpoint(self._job), self._job, self.state_dict())
+            self._saved = time.monotonic()
+        if stopping:
+            raise Stopped
 
 
 def chosen_samples(spec: TrainSpec, labels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -129,16 +214,28 @@ def noisy_labels(spec: TrainSpec, labels: NDArray[np.integer[Any]], n_classes: i
     return np.where(replaced, drawn, labels)
 
 
-def _learning(model: nn.Module, scope: str) -> Iterator[nn.Parameter]:
-    """The parameters that learn: all, or those of the last linear layer."""
-    if scope == "all":
-        yield from model.parameters()
+def _head(model: nn.Module, spec: TrainSpec, start: ModelRecord, dataset: DatasetRecord) -> Head:
+    """The last layer that learns: the model's own where it has the right classes, else a new one."""
+    if spec.scope != "body" and start.num_classes == dataset.n_classes:
+        return own_head(model, start.num_classes) if spec.scope == "head" else Head(modules=[], names=frozenset())
+    return new_head(model, dataset.n_classes, seed=hash64("train-head", spec.seed) >> 1)
+
+
+def _optimizer(model: nn.Module, head: Head, spec: TrainSpec) -> torch.optim.Optimizer:
+    if spec.scope == "all":
+        return torch.optim.AdamW(list(model.parameters()), lr=spec.lr, weight_decay=spec.weight_decay)
+    parameters = head.parameters() if spec.scope == "head" else list(model.parameters())
+    return torch.optim.SGD(parameters, lr=spec.lr, momentum=_MOMENTUM, weight_decay=spec.weight_decay)
+
+
+def _train_mode(model: nn.Module, head: Head, scope: str) -> None:
+    """Everything in train mode, or the last layer alone."""
+    if scope != "head":
+        model.train()
         return
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for parameter in last.parameters():
-        yield parameter.requires_grad_(True)
+    model.eval().requires_grad_(False)
+    for module in head.modules:
+        module.train().requires_grad_(True)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -148,9 +245,24 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + float(np.cos(np.pi * (step - warm) / max(1, steps - warm))))
 
 
-def _save(model: nn.Module, context: JobContext, digest: str) -> None:
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1].cpu(), device)
+
+
+def _copied(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _save(state: dict[str, torch.Tensor], context: JobContext, digest: str) -> None:
     from safetensors.torch import save_file
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with written_aside(context.paths.weights(digest)) as scratch:
-        save_file(state, scratch)
+        save_file(tensors, scratch)

@@ -60,8 +60,9 @@ FIGURE = Figure(
     title="Those classes are semantically related",
     caption="Semantic similarity among the classes that hold the top X % of positive flips, relative to the average "
     "over "
-    "all classes. Boxes: quartiles over pairs; whiskers: 1.5 times their distance.",
+    "all classes; it needs names or embeddings of the classes. Boxes: quartiles over pairs; whiskers: 1.5 times their "
+    "distance.",
     section="complementarity",
-    plan="kt-study plan --complementarity-pairs 466, with class names or class_embeddings in the study file",
+    plan="kt-study plan --complementarity-pairs 466",
     build=build,
 )

@@ -7,7 +7,7 @@ import pandas as pd
 from orchestrator.report.material import Material, order_of
 from orchestrator.report.plot import OBJECTIVES
 from orchestrator.report.published import success_medians
-from orchestrator.report.statistics import bootstrap, by_student, mean, median, wilson
+from orchestrator.report.statistics import bootstrap, bootstrap_mean, by_student, median, wilson
 from orchestrator.report.tables.table import Table
 
 
@@ -26,7 +26,7 @@ def _row(objective: str, rows: pd.DataFrame, students: pd.DataFrame, paper: dict
     rows, students = (frame[frame["objective"] == objective] for frame in (rows, students))
     rates = bootstrap(students["success_rate"].to_list(), median)
     groups = [group.to_numpy(dtype=float) for _, group in rows.groupby("student")["delta_transf"]]
-    deltas = bootstrap(groups, mean)
+    deltas = bootstrap_mean(groups)
     pooled = wilson(int((rows["delta_transf"] > 0).sum()), len(rows))
     return {
         "objective": objective,

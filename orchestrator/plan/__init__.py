@@ -1,0 +1,25 @@
+"""plan: from a study file, or one of the paper's presets, to rows of work.
+
+study file -> models (trained first where asked for) -> pairs -> runs -> jobs, each after those that it needs
+"""
+
+from __future__ import annotations
+
+from orchestrator.plan.cost import Cost, plan_cost
+from orchestrator.plan.from_preset import nominal_plan, preset_plan
+from orchestrator.plan.from_study import make_plan
+from orchestrator.plan.record import Pair, Plan, Sources, Wishes
+from orchestrator.plan.write import write_plan
+
+__all__ = [
+    "Cost",
+    "Pair",
+    "Plan",
+    "Sources",
+    "Wishes",
+    "make_plan",
+    "nominal_plan",
+    "plan_cost",
+    "preset_plan",
+    "write_plan",
+]

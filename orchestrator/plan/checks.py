@@ -1,0 +1,66 @@
+"""What must fit together before anything is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kt_study.errors import DataError, PairsError, UsageError
+from kt_study.words import DatasetRecord, ModelRecord
+
+
+def check_models(models: Sequence[ModelRecord]) -> None:
+    """Refuse what cannot make a pair: fewer than two models, or one model under two names.
+
+    Raises:
+        PairsError, UsageError.
+    """
+    if len(models) < 2:
+        raise PairsError(
+            f"the study has {len(models)} models and a pair needs 2; widen [models] or add [[model]] tables"
+        )
+    names: dict[str, str] = {}
+    for model in models:
+        if (first := names.setdefault(model.key, model.name)) != model.name:
+            raise UsageError(
+                f"models {first!r} and {model.name!r} are the same: architecture, weights and preprocessing are equal; "
+                "leave one out"
+            )
+
+
+def check_classes(models: Iterable[ModelRecord], dataset: DatasetRecord) -> None:
+    """Refuse a model whose outputs are not the data set's classes. Raises UsageError."""
+    for model in models:
+        if model.num_classes != dataset.n_classes:
+            raise UsageError(
+                f"model {model.name!r} has {model.num_classes} outputs, data set {dataset.name!r} {dataset.n_classes} "
+                "classes; leave it out, name class folders by ImageNet's synsets, or give it a new last layer with "
+                "[fine_tuning]"
+            )
+
+
+def check_embeddings(dataset: DatasetRecord) -> None:
+    """Look at the user's own class embeddings, if there are any, before a job fails for them. Raises DataError."""
+    if "class_embeddings" not in dataset.location:
+        return
+    import numpy as np
+
+    path = Path(dataset.location["class_embeddings"])
+    try:
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not a matrix in .npy format; mend [dataset] class_embeddings") from error
+    if len(shape) != 2 or shape[0] != dataset.n_classes:
+        raise DataError(
+            f"{path}: has shape {list(shape)}, and data set {dataset.name!r} {dataset.n_classes} classes; "
+            "class_embeddings need one row a class"
+        )
+
+
+def check_can_transfer(dataset: DatasetRecord) -> str:
+    """Why no knowledge can be transferred on a data set; empty where it can."""
+    if dataset.kind == "predictions":
+        return "predictions made elsewhere have no models to train"
+    if not dataset.splits.get("train"):
+        return f"data set {dataset.name!r} has no training samples (give [dataset] train)"
+    return ""

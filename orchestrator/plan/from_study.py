@@ -1,0 +1,105 @@
+"""A plan from a study file alone. The same file and seed give the same pairs and the same rows."""
+
+from __future__ import annotations
+
+import msgspec
+
+from kt_study.errors import UsageError
+from kt_study.study import StudyFile
+from kt_study.words import DatasetRecord, ModelRecord
+from orchestrator import universe
+from orchestrator.digits_zoo import digits_zoo
+from orchestrator.model_records import predicted_models, study_models
+from orchestrator.plan.checks import check_classes, check_embeddings, check_models
+from orchestrator.plan.fine_tuning import fine_tuned
+from orchestrator.plan.layout import Layout
+from orchestrator.plan.record import Pair, Plan, Sources, Wishes
+from orchestrator.plan.transfers import StudyTransfers
+from orchestrator.sampling import sample_pairs
+
+PAPER_PAIRS, PAPER_MODELS = 466, 301
+"""Section 3: 466 pairs of 301 models."""
+
+
+def make_plan(study: StudyFile, sources: Sources, wishes: Wishes | None = None) -> Plan:
+    """Sample the pairs and lay out every job. Reads the data set's folders; needs no torch and no network.
+
+    Raises:
+        UsageError: data, models, pairs or settings that do not exist or do not go together.
+    """
+    wishes = wishes or Wishes()
+    dataset = sources.dataset(study.dataset, seed=study.study.seed)
+    check_embeddings(dataset)
+    layout = Layout()
+    layout.know([dataset], [])
+    models = _models(study, dataset, layout, sources)
+    check_models(models)
+    models, further = fine_tuned(study, models, dataset, layout, sources)
+    check_classes(models, dataset)
+    layout.know([], models)
+    plan = Plan(
+        name=study.study.name,
+        settings=msgspec.to_builtins(study),
+        datasets=[dataset, *further],
+        models=models,
+        notes=_reading_notes(study),
+    )
+    compare(plan, layout, study, wishes.complementarity_pairs)
+    transfers = StudyTransfers(study, dataset, models, wishes, sources)
+    plan.runs = transfers.runs()
+    plan.notes += transfers.notes
+    layout.transfers(plan.runs)
+    plan.jobs, plan.others = layout.jobs, list(layout.others.values())
+    return plan
+
+
+def compare(plan: Plan, layout: Layout, study: StudyFile, wished: int | str | None) -> None:
+    """Add the complementarity jobs: `wished` pairs, else what the study file says, else the paper's 466.
+
+    Raises:
+        PairsError: impossible numbers, with the bounds.
+    """
+    wanted = wished if wished is not None else study.complementarity.pairs
+    dataset = plan.datasets[0]
+    if wanted == "all":
+        plan.all_pairs = True
+        layout.all_pairs(dataset, plan.models)
+        return
+    by_name = {model.name: model for model in plan.models}
+    plan.complementarity_pairs = _complementarity_pairs(study, list(by_name), wanted)
+    for teacher, student in plan.complementarity_pairs:
+        layout.complementarity(dataset, by_name[teacher], by_name[student])
+
+
+def _models(study: StudyFile, dataset: DatasetRecord, layout: Layout, sources: Sources) -> list[ModelRecord]:
+    if dataset.kind == "predictions":
+        if study.model or study.models.universe != "listed":
+            raise UsageError(
+                "[dataset] kind = 'predictions' brings its own models, one a file: remove [models] universe and the "
+                "[[model]] tables; include and exclude choose among the files"
+            )
+        return predicted_models(study, dataset)
+    if study.models.universe == "digits-zoo":
+        if dataset.kind != "digits":
+            raise UsageError(
+                f"[models] universe = 'digits-zoo' goes with [dataset] kind = 'digits', not with {dataset.kind!r}"
+            )
+        models, untrained, training = digits_zoo(dataset, seed=study.study.seed)
+        layout.take(training, untrained)
+        return models
+    return study_models(study, sources.folder, dataset, sources.digests)
+
+
+def _complementarity_pairs(study: StudyFile, names: list[str], wanted: int | str | None) -> list[Pair]:
+    most = len(names) * (len(names) - 1)
+    n_pairs = min(PAPER_PAIRS, most) if wanted is None else int(wanted)
+    if not n_pairs:
+        return []
+    n_models = study.complementarity.models or min(PAPER_MODELS, len(names), 2 * n_pairs)
+    return sample_pairs(names, n_pairs=n_pairs, n_models=n_models, seed=study.study.seed)
+
+
+def _reading_notes(study: StudyFile) -> list[str]:
+    """How the short timm names of the [[model]] tables were read."""
+    named = [table.timm for table in study.model if table.timm and not (table.checkpoint or table.random_weights)]
+    return [note for name in named if (note := universe.note(name))]

@@ -1,0 +1,162 @@
+"""From pairs and runs to rows of work: each job once, after those that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kt_study.hashing import job_digest
+from kt_study.multi_teacher import (
+    intermediate_students,
+    job_of_weights,
+    merge_kept,
+    multi_teacher_specs,
+    needed_transfers,
+    transfer_digest,
+)
+from kt_study.objectives import needed_logits
+from kt_study.training import TRAINED, train_job, trained_record
+from kt_study.words import (
+    AllPairsSpec,
+    ComplementaritySpec,
+    DatasetRecord,
+    LogitsSpec,
+    ModelRecord,
+    PlannedJob,
+    TrainSpec,
+    TransferSpec,
+    as_spec,
+)
+from orchestrator.plan import cost
+
+_PRIORITY = {"logits_val": 20, "complementarity": 15, "logits_train": 10, "all_pairs": 5, "transfer": 0, "soup": 0}
+
+_COMPARE_S = 0.1
+"""Seconds to compare two models' cached predictions."""
+
+
+class Layout:
+    """Lays out the jobs of a plan.
+
+    `jobs` are by digest, in an order in which every job comes after those that it needs. `others` are the models that
+    jobs name beside those that the plan was given: what a model is trained from, what a later stage starts from.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, PlannedJob] = {}
+        self.others: dict[str, ModelRecord] = {}
+        self._datasets: dict[str, DatasetRecord] = {}
+        self._models: dict[str, ModelRecord] = {}
+
+    def know(self, datasets: Iterable[DatasetRecord], models: Iterable[ModelRecord]) -> None:
+        """The data sets and models that specifications may name."""
+        self._datasets.update((dataset.key, dataset) for dataset in datasets)
+        self._models.update((model.key, model) for model in models)
+
+    def take(self, jobs: Iterable[PlannedJob], others: Iterable[ModelRecord]) -> None:
+        """Jobs that were laid out elsewhere, and the models that they name."""
+        self.jobs.update((job.digest, job) for job in jobs)
+        self._add_others(others)
+
+    def train(self, start: ModelRecord, spec: TrainSpec) -> ModelRecord:
+        """One training. Returns the trained model."""
+        dataset = self._datasets[spec.dataset]
+        needs = [maker] if (maker := maker_of(start)) else []
+        job = train_job(spec, estimate_s=_rounded(cost.train_s(start, dataset, spec)), needs=needs)
+        self.take([job], [start])
+        trained = trained_record(start, spec, job.digest, dataset)
+        self._models[trained.key] = trained
+        return trained
+
+    def complementarity(self, dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord) -> None:
+        """One pair, and the predictions it needs."""
+        spec = ComplementaritySpec(dataset=dataset.key, teacher=teacher.key, student=student.key)
+        needs = [self._predictions(dataset, model) for model in (teacher, student)]
+        self._add(
+            "complementarity", as_spec(spec), needs=needs, estimate_s=_COMPARE_S, teacher=teacher, student=student
+        )
+
+    def all_pairs(self, dataset: DatasetRecord, models: Sequence[ModelRecord]) -> None:
+        """Every ordered pair as one job, and the predictions it needs."""
+        spec = AllPairsSpec(dataset=dataset.key, models=tuple(sorted(model.key for model in models)))
+        needs = [self._predictions(dataset, model) for model in models]
+        self._add("all_pairs", as_spec(spec), needs=needs, estimate_s=cost.all_pairs_s(len(models), dataset))
+
+    def transfers(self, runs: Iterable[TransferSpec]) -> None:
+        """Every run with its stages or parts. What two runs share is planned once, kept if one of them reads it."""
+        specs = [spec for run in runs for spec in self._parts(run)]
+        for spec in merge_kept(specs):
+            self._transfer(spec)
+
+    def _parts(self, run: TransferSpec) -> list[TransferSpec]:
+        mode = run.settings.multi_teacher
+        if mode == "single":
+            return [run]
+        specs = multi_teacher_specs(run, mode)
+        self._add_others(intermediate_students(self._models[run.student], specs))
+        return specs
+
+    def _transfer(self, spec: TransferSpec) -> None:
+        dataset, student = self._datasets[spec.dataset], self._models[spec.student]
+        logits = needed_logits(spec, dataset=dataset, model=self._models.__getitem__)
+        parts = [transfer_digest(part) for part in needed_transfers(spec)]
+        self._add(
+            "soup" if spec.settings.multi_teacher == "soup" else "transfer",
+            as_spec(spec),
+            needs=[*parts, *(self._logits(one) for one in logits)],
+            estimate_s=cost.transfer_s(student, dataset, spec.settings),
+            teacher=self._models[spec.teachers[-1]],
+            student=student,
+        )
+
+    def _predictions(self, dataset: DatasetRecord, model: ModelRecord) -> str:
+        return self._logits(LogitsSpec(dataset=dataset.key, model=model.key, split="val"))
+
+    def _logits(self, spec: LogitsSpec) -> str:
+        model, dataset = self._models[spec.model], self._datasets[spec.dataset]
+        return self._add(
+            "logits",
+            as_spec(spec),
+            needs=[maker] if (maker := maker_of(model)) else [],
+            estimate_s=cost.forward_s(model, dataset, spec.split, spec.loader),
+            priority=_PRIORITY["logits_val" if spec.split == "val" else "logits_train"],
+            student=model,
+        )
+
+    def _add(
+        self,
+        kind: str,
+        spec: dict[str, Any],
+        *,
+        needs: Iterable[str],
+        estimate_s: float,
+        priority: int | None = None,
+        teacher: ModelRecord | None = None,
+        student: ModelRecord | None = None,
+    ) -> str:
+        digest = job_digest(kind, spec)
+        if digest not in self.jobs:
+            self.jobs[digest] = PlannedJob(
+                kind=kind,
+                spec=spec,
+                digest=digest,
+                needs=tuple(dict.fromkeys(needs)),
+                priority=_PRIORITY[kind] if priority is None else priority,
+                estimate_s=_rounded(estimate_s),
+                teacher=teacher.key if teacher else None,
+                student=student.key if student else None,
+            )
+        return digest
+
+    def _add_others(self, models: Iterable[ModelRecord]) -> None:
+        for model in models:
+            self.others[model.key] = self._models[model.key] = model
+
+
+def maker_of(model: ModelRecord) -> str | None:
+    """Digest of the job that makes this model's weights, if one does."""
+    return model.weights.removeprefix(TRAINED) if model.weights.startswith(TRAINED) else job_of_weights(model)
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 3)

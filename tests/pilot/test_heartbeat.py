@@ -1,0 +1,150 @@
+"""The heartbeat's thread, the last word, and the stop request."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from kt_study.errors import DatabaseError, LeaseLost
+from kt_study.store import Orders
+from kt_study.words import Claim, Progress
+from worker.heartbeat import Heartbeat, LastWord
+from worker.signals import StopRequest
+
+
+def claim(job_id: int) -> Claim:
+    return Claim(job_id=job_id, attempt_id=job_id, fence=1, kind="transfer", digest="", spec={}, attempt=1)
+
+
+class FakeStore:
+    """Answers heartbeats with `orders`, or with `error` while that is set."""
+
+    def __init__(self) -> None:
+        self.orders = Orders()
+        self.error: Exception | None = None
+        self.beats: list[dict[int, Progress]] = []
+        self.released: list[tuple[int, str]] = []
+
+    def beat(self, _worker: str, held: Mapping[Claim, Progress], lease_s: float) -> Orders:
+        assert lease_s > 0
+        if self.error:
+            raise self.error
+        self.beats.append({each.job_id: progress for each, progress in held.items()})
+        return self.orders
+
+    def release(self, given: Claim, *, reason: str) -> None:
+        if self.error:
+            raise self.error
+        self.released.append((given.job_id, reason))
+
+
+def until(condition: object, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def heartbeat(store: FakeStore) -> Iterator[Heartbeat]:
+    beating = Heartbeat(store, "me", lease_s=0.15, on_tick=lambda: None)  # type: ignore[arg-type]
+    beating.start()
+    yield beating
+    beating.end()
+
+
+def test_beats_carry_the_latest_progress_of_what_is_held(heartbeat: Heartbeat, store: FakeStore) -> None:
+    first, second = claim(1), claim(2)
+    heartbeat.hold([first, second])
+    heartbeat.report(first, Progress(epoch=3, epochs=5))
+    until(lambda: store.beats and store.beats[-1].keys() == {1, 2} and store.beats[-1][1].epoch == 3)
+    heartbeat.drop(first)
+    until(lambda: store.beats[-1].keys() == {2})
+
+
+def test_orders_recall_jobs(heartbeat: Heartbeat, store: FakeStore) -> None:
+    paused, cancelled, kept = claim(1), claim(2), claim(3)
+    heartbeat.hold([paused, cancelled, kept])
+    store.orders = Orders(paused=frozenset({1}), lost=frozenset({2}), cancelled=frozenset({2}))
+    until(lambda: heartbeat.recalled(paused) and heartbeat.recalled(cancelled))
+    assert heartbeat.lost(cancelled)
+    assert not heartbeat.lost(paused)
+    assert not heartbeat.recalled(kept)
+
+
+def test_a_database_that_is_away_recalls_nothing(heartbeat: Heartbeat, store: FakeStore) -> None:
+    held = claim(1)
+    heartbeat.hold([held])
+    store.error = DatabaseError("away")
+    time.sleep(0.3)
+    assert not heartbeat.recalled(held)
+    store.error = None
+    until(lambda: len(store.beats) > 0)
+
+
+def test_the_thread_looks_up_every_second_however_long_the_lease() -> None:
+    ticked = threading.Event()
+    beating = Heartbeat(FakeStore(), "me", lease_s=600.0, on_tick=ticked.set)  # type: ignore[arg-type]
+    beating.start()
+    assert ticked.wait(3.0)
+    beating.end()
+
+
+def test_the_last_word_waits_for_the_grace_and_comes_whatever_the_store_says(store: FakeStore) -> None:
+    ended: list[bool] = []
+    word = LastWord(store, grace_s=1.0, end=lambda: ended.append(True))  # type: ignore[arg-type]
+    word.say_if_due(0.0, [claim(1)], "")
+    word.say_if_due(time.monotonic(), [claim(1)], "SIGTERM")
+    assert (store.released, ended) == ([], [])
+    word.say_if_due(time.monotonic() - 1.5, [claim(1)], "SIGTERM")
+    assert store.released == [(1, "SIGTERM; the job did not stop within 1 s")]
+    store.error = LeaseLost("gone")
+    word.say_if_due(time.monotonic() - 1.5, [claim(2)], "SIGTERM")
+    assert ended == [True, True]
+
+
+_LISTENER = """
+import signal, time
+from worker.signals import StopRequest
+stop = StopRequest()
+stop.listen()
+print("ready", flush=True)
+while not stop.made:
+    stop.wait(0.05)
+time.sleep(0.5)  # the signals that follow
+print(stop.reason, flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_sent_three_times_is_one_request(name: str) -> None:
+    """As Slurm does it: SIGCONT and SIGTERM together, and again."""
+    child = subprocess.Popen([sys.executable, "-c", _LISTENER], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    for number in (signal.SIGCONT, getattr(signal, name), signal.SIGCONT, getattr(signal, name), signal.SIGTERM):
+        os.kill(child.pid, number)
+        time.sleep(0.1)
+    assert child.stdout.readline() == f"{name}\n"
+    assert child.wait(10) == 0
+
+
+def test_the_first_reason_stays() -> None:
+    stop = StopRequest()
+    stop.make("SIGTERM")
+    since = stop.since
+    stop.make("the end of the allocation")
+    assert (stop.reason, stop.since) == ("SIGTERM", since)
+    assert stop.wait(60.0)

@@ -1,0 +1,89 @@
+"""The same study file and seed give the same pairs, jobs and digests, whatever the order, the process or the day."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from kt_study.hashing import digest
+from orchestrator.plan import Plan, from_study
+from tests.cli import kt_study
+from tests.planning.support import DIGITS, FOUR, assert_sound, plan_of, write_study
+
+SETTINGS = (
+    "[complementarity]\npairs = 5\nmodels = 4\n",
+    '[transfer]\npairs = 3\nobjectives = ["kl", "xe_kl_mcl", "kl_dp"]\n'
+    'multi_teacher = ["parallel", "soup", "sequential"]\nteachers_per_student = 2\nteacher_order = "given"\n'
+    'augment = "none"\nepochs = 2\n',
+)
+
+GOLDEN = {}
+
+
+def plan(folder: Path, models: list[str] = FOUR, head: str = DIGITS) -> Plan:
+    return plan_of(folder, head, *SETTINGS, *models)
+
+
+def by_kind(found: Plan) -> dict[str, str]:
+    """One digest for the jobs of each kind, in their order."""
+    return {
+        kind: digest([job.digest for job in found.jobs.values() if job.kind == kind])
+        for kind in sorted(found.by_kind())
+    }
+
+
+def test_a_fixed_study_keeps_its_digests(tmp_path: Path) -> None:
+    """Digests name what is already computed and stored. A default that changes, in a specification, a model record or
+    the sampling, would make every finished job of every study in the world count as new: so they are written down here,
+    and changing them has to be meant."""
+    found = plan(tmp_path / "s")
+    assert_sound(found)
+    assert by_kind(found) == GOLDEN
+
+
+def test_the_order_of_the_models_does_not_matter(tmp_path: Path) -> None:
+    one, other = plan(tmp_path / "a"), plan(tmp_path / "b", [FOUR[2], FOUR[0], FOUR[3], FOUR[1]])
+    assert list(one.jobs) == list(other.jobs)
+    assert (one.complementarity_pairs, one.runs) == (other.complementarity_pairs, other.runs)
+
+
+def test_the_order_of_timms_listing_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = '[study]\nname = "x"\n[dataset]\nkind = "imagefolder"\nval = "v"\n[models]\nuniverse = "timm"\n'
+    for folder in ("a", "b"):
+        image = tmp_path / folder / "v" / "n01440764" / "1.jpg"
+        image.parent.mkdir(parents=True)
+        image.write_bytes(b"x")
+    one = plan_of(tmp_path / "a", head)
+    from orchestrator import model_records
+
+    backwards = tuple(reversed(model_records.catalogue()))
+    monkeypatch.setattr(model_records, "catalogue", lambda: backwards)
+    other = plan_of(tmp_path / "b", head)
+    assert one.models == other.models
+    assert one.complementarity_pairs == other.complementarity_pairs
+    assert list(one.jobs) == list(other.jobs)
+
+
+def test_another_seed_gives_other_pairs(tmp_path: Path) -> None:
+    one, other = plan(tmp_path / "a"), plan(tmp_path / "b", head=DIGITS.replace("seed = 3", "seed = 4"))
+    assert one.complementarity_pairs != other.complementarity_pairs
+    assert not set(one.jobs) & {job.digest for job in other.jobs.values() if job.kind == "transfer"}
+
+
+def test_two_processes_write_the_same_rows_in_the_same_order(tmp_path: Path) -> None:
+    rows = []
+    for hash_seed in ("1", "2"):
+        folder = tmp_path / hash_seed
+        write_study(folder, DIGITS, *SETTINGS, *FOUR)
+        done = kt_study(folder, "plan", environment={"PYTHONHASHSEED": hash_seed})
+        assert done.returncode == 0, done.stderr
+        with sqlite3.connect(folder / "kt-study.db") as database:
+            rows.append(database.execute("SELECT kind, digest, spec, priority FROM jobs ORDER BY id").fetchall())
+    assert rows[0] == rows[1]
+    assert [row[1] for row in rows[0]] == list(plan(tmp_path / "here").jobs)
+
+
+def test_the_papers_numbers_are_the_defaults() -> None:
+    assert (from_study.PAPER_PAIRS, from_study.PAPER_MODELS) == (466, 301)

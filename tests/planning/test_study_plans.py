@@ -1,0 +1,253 @@
+"""Plans of study files: the timm universe at its real size, predictions made elsewhere, fine-tuning, grids, costs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from kt_study.datasets import open_split
+from kt_study.words import Settings, TrainSpec
+from orchestrator.plan import Wishes, cost, plan_cost
+from orchestrator.universe.table import by_name
+from tests.cli import succeeds
+from tests.data.support import image_folder
+from tests.photos import photos_dir
+from tests.planning.support import (
+    DIGITS,
+    FOUR,
+    assert_sound,
+    model_table,
+    plan_of,
+    run_jobs,
+    sources_of,
+    specs_of,
+    write_study,
+)
+from worker.logits import LogitsCache
+
+
+def timm_study(folder: Path, *, train: bool) -> str:
+    photos = photos_dir()
+    lines = f'[study]\nname = "timm"\n[dataset]\nkind = "imagefolder"\nval = "{photos}"\n'
+    return lines + (f'train = "{photos}"\n' if train else "") + '[models]\nuniverse = "timm"\n'
+
+
+def test_the_dry_run_of_the_papers_sample(tmp_path: Path) -> None:
+    write_study(tmp_path, timm_study(tmp_path, train=False))
+    said = succeeds(tmp_path, "plan", "--dry-run")
+    assert "complementarity: 466 ordered pairs of 301 models" in said
+    assert "jobs: 466 complementarity, 301 logits" in said
+    assert f"cost: {301 * 200:,} pictures forwarded once" in said
+    assert "GPU-hours" in said
+    assert "no training samples" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
+
+
+def test_the_whole_universe_is_planned_in_seconds(tmp_path: Path) -> None:
+    began = time.process_time()
+    sampled = plan_of(tmp_path, timm_study(tmp_path, train=True))
+    assert {job.kind for job in sampled.jobs.values()} == {"complementarity", "logits", "transfer"}
+    assert (len(sampled.complementarity_pairs), len(sampled.runs)) == (466, 2 * 400)
+    assert plan_cost(sampled).complementarity_models == 301
+    every = plan_of(tmp_path, timm_study(tmp_path, train=True), wishes=Wishes(complementarity_pairs="all", pairs=0))
+    assert time.process_time() - began < 10
+    n = sum(model.trained_head for model in by_name().values())
+    assert dict(every.by_kind()) == {"all_pairs": 1, "logits": n}
+    assert plan_cost(every).complementarity_pairs == n * (n - 1)
+    assert_sound(every)
+
+
+def test_every_pass_is_planned_once_and_shared(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, DIGITS, '[transfer]\naugment = "flip"\nviews = 3\n', *FOUR)
+    assert_sound(plan)
+    passes = [
+        (job.spec["model"], job.spec["split"], job.spec.get("view", -1))
+        for job in plan.jobs.values()
+        if job.kind == "logits"
+    ]  # noqa: E501
+    assert len(passes) == len(set(passes)) == 4 * (1 + 3)
+    summed = plan_cost(plan)
+    train, val = plan.datasets[0].splits["train"], plan.datasets[0].splits["val"]
+    assert summed.forwards == 4 * (val + 3 * train)
+    assert summed.cache_bytes == summed.forwards * (2 * 10 + 7 * 4)
+    assert (summed.runs, summed.transfers, summed.transfer_pairs) == (24, 24, 12)
+
+
+def test_side_columns_are_as_wide_as_the_cost_says() -> None:
+    from worker.logits.columns import SIDE
+
+    assert SIDE.itemsize == cost.SIDE_BYTES
+
+
+def test_a_grid_is_every_combination_that_the_objective_uses(tmp_path: Path) -> None:
+    grid = {"lr": (1e-3, 1e-4), "temperature": (0.1, 1.0, 10.0)}
+    transfer = '[transfer]\npairs = 2\nobjectives = ["kl", "cd"]\naugment = "none"\n'
+    plan = plan_of(tmp_path, DIGITS, transfer, *FOUR, wishes=Wishes(grid=grid))
+    points = {objective: set() for objective in ("kl", "cd")}
+    for spec in specs_of(plan, "transfer"):
+        points[spec.objective].add((spec.settings.lr, spec.settings.temperature))
+    assert points["kl"] == {(lr, t) for lr in grid["lr"] for t in grid["temperature"]}
+    assert points["cd"] == {(lr, Settings().temperature) for lr in grid["lr"]}  # it has no temperature
+    assert plan_cost(plan).runs == 2 * (6 + 2)
+
+
+def test_estimates_follow_arithmetic_and_loader(tmp_path: Path) -> None:
+    """By hand: ResNet-50 has 4.1 GMACs, so 2 * 4.1e9 / 1.2e13 s a forward; a split too large for memory is decoded in
+    every epoch at 1,500 pictures a second."""
+    from kt_study.words import DatasetRecord, ModelRecord
+
+    imagenet = DatasetRecord(
+        key="d", name="d", kind="imagefolder", n_classes=1000, splits={"train": 1_000_000, "val": 50_000}
+    )
+    model = ModelRecord(
+        key="m", name="m", family="cnn", weights="x", input_size=(3, 224, 224), mean=(), std=(), gmacs=4.1, params=25.6
+    )
+    small = msgspec.structs.replace(model, gmacs=0.1)
+    assert cost.forward_s(model, imagenet, "val") == pytest.approx(2 + 50_000 * 8.2e9 / 1.2e13)
+    assert cost.forward_s(small, imagenet, "val") == pytest.approx(2 + 50_000 / 1_500)
+    epochs = 20 * (3 * 1_000_000 + 50_000) * 8.2e9 / 1.2e13
+    assert cost.transfer_s(model, imagenet, Settings(epochs=20)) == pytest.approx(2 + epochs)
+    ffcv = Settings(epochs=20, loader="ffcv", eval_every=0)
+    assert cost.transfer_s(small, imagenet, ffcv) == pytest.approx(2 + 20_000_000 / 6_000 + 50_000 / 1_500)
+    assert cost.transfer_s(model, imagenet, Settings(multi_teacher="soup")) == cost.forward_s(model, imagenet, "val")
+    few = msgspec.structs.replace(imagenet, splits={"train": 10_000, "val": 0})  # 1.5 GB of pictures
+    assert cost.transfer_s(small, few, Settings(epochs=20)) == pytest.approx(
+        2 + max(2 * 10_000 / 1_500, 60 * 10_000 * 0.2e9 / 1.2e13)
+    )
+
+
+def test_fine_tuning_gives_every_model_a_last_layer_for_the_data(tmp_path: Path) -> None:
+    seven = [model_table(f"m{i}", num_classes=7, arguments={"drop_rate": i / 10}) for i in range(3)]
+    tuned = '[fine_tuning]\nscope = "head"\nepochs = 2\n[transfer]\naugment = "none"\n'
+    plan = plan_of(tmp_path, DIGITS, tuned, *seven)
+    assert_sound(plan)
+    assert {model.num_classes for model in plan.models} == {10}
+    assert [model.name for model in plan.models] == ["m0", "m1", "m2"]
+    assert {model.num_classes for model in plan.others} == {7}
+    specs = [msgspec.convert(job.spec, TrainSpec) for job in plan.jobs.values() if job.kind == "train"]
+    assert [(s.scope, s.epochs, s.batch_size, s.lr) for s in specs] == [("head", 2, 256, 0.1)] * 3
+    only = plan_of(tmp_path, DIGITS, '[fine_tuning]\nmodels = ["m1"]\n', *FOUR)
+    assert only.by_kind()["train"] == 1
+
+
+def test_a_trained_model_can_be_trained_on(tmp_path: Path) -> None:
+    study = '[models]\nuniverse = "digits-zoo"\n[transfer]\npairs = 0\n[fine_tuning]\nscope = "all"\nepochs = 1\n'
+    plan = plan_of(tmp_path, DIGITS, study)
+    assert_sound(plan)
+    trains = [job for job in plan.jobs.values() if job.kind == "train"]
+    assert [len(job.needs) for job in trains] == [0] * 12 + [1] * 12
+
+
+TWO = (
+    model_table("one", num_classes=None, input_size=[3, 32, 32]),
+    model_table("two", "test_efficientnet", num_classes=None, input_size=[3, 32, 32]),
+)
+NO_TRANSFERS = "[transfer]\npairs = 0\n[complementarity]\npairs = 2\n"
+
+
+def _forwarded(folder: Path) -> tuple[dict[str, list[dict[str, object]]], Path]:
+    """Rows of two tiny models forwarded here, and the folder of their predictions as files."""
+    image_folder(folder / "photos", {"cat": 7, "dog": 9, "eel": 6, "fox": 8})
+    np.save(folder / "e.npy", np.random.default_rng(0).normal(size=(4, 5)))
+    head = '[study]\nname = "x"\n[dataset]\nkind = "imagefolder"\nval = "photos"\nclass_embeddings = "e.npy"\n'
+    plan = plan_of(folder, head, NO_TRANSFERS, *TWO)
+    rows = run_jobs(plan, sources_of(folder), "logits", "complementarity")
+    paths, dataset = sources_of(folder).paths, plan.datasets[0]
+    split = open_split(dataset, "val", paths)
+    for model in plan.models:
+        (spec,) = [job.spec for job in plan.jobs.values() if job.kind == "logits" and job.spec["model"] == model.key]
+        from kt_study.words import LogitsSpec
+
+        entry = LogitsCache(paths).open(msgspec.convert(spec, LogitsSpec))
+        assert entry is not None
+        frame = pd.DataFrame(
+            {
+                "sample_index": split.listing.names,
+                "predicted": [split.class_names[i] for i in entry.argmax],
+                "label": [split.class_names[i] for i in split.listing.labels],
+            }
+        )
+        (folder / "p").mkdir(exist_ok=True)
+        frame.sample(frac=1.0, random_state=1).to_csv(folder / "p" / f"{model.name}.csv", index=False)
+    return rows, folder / "p"
+
+
+def test_predictions_made_elsewhere_give_the_rows_of_models_forwarded_here(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    here, _ = _forwarded(tmp_path / "here")
+    head = '[study]\nname = "x"\n[dataset]\nkind = "predictions"\npath = "p"\nclass_embeddings = "e.npy"\n'
+    (tmp_path / "here").rename(tmp_path / "there")
+    folder = tmp_path / "there"
+    plan = plan_of(folder, head, "[complementarity]\npairs = 2\n")
+    assert_sound(plan)
+    assert [model.name for model in plan.models] == ["one", "two"]
+    assert [model.family for model in plan.models] == ["unknown", "unknown"]
+    assert plan.notes == ["no transfers: predictions made elsewhere have no models to train"]
+    there = run_jobs(plan, sources_of(folder), "logits", "complementarity")
+    names = {"dataset", "dataset_key", "teacher_key", "student_key", "source"}
+    ours, theirs = (
+        [{k: v for k, v in row.items() if k not in names} for row in found["complementarity"]]
+        for found in (here, there)
+    )  # noqa: E501
+    assert ours == theirs
+    assert {row["similarity"] for row in there["complementarity"]} == {"embeddings"}
+    assert {row["source"] for row in here["complementarity"]} == {"forwarded here"}
+    assert {row["source"] for row in there["complementarity"]} == {"predictions made elsewhere"}
+    flips = [{k: v for k, v in row.items() if k != "dataset"} for row in here["class_flips"]]
+    assert flips == [{k: v for k, v in row.items() if k != "dataset"} for row in there["class_flips"]]
+
+
+def test_predictions_named_after_a_timm_model_have_its_family(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for number, name in enumerate(("vit_base_patch16_224.augreg_in21k_ft_in1k", "my.model")):
+        (folder / f"{name}.csv").write_text(f"sample_index,predicted,label\n0,{number},1\n1,0,0\n")
+    head = '[study]\nname = "x"\n[dataset]\nkind = "predictions"\npath = "p"\n'
+    plan = plan_of(tmp_path, head)
+    mine, vit = plan.models
+    assert (mine.family, vit.family, vit.params) == ("unknown", "transformer", by_name()[vit.name].params)
+    assert vit.weights.startswith("predictions:")
+    every = plan_of(tmp_path, head, wishes=Wishes(complementarity_pairs="all"))
+    assert dict(every.by_kind()) == {"all_pairs": 1, "logits": 2}
+
+
+def test_class_embeddings_do_not_change_the_data_set(tmp_path: Path) -> None:
+    np.save(tmp_path / "e.npy", np.eye(10))
+    without = plan_of(tmp_path, DIGITS, *FOUR)
+    given = plan_of(tmp_path, DIGITS, 'class_embeddings = "e.npy"\n', *FOUR)
+    assert given.datasets[0].location["class_embeddings"] == str((tmp_path / "e.npy").resolve())
+    assert given.datasets[0].key == without.datasets[0].key
+    assert list(given.jobs) == list(without.jobs)
+
+
+def test_planning_twice_adds_nothing_and_a_wider_plan_its_own(tmp_path: Path) -> None:
+    write_study(tmp_path, DIGITS, '[transfer]\naugment = "none"\n', *FOUR)
+    first = json.loads(succeeds(tmp_path, "plan", "--pairs", "3", "--json"))
+    again = json.loads(succeeds(tmp_path, "plan", "--pairs", "3", "--json"))
+    assert (again["new"], again["existing"]) == (0, first["new"])
+    wider = json.loads(succeeds(tmp_path, "plan", "--pairs", "5", "--json"))
+    assert wider["new"] == 2 * 2 + _more_logits(first, wider)
+    index = list((tmp_path / "cache" / "datasets").iterdir())
+    assert len(index) == 1
+
+
+def _more_logits(first: dict[str, dict[str, int]], wider: dict[str, dict[str, int]]) -> int:
+    return wider["jobs"]["logits"] - first["jobs"]["logits"]
+
+
+def test_a_checkpoint_is_read_once_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    write_study(tmp_path, DIGITS, *FOUR, model_table("own", random_weights=None, checkpoint="w.safetensors"))
+    succeeds(tmp_path, "plan", "--pairs", "0")
+    assert (tmp_path / "cache" / "digests.json").is_file()
+    from orchestrator import model_records
+
+    monkeypatch.setattr(model_records, "file_digest", lambda _: pytest.fail("the file was read again"))
+    plan = plan_of(tmp_path, DIGITS, *FOUR, model_table("own", random_weights=None, checkpoint="w.safetensors"))
+    assert "own" in {model.name for model in plan.models}

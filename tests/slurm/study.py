@@ -1,0 +1,182 @@
+"""A study folder and a database for the tests on the cluster, driven through the command line as a user does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kt_study.store import JobRow, JobStore, open_store
+from tests.slurm.dev_cluster import DevCluster
+
+ZOO = """
+[study]
+name = "{name}"
+[dataset]
+kind = "digits"
+[models]
+universe = "digits-zoo"
+[complementarity]
+pairs = 6
+models = 3
+[transfer]
+pairs = 2
+objectives = ["kl", "kl_dp"]
+students = ["digits/resnet_b", "digits/mixer_a"]
+teachers = ["digits/convnext_a", "digits/resnet_b", "digits/mixer_a"]
+epochs = {epochs}
+batch_size = 32
+lr = 1e-3
+views = 1
+augment = "none"
+"""
+
+UNTRAINED = """
+[study]
+name = "{name}"
+[dataset]
+kind = "digits"
+{models}
+[complementarity]
+pairs = 2
+models = 2
+[transfer]
+pairs = {pairs}
+objectives = ["kl", "kl_dp"]
+epochs = {epochs}
+batch_size = 32
+lr = 1e-3
+views = 1
+augment = "none"
+"""
+
+_MODEL = """
+[[model]]
+name = "{name}"
+factory = "worker.zoo:mixer"
+arguments = {{ num_classes = 10, embed_dim = {width}, num_blocks = 3, img_size = 32, patch_size = 8 }}
+input_size = [1, 32, 32]
+mean = [0.5]
+std = [0.5]
+family = "mlp"
+random_weights = true
+"""
+
+
+def untrained_study(name: str, *, models: int = 4, pairs: int = 6, epochs: int = 6) -> str:
+    """Models with random weights: nothing has to be trained before the transfers."""
+    tables = "".join(_MODEL.format(name=f"mixer-{n}", width=24 + 8 * n) for n in range(models))
+    return UNTRAINED.format(name=name, models=tables, pairs=pairs, epochs=epochs)
+
+
+@dataclass(kw_only=True)
+class ClusterStudy:
+    """One study; `cluster` is None for a study that runs on this machine."""
+
+    folder: Path
+    url: str
+    cluster: DevCluster | None = None
+    background: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def write(self, text: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "study.toml").write_text(text)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        import os
+
+        inherited = self.cluster.environment if self.cluster else dict(os.environ)
+        return {**inherited, "KT_STUDY_DB": self.url, "OMP_NUM_THREADS": "1"}
+
+    def run(
+        self, *arguments: str, timeout: float = 240, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "kt_study", *arguments],
+            cwd=self.folder,
+            env={**self.environment, **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def succeeds(self, *arguments: str, timeout: float = 240) -> str:
+        done = self.run(*arguments, timeout=timeout)
+        assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def refused(self, *arguments: str, code: int = 3) -> str:
+        """The one line with which a command refuses."""
+        done = self.run(*arguments)
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done.stderr.strip().splitlines()[-1]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """A command in the background; its output goes to a file, since nobody empties a pipe."""
+        with (self.folder / f"{arguments[0]}.out").open("a") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kt_study", *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        self.background.append(process)
+        return process
+
+    def said(self, command: str) -> str:
+        return (self.folder / f"{command}.out").read_text()
+
+    @property
+    def store(self) -> JobStore:
+        return open_store(self.url)
+
+    def status(self) -> dict[str, Any]:
+        done = self.run("status", "--json")
+        assert done.returncode in (0, 1), done.stderr
+        seen: dict[str, Any] = json.loads(done.stdout)
+        return seen
+
+    def jobs(self) -> list[JobRow]:
+        store = self.store
+        return [store.job(row.id) for row in store.jobs()]
+
+    def wait_until(self, condition: Callable[[JobStore], bool], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        store = self.store
+        while not condition(store):
+            assert time.monotonic() < deadline, f"{what} did not happen in {seconds:.0f} s\n{self._state()}"
+            time.sleep(0.5)
+
+    def _state(self) -> str:
+        logs = sorted(self.folder.glob("logs/*/*log.out"))
+        tails = [f"{path.name}: {' / '.join(path.read_text().splitlines()[-3:])}" for path in logs]
+        return "\n".join([self.run("status").stdout, *tails, *map(self.said_of, self.background)])
+
+    @staticmethod
+    def said_of(process: subprocess.Popen[str]) -> str:
+        return f"{process.args}: {process.poll()}"
+
+    def end(self) -> None:
+        """Cancel whatever is left."""
+        for process in self.background:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        if self.cluster:
+            names = {row["name"] for row in self._launches()}
+            for name in names:
+                self.cluster.try_run("scancel", "--name", name)
+
+    def _launches(self) -> list[dict[str, str]]:
+        found = [json.loads(path.read_text()) for path in self.folder.glob(".kt-study/launches/*.json")]
+        return [{"name": f"kt-{record['study']}-{record['token']}"} for record in found]

@@ -1,0 +1,88 @@
+"""The demo study on the cluster, 4 pilots on 2 nodes, PostgreSQL, preempted twice: the parquet of a local run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from kt_study.store import JobStore, Selection
+from kt_study.words import JobState
+from tests.slurm.dev_cluster import DevCluster, eventually
+from tests.slurm.study import ZOO, ClusterStudy
+
+STUDY = ZOO.format(name="demo", epochs=6)
+TABLES = ("models", "pairs", "complementarity", "class_flips", "evaluations", "trainings", "transfers",
+          "transfer_epochs", "jobs")  # fmt: skip
+ABOUT_THE_RUN = {
+    "seconds", "images_per_s", "peak_memory", "host", "created_at", "changed_at", "attempts", "crashes",
+}  # fmt: skip
+
+
+def a_transfer_is_under_way(store: JobStore) -> bool:
+    """Some transfer has done steps, and not all of them."""
+    running = store.jobs(Selection(kind="transfer", state=JobState.RUNNING))
+    return any(job.progress and job.progress.epochs and job.progress.step for job in running)
+
+
+def preempt(cluster: DevCluster) -> None:
+    """Take both nodes for a moment; the pilots on them are requeued."""
+    high = cluster.sbatch("true", "--partition=high", "--nodes=2", "--exclusive", "--nodelist=node1,node2")
+    assert eventually(lambda: cluster.job_states(high) == ["COMPLETED"], 90), cluster.job_states(high)
+
+
+def rows(folder: Path, table: str) -> list[dict[str, Any]]:
+    """A table's rows without what a run adds, in an order of their own."""
+    found = pq.read_table(folder / "results" / table).to_pylist()
+    kept = [{name: value for name, value in row.items() if name not in ABOUT_THE_RUN} for row in found]
+    return sorted(kept, key=repr)
+
+
+@pytest.mark.timeout(600)
+def test_preempted_twice_and_equal_to_a_local_run(study: ClusterStudy, cluster: DevCluster, tmp_path: Path) -> None:
+    study.write(STUDY)
+    study.succeeds("plan")
+    planned = len(study.store.jobs())
+    ours = ("--partition", "gpu", "--workers", "4", "--exclude", "node3", "--gpus-per-node", "1", "--time", "30",
+            "--device", "cpu", "--threads", "1", "--lease", "15")  # fmt: skip
+    said = study.succeeds("launch", *ours)
+    assert said.startswith("4 workers in Slurm job ")
+    assert "none is missing" in study.succeeds("launch", *ours)
+    for _ in range(2):
+        study.wait_until(a_transfer_is_under_way, 200, "a transfer under way")
+        preempt(cluster)
+        time.sleep(2.0)
+    hosts = {worker.host for worker in study.store.workers()}
+    assert hosts == {"node1", "node2"}
+    study.wait_until(lambda store: store.outlook("demo").done == planned, 240, "the end")
+
+    jobs = study.jobs()
+    assert {job.state for job in jobs} == {JobState.DONE}
+    for job in jobs:
+        assert [attempt.outcome for attempt in job.attempts].count("done") == 1
+        assert {attempt.outcome for attempt in job.attempts} <= {"done", "released", "expired"}
+        assert job.attempts_used == 0 or job.state == JobState.DONE
+    released = [a for job in jobs if job.kind == "transfer" for a in job.attempts if a.outcome == "released"]
+    assert len(released) >= 2
+    assert {attempt.message for attempt in released} == {"SIGTERM"}
+    assert cluster.job_states(said.split()[5].rstrip(";")).count("PREEMPTED") == 8
+
+    seen = study.status()
+    assert seen["slurm"]["gpu_hours_used"] > 0
+    assert seen["slurm"]["trouble"] == {}
+    transfer = next(job for job in jobs if job.kind == "transfer")
+    assert f"job {transfer.id} (transfer)" in study.succeeds("status", "--job", str(transfer.id), "--log")
+    study.succeeds("collect")
+
+    local = ClusterStudy(folder=tmp_path / "local", url=f"sqlite:///{tmp_path}/local.db")
+    local.write(STUDY)
+    local.succeeds("plan")
+    local.succeeds("launch", "--workers", "2", "--threads", "1", "--device", "cpu", "--wait")
+    local.succeeds("collect")
+    for table in TABLES:
+        expected = rows(local.folder, table)
+        assert len(expected) > 0, table
+        assert rows(study.folder, table) == expected, table

@@ -1,0 +1,299 @@
+"""What kt-study makes of Slurm's answers. No cluster: texts as Slurm 22.05 writes them, and scripts in its place."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kt_study.database import parse_url
+from kt_study.errors import DatabaseError, SlurmError, UsageError
+from kt_study.pilots import LaunchFiles, PilotOptions, ProbeExit
+from orchestrator.launch.private import prepare_study_folder, require_reachable
+from orchestrator.launch.request import SlurmRequest, fitted, read_request
+from orchestrator.launch.submission import Package
+from orchestrator.slurm import listing
+from orchestrator.slurm.cluster import Cluster, Node, Partition, look_at_cluster, minutes
+from orchestrator.slurm.commands import complaint, environment, run
+from orchestrator.slurm.endings import bad_nodes, trouble
+from orchestrator.slurm.listing import Run
+from orchestrator.slurm.view import Answer, look
+
+HOME = Path(__file__).parents[2]
+
+
+def script(folder: Path, name: str, lines: str) -> None:
+    program = folder / name
+    program.write_text(f"#!/bin/sh\n{lines}\n")
+    program.chmod(0o755)
+
+
+@pytest.fixture
+def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in front of PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("90:00", 90), ("1:30:00", 90), ("2-0", 2880), ("1-02:30", 1590), ("1-00:00:01", 1441), ("0:01", 1),
+     ("UNLIMITED", 0)],
+)  # fmt: skip
+def test_lengths_of_time(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@given(st.integers(0, 60), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_a_length_of_time_is_rounded_up_to_minutes(days: int, hours: int, mins: int, seconds: int) -> None:
+    exact = ((days * 24 + hours) * 60 + mins) * 60 + seconds
+    assert 0 <= minutes(f"{days}-{hours:02d}:{mins:02d}:{seconds:02d}") * 60 - exact < 60
+
+
+def test_no_length_of_time() -> None:
+    with pytest.raises(SlurmError, match="4h"):
+        minutes("4h")
+
+
+def test_complaints_are_one_line_without_the_programs_name() -> None:
+    said = (
+        "sbatch: error: invalid partition specified: nowhere\n"
+        "sbatch: error: Batch job submission failed: Invalid partition name specified\n"
+    )
+    assert complaint(said) == "Batch job submission failed: Invalid partition name specified"
+    assert complaint("allocation failure: Invalid qos specification") == "Invalid qos specification"
+    assert complaint("") == ""
+
+
+def test_commands_that_are_missing_fail_or_hang(bin_folder: Path) -> None:
+    with pytest.raises(SlurmError, match="there is no squeue-of-old here"):
+        run("squeue-of-old")
+    script(bin_folder, "squeue", "echo 'squeue: error: Zero Bytes were transmitted or received' >&2; exit 1")
+    with pytest.raises(SlurmError, match=r"^squeue: Zero Bytes were transmitted or received$"):
+        listing.queue()
+    script(bin_folder, "sinfo", "exec sleep 30")
+    with pytest.raises(SlurmError, match="sinfo did not answer within 0 s"):
+        run("sinfo", timeout_s=0.3)
+
+
+def test_neither_secrets_nor_our_own_allocation_reach_a_batch_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "KT_STUDY_DB": "postgresql://u:secret@h/d", "PGPASSWORD": "secret", "SLURM_JOB_ID": "1", "SLURM_NTASKS": "7",
+        "SLURM_CONF": "/etc/slurm.conf", "SBATCH_PARTITION": "debug", "SBATCH_MAIL_USER": "me", "HOME_OF_MINE": "/x",
+    }  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    kept = environment(["partition", "time"])
+    assert {name for name in given if name in kept} == {"SLURM_CONF", "SBATCH_MAIL_USER", "HOME_OF_MINE"}
+
+
+def test_the_cluster_is_read_from_scontrol(bin_folder: Path) -> None:
+    script(
+        bin_folder,
+        "scontrol",
+        """case "$*" in
+*config) echo 'KillWait                = 30 sec'; echo 'MaxArraySize            = 4001';;
+*partition) echo 'PartitionName=gpu Default=YES DefaultTime=NONE MaxTime=2-00:00:00 State=UP TotalNodes=2'
+            echo 'PartitionName=old Default=NO DefaultTime=00:10:00 MaxTime=UNLIMITED State=DOWN TotalNodes=1';;
+*node) echo 'NodeName=a1 CPUTot=64 Gres=gpu:a100:4(S:0-1),gpu:t4:2,craynetwork:4 NodeAddr=10.0.0.1 NodeHostName=a1' \\
+            'RealMemory=515000 Partitions=gpu,old'
+       echo 'NodeName=a2 CPUTot=8 Gres=(null) NodeAddr=a2 NodeHostName=a2 RealMemory=16000 Partitions=gpu';;
+esac""",
+    )
+    cluster = look_at_cluster()
+    assert (cluster.largest_array, cluster.kill_wait_s) == (4001, 30)
+    gpu = cluster.partition("")
+    assert (gpu.name, gpu.longest_min, gpu.default_min, gpu.is_up) == ("gpu", 2880, 0, True)
+    assert [(node.name, node.gpus, node.cpus) for node in cluster.nodes_of(gpu)] == [("a1", 6, 64), ("a2", 0, 8)]
+    assert not cluster.partition("old").is_up
+    with pytest.raises(SlurmError, match=r"no partition 'gpus' on this cluster; --partition may be gpu, old"):
+        cluster.partition("gpus")
+
+
+CLUSTER = Cluster(
+    partitions=(Partition(name="gpu", is_default=True, is_up=True, nodes=2, longest_min=120, default_min=10),),
+    nodes=tuple(
+        Node(name=name, host=name, address=f"10.0.0.{n}", cpus=16, memory_mib=64_000, gpus=4, partitions=("gpu",))
+        for n, name in enumerate(("a1", "a2"), 1)
+    ),
+    largest_array=1001,
+    kill_wait_s=30,
+)
+
+
+def test_a_request_takes_its_gaps_from_the_cluster() -> None:
+    wanted = fitted(SlurmRequest(), CLUSTER, "auto")
+    assert (wanted.partition, wanted.time_min, wanted.gpus_per_node, wanted.pilots_each) == ("gpu", 120, 1, 1)
+    assert fitted(SlurmRequest(), CLUSTER, "cpu").gpus_per_node == 0
+    shared = fitted(SlurmRequest(gpus_per_node=2, workers_per_gpu=3), CLUSTER, "auto")
+    assert shared.pilots_each == 6
+
+
+@pytest.mark.parametrize(
+    ("request_", "line"),
+    [
+        ({"partition": "cpu"}, "no partition 'cpu'"),
+        ({"time": "3:00:00"}, "allows 120 min at most; 180 were asked"),
+        ({"gpus_per_node": 5}, "has 5 GPUs, the largest has 4"),
+        ({"cpus_per_task": 9, "gpus_per_node": 2}, "has 18 cores, the largest has 16"),
+        ({"mem": "1T"}, "has 1048576 MiB of memory"),
+        ({"mem": "much"}, "cannot read --mem 'much'"),
+    ],
+)
+def test_what_the_cluster_can_never_give_is_refused_at_once(request_: dict[str, object], line: str) -> None:
+    with pytest.raises(SlurmError, match=line):
+        fitted(msgspec.convert(request_, SlurmRequest), CLUSTER, "auto")
+
+
+def test_the_warning_leaves_room_for_work() -> None:
+    assert [SlurmRequest(time=time_min).warning_s for time_min in (1, 5, 9, 240)] == [10, 50, 90, 90]
+
+
+def test_flags_win_over_a_profile(tmp_path: Path) -> None:
+    profile = tmp_path / "site.toml"
+    profile.write_text('partition = "gpu"\ntime = "01:00:00"\nsetup = ["module load cuda"]\n')
+    found = read_request(profile, {"partition": None, "time": "20", "mem": "4G"})
+    assert (found.partition, found.time_min, found.mem, found.setup) == ("gpu", 20, "4G", ("module load cuda",))
+    profile.write_text("partitions = 'gpu'\n")
+    with pytest.raises(UsageError, match="partitions"):
+        read_request(profile, {})
+    with pytest.raises(UsageError, match="no such profile"):
+        read_request(tmp_path / "none.toml", {})
+
+
+def test_the_profile_that_we_ship_is_one() -> None:
+    found = read_request(HOME / "slurm" / "example.toml", {})
+    assert (found.partition, found.time_min, found.gpus_per_node) == ("gpu", 240, 1)
+
+
+def ended(node: str, state: str, code: int = 0, signal: int = 0, job: str = "1_0") -> Run:
+    at = float(next(_moments))
+    return Run(
+        job=job, name="kt-s-0", state=state, exit_code=code, signal=signal, node=node, submitted_at=0.0,
+        started_at=at - 5, ended_at=at,
+    )  # fmt: skip
+
+
+_moments = itertools.count(1000)
+PLACES = {"root": "/study", "python": "/venv/bin/python"}
+
+
+def test_endings() -> None:
+    assert trouble(ended("a", "COMPLETED"), **PLACES) == ""
+    assert trouble(ended("a", "PREEMPTED", signal=15), **PLACES) == ""
+    assert "/study is not there" in trouble(ended("a", "FAILED", signal=53), **PLACES)
+    assert "/study is not there" in trouble(ended("a", "FAILED", ProbeExit.NO_STUDY), **PLACES)
+    assert "/venv/bin/python" in trouble(ended("a", "FAILED", ProbeExit.NO_PYTHON), **PLACES)
+    assert "--mem" in trouble(ended("a", "OUT_OF_MEMORY", signal=125), **PLACES)
+    unknown = msgspec.structs.replace(ended("a", "FAILED", 1), state="SOMETHING_NEW")
+    assert trouble(unknown, **PLACES) == ""
+
+
+def test_a_node_on_which_pilots_keep_dying_is_left_out() -> None:
+    dying = [ended("a", "FAILED", 1), ended("a", "NODE_FAIL"), ended("b", "FAILED", 1), ended("c", "PREEMPTED")]
+    assert bad_nodes(dying, **PLACES) == []
+    dying.append(ended("a", "FAILED", signal=9))
+    assert [(bad.node, bad.reason) for bad in bad_nodes(dying, **PLACES)] == [
+        ("a", "3 pilots died there: the pilot ended by signal 9 (FAILED)")
+    ]
+    assert bad_nodes([*dying, ended("a", "COMPLETED")], **PLACES) == []
+
+
+def test_a_node_that_fails_its_probe_is_left_out_at_once_and_memory_is_no_fault_of_a_node() -> None:
+    runs = [ended("a", "FAILED", ProbeExit.NO_PYTHON), *(ended("b", "OUT_OF_MEMORY") for _ in range(5))]
+    assert [bad.node for bad in bad_nodes(runs, **PLACES)] == ["a"]
+
+
+SQUEUE = r"""echo call >> {calls}
+printf '12_0|kt-demo-0a0b0c0d|RUNNING|None|node1|1700000000|1700003600|gpu\n'
+printf '12_1|kt-demo-0a0b0c0d|PENDING|Priority||N/A|N/A|gpu\n'
+printf '13|bash|RUNNING|None|node2|1700000000|1700003600|gpu\n'"""
+
+
+def test_one_call_serves_everybody_for_a_while(bin_folder: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    script(bin_folder, "squeue", SQUEUE.format(calls=calls))
+    script(bin_folder, "sacct", f"echo call >> {calls}; echo '12_0|kt-demo-0a0b0c0d|CANCELLED by 0|0:15|node1|1|2|3'")
+    files = LaunchFiles(root=tmp_path)
+    for _ in range(5):
+        view = look(files, ["kt-demo-0a0b0c0d"], 0.0)
+    assert len(calls.read_text().splitlines()) == 2
+    assert [(job.job, job.is_pending, job.reason) for job in view.queue] == [
+        ("12_0", False, "None"), ("12_1", True, "Priority")
+    ]  # fmt: skip
+    assert (view.queue[0].token, view.queue[0].ends_at) == ("0a0b0c0d", 1700003600.0)
+    assert (view.runs[0].state, view.runs[0].signal, view.runs[0].is_over) == ("CANCELLED", 15, True)
+
+
+def test_an_accounting_that_is_away_leaves_the_rest_and_is_asked_less(bin_folder: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    script(bin_folder, "squeue", SQUEUE.format(calls="/dev/null"))
+    script(bin_folder, "sacct", "echo '12_0|kt-demo-0a0b0c0d|FAILED|1:0|node1|1|2|3'")
+    files = LaunchFiles(root=tmp_path)
+    look(files, ["kt-demo-0a0b0c0d"], 0.0)
+    script(bin_folder, "sacct", f"echo call >> {calls}; echo 'sacct: error: Connection refused' >&2; exit 1")
+    view = look(files, ["kt-demo-0a0b0c0d"], 0.0, fresh_s=0.0)
+    assert len(view.queue) == 2
+    assert [known.state for known in view.runs] == ["FAILED"]
+    assert len(view.notes) == 1
+    assert view.notes[0].startswith("sacct: Connection refused; past runs are 0 s old")
+    assert view.controller.trouble == ""
+
+
+def test_who_does_not_answer_is_asked_less_and_less() -> None:
+    now = 10_000.0
+    waits = []
+    for failures in range(6):
+        answer = Answer(asked_at=now, failures=failures, trouble="away")
+        waits.append(next(wait for wait in range(400) if answer.is_due(15.0, now + wait)))
+    assert waits == [15, 30, 60, 120, 240, 300]
+    assert Answer(asked_at=now).is_due(15.0, now - 1), "a clock that was set back"
+
+
+def test_the_password_goes_to_a_private_file_and_nowhere_else(tmp_path: Path) -> None:
+    files = LaunchFiles(root=tmp_path)
+    first = prepare_study_folder(files, "postgresql://me:se:c\\ret@db.example:5433/study?sslmode=require")
+    assert prepare_study_folder(files, "postgresql://me:se:c\\ret@db.example:5433/study?sslmode=require") == first
+    url = PilotOptions(root=str(tmp_path)).database_url()
+    assert "ret" not in url
+    assert parse_url(url).conninfo["passfile"] == str(files.passfile)
+    assert parse_url(url).conninfo["sslmode"] == "require"
+    assert files.passfile.read_text() == "*:*:*:*:se\\:c\\\\ret\n"
+    for path in (files.database, files.passfile, files.marker):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_file_that_names_the_database_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match="launch again"):
+        PilotOptions(root=str(tmp_path)).database_url()
+
+
+def test_a_database_on_the_loopback_is_refused_for_other_machines() -> None:
+    nodes = CLUSTER.nodes
+    for host in ("127.0.0.1", "localhost"):
+        with pytest.raises(DatabaseError, match="this machine only, and pilots would run on a1"):
+            require_reachable(parse_url(f"postgresql://u@{host}:5432/d"), nodes)
+    require_reachable(parse_url("postgresql://u@db.example:5432/d"), nodes)
+    here = [msgspec.structs.replace(node, address="127.0.0.1") for node in nodes]
+    require_reachable(parse_url("postgresql://u@127.0.0.1:5432/d"), here)
+
+
+def test_nodes_left_out_by_the_user_and_by_us_are_one_list() -> None:
+    package = Package(
+        options=PilotOptions(root="/study", token="t"),
+        request=SlurmRequest(exclude="a[1-3]", time=60),
+        name="kt-s-t",
+        allocations=2,
+        exclude=("b7",),
+        marker="m",
+    )
+    chosen = package.parameters()
+    assert chosen["exclude"] == "a[1-3],b7"
+    assert (chosen["signal_delay_s"], chosen["time"], chosen["ntasks_per_node"]) == (90, 60, 1)
+    assert "partition" not in chosen

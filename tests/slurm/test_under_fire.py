@@ -1,0 +1,119 @@
+"""Everything that goes wrong on a cluster, in one study, in a few minutes: it ends complete, each job done once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from kt_study.store import JobStore, Selection, WorkerRow
+from kt_study.words import JobState
+from tests.slurm.dev_cluster import DevCluster, dev_cluster, eventually
+from tests.slurm.study import ClusterStudy, untrained_study
+
+
+def transfers_under_way(store: JobStore) -> int:
+    running = store.jobs(Selection(kind="transfer", state=JobState.RUNNING))
+    return sum(job.progress is not None and job.progress.step > 0 for job in running)
+
+
+def worker_at_work(study: ClusterStudy) -> WorkerRow:
+    """A live worker that holds a transfer, the youngest of them."""
+    study.wait_until(lambda store: any(w.running for w in store.workers(alive_within_s=8)), 120, "a worker at work")
+    return [worker for worker in study.store.workers(alive_within_s=8) if worker.running][-1]
+
+
+def signal_three_times(study: ClusterStudy, cluster: DevCluster) -> None:
+    """The signal that submitit asks Slurm for, sent three times to one pilot: one request, one requeue."""
+    worker = worker_at_work(study)
+    for _ in range(3):
+        cluster.run("scancel", "--signal=USR2", worker.slurm_job)
+    log = (study.folder / worker.log).read_text
+    assert eventually(lambda: "requeued at its time limit" in log(), 60), log()
+    study.wait_until(lambda store: all(w.id != worker.id for w in store.workers(alive_within_s=8)), 30, "its leave")
+
+
+def kill_without_a_word(study: ClusterStudy, cluster: DevCluster) -> None:
+    """SIGKILL: the job is found by its lease, or by sacct."""
+    assert cluster
+    worker = worker_at_work(study)
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+def restart_the_controller(study: ClusterStudy, cluster: DevCluster) -> None:
+    assert study
+    os.kill(cluster.status()["daemons"]["slurmctld"], signal.SIGKILL)
+    time.sleep(3)
+    assert dev_cluster(cluster.root, "up").returncode == 0
+
+
+def take_accounting_away(study: ClusterStudy, cluster: DevCluster) -> None:
+    """Status goes on without it, and says so."""
+    assert dev_cluster(cluster.root, "down", "slurmdbd").returncode == 0
+
+    def is_noticed() -> bool:
+        return any(note.startswith("sacct: ") for note in study.status()["slurm"]["notes"])
+
+    assert eventually(is_noticed, 60)
+    assert "  note: sacct: " in study.run("status").stdout
+    assert dev_cluster(cluster.root, "up").returncode == 0
+
+
+def set_a_node_down(study: ClusterStudy, cluster: DevCluster) -> None:
+    node = worker_at_work(study).host
+    cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    time.sleep(2)
+    cluster.try_run("scontrol", "update", f"nodename={node}", "state=resume")  # it may be back by itself
+
+
+def kill_a_slurmd(study: ClusterStudy, cluster: DevCluster) -> None:
+    """The pilot runs on while Slurm gives its job to another node: two of them for a while."""
+    os.kill(cluster.status()["daemons"][worker_at_work(study).host], signal.SIGKILL)
+
+
+def preempt(study: ClusterStudy, cluster: DevCluster) -> None:
+    assert study
+    cluster.sbatch("true", "--partition=high", "--exclusive", f"--nodelist={worker_at_work(study).host}")
+
+
+@pytest.mark.timeout(600)
+def test_the_study_ends_complete_and_each_job_is_done_once(study: ClusterStudy, cluster: DevCluster) -> None:
+    study.write(untrained_study("fire", models=4, pairs=9, epochs=16))
+    study.succeeds("plan")
+    launch = study.start(
+        "launch", "--partition", "gpu", "--workers", "3", "--cpus-per-task", "3", "--time", "1", "--device", "cpu",
+        "--threads", "1", "--lease", "12", "--wait",
+    )  # fmt: skip
+    study.wait_until(lambda store: transfers_under_way(store) >= 2, 150, "two transfers under way")
+    for fault in (
+        signal_three_times, kill_a_slurmd, kill_without_a_word, restart_the_controller, set_a_node_down,
+        take_accounting_away, preempt,
+    ):  # fmt: skip
+        assert launch.poll() is None, f"over before {fault.__name__}: {study.said('launch')}"
+        fault(study, cluster)
+    assert eventually(lambda: launch.poll() is not None, 300), study._state()
+    assert launch.returncode == 0, study.said("launch")
+
+    jobs = study.jobs()
+    assert {job.state for job in jobs} == {JobState.DONE}
+    outcomes = [[attempt.outcome for attempt in job.attempts] for job in jobs]
+    assert all(found.count("done") == 1 and found[-1] == "done" for found in outcomes)
+    assert {outcome for found in outcomes for outcome in found} <= {"done", "released", "expired", "retried"}
+    transfers = [row for chunk in study.store.results("transfers") for row in chunk]
+    assert sorted(row["job_id"] for row in transfers) == [job.id for job in jobs if job.kind == "transfer"]
+    for row in transfers:
+        assert row["knowledge_gain"] - row["knowledge_loss"] == pytest.approx(row["delta_transf"])
+        assert row["rho_pos_before"] - row["rho_neg_before"] == pytest.approx(row["acc_teacher"] - row["acc_before"])
+    released = [a for job in jobs for a in job.attempts if a.outcome == "released"]
+    assert {"SIGUSR2", "SIGTERM"} <= {attempt.message for attempt in released}
+    expired = [a for job in jobs for a in job.attempts if a.outcome == "expired"]
+    assert all(attempt.error == "WorkerDied" for attempt in expired)
+    assert expired
+
+
+def test_a_store_that_is_away_is_one_line(study: ClusterStudy) -> None:
+    study.write(untrained_study("away"))
+    line = study.refused("status", "--db", "postgresql://nobody@127.0.0.1:1/none")
+    assert line.startswith("kt-study: database none on 127.0.0.1:1 does not answer")
