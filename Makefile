@@ -34,7 +34,8 @@ bench-jobs bench-pairs bench-step bench-loader bench-collect: bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_$*
 
 docs: $(STAMP)
-	$(BIN)/python -m docs.generate
+	$(BIN)/python -m kt_study.schema_page
+	$(BIN)/python -m kt_study.study_page
 
 clean:
 	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache

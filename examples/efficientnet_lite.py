@@ -33,7 +33,7 @@ def lite(variant: int) -> nn.Module:
         for name in [name for name in state if name in names]:
             state[names[name]] = state.pop(name)
 
-    model.register_load_state_dict_pre_hook(rename)
+    model.register_load_state_dict_pre_hook(rename)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -64,6 +64,7 @@ pairs = 0
 
 def _model_table(variant: int) -> str:
     cfg = timm.get_pretrained_cfg(f"tf_efficientnet_lite{variant}")
+    assert cfg is not None
     return f"""
 [[model]]
 name = "efficientnet_lite{variant}"

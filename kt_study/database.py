@@ -119,14 +119,16 @@ def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
     mode = "rwc" if create else "rw"
     try:
         connection = sqlite3.connect(
-            f"file:{quote(path)}?mode={mode}", uri=True, timeout=0, isolation_level=None, check_same_thread=False
+            f"file:{quote(path)}?mode={mode}", uri=True, timeout=CONNECT_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA busy_timeout=0")
     except sqlite3.OperationalError as error:
-        advice = (
-            "`kt-study plan` makes one" if not os.path.exists(path) else "check its permissions and those of its folder"
-        )
+        there = os.path.exists(path)
+        advice = "check its permissions and those of its folder" if there else "`kt-study plan` makes one"
         raise DatabaseError(f"cannot open the database {path}: {error}; {advice}") from error
-    connection.execute("PRAGMA synchronous=FULL")
+    except sqlite3.DatabaseError as error:
+        raise DatabaseError(f"{path} is not a usable SQLite database: {error}") from error
     return connection
 
 
@@ -148,7 +150,7 @@ def connect_postgresql(address: Address) -> psycopg.Connection[Any]:
 def unreachable(address: Address, error: BaseException) -> DatabaseError:
     """The error for a database that does not answer: which one, where, and what to do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[-1] if lines else type(error).__name__
+    reason = lines[0].removeprefix("connection failed: ") if lines else type(error).__name__
     if address.is_sqlite:
         return DatabaseError(f"database {place(address)}: {reason}")
     return DatabaseError(
@@ -164,17 +166,21 @@ def _scrubbed(text: str, address: Address) -> str:
 
 def file_system(path: str | Path) -> str:
     """The kernel's name of the file system on which `path` lies or would lie; empty where the kernel does not say."""
-    if not sys.platform.startswith("linux"):
-        return ""
     target = os.path.realpath(path)
     best, kind = "", ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in mount_table().splitlines():
         left, _, right = line.partition(" - ")
         mount = left.split()[4].encode().decode("unicode_escape")
         inside = target == mount or target.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best):
             best, kind = mount, right.split()[0]
     return kind
+
+
+def mount_table() -> str:
+    """The kernel's list of mounts; empty where there is none."""
+    table = Path("/proc/self/mountinfo")
+    return table.read_text() if table.exists() else ""
 
 
 def require_local_disk(path: str | Path, what: str) -> None:

@@ -21,6 +21,10 @@ class ProbeExit(IntEnum):
     NO_GPU = 84
 
 
+HOLD_BAD_NODE_S = 20
+"""Seconds that a pilot which cannot work stays: otherwise its node would swallow a whole array in no time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaunchFiles:
     """Files of the study folder that launches and pilots share, beside those of `StudyPaths`. All are private."""

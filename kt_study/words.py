@@ -223,6 +223,28 @@ class Failure(Record, frozen=True, kw_only=True):
 
 
 def as_spec(record: Record) -> dict[str, Any]:
-    """The record as JSON-ready builtins, fields at their default left out."""
-    spec: dict[str, Any] = msgspec.to_builtins(record)
+    """The record as JSON-ready builtins, fields equal to their default left out, at every depth.
+
+    Equal records give equal specifications, whatever they were made from: a number typed as 1 where 1.0 is meant, a text
+    that was decoded from the database. msgspec's own `omit_defaults` compares by identity and would tell these apart.
+    """
+    settled = msgspec.convert(msgspec.to_builtins(record), type(record))
+    return _without_defaults(settled)
+
+
+def _without_defaults(record: Record) -> dict[str, Any]:
+    spec: dict[str, Any] = {}
+    for field in msgspec.structs.fields(record):
+        value = getattr(record, field.name)
+        if not field.required and value == field_default(field):
+            continue
+        plain = _without_defaults(value) if isinstance(value, Record) else msgspec.to_builtins(value)
+        spec[field.encode_name] = list(plain) if isinstance(plain, tuple) else plain
     return spec
+
+
+def field_default(field: msgspec.structs.FieldInfo) -> Any:
+    """The default of a record's field that is not required."""
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    return field.default

@@ -202,9 +202,17 @@ def _known(table: ModelTable) -> dict[str, Any]:
 def _require_complete(table: ModelTable, fields: dict[str, Any]) -> None:
     for name in ("family", "input_size", "mean", "std"):
         if name not in fields:
-            raise StudyFileError(
-                f"[[model]] {table.name!r} needs {name}: it is not known for {table.timm or table.factory!r}"
-            )
+            raise StudyFileError(f"[[model]] {table.name!r} needs {name}: {_why_unknown(table)}")
+
+
+def _why_unknown(table: ModelTable) -> str:
+    """A factory says nothing of itself; a timm name may be mistyped, so the nearest ones are named."""
+    if table.factory:
+        return f"it is not known for {table.factory!r}"
+    try:
+        return f"it is not known for {resolve(table.timm).name!r}"
+    except UnknownModelError as error:
+        return str(error)
 
 
 def _weights(

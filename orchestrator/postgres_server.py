@@ -20,6 +20,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from kt_study.words import Record
 
 USER = DATABASE = "kt_study"
 START_TIMEOUT_S = 60
+CLEARED_WITHIN_S = 15
 
 
 class ServerStatus(Record):
@@ -93,7 +95,7 @@ def start(folder: str | Path, *, host: str = "127.0.0.1", port: int = 0, setting
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         place = _remembered(folder)
-        if place is not None and _is_running(place):
+        if place is not None and _comes_up(place):
             return place.url
         made = place is not None and (place.data / "PG_VERSION").exists()
         place = _Place(
@@ -105,6 +107,7 @@ def start(folder: str | Path, *, host: str = "127.0.0.1", port: int = 0, setting
         if not made:
             _initialise(place)
         _remember(place)
+        _await_end_of(_pid(place))
         _launch(place, settings or {})
         _ensure_database(place)
     return place.url
@@ -242,8 +245,14 @@ def _launch(place: _Place, settings: dict[str, str]) -> None:
     try:
         _run_tool(place.data, "pg_ctl", *command)
     except DatabaseError as error:
-        tail = place.log.read_text().strip().splitlines()[-1:] if place.log.exists() else []
-        raise DatabaseError(f"{error}; last line of {place.log}: {' '.join(tail) or 'empty'}") from None
+        raise DatabaseError(f"{error}; {place.log} says: {_last_words(place.log)}") from None
+
+
+def _last_words(log: Path) -> str:
+    """The line of a server's log that says why it stopped."""
+    lines = log.read_text().strip().splitlines() if log.exists() else []
+    fatal = [line for line in lines if "FATAL" in line]
+    return (fatal or lines or ["nothing"])[-1]
 
 
 def _ensure_database(place: _Place) -> None:
@@ -324,6 +333,23 @@ def _pid(place: _Place) -> int | None:
         return int((place.data / "postmaster.pid").read_text().split()[0])
     except (OSError, IndexError, ValueError):
         return None
+
+
+def _comes_up(place: _Place) -> bool:
+    """Whether a server that runs accepts connections within its starting time; False as soon as it does not run."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while _is_running(place) and time.monotonic() < deadline:
+        if _is_accepting(place):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _await_end_of(pid: int | None) -> None:
+    """A killed server is a process to PostgreSQL until the system has cleared it away: wait for that a while."""
+    deadline = time.monotonic() + CLEARED_WITHIN_S
+    while pid and Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _is_running(place: _Place) -> bool:

@@ -45,7 +45,12 @@ class Server:
     def stop(self) -> None:
         """Stop it and remove what it wrote."""
         server.stop(self.folder)
-        shutil.rmtree(self.folder)
+        self.remove(self.folder)
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Remove the folder of a server that does not run."""
+        shutil.rmtree(folder)
 
     def database(self, template: str = TEMPLATE) -> str:
         """URL of a new database, with the present tables, or empty from `template0`."""

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt_study.pilots import PilotOptions
+from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions
 
 if TYPE_CHECKING:
     from kt_study.study import StudyFile
-    from worker.data.betons import BetonManifest
     from worker.allocation import Allocation
+    from worker.data.betons import BetonManifest
     from worker.pilot import Pilot
     from worker.signals import StopRequest
 
@@ -47,6 +47,7 @@ def run_pilot(options: PilotOptions) -> str:
             raise EnvironmentUnusable(str(failed)) from failed
         report(options, allocation, str(failed))
         logging.error("%s cannot run a pilot: %s", allocation.node, failed)
+        stop.wait(HOLD_BAD_NODE_S)
         raise SystemExit(int(failed.code)) from failed
     report(options, allocation)
     return pilot.run()

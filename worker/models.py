@@ -120,11 +120,11 @@ def _digest_of(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001
 
 
 def _checkpoint(record: ModelRecord, paths: StudyPaths, source: str, rest: str) -> Path:
-    if source == "train" and rest:
+    if source in ("train", "transfer") and rest:
         checkpoint = paths.weights(rest)
         if not checkpoint.is_file():
             raise WeightsError(
-                f"model {record.name!r}: {checkpoint} is gone; `kt-study retry` its train job {rest[:8]}"
+                f"model {record.name!r}: {checkpoint} is gone; `kt-study retry` its {source} job {rest[:8]}"
             )
         return checkpoint
     checkpoint = paths.cache / record.checkpoint  # an absolute path stays what it is

@@ -43,7 +43,7 @@ def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> FilePic
 
 def _matlab(root: Path, name: str, variable: str) -> Any:
     """A 1 x n variable of one of the lists, as the array of its n entries."""
-    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io import loadmat
 
     for candidate in (root / "devkit" / name, root / name):
         if candidate.is_file():

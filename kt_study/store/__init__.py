@@ -50,6 +50,7 @@ def open_store(
     first_backoff_s: float = FIRST_BACKOFF_S,
     patience_s: float = 60.0,
     idle_s: float = 2.0,
+    wait_s: float = 0.0,
 ) -> JobStore:
     """Open the job table at a database URL.
 
@@ -61,6 +62,8 @@ def open_store(
         first_backoff_s: pause before the second try; it doubles with each further one.
         patience_s: how long a call goes on trying while the database is away or busy.
         idle_s: how long an unused connection stays open.
+        wait_s: how long to wait, in opening, for a server that does not answer: a user at a terminal would rather know
+            at once, a pilot on a node would rather not be lost to a restart.
 
     Raises:
         DatabaseError: unreachable, absent (without `create`), newer than this program, older than it (without
@@ -74,9 +77,9 @@ def open_store(
     else:
         from kt_study.store.postgres import PostgresBackend as ChosenBackend  # type: ignore[assignment]
     backend = ChosenBackend(address, patience_s=patience_s, idle_s=idle_s)
-    found = backend.revision()
+    found = backend.revision(wait_s)
     if create and (found is None or found < database.REVISION):
         database.migrate(address)
-        found = backend.revision()
+        found = backend.revision(wait_s)
     database.check_revision(address, found)
     return JobStore(backend, max_attempts=max_attempts, max_crashes=max_crashes, first_backoff_s=first_backoff_s)

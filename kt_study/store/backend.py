@@ -124,8 +124,12 @@ class Backend(Protocol):
         """See JobStore.finish_many: those that are no longer this worker's, as errors."""
         ...
 
-    def revision(self) -> str | None:
-        """The migration at which the database stands, None without our tables. Raises DatabaseError."""
+    def revision(self, wait_s: float) -> str | None:
+        """The migration at which the database stands, None without our tables; waits for a server that is away.
+
+        Raises:
+            DatabaseError: it stayed away.
+        """
         ...
 
     def close(self) -> None:

@@ -65,8 +65,8 @@ SELECT j.id FROM jobs j JOIN planned p ON p.digest = j.digest AND p.kind = j.kin
 WHERE j.state = 'cancelled' ORDER BY j.id
 """
 _REOPEN = """
-UPDATE jobs SET state = CASE WHEN needs_open = 0 THEN 'ready' ELSE 'blocked' END, paused = false, attempts = 0, crashes = 0,
-    not_before = 0, changed_at = {now}
+UPDATE jobs SET state = CASE WHEN needs_open = 0 THEN 'ready' ELSE 'blocked' END, attempts = 0, crashes = 0, not_before = 0,
+    paused = (SELECT paused FROM studies WHERE id = :study), changed_at = {now}
 WHERE state = 'cancelled' AND {among}
 """
 _CONTINUE = """
@@ -137,7 +137,7 @@ def _write(tx: Transaction, study: str, distinct: int) -> Planned:
     tx.rows(_HOLD.format(for_update=tx.for_update))
     tx.change(_MARK)
     tx.change(_SETTLE, last=last)
-    _reopen_cancelled(tx)
+    _reopen_cancelled(tx, study_id)
     return Planned(new=new, linked=links - new, existing=distinct - links)
 
 
@@ -156,7 +156,7 @@ def _require_known_needs(tx: Transaction) -> None:
         raise UsageError(f"job {digest} needs job {needs}, which is neither planned with it nor in the database")
 
 
-def _reopen_cancelled(tx: Transaction) -> None:
+def _reopen_cancelled(tx: Transaction, study: int) -> None:
     ids: list[Any] = [job_id for (job_id,) in tx.rows(_PICK_CANCELLED)]
     if ids:
-        tx.change(_REOPEN.format(now=tx.now, among=tx.among("id", "ids")), ids=ids)
+        tx.change(_REOPEN.format(now=tx.now, among=tx.among("id", "ids")), ids=ids, study=study)

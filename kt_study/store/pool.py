@@ -9,8 +9,9 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, Protocol, TypeVar
 
 
 class Closable(Protocol):
@@ -21,11 +22,14 @@ class Closable(Protocol):
 
 C = TypeVar("C", bound=Closable)
 
-_inherited: list[object] = []  # connections of a parent process: closing them here would break them there
+FORK_WAITS_S = 10.0
 
 
 class Pool(Generic[C]):
-    """Idle connections of one process. Each belongs to one thread between `take` and `give`.
+    """Idle connections of one process. Each belongs to one thread between `take` and `give` or `discard`.
+
+    None is open while the process forks: SQLite's bookkeeping of locks would be copied into the child, which would then
+    write over its parent's commits (seen), and PostgreSQL would have two processes talking on one socket.
 
     Args:
         connect: opens a connection.
@@ -36,22 +40,27 @@ class Pool(Generic[C]):
         self._connect = connect
         self._idle_s = idle_s
         self._idle: list[tuple[C, float]] = []
+        self._in_use = 0
         self._lock = threading.Lock()
         self._reaper: threading.Thread | None = None
-        self._pid = os.getpid()
+        _pools.add(self)
 
     def take(self) -> C:
         """An idle connection, the last one used first, or a new one."""
-        if self._pid != os.getpid():
-            self._leave_to_parent()
         with self._lock:
+            self._in_use += 1
             if self._idle:
                 return self._idle.pop()[0]
-        return self._connect()
+        try:
+            return self._connect()
+        except BaseException:
+            self._put_down()
+            raise
 
     def give(self, connection: C) -> None:
         """Take back a connection that works and is in no transaction."""
         with self._lock:
+            self._in_use -= 1
             self._idle.append((connection, time.monotonic()))
             if self._reaper is None:
                 self._reaper = threading.Thread(target=self._reap, name="kt-study-connections", daemon=True)
@@ -62,14 +71,17 @@ class Pool(Generic[C]):
         with contextlib.suppress(Exception):
             connection.close()
         self.close()
+        self._put_down()
 
     def close(self) -> None:
         """Close every idle connection."""
         with self._lock:
             idle, self._idle = self._idle, []
-        for connection, _ in idle:
-            with contextlib.suppress(Exception):
-                connection.close()
+        _close_all(connection for connection, _ in idle)
+
+    def _put_down(self) -> None:
+        with self._lock:
+            self._in_use -= 1
 
     def _reap(self) -> None:
         while True:
@@ -80,12 +92,49 @@ class Pool(Generic[C]):
                 self._idle = [(connection, since) for connection, since in self._idle if since > oldest]
                 if not self._idle:
                     self._reaper = None
-            for connection in old:
-                with contextlib.suppress(Exception):
-                    connection.close()
+            _close_all(old)
             if self._reaper is not threading.current_thread():
                 return
 
-    def _leave_to_parent(self) -> None:
-        _inherited.append(self._idle)
-        self._idle, self._lock, self._reaper, self._pid = [], threading.Lock(), None, os.getpid()
+    def before_fork(self) -> None:
+        """Wait until no connection is in use, close the idle ones, and let nobody open another."""
+        deadline = time.monotonic() + FORK_WAITS_S
+        self._lock.acquire()
+        while self._in_use and time.monotonic() < deadline:
+            self._lock.release()
+            time.sleep(0.001)
+            self._lock.acquire()
+        _close_all(connection for connection, _ in self._idle)
+        self._idle = []
+
+    def after_fork_in_parent(self) -> None:
+        """Go on as before."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew, without the threads that the child does not have."""
+        self._idle, self._in_use, self._reaper, self._lock = [], 0, None, threading.Lock()
+
+
+def _close_all(connections: Iterable[Closable]) -> None:
+    for connection in connections:
+        with contextlib.suppress(Exception):
+            connection.close()
+
+
+_pools: weakref.WeakSet[Pool[Any]] = weakref.WeakSet()
+
+
+def _all(step: Callable[[Pool[Any]], None]) -> Callable[[], None]:
+    def run() -> None:
+        for pool in list(_pools):
+            step(pool)
+
+    return run
+
+
+os.register_at_fork(
+    before=_all(Pool.before_fork),
+    after_in_parent=_all(Pool.after_fork_in_parent),
+    after_in_child=_all(Pool.after_fork_in_child),
+)

@@ -15,7 +15,7 @@ import psycopg
 
 from kt_study.database import Address, connect_postgresql, unreachable
 from kt_study.store.backend import Row, Staging, Transaction, Wish, as_claim
-from kt_study.store.fenced import JobLost, lost_errors
+from kt_study.store.fenced import JobLost, is_done_by, lost
 from kt_study.store.pool import Pool
 from kt_study.store.records import Orders, encode_progress
 from kt_study.store.results import Rows, insert_postgres, plain_rows
@@ -173,9 +173,9 @@ class PostgresBackend:
     def close(self) -> None:
         self._pool.close()
 
-    def _run(self, work: Callable[[Connection], T]) -> T:
+    def _run(self, work: Callable[[Connection], T], patience_s: float | None = None) -> T:
         """Run `work`, again after a short nap when the server went away or ended a deadlock, until patience ends."""
-        deadline = time.monotonic() + self._patience_s
+        deadline = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
         nap = SHORTEST_NAP_S
         while True:
             try:
@@ -204,13 +204,11 @@ class PostgresBackend:
             lambda connection: _within(connection, work, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         )
 
-    def revision(self) -> str | None:
+    def revision(self, wait_s: float) -> str | None:
         try:
-            found = self._once(lambda c: c.execute("SELECT version_num FROM alembic_version").fetchone())
+            found = self._run(lambda c: c.execute("SELECT version_num FROM alembic_version").fetchone(), wait_s)
         except psycopg.errors.UndefinedTable:
             return None
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            raise unreachable(self.address, error) from error
         return found[0] if found else None
 
     def claim(self, wish: Wish) -> list[Claim]:
@@ -244,10 +242,10 @@ class PostgresBackend:
             "progress": [encode_progress(progress) for _, progress in held],
         }
         rows = self._run(lambda connection: connection.execute(_BEAT, parameters, prepare=True).fetchall())
-        lost = frozenset(job_id for job_id, paused, _ in rows if paused is None)
+        gone = frozenset(job_id for job_id, paused, _ in rows if paused is None)
         return Orders(
-            lost=lost,
-            cancelled=frozenset(job_id for job_id, _, cancelled in rows if cancelled and job_id in lost),
+            lost=gone,
+            cancelled=frozenset(job_id for job_id, _, cancelled in rows if cancelled and job_id in gone),
             paused=frozenset(job_id for job_id, paused, _ in rows if paused),
         )
 
@@ -373,13 +371,13 @@ def _array(numbers: Iterable[int]) -> str:
 
 def _finishing(finished: Sequence[tuple[Claim, Rows]]) -> tuple[bytes, dict[str, Any]]:
     """One statement that ends the jobs and writes the rows of those that were still held."""
-    parameters: dict[str, Any] = {
-        "id": finished[0][0].job_id,
-        "fence": finished[0][0].fence,
-        "ids": _array(claim.job_id for claim, _ in finished),
-        "fences": _array(claim.fence for claim, _ in finished),
-    }
     tables = sorted({table for _, rows in finished for table, given in rows.items() if given})
+    if len(finished) == 1:
+        claim = finished[0][0]
+        parameters: dict[str, Any] = {"id": claim.job_id, "fence": claim.fence}
+    else:
+        ids, fences = _array(claim.job_id for claim, _ in finished), _array(claim.fence for claim, _ in finished)
+        parameters = {"ids": ids, "fences": fences}
     for table in tables:
         rows = [row for claim, given in finished for row in plain_rows(table, claim.job_id, given.get(table, ()))]
         parameters |= {f"{table}_{at}": list(column) for at, column in enumerate(zip(*rows, strict=True))}
@@ -396,9 +394,10 @@ def _finish(
     connection: Connection, finished: Sequence[tuple[Claim, Rows]], statement: bytes, parameters: dict[str, Any]
 ) -> list[JobLost]:
     ended = {job_id for (job_id,) in connection.execute(statement, parameters, prepare=True)}
-    lost: list[JobLost] = []
+    gone: list[JobLost] = []
     for claim, _ in finished:
         if claim.job_id not in ended:
             found = connection.execute("SELECT state, fence, worker FROM jobs WHERE id = %s", [claim.job_id]).fetchone()
-            lost += lost_errors(claim, found)
-    return lost
+            if not is_done_by(claim, found):
+                gone.append(lost(claim, found))
+    return gone

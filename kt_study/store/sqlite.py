@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from kt_study.database import Address, connect_sqlite, require_local_disk, unreachable
 from kt_study.errors import DatabaseError
 from kt_study.store.backend import Row, Staging, Transaction, Wish, as_claim
-from kt_study.store.fenced import JobLost, lost_errors
+from kt_study.store.fenced import JobLost, is_done_by, lost
 from kt_study.store.pool import Pool
 from kt_study.store.records import Orders, encode_progress
 from kt_study.store.results import Rows, insert_sqlite, plain_rows
@@ -133,7 +133,7 @@ class SqliteBackend:
             held = self._pool.take()
         return held
 
-    def revision(self) -> str | None:
+    def revision(self, wait_s: float) -> str | None:  # noqa: ARG002 -- a file is there or not
         try:
             found = self.read(lambda tx: tx.rows("SELECT version_num FROM alembic_version"))
         except DatabaseError as error:
@@ -335,17 +335,17 @@ def _beat(
 ) -> Orders:
     now = _clock(connection)
     connection.execute("UPDATE workers SET beat_at = ? WHERE id = ?", [now, worker])
-    lost, cancelled, paused = set(), set(), set()
+    gone, cancelled, paused = set(), set(), set()
     for claim, progress in held:
         stored = encode_progress(progress)
         renewed = connection.execute(_RENEW, [now + lease_s, stored, claim.job_id, claim.fence]).fetchone()
         if renewed is None:
-            lost.add(claim.job_id)
+            gone.add(claim.job_id)
             if _is_cancelled(connection, claim):
                 cancelled.add(claim.job_id)
         elif renewed[0]:
             paused.add(claim.job_id)
-    return Orders(lost=frozenset(lost), cancelled=frozenset(cancelled), paused=frozenset(paused))
+    return Orders(lost=frozenset(gone), cancelled=frozenset(cancelled), paused=frozenset(paused))
 
 
 def _is_cancelled(connection: sqlite3.Connection, claim: Claim) -> bool:
@@ -355,16 +355,17 @@ def _is_cancelled(connection: sqlite3.Connection, claim: Claim) -> bool:
 
 def _finish(connection: sqlite3.Connection, finished: Sequence[tuple[Claim, dict[str, list[Row]]]]) -> list[JobLost]:
     now = _clock(connection)
-    lost = []
+    gone = []
     for claim, tables in finished:
         ended = connection.execute(_END, [now, claim.job_id, claim.fence]).fetchone()
         if ended is None:
             found = connection.execute("SELECT state, fence, worker FROM jobs WHERE id = ?", [claim.job_id]).fetchone()
-            lost += lost_errors(claim, found)
+            if not is_done_by(claim, found):
+                gone.append(lost(claim, found))
             continue
         connection.execute(_KEEP, [claim.job_id])
         for table, rows in tables.items():
             connection.executemany(insert_sqlite(table), rows)
         if ended[0]:
             connection.execute(_FREE, [now, claim.job_id])
-    return lost
+    return gone

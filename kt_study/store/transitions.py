@@ -7,7 +7,7 @@ from typing import Any
 
 from kt_study.failures import WORKER_DIED
 from kt_study.store.backend import Row, Transaction
-from kt_study.store.fenced import lost_errors
+from kt_study.store.fenced import JobLost, lost
 from kt_study.words import Claim, Failure, JobState
 
 FIRST_BACKOFF_S = 15.0  # before the second try; doubles with every further one
@@ -31,7 +31,7 @@ def release(tx: Transaction, claim: Claim, reason: str) -> None:
     if changed:
         close(tx, "id = :id", "released", message=reason, id=claim.job_id)
     elif _outcome(tx, claim) != "released":
-        _raise_lost(tx, claim)
+        raise _lost(tx, claim)
 
 
 def fail(
@@ -61,10 +61,10 @@ def fail(
 
 def _failed_before(tx: Transaction, claim: Claim) -> JobState:
     """The state after a fail whose answer got lost; LeaseLost when it was not ours to fail."""
-    state = {"retried": JobState.READY, "failed": JobState.FAILED}.get(_outcome(tx, claim) or "")
-    if state is None:
-        _raise_lost(tx, claim)
-    return state or JobState.FAILED
+    outcome = _outcome(tx, claim)
+    if outcome not in ("retried", "failed"):
+        raise _lost(tx, claim)
+    return JobState.READY if outcome == "retried" else JobState.FAILED
 
 
 def expire(tx: Transaction, max_crashes: int, grace_s: float) -> int:
@@ -125,7 +125,6 @@ def _outcome(tx: Transaction, claim: Claim) -> str | None:
     return found[0][0] if found else None
 
 
-def _raise_lost(tx: Transaction, claim: Claim) -> None:
+def _lost(tx: Transaction, claim: Claim) -> JobLost:
     found = tx.rows("SELECT state, fence, worker FROM jobs WHERE id = :id", id=claim.job_id)
-    for error in lost_errors(claim, found[0] if found else None):
-        raise error
+    return lost(claim, found[0] if found else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import click
@@ -54,7 +55,7 @@ def command(
         if as_json:
             click.echo(json.dumps(seen))
         else:
-            if watch and click.get_text_stream("stdout").isatty():
+            if watch and sys.stdout.isatty():
                 click.echo(_CLEAR, nl=False)
             click.echo(status.as_text(seen))
         if not watch or status.is_over(seen):

@@ -60,8 +60,14 @@ def launches(files: LaunchFiles, study: str) -> list[LaunchRecord]:
     return sorted(ours, key=lambda record: record.sent_at)[-MOST_RECENT:]
 
 
+def unfit_nodes(found: Sequence[Probe]) -> dict[str, str]:
+    """What the latest probe of each node complained about; nodes without a complaint are left out."""
+    latest = {probe.node: probe.trouble for probe in found}
+    return {node: line for node, line in latest.items() if line}
+
+
 def probes(files: LaunchFiles, records: Sequence[LaunchRecord]) -> list[Probe]:
-    """What the pilots of these launches found on their nodes."""
+    """What the pilots of these launches found on their nodes, in the order of the launches."""
     found = []
     for record in records:
         for path in sorted(files.probe(record.token, "*").parent.glob("*.json")):

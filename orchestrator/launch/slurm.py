@@ -62,7 +62,8 @@ class SlurmCrew:
     most_submitted: int
     patient: bool = True  # wait after launches that came to nothing
     notes: list[str] = field(default_factory=list)
-    _tended: float = field(default_factory=time.monotonic)
+    _looked: float = -FRESH_S
+    _refilled: float = field(default_factory=time.monotonic)
 
     def check(self) -> None:
         """Whether the pilots could run and reach the database at all. Submits nothing.
@@ -113,10 +114,13 @@ class SlurmCrew:
         return not view.controller.trouble and not self.present(view)
 
     def tend(self) -> None:
-        """While waiting: free what ended pilots held, and once in a while replace those that are missing."""
-        disown_ended(self.store, self.view(), lease_s=self.options.lease_s)
-        if time.monotonic() - self._tended >= REFILL_EVERY_S:
-            self._tended = time.monotonic()
+        """While waiting: now and then free what ended pilots held, and more rarely replace those that are missing."""
+        now = time.monotonic()
+        if now - self._looked >= FRESH_S:
+            self._looked = now
+            disown_ended(self.store, self.view(), lease_s=self.options.lease_s)
+        if now - self._refilled >= REFILL_EVERY_S:
+            self._refilled = now
             self.add()
 
     def add(self) -> int:
@@ -155,7 +159,8 @@ class SlurmCrew:
         return min(allocations, room, self.cluster.largest_array)
 
     def _excluded(self, view: SlurmView) -> list[BadNode]:
-        found = bad_nodes(view.runs, root=self.options.root, python=sys.executable)
+        said = records.unfit_nodes(records.probes(self.options.files, self.launches()))
+        found = bad_nodes(view.runs, said, root=self.options.root, python=sys.executable)
         partition = self.cluster.partition(self.request.partition)
         if len(found) >= partition.nodes:
             self.notes.append(f"pilots end badly on every node, last on {found[-1].node}: {found[-1].reason}")
@@ -167,7 +172,7 @@ class SlurmCrew:
         if not self.patient:
             return
         barren = 0
-        for record in reversed([record for record in self.launches() if record.was_sent]):
+        for record in reversed(self._that_started(view)):
             if record.done_before != outlook.done or view.queue_of([record.token]):
                 break
             barren += 1
@@ -181,6 +186,15 @@ class SlurmCrew:
                 "`kt-study status` says what went wrong, --now launches at once",
                 left,
             )
+
+    def _that_started(self, view: SlurmView) -> list[LaunchRecord]:
+        """Launches of which a pilot began: not those that were cancelled in the queue."""
+        began = {run.token for run in view.runs if run.started_at}
+        return [
+            record
+            for record in self.launches()
+            if record.token in began or records.probes(self.options.files, [record])
+        ]
 
     def _send(self, allocations: int, done: int, excluded: Sequence[BadNode]) -> None:
         files = self.options.files

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from kt_study.errors import SlurmError
-from kt_study.pilots import PilotOptions, ProbeExit
+from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions, ProbeExit
 from kt_study.words import Record
 from orchestrator.launch.request import SlurmRequest
 from orchestrator.slurm import listing
@@ -68,12 +68,12 @@ class Package(Record, frozen=True, kw_only=True):
 def look_around(root: str, marker: str, file: Path) -> list[str]:
     """Shell lines by which a node that lacks the study folder or the virtual environment says so with its exit code."""
     folder, python, file_ = shlex.quote(root), shlex.quote(sys.executable), shlex.quote(str(file))
-    said = "echo kt-study: $SLURMD_NODENAME:"
+    said, hold = "echo kt-study: $SLURMD_NODENAME:", f"sleep {HOLD_BAD_NODE_S}"
     return [
         f'if [ "$(cat {file_} 2>/dev/null)" != {marker} ]; then '
-        f"{said} {folder} is not the study folder; exit {int(ProbeExit.NO_STUDY)}; fi",
+        f"{said} {folder} is not the study folder; {hold}; exit {int(ProbeExit.NO_STUDY)}; fi",
         f'if ! {python} -c "import submitit, kt_study.pilots"; then '
-        f"{said} no kt-study in {python}; exit {int(ProbeExit.NO_PYTHON)}; fi",
+        f"{said} no kt-study in {python}; {hold}; exit {int(ProbeExit.NO_PYTHON)}; fi",
     ]
 
 
@@ -127,13 +127,13 @@ class LostAnswer(SlurmError):
     """sbatch ended without a word on whether the job is in the queue."""
 
 
-def find(package: Package, patience_s: float = SEARCH_S) -> str:
+def find(package: Package, patience_s: float | None = None) -> str:
     """The id of a job whose sbatch gave no answer, looked for by its name, and made ready to run; "" if Slurm lacks it.
 
     Raises:
         SlurmError: slurmctld does not answer either, so that nobody knows.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + (SEARCH_S if patience_s is None else patience_s)
     while True:
         try:
             ids = {job.job.partition("_")[0] for job in listing.queue() if job.name == package.name}

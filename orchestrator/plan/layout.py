@@ -47,6 +47,7 @@ class Layout:
         self.others: dict[str, ModelRecord] = {}
         self._datasets: dict[str, DatasetRecord] = {}
         self._models: dict[str, ModelRecord] = {}
+        self._passes: dict[LogitsSpec, str] = {}  # digests; thousands of transfers share a few passes
 
     def know(self, datasets: Iterable[DatasetRecord], models: Iterable[ModelRecord]) -> None:
         """The data sets and models that specifications may name."""
@@ -113,8 +114,10 @@ class Layout:
         return self._logits(LogitsSpec(dataset=dataset.key, model=model.key, split="val"))
 
     def _logits(self, spec: LogitsSpec) -> str:
+        if spec in self._passes:
+            return self._passes[spec]
         model, dataset = self._models[spec.model], self._datasets[spec.dataset]
-        return self._add(
+        self._passes[spec] = self._add(
             "logits",
             as_spec(spec),
             needs=[maker] if (maker := maker_of(model)) else [],
@@ -122,6 +125,7 @@ class Layout:
             priority=_PRIORITY["logits_val" if spec.split == "val" else "logits_train"],
             student=model,
         )
+        return self._passes[spec]
 
     def _add(
         self,

@@ -56,8 +56,14 @@ def is_fault_of_node(run: Run) -> bool:
     return run.is_over and (run.exit_code in list(ProbeExit) or run.signal == SLURM_IO_SETUP)
 
 
-def bad_nodes(runs: Iterable[Run], *, root: str, python: str) -> list[BadNode]:
-    """Nodes on which a probe failed, or pilots died three times with no good ending since; sorted by name."""
+def bad_nodes(runs: Iterable[Run], said: Mapping[str, str], *, root: str, python: str) -> list[BadNode]:
+    """Nodes on which a probe failed, or pilots died three times with no good ending since; sorted by name.
+
+    Args:
+        runs: from Slurm's accounting.
+        said: by node, what the pilots themselves said was wrong with it.
+        root, python: as for `trouble`.
+    """
     faults: dict[str, list[str]] = {}
     surely: set[str] = set()
     for run in sorted((run for run in runs if run.is_over and run.node), key=lambda run: run.ended_at):
@@ -68,17 +74,18 @@ def bad_nodes(runs: Iterable[Run], *, root: str, python: str) -> list[BadNode]:
         elif run.state == "COMPLETED":
             faults.pop(run.node, None)
             surely.discard(run.node)
-    return [
-        BadNode(node=node, reason=lines[-1] if node in surely else f"{len(lines)} pilots died there: {lines[-1]}")
-        for node, lines in sorted(faults.items())
+    reasons = {
+        node: lines[-1] if node in surely else f"{len(lines)} pilots died there: {lines[-1]}"
+        for node, lines in faults.items()
         if node in surely or len(lines) >= DEATHS_TO_EXCLUDE
-    ]
+    }
+    return [BadNode(node=node, reason=reason) for node, reason in sorted({**reasons, **said}.items())]
 
 
 def by_node(runs: Iterable[Run], said: Mapping[str, str], *, root: str, python: str) -> dict[str, str]:
-    """The latest trouble of each node, in the pilots' own words (`said`, by Slurm job) where they could say it."""
+    """The latest trouble of each node, in the pilots' own words (`said`, by node) where they could say it."""
     found: dict[str, str] = {}
     for run in sorted(runs, key=lambda run: run.ended_at):
         if line := trouble(run, root=root, python=python):
-            found[run.node or "?"] = said.get(run.job) or line
-    return found
+            found[run.node or "?"] = line
+    return {**found, **said}

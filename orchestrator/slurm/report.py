@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -47,6 +48,7 @@ def slurm_part(files: LaunchFiles, store: JobStore, study: str, *, eta_s: float 
     disown_ended(store, view, lease_s=_SILENT_S)
     queue = view.queue_of([record.token for record in launches])
     pending = [job for job in queue if job.is_pending]
+    troubles = _troubles(files, view, launches)
     starts = [job.starts_at - time.time() for job in pending if job.starts_at]
     return SlurmPart(
         pending=dict(Counter(job.reason for job in pending).most_common()),
@@ -54,8 +56,8 @@ def slurm_part(files: LaunchFiles, store: JobStore, study: str, *, eta_s: float 
         running=[_running(job) for job in queue if not job.is_pending],
         gpu_hours_used=round(gpu_hours(store.workers(), launches), 2),
         gpu_hours_left=None if eta_s is None else round(eta_s / 3600 * _gpus_at_work(queue, launches), 2),
-        trouble=_trouble(files, view, launches),
-        left_out={bad.node: bad.reason for bad in bad_nodes(view.runs, root=str(files.root), python=sys.executable)},
+        trouble=troubles.by_node,
+        left_out=troubles.left_out,
         notes=view.notes,
     )
 
@@ -84,8 +86,7 @@ def why_not(files: LaunchFiles, study: str, job: JobRow, part: SlurmPart, *, at_
     if at_work:
         return ""
     if part.pending:
-        reason, count = next(iter(part.pending.items()))
-        return f"{count} of its workers' jobs are pending in Slurm: {reason}"
+        return f"{sum(part.pending.values())} workers' jobs are pending in Slurm: {', '.join(part.pending)}"
     if part.trouble and not part.running:
         node, line = next(reversed(part.trouble.items()))
         return f"no worker could work, last on {node}: {line}"
@@ -126,6 +127,17 @@ def _gpus_at_work(queue: Sequence[QueuedJob], launches: Sequence[LaunchRecord]) 
     return sum(gpus[job.token] for job in queue if not job.is_pending)
 
 
-def _trouble(files: LaunchFiles, view: SlurmView, launches: Sequence[LaunchRecord]) -> dict[str, str]:
-    said = {probe.slurm_job: probe.trouble for probe in records.probes(files, launches) if probe.trouble}
-    return by_node(view.runs, said, root=str(files.root), python=sys.executable)
+@dataclass(frozen=True, kw_only=True)
+class _Troubles:
+    """What went wrong on which node."""
+
+    by_node: dict[str, str]
+    left_out: dict[str, str]
+
+
+def _troubles(files: LaunchFiles, view: SlurmView, launches: Sequence[LaunchRecord]) -> _Troubles:
+    said, root = records.unfit_nodes(records.probes(files, launches)), str(files.root)
+    return _Troubles(
+        by_node=by_node(view.runs, said, root=root, python=sys.executable),
+        left_out={bad.node: bad.reason for bad in bad_nodes(view.runs, said, root=root, python=sys.executable)},
+    )

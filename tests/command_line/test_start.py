@@ -37,7 +37,9 @@ def test_help_costs_less_than_half_a_second() -> None:
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_has_help_with_a_summary(name: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "kt_study", name, "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "kt_study", name, "--help"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0
     assert f"kt-study {name}" in done.stdout
 

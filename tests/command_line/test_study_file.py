@@ -64,3 +64,10 @@ def test_both_templates_are_valid(tmp_path: Path) -> None:
     paper = _read(tmp_path, imagenet_study(tmp_path / 'a "quoted" folder'))
     assert (paper.complementarity.pairs, paper.complementarity.models, paper.transfer.pairs) == (466, 301, 400)
     assert Path(paper.dataset.train).is_dir()
+
+
+def test_the_reference_page_is_as_the_records_say() -> None:
+    from kt_study.study_page import PAGE, page
+
+    assert PAGE.read_text() == page()
+    assert "| `epochs` | integer | `20` | Passes over the transfer set. |" in page()

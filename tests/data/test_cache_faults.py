@@ -152,6 +152,23 @@ def test_a_killed_maker_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -
         assert (folder / name).read_bytes() == (reference / name).read_bytes()
 
 
+def test_rows_written_after_the_last_save_are_written_again(tmp_path: Path) -> None:
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    killed = EntryWriter(tmp_path / "entry", 6)
+    killed.append({"a": rows[:2]})
+    killed.save()
+    killed = EntryWriter(tmp_path / "entry", 6)
+    killed.append({"a": rows[2:5] + 100})
+    del killed  # its streams reach the disk, its progress does not
+    writer = EntryWriter(tmp_path / "entry", 6)
+    assert writer.rows == 2
+    writer.append({"a": rows[2:]})
+    writer.publish(tmp_path / "done", spec={}, n_classes=2, weights="", versions="", device="")
+    assert np.array_equal(np.load(tmp_path / "done" / "a.npy"), rows)
+    fresh = EntryWriter(tmp_path / "entry", 7)
+    assert fresh.rows == 0, "a split of another size starts anew"
+
+
 def test_garbage_collection_takes_the_least_recently_used(paths: StudyPaths) -> None:
     folders = [_make(paths, f"m{i}") for i in range(4)]
     for age, folder in zip((400, 300, 200, 100), folders, strict=True):

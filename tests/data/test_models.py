@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,24 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path: Path, paths: StudyPaths, t
     assert "\n" not in text
     for part in ("1 missing (conv1.0.weight)", "1 unexpected (extra.bias)", "1 of another shape (fc.weight (7,"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("fc.bias"), r"1 missing \(fc\.bias\)"),
+        (lambda state: state.update(more=torch.zeros(2)), r"1 unexpected \(more\)"),
+        (lambda state: [state.pop(name) for name in list(state)[:5]], r"5 missing \(.*, .*, .*, \.\.\.\)"),
+    ],
+)
+def test_one_misfit_is_enough(
+    tmp_path: Path, paths: StudyPaths, trained: nn.Module, change: Callable[[Any], object], told: str
+) -> None:
+    state = dict(trained.state_dict())
+    change(state)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=told):
+        build_model(_record(tmp_path / "w.safetensors"), paths, CPU)
 
 
 def test_unreadable_checkpoints(tmp_path: Path, paths: StudyPaths, trained: nn.Module) -> None:

@@ -15,8 +15,7 @@ import torch
 from kt_study.cache import forwards
 from kt_study.datasets import open_split
 from kt_study.paths import StudyPaths
-from kt_study.study import read_study
-from orchestrator.plan import Wishes, make_plan
+from kt_study.store import open_store
 from tests.cli import kt_study, succeeds
 from worker.models import build_model
 
@@ -141,15 +140,18 @@ def _plain_predictions(folder: Path) -> tuple[dict[str, Any], Any]:
     from sklearn.datasets import load_digits
 
     paths = StudyPaths(root=folder)
-    plan = make_plan(read_study(folder / "study.toml"), folder=folder, paths=paths, wishes=Wishes(pairs=0))
+    store = open_store(f"sqlite:///{folder / 'kt-study.db'}")
+    (dataset,) = store.datasets()
+    models = [model for model in store.models() if model.weights.startswith("train:")]
     scans = load_digits()
-    split = open_split(plan.dataset, "val", paths)
+    split = open_split(dataset, "val", paths)
     chosen = [int(name.removeprefix("digit-")) for name in split.listing.names]
     greys = (scans.images[chosen] * 255 // 16).astype(np.uint8)
     images = np.stack([np.asarray(Image.fromarray(grey).resize((32, 32), Image.Resampling.BICUBIC)) for grey in greys])
     pixels = torch.from_numpy(images).float().div(255).sub(0.5).div(0.5)[:, None].repeat(1, 3, 1, 1)
     with torch.inference_mode():
         predictions = {
-            model.name: build_model(model, paths, torch.device("cpu"))(pixels).argmax(1).numpy() for model in plan.models
+            model.name: build_model(model, paths, torch.device("cpu"))(pixels).argmax(1).numpy()
+            for model in models
         }
     return predictions, scans.target[chosen]

@@ -97,6 +97,7 @@ def run_jobs(plan: Plan, sources: Sources, *kinds: str) -> dict[str, list[dict[s
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((sources.scratch / target.relative_to(sources.folder)).read_bytes())
     context = job_context(sources.paths, plan.datasets[0], *plan.models, *plan.others)
+    context.records.datasets.update((dataset.key, dataset) for dataset in plan.datasets)  # type: ignore[attr-defined]
     found: dict[str, list[dict[str, Any]]] = {}
     for job in plan.jobs.values():
         if job.kind in kinds:

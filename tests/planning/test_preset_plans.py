@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -182,34 +181,33 @@ def test_paper_domain_shift_trains_its_teachers_on_the_second_data_set(tmp_path:
         assert spec.student not in trained
 
 
+BIRDS = '[study]\nname = "b"\n[dataset]\nkind = "cub200"\npath = "{}"\n'
+
+
 @pytest.mark.parametrize(
-    ("name", "parts", "told"),
+    ("name", "study", "told"),
     [
-        ("paper-datasets", "imagenet", "paper-datasets is about cub-200 (200 classes, kind 'cub200') or caltech-256"),
+        ("paper-datasets", "photos", "paper-datasets is about cub-200 (200 classes, kind 'cub200') or caltech-256"),
         ("paper-datasets", "nine birds", "cub200' has 9 classes"),
         ("paper-10pct", "birds", "paper-10pct is about imagenet-1k-10pct (1000 classes"),
-        (
-            "paper-domain-shift",
-            "imagenet",
-            "first trains its teachers on domainnet-infograph: add [fine_tuning.dataset]",
-        ),
+        ("paper-domain-shift", "photos", "first trains its teachers on domainnet-infograph: add [fine_tuning.dataset]"),
         ("paper-domain-shift", "nine drawings", "[fine_tuning.dataset] has 9 classes, domainnet-infograph 345"),
-        ("paper-full", "no train", "has no training samples; give [dataset] train"),
+        ("paper-full", "only val", "has no training samples; give [dataset] train"),
     ],
 )
-def test_data_that_do_not_fit_are_refused(name: str, parts: str, told: str, tmp_path: Path) -> None:
-    birds = '[study]\nname = "b"\n[dataset]\nkind = "cub200"\npath = "birds"\n'
-    cub(tmp_path / "birds", 9 if parts == "nine birds" else 200)
-    study: Any = imagenet_study(tmp_path)
-    if "birds" in parts:
-        study = (birds,)
-    if parts == "nine drawings":
-        study = shift_study(tmp_path / "x")
-        domainnet(tmp_path / "dn", 9)
-        study = imagenet_study(tmp_path, *study[1:])
-    if parts == "no train":
-        study = (study[0].replace('train = "in/train"\n', ""),)
+def test_data_that_do_not_fit_are_refused(name: str, study: str, told: str, tmp_path: Path) -> None:
+    cub(tmp_path / "all")
+    cub(tmp_path / "nine", 9)
+    domainnet(tmp_path / "dn", 9)
+    photos = imagenet_study(tmp_path)
+    studies = {
+        "photos": photos,
+        "only val": (photos[0].replace('train = "in/train"\n', ""),),
+        "birds": (BIRDS.format("all"),),
+        "nine birds": (BIRDS.format("nine"),),
+        "nine drawings": (*photos, '[fine_tuning.dataset]\nkind = "domainnet"\npath = "dn"\n'),
+    }
     with pytest.raises(UsageError) as caught:
-        real(name, tmp_path, *study)
+        real(name, tmp_path, *studies[study])
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kt_study.hashing import digest
-from orchestrator.plan import Plan, from_study
+from orchestrator import model_records
+from orchestrator.plan import Plan, Wishes, from_study
 from tests.cli import kt_study
 from tests.planning.support import DIGITS, FOUR, assert_sound, plan_of, write_study
 
@@ -19,7 +20,17 @@ SETTINGS = (
     'augment = "none"\nepochs = 2\n',
 )
 
-GOLDEN = {}
+GOLDEN_PAIRS = {
+    "complementarity": "e56575915df66b62d11e5a25d4f5abb5",
+    "logits": "76d9eab888189dde4bcb6dcf79d9e069",
+    "soup": "91a444d6600486d84a3020b8f5d7d111",
+    "transfer": "271ea75faae3a1a1df324640d71aa2af",
+}
+GOLDEN_TRAINED = {
+    "all_pairs": "6b55b48a8a7385f8629e5bd0336dfc9d",
+    "logits": "f9a61c5aae3fe2165ae337e6a867b31d",
+    "train": "0ca19118695d73fe11245bca6e555df6",
+}
 
 
 def plan(folder: Path, models: list[str] = FOUR, head: str = DIGITS) -> Plan:
@@ -38,9 +49,11 @@ def test_a_fixed_study_keeps_its_digests(tmp_path: Path) -> None:
     """Digests name what is already computed and stored. A default that changes, in a specification, a model record or
     the sampling, would make every finished job of every study in the world count as new: so they are written down here,
     and changing them has to be meant."""
-    found = plan(tmp_path / "s")
-    assert_sound(found)
-    assert by_kind(found) == GOLDEN
+    pairs = plan(tmp_path / "pairs")
+    tuned = '[fine_tuning]\nscope = "head"\nepochs = 2\n'
+    trained = plan_of(tmp_path / "tuned", DIGITS, tuned, *FOUR, wishes=Wishes(complementarity_pairs="all", pairs=0))
+    assert_sound(pairs)
+    assert (by_kind(pairs), by_kind(trained)) == (GOLDEN_PAIRS, GOLDEN_TRAINED)
 
 
 def test_the_order_of_the_models_does_not_matter(tmp_path: Path) -> None:
@@ -56,8 +69,6 @@ def test_the_order_of_timms_listing_does_not_matter(tmp_path: Path, monkeypatch:
         image.parent.mkdir(parents=True)
         image.write_bytes(b"x")
     one = plan_of(tmp_path / "a", head)
-    from orchestrator import model_records
-
     backwards = tuple(reversed(model_records.catalogue()))
     monkeypatch.setattr(model_records, "catalogue", lambda: backwards)
     other = plan_of(tmp_path / "b", head)

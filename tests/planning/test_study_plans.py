@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from kt_study.datasets import open_split
-from kt_study.words import Settings, TrainSpec
+from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Settings, TrainSpec
+from orchestrator import model_records
 from orchestrator.plan import Wishes, cost, plan_cost
 from orchestrator.universe.table import by_name
 from tests.cli import succeeds
@@ -30,16 +31,17 @@ from tests.planning.support import (
     write_study,
 )
 from worker.logits import LogitsCache
+from worker.logits.columns import SIDE
 
 
-def timm_study(folder: Path, *, train: bool) -> str:
+def timm_study(*, train: bool) -> str:
     photos = photos_dir()
     lines = f'[study]\nname = "timm"\n[dataset]\nkind = "imagefolder"\nval = "{photos}"\n'
     return lines + (f'train = "{photos}"\n' if train else "") + '[models]\nuniverse = "timm"\n'
 
 
 def test_the_dry_run_of_the_papers_sample(tmp_path: Path) -> None:
-    write_study(tmp_path, timm_study(tmp_path, train=False))
+    write_study(tmp_path, timm_study(train=False))
     said = succeeds(tmp_path, "plan", "--dry-run")
     assert "complementarity: 466 ordered pairs of 301 models" in said
     assert "jobs: 466 complementarity, 301 logits" in said
@@ -51,16 +53,20 @@ def test_the_dry_run_of_the_papers_sample(tmp_path: Path) -> None:
 
 def test_the_whole_universe_is_planned_in_seconds(tmp_path: Path) -> None:
     began = time.process_time()
-    sampled = plan_of(tmp_path, timm_study(tmp_path, train=True))
+    sampled = plan_of(tmp_path, timm_study(train=True))
     assert {job.kind for job in sampled.jobs.values()} == {"complementarity", "logits", "transfer"}
     assert (len(sampled.complementarity_pairs), len(sampled.runs)) == (466, 2 * 400)
     assert plan_cost(sampled).complementarity_models == 301
-    every = plan_of(tmp_path, timm_study(tmp_path, train=True), wishes=Wishes(complementarity_pairs="all", pairs=0))
+    every = plan_of(tmp_path, timm_study(train=True), wishes=Wishes(complementarity_pairs="all", pairs=0))
     assert time.process_time() - began < 10
     n = sum(model.trained_head for model in by_name().values())
     assert dict(every.by_kind()) == {"all_pairs": 1, "logits": n}
     assert plan_cost(every).complementarity_pairs == n * (n - 1)
     assert_sound(every)
+
+
+def test_zero_pairs_are_none(tmp_path: Path) -> None:
+    assert not plan_of(tmp_path, DIGITS, *FOUR, wishes=Wishes(complementarity_pairs=0, pairs=0)).jobs
 
 
 def test_every_pass_is_planned_once_and_shared(tmp_path: Path) -> None:
@@ -70,7 +76,7 @@ def test_every_pass_is_planned_once_and_shared(tmp_path: Path) -> None:
         (job.spec["model"], job.spec["split"], job.spec.get("view", -1))
         for job in plan.jobs.values()
         if job.kind == "logits"
-    ]  # noqa: E501
+    ]
     assert len(passes) == len(set(passes)) == 4 * (1 + 3)
     summed = plan_cost(plan)
     train, val = plan.datasets[0].splits["train"], plan.datasets[0].splits["val"]
@@ -80,8 +86,6 @@ def test_every_pass_is_planned_once_and_shared(tmp_path: Path) -> None:
 
 
 def test_side_columns_are_as_wide_as_the_cost_says() -> None:
-    from worker.logits.columns import SIDE
-
     assert SIDE.itemsize == cost.SIDE_BYTES
 
 
@@ -97,11 +101,9 @@ def test_a_grid_is_every_combination_that_the_objective_uses(tmp_path: Path) -> 
     assert plan_cost(plan).runs == 2 * (6 + 2)
 
 
-def test_estimates_follow_arithmetic_and_loader(tmp_path: Path) -> None:
+def test_estimates_follow_arithmetic_and_loader() -> None:
     """By hand: ResNet-50 has 4.1 GMACs, so 2 * 4.1e9 / 1.2e13 s a forward; a split too large for memory is decoded in
     every epoch at 1,500 pictures a second."""
-    from kt_study.words import DatasetRecord, ModelRecord
-
     imagenet = DatasetRecord(
         key="d", name="d", kind="imagefolder", n_classes=1000, splits={"train": 1_000_000, "val": 50_000}
     )
@@ -144,6 +146,24 @@ def test_a_trained_model_can_be_trained_on(tmp_path: Path) -> None:
     assert [len(job.needs) for job in trains] == [0] * 12 + [1] * 12
 
 
+def test_teachers_from_another_domain_teach_at_home(tmp_path: Path) -> None:
+    """As the paper's Section B.5, small: both models are trained on pictures and then transfer on the digits."""
+    for split in ("train", "val"):
+        image_folder(tmp_path / "pictures" / split, {"cat": 6, "dog": 6, "eel": 6})
+    second = '[fine_tuning.dataset]\nkind = "imagefolder"\ntrain = "pictures/train"\nval = "pictures/val"\nname = "p"\n'
+    tuned = '[fine_tuning]\nscope = "body"\nmodels = ["m0"]\nepochs = 1\naugment = "flip"\n'
+    transfer = '[transfer]\nobjectives = ["kl_dp"]\nepochs = 1\naugment = "none"\nteachers = ["m0@p"]\n'
+    plan = plan_of(tmp_path, DIGITS, transfer, tuned, second, *FOUR[:2])
+    assert_sound(plan)
+    assert [dataset.n_classes for dataset in plan.datasets] == [10, 3]
+    rows = run_jobs(plan, sources_of(tmp_path), "train", "logits", "transfer")
+    (trained,) = rows["trainings"]
+    (transferred,) = rows["transfers"]
+    assert (trained["dataset"], trained["model"]) == ("p", "m0@p")
+    assert (transferred["dataset"], transferred["teacher"], transferred["student"]) == ("digits", "m0@p", "m1")
+    assert transferred["teacher_key"] == trained["model_key"]
+
+
 TWO = (
     model_table("one", num_classes=None, input_size=[3, 32, 32]),
     model_table("two", "test_efficientnet", num_classes=None, input_size=[3, 32, 32]),
@@ -151,8 +171,8 @@ TWO = (
 NO_TRANSFERS = "[transfer]\npairs = 0\n[complementarity]\npairs = 2\n"
 
 
-def _forwarded(folder: Path) -> tuple[dict[str, list[dict[str, object]]], Path]:
-    """Rows of two tiny models forwarded here, and the folder of their predictions as files."""
+def _forwarded(folder: Path) -> dict[str, list[dict[str, object]]]:
+    """Rows of two tiny models forwarded here; their predictions lie in `folder`/p as files."""
     image_folder(folder / "photos", {"cat": 7, "dog": 9, "eel": 6, "fox": 8})
     np.save(folder / "e.npy", np.random.default_rng(0).normal(size=(4, 5)))
     head = '[study]\nname = "x"\n[dataset]\nkind = "imagefolder"\nval = "photos"\nclass_embeddings = "e.npy"\n'
@@ -162,8 +182,6 @@ def _forwarded(folder: Path) -> tuple[dict[str, list[dict[str, object]]], Path]:
     split = open_split(dataset, "val", paths)
     for model in plan.models:
         (spec,) = [job.spec for job in plan.jobs.values() if job.kind == "logits" and job.spec["model"] == model.key]
-        from kt_study.words import LogitsSpec
-
         entry = LogitsCache(paths).open(msgspec.convert(spec, LogitsSpec))
         assert entry is not None
         frame = pd.DataFrame(
@@ -175,26 +193,23 @@ def _forwarded(folder: Path) -> tuple[dict[str, list[dict[str, object]]], Path]:
         )
         (folder / "p").mkdir(exist_ok=True)
         frame.sample(frac=1.0, random_state=1).to_csv(folder / "p" / f"{model.name}.csv", index=False)
-    return rows, folder / "p"
+    return rows
 
 
 def test_predictions_made_elsewhere_give_the_rows_of_models_forwarded_here(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    here, _ = _forwarded(tmp_path / "here")
+    here = _forwarded(tmp_path)
     head = '[study]\nname = "x"\n[dataset]\nkind = "predictions"\npath = "p"\nclass_embeddings = "e.npy"\n'
-    (tmp_path / "here").rename(tmp_path / "there")
-    folder = tmp_path / "there"
-    plan = plan_of(folder, head, "[complementarity]\npairs = 2\n")
+    plan = plan_of(tmp_path, head, "[complementarity]\npairs = 2\n")
     assert_sound(plan)
     assert [model.name for model in plan.models] == ["one", "two"]
     assert [model.family for model in plan.models] == ["unknown", "unknown"]
     assert plan.notes == ["no transfers: predictions made elsewhere have no models to train"]
-    there = run_jobs(plan, sources_of(folder), "logits", "complementarity")
+    there = run_jobs(plan, sources_of(tmp_path), "logits", "complementarity")
     names = {"dataset", "dataset_key", "teacher_key", "student_key", "source"}
     ours, theirs = (
         [{k: v for k, v in row.items() if k not in names} for row in found["complementarity"]]
         for found in (here, there)
-    )  # noqa: E501
+    )
     assert ours == theirs
     assert {row["similarity"] for row in there["complementarity"]} == {"embeddings"}
     assert {row["source"] for row in here["complementarity"]} == {"forwarded here"}
@@ -246,8 +261,6 @@ def test_a_checkpoint_is_read_once_and_remembered(tmp_path: Path, monkeypatch: p
     write_study(tmp_path, DIGITS, *FOUR, model_table("own", random_weights=None, checkpoint="w.safetensors"))
     succeeds(tmp_path, "plan", "--pairs", "0")
     assert (tmp_path / "cache" / "digests.json").is_file()
-    from orchestrator import model_records
-
     monkeypatch.setattr(model_records, "file_digest", lambda _: pytest.fail("the file was read again"))
     plan = plan_of(tmp_path, DIGITS, *FOUR, model_table("own", random_weights=None, checkpoint="w.safetensors"))
     assert "own" in {model.name for model in plan.models}

@@ -38,7 +38,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
 @pytest.fixture
 def study(cluster: DevCluster, postgres_server: Server, tmp_path: Path) -> Iterator[ClusterStudy]:
     """A study folder and a PostgreSQL database of the test's own, on the cluster."""
+    cluster.wait_until_idle()
     made = ClusterStudy(folder=tmp_path / "study", url=postgres_server.database(), cluster=cluster)
     yield made
     made.end()
     assert dev_cluster(cluster.root, "up").returncode == 0  # whatever the test broke
+    cluster.wait_until_idle()

@@ -69,6 +69,18 @@ class DevCluster:
     def has_states(self, job: str, states: list[str]) -> bool:
         return self.job_states(job) == states
 
+    def wait_until_idle(self) -> None:
+        """Until no job is left and every node takes some again: one whose slurmd died under a job is drained."""
+
+        def is_idle() -> bool:
+            states = dict(line.split() for line in self.run("sinfo", "-hN", "-p", "gpu", "-o", "%N %T").splitlines())
+            for node, state in states.items():
+                if state.startswith(("drain", "down")):
+                    self.try_run("scontrol", "update", f"nodename={node}", "state=resume")
+            return set(states.values()) == {"idle"} and self.run("squeue", "-h") == ""
+
+        assert eventually(is_idle, 60), self.run("sinfo", "-N")
+
     def status(self) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(dev_cluster(self.root, "status", "--json").stdout)
         return report

@@ -43,6 +43,10 @@ def rows(folder: Path, table: str) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(600)
 def test_preempted_twice_and_equal_to_a_local_run(study: ClusterStudy, cluster: DevCluster, tmp_path: Path) -> None:
+    local = ClusterStudy(folder=tmp_path / "local", url=f"sqlite:///{tmp_path}/local.db")
+    local.write(STUDY)
+    local.succeeds("plan")
+    reference = local.start("launch", "--workers", "1", "--threads", "1", "--device", "cpu", "--wait")
     study.write(STUDY)
     study.succeeds("plan")
     planned = len(study.store.jobs())
@@ -64,7 +68,6 @@ def test_preempted_twice_and_equal_to_a_local_run(study: ClusterStudy, cluster: 
     for job in jobs:
         assert [attempt.outcome for attempt in job.attempts].count("done") == 1
         assert {attempt.outcome for attempt in job.attempts} <= {"done", "released", "expired"}
-        assert job.attempts_used == 0 or job.state == JobState.DONE
     released = [a for job in jobs if job.kind == "transfer" for a in job.attempts if a.outcome == "released"]
     assert len(released) >= 2
     assert {attempt.message for attempt in released} == {"SIGTERM"}
@@ -77,10 +80,8 @@ def test_preempted_twice_and_equal_to_a_local_run(study: ClusterStudy, cluster: 
     assert f"job {transfer.id} (transfer)" in study.succeeds("status", "--job", str(transfer.id), "--log")
     study.succeeds("collect")
 
-    local = ClusterStudy(folder=tmp_path / "local", url=f"sqlite:///{tmp_path}/local.db")
-    local.write(STUDY)
-    local.succeeds("plan")
-    local.succeeds("launch", "--workers", "2", "--threads", "1", "--device", "cpu", "--wait")
+    assert eventually(lambda: reference.poll() is not None, 240), local.said("launch")
+    assert reference.returncode == 0, local.said("launch")
     local.succeeds("collect")
     for table in TABLES:
         expected = rows(local.folder, table)

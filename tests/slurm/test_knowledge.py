@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from kt_study.database import parse_url
 from kt_study.errors import DatabaseError, SlurmError, UsageError
-from kt_study.pilots import LaunchFiles, PilotOptions, ProbeExit
+from kt_study.pilots import LaunchFiles, PilotOptions, Probe, ProbeExit
 from orchestrator.launch.private import prepare_study_folder, require_reachable
+from orchestrator.launch.records import unfit_nodes
 from orchestrator.launch.request import SlurmRequest, fitted, read_request
 from orchestrator.launch.submission import Package
 from orchestrator.slurm import listing
@@ -197,17 +198,25 @@ def test_endings() -> None:
 
 def test_a_node_on_which_pilots_keep_dying_is_left_out() -> None:
     dying = [ended("a", "FAILED", 1), ended("a", "NODE_FAIL"), ended("b", "FAILED", 1), ended("c", "PREEMPTED")]
-    assert bad_nodes(dying, **PLACES) == []
+    assert bad_nodes(dying, {}, **PLACES) == []
     dying.append(ended("a", "FAILED", signal=9))
-    assert [(bad.node, bad.reason) for bad in bad_nodes(dying, **PLACES)] == [
+    assert [(bad.node, bad.reason) for bad in bad_nodes(dying, {}, **PLACES)] == [
         ("a", "3 pilots died there: the pilot ended by signal 9 (FAILED)")
     ]
-    assert bad_nodes([*dying, ended("a", "COMPLETED")], **PLACES) == []
+    assert bad_nodes([*dying, ended("a", "COMPLETED")], {}, **PLACES) == []
 
 
 def test_a_node_that_fails_its_probe_is_left_out_at_once_and_memory_is_no_fault_of_a_node() -> None:
     runs = [ended("a", "FAILED", ProbeExit.NO_PYTHON), *(ended("b", "OUT_OF_MEMORY") for _ in range(5))]
-    assert [bad.node for bad in bad_nodes(runs, **PLACES)] == ["a"]
+    assert [bad.node for bad in bad_nodes(runs, {}, **PLACES)] == ["a"]
+
+
+def test_what_a_pilot_says_of_its_node_counts_until_another_can_work_there() -> None:
+    first = Probe(node="a", slurm_job="1_0", trouble="no GPU")
+    others = [Probe(node="b", slurm_job="1_1"), Probe(node="c", slurm_job="1_2", trouble="no database")]
+    assert unfit_nodes([first, *others]) == {"a": "no GPU", "c": "no database"}
+    assert unfit_nodes([first, *others, Probe(node="a", slurm_job="2_0")]) == {"c": "no database"}
+    assert [bad.node for bad in bad_nodes([], {"c": "no database"}, **PLACES)] == ["c"]
 
 
 SQUEUE = r"""echo call >> {calls}

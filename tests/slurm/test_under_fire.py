@@ -96,6 +96,10 @@ def test_the_study_ends_complete_and_each_job_is_done_once(study: ClusterStudy, 
     assert eventually(lambda: launch.poll() is not None, 300), study._state()
     assert launch.returncode == 0, study.said("launch")
 
+    history = cluster.run("sacct", "-X", "--duplicates", "-n", "-P", "-o", "JobName,State").splitlines()
+    states = {line.split("|")[1].split()[0] for line in history if line.startswith("kt-fire-")}
+    assert {"NODE_FAIL", "PREEMPTED", "REQUEUED"} <= states
+
     jobs = study.jobs()
     assert {job.state for job in jobs} == {JobState.DONE}
     outcomes = [[attempt.outcome for attempt in job.attempts] for job in jobs]

@@ -253,4 +253,9 @@ def test_a_finished_attempt_keeps_its_last_progress(store: JobStore) -> None:
     again = claim_one(store)
     assert store.job(again.job_id).progress is None
     first, second = store.job(again.job_id).attempts
-    assert (first.progress, first.outcome, second.progress, second.outcome) == (Progress(epoch=7), "released", None, None)
+    assert (first.progress, first.outcome, second.progress, second.outcome) == (
+        Progress(epoch=7),
+        "released",
+        None,
+        None,
+    )

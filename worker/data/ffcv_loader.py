@@ -167,8 +167,8 @@ def _ffcv_loader(beton: str, size: tuple[int, int], cores: int) -> Any:
 def _mend_ffcv() -> None:
     """Three changes to ffcv, once a process.
 
-    torch keeps its threads; a failing pass ends instead of hanging; and numba's type of one-dimensional bytes, which ffcv
-    marks as read-only for everybody in the process, stays as it is.
+    torch keeps its threads; a failing pass ends instead of hanging; and numba's type of one-dimensional bytes, which
+    ffcv marks as read-only for everybody in the process, stays as it is.
     """
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.memory_managers.os_cache import OSCacheManager
@@ -198,7 +198,7 @@ def _set_numba_threads(count: int) -> None:
     import numba
     from ffcv.pipeline.compiler import Compiler
 
-    Compiler.num_threads = min(count, numba.config.NUMBA_NUM_THREADS)
+    Compiler.num_threads = min(count, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     numba.set_num_threads(Compiler.num_threads)
 
 

@@ -67,7 +67,7 @@ def evaluation_views(
         workers: processes that render, when the split is streamed.
         shelf: `JobContext.shelf`, where small splits stay rendered between jobs.
     """
-    pictures = EvaluationPictures(open_split(dataset, split, paths), model)
+    pictures = EvaluationPictures.of(open_split(dataset, split, paths), model)
     name = digest(
         ["evaluation", dataset.key, split, _preprocessing(model), model.crop_pct, model.crop_mode, model.mean]
     )
@@ -139,7 +139,8 @@ class MemoryViews:
         """See `Views.batches`."""
         everything = self.rendered(view)
         positions = torch.from_numpy(order).to(self.device)
-        for chosen in positions[start * batch_size :].split(batch_size) if start * batch_size < len(order) else ():
+        for cut in range(start * batch_size, len(order), batch_size):
+            chosen = positions[cut : cut + batch_size]
             yield self.normalise(everything.index_select(0, chosen)), chosen
 
 
@@ -150,16 +151,9 @@ class StreamedViews:
         self._pictures = pictures
         self._normalise = normalise
         self._device = device
+        self._workers = workers
         self._schedule = _Schedule()
-        self._loader: DataLoader[Any] = DataLoader(
-            _Rendered(pictures),
-            batch_size=None,
-            sampler=self._schedule,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0,
-        )
+        self._loader: DataLoader[Any] | None = None
 
     @property
     def n(self) -> int:
@@ -175,10 +169,24 @@ class StreamedViews:
         """Batches of bytes, uint8 [b, 3, h, w], with their positions, still in host memory. Raises DataError."""
         cuts = range(0, len(order), batch_size)
         self._schedule.items = [(view, order[cut : cut + batch_size]) for cut in cuts]
-        for item in self._loader:
-            if isinstance(item, DataError):
-                raise item
+        for item in self._opened():
+            if isinstance(item, str):
+                self._loader = None  # let the processes go now; held by the error's traceback they would linger
+                raise DataError(item)
             yield item
+
+    def _opened(self) -> DataLoader[Any]:
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Rendered(self._pictures),
+                batch_size=None,
+                sampler=self._schedule,
+                num_workers=self._workers,
+                collate_fn=_as_it_is,
+                pin_memory=self._device.type == "cuda",
+                persistent_workers=self._workers > 0,
+            )
+        return self._loader
 
 
 def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -186,7 +194,7 @@ def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     if device.type != "cuda":
         yield from batches
         return
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: tuple[torch.Tensor, ...] | None = None
     for batch in batches:
         with torch.cuda.stream(side):
@@ -202,17 +210,17 @@ def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 
 
 class _Rendered(Dataset[Any]):
-    """Whole batches by (view, positions). An unreadable image comes back as its error, to be raised by the reader."""
+    """Whole batches by (view, positions). An unreadable image comes back as the line to raise for it."""
 
     def __init__(self, pictures: Pictures) -> None:
         self._pictures = pictures
 
-    def __getitem__(self, item: tuple[int, NDArray[np.int64]]) -> Batch | DataError:
+    def __getitem__(self, item: tuple[int, NDArray[np.int64]]) -> Batch | str:
         view, positions = item
         try:
             return self._pictures.render(view, positions), torch.from_numpy(positions)
         except DataError as error:
-            return DataError(str(error))
+            return str(error)
 
 
 class _Schedule(Sampler[Any]):

@@ -48,22 +48,22 @@ class EvaluationPictures:
     """timm's own evaluation preprocessing of a model, up to the bytes before normalisation."""
 
     split: Split
-    model: ModelRecord
+    size: tuple[int, int]
+    transform: Callable[[Image.Image], torch.Tensor]  # made before any worker is, which then need not import timm
+
+    @classmethod
+    def of(cls, split: Split, model: ModelRecord) -> EvaluationPictures:
+        """The pictures of a split as a model is evaluated on them."""
+        return cls(split, model.input_size[1:], evaluation_transform(model, to_bytes=True))
 
     @property
     def n(self) -> int:
         """Samples in the split."""
         return self.split.n
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.model.input_size[1:]
-
     def render(self, view: int, indices: NDArray[np.int64]) -> torch.Tensor:  # noqa: ARG002
         """uint8 [b, 3, h, w]; `view` plays no part."""
-        transform = evaluation_transform(self.model, to_bytes=True)
-        return torch.stack([transform(self.split.image(int(i))) for i in indices])
+        return torch.stack([self.transform(self.split.image(int(i))) for i in indices])
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def evaluation_transform(model: ModelRecord, *, to_bytes: bool = False) -> Calla
 
     With `to_bytes` it stops before the normalisation: uint8 [3, h, w].
     """
-    from timm.data import create_transform
+    from timm.data.transforms_factory import create_transform
 
     transform: Callable[[Image.Image], torch.Tensor] = create_transform(
         input_size=model.input_size,

@@ -154,8 +154,9 @@ def _random_boxes(
     h, w, draw = h[rows, first], w[rows, first], draw[rows, first]
     top = np.floor(draw[:, 2] * (height - h + 1)).astype(np.int64)
     left = np.floor(draw[:, 3] * (width - w + 1)).astype(np.int64)
+    found = np.asarray(fits.any(axis=1))
     drawn = np.stack([top, left, h, w], axis=1)
-    return np.where(fits.any(axis=1)[:, None], drawn, _fallback_boxes(height, width))
+    return np.where(found[:, None], drawn, _fallback_boxes(height, width))
 
 
 def _fallback_boxes(height: NDArray[np.int64], width: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -184,7 +185,7 @@ def _fixed(value: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _rounded(fixed: NDArray[np.int64]) -> NDArray[np.uint8]:
-    return np.clip((fixed + _FIXED // 2) >> 16, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip((fixed + _FIXED // 2) >> 16, 0, 255), dtype=np.uint8)
 
 
 def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

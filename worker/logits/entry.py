@@ -51,7 +51,8 @@ class CachedLogits:
     @cached_property
     def logits(self) -> NDArray[np.float16]:
         """float16 [n, classes], memory-mapped."""
-        return np.load(near(self.folder / "logits.npy"), mmap_mode="c")
+        logits: NDArray[np.float16] = np.load(near(self.folder / "logits.npy"), mmap_mode="c")
+        return logits
 
     @cached_property
     def features(self) -> NDArray[np.float16] | None:
@@ -62,7 +63,8 @@ class CachedLogits:
     @cached_property
     def side(self) -> NDArray[Any]:
         """The side columns, structured [n] (`worker.logits.columns.SIDE`), in memory."""
-        return np.load(self.folder / "side.npy")
+        side: NDArray[Any] = np.load(self.folder / "side.npy")
+        return side
 
     @property
     def labels(self) -> NDArray[np.int32]:

@@ -11,9 +11,6 @@ from orchestrator.report.material import Material
 from orchestrator.report.plot import OBJECTIVES
 from orchestrator.report.published import student_of
 
-PAPER_COLUMNS = 32
-"""A table of this many students at most shows each; a study can have hundreds."""
-
 
 def per_student(material: Material, objective: str, columns: Mapping[str, str]) -> pd.DataFrame:
     """Mean and population standard deviation over the teachers of each student, for one objective.

@@ -1,0 +1,209 @@
+"""The pilot against a real job table, with small jobs in place of models."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kt_study.pilots import PilotOptions
+from kt_study.store import JobStore, WorkerRecord, open_store
+from kt_study.words import JobState, PlannedJob
+from worker import pilot as pilot_module
+from worker.allocation import Allocation
+from worker.context import JobContext, Stopped
+from worker.pilot import Pilot
+
+
+class Kind:
+    """A job kind whose `run` does what a test wants."""
+
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+        self.work = lambda _context: None
+
+    def run(self, _spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
+        self.ran.append(context.claim.job_id)
+        self.work(context)
+        return {}
+
+
+@pytest.fixture
+def kind(monkeypatch: pytest.MonkeyPatch) -> Kind:
+    made = Kind()
+    monkeypatch.setattr(pilot_module, "job_kind", lambda _name: made)
+    monkeypatch.setattr(pilot_module, "NO_FIT_PATIENCE_S", 0.5)
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    made = open_store(f"sqlite:///{tmp_path}/jobs.db", create=True, first_backoff_s=0.0, patience_s=5.0)
+    made.add_study("s", {})
+    return made
+
+
+def plan(store: JobStore, *estimates: float, kind: str = "transfer") -> None:
+    jobs = [
+        PlannedJob(kind=kind, spec={"n": n, "teachers": [], "student": ""}, digest=f"{kind}-{n}", estimate_s=estimate)
+        for n, estimate in enumerate(estimates)
+    ]
+    store.plan("s", jobs)
+
+
+def make(store: JobStore, tmp_path: Path, allocation: Allocation | None = None, **options: Any) -> Pilot:
+    chosen = {"root": str(tmp_path), "study": "s", "lease_s": 6.0, "idle_s": 20.0, "margin_s": 60.0} | options
+    return Pilot(
+        options=PilotOptions(**chosen),
+        store=store,
+        device=torch.device("cpu"),
+        allocation=allocation or Allocation(node="here"),
+    )
+
+
+def hours(gone: float, left: float, **facts: Any) -> Allocation:
+    now = time.time()
+    return Allocation(node="n1", job="7_1", began_at=now - 3600 * gone, ends_at=now + 3600 * left, **facts)
+
+
+def until_stopped(context: JobContext) -> None:
+    while not context.stopping():
+        time.sleep(0.02)
+    raise Stopped
+
+
+def states(store: JobStore) -> list[JobState]:
+    return [job.state for job in store.jobs()]
+
+
+def test_works_until_nothing_is_left(store: JobStore, kind: Kind, tmp_path: Path) -> None:
+    plan(store, 1, 1, 1)
+    assert make(store, tmp_path).run().startswith("no work is left that could run; 3 done")
+    assert sorted(kind.ran) == [1, 2, 3]
+    assert states(store) == [JobState.DONE] * 3
+
+
+def test_a_stop_gives_the_job_back_without_using_up_an_attempt(store: JobStore, kind: Kind, tmp_path: Path) -> None:
+    plan(store, 1)
+    kind.work = until_stopped
+    pilot = make(store, tmp_path)
+    threading.Timer(0.5, pilot.stop.make, ["SIGTERM"]).start()
+    assert pilot.run() == "stopped by SIGTERM; 0 done, 0 failed, 1 given back, 0 lost"
+    job = store.job(1)
+    assert (job.state, job.attempts_used, job.crashes) == (JobState.READY, 0, 0)
+    assert [(attempt.outcome, attempt.message) for attempt in job.attempts] == [("released", "SIGTERM")]
+    assert store.workers(alive_within_s=60) == []
+
+
+def test_a_job_that_hears_nothing_is_given_back_after_the_grace(
+    store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan(store, 1)
+    ended = threading.Event()
+    monkeypatch.setattr(Pilot, "_end_abruptly", lambda _pilot: ended.set())
+    kind.work = lambda _context: ended.wait(20)
+    pilot = make(store, tmp_path, grace_s=1.0)
+    threading.Timer(0.3, pilot.stop.make, ["SIGTERM"]).start()
+    began = time.monotonic()
+    pilot.run()
+    assert ended.is_set()
+    assert time.monotonic() - began < 8
+    assert "did not stop within 1 s" in (store.job(1).attempts[0].message or "")
+
+
+def test_only_what_fits_the_time_left_is_claimed(store: JobStore, kind: Kind, tmp_path: Path) -> None:
+    plan(store, 10_000, 1_000, kind="logits")
+    pilot = make(store, tmp_path, hours(0.0, 1.0))
+    assert "1 jobs are ready, and none is estimated to fit" in pilot.run()
+    assert kind.ran == [2]
+    assert states(store) == [JobState.READY, JobState.DONE]
+    assert not pilot.stop.made, "a fresh allocation would not help: no requeue"
+
+
+def test_a_transfer_that_fits_no_allocation_is_taken_by_a_fresh_one(
+    store: JobStore, kind: Kind, tmp_path: Path
+) -> None:
+    plan(store, 10_000)
+    assert make(store, tmp_path, hours(0.0, 1.0)).run().startswith("no work is left")
+    assert kind.ran == [1]
+
+
+def test_but_not_by_one_that_is_half_over_which_asks_for_another(
+    store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farewells: list[bool] = []
+    monkeypatch.setattr(pilot_module, "say_farewell", lambda *_args, work_left: farewells.append(work_left))
+    plan(store, 10_000)
+    plan(store, 100, kind="logits")
+    pilot = make(store, tmp_path, hours(0.8, 0.2))
+    pilot.run()
+    assert kind.ran == [2]
+    assert pilot.stop.reason == "the end of the allocation"
+    assert farewells == [True]
+
+
+def test_the_pilots_own_clock_stops_a_job_before_the_end(store: JobStore, kind: Kind, tmp_path: Path) -> None:
+    plan(store, 1)
+    kind.work = until_stopped
+    now = time.time()
+    ending = Allocation(node="n1", began_at=now - 100, ends_at=now + 62)
+    assert make(store, tmp_path, ending).run().startswith("stopped by the end of the allocation; 0 done")
+    assert store.job(1).attempts[0].outcome == "released"
+
+
+@pytest.mark.usefixtures("kind")
+def test_a_requeued_pilot_frees_what_its_earlier_run_held(store: JobStore, tmp_path: Path) -> None:
+    plan(store, 1)
+    first = hours(0.0, 1.0).new_worker_id()
+    store.enlist(WorkerRecord(id=first, host="n1", pid=1, slurm_job="7_1"))
+    held = store.claim(first, lease_s=3600)
+    assert len(held) == 1
+    make(store, tmp_path, hours(0.0, 1.0, restarts=1)).run()
+    job = store.job(1)
+    assert [attempt.outcome for attempt in job.attempts] == ["expired", "done"]
+    assert "Slurm ended the earlier run" in (job.attempts[0].message or "")
+
+
+def test_a_pilot_whose_slurm_job_runs_elsewhere_leaves_when_it_loses_its_job(
+    store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan(store, 1, 1)
+    monkeypatch.setattr(Allocation, "is_over", lambda _allocation: True)
+    pilot = make(store, tmp_path, hours(0.0, 1.0), lease_s=1.0)
+
+    def disowned(_context: JobContext) -> None:
+        store.disown([pilot.name], reason="node down")
+
+    kind.work = disowned
+    monkeypatch.setattr(pilot_module, "say_farewell", lambda *_args, **_kwargs: None)
+    assert pilot.run().startswith("stopped by the end of its Slurm job, which now runs elsewhere; 0 done")
+    assert len(kind.ran) == 1
+    assert states(store) == [JobState.READY] * 2
+
+
+def test_pause_and_cancel_reach_a_running_job_with_the_next_heartbeat(
+    store: JobStore, kind: Kind, tmp_path: Path
+) -> None:
+    from kt_study.store import Selection
+
+    plan(store, 1, 1)
+    kind.work = until_stopped
+    pilot = make(store, tmp_path, lease_s=1.5)
+    running = threading.Thread(target=pilot.run)
+    running.start()
+    deadline = time.monotonic() + 20
+    while len(kind.ran) < 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    store.pause(Selection(job_ids=(kind.ran[0],)))
+    while len(kind.ran) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    store.cancel(Selection(job_ids=(kind.ran[1],)))
+    running.join(20)
+    assert not running.is_alive()
+    paused, cancelled = store.job(kind.ran[0]), store.job(kind.ran[1])
+    assert (paused.state, paused.paused, paused.attempts[0].outcome) == (JobState.READY, True, "released")
+    assert (cancelled.state, cancelled.attempts[0].outcome) == (JobState.CANCELLED, "cancelled")

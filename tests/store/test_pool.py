@@ -1,0 +1,93 @@
+"""Connections: reused while uses follow each other, closed after, and none open while the process forks."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from kt_study.store import open_store
+from kt_study.store.pool import Pool
+from tests.store.making import claim_one, job, plan
+
+
+class Fake:
+    """A connection that knows whether it is open."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+def test_the_last_used_connection_comes_first() -> None:
+    pool = Pool(Fake, idle_s=60.0)
+    one, two = pool.take(), pool.take()
+    assert one is not two
+    pool.give(one)
+    pool.give(two)
+    assert pool.take() is two
+    assert pool.take() is one
+
+
+def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
+    pool = Pool(Fake, idle_s=0.05)
+    idle, busy = pool.take(), pool.take()
+    pool.give(idle)
+    deadline = time.monotonic() + 5.0
+    while idle.is_open and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (idle.is_open, busy.is_open) == (False, True)
+    pool.give(busy)
+    assert pool.take() is busy
+
+
+def test_a_broken_connection_takes_the_idle_ones_with_it() -> None:
+    pool = Pool(Fake, idle_s=60.0)
+    idle, broken = pool.take(), pool.take()
+    pool.give(idle)
+    pool.discard(broken)
+    assert (idle.is_open, broken.is_open) == (False, False)
+
+
+def test_a_fork_waits_for_a_connection_in_use_and_closes_the_idle() -> None:
+    pool = Pool(Fake, idle_s=60.0)
+    idle, busy = pool.take(), pool.take()
+    pool.give(idle)
+    threading.Timer(0.2, pool.give, [busy]).start()
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if pool.take() not in (idle, busy) else 1)
+    assert time.monotonic() - start > 0.15
+    assert os.waitpid(child, 0)[1] == 0
+    assert (idle.is_open, busy.is_open) == (False, False)
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_a_child_that_writes_while_its_parent_writes_loses_nothing(tmp_path: Path, round_: int) -> None:  # noqa: ARG001
+    """SQLite keeps its locks by process: with a connection open across the fork, commits were lost."""
+    url = f"sqlite:///{tmp_path / 'kt-study.db'}"
+    store = open_store(url, create=True)
+    plan(store, *(job(n) for n in range(300)))
+    store.finish(claim_one(store), {})
+    children = []
+    for name in range(3):
+        child = os.fork()
+        if child == 0:
+            _drain(url, f"child-{name}")
+            os._exit(0)
+        children.append(child)
+    _drain(url, "parent")
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert open_store(url).outlook().done == 300
+
+
+def _drain(url: str, worker: str) -> None:
+    store = open_store(url)
+    while claims := store.claim(worker):
+        store.finish(claims[0], {})

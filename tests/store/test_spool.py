@@ -1,0 +1,144 @@
+"""The database gone at the moment of finishing: the result waits beside the run and counts once it is back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kt_study.database import parse_url
+from kt_study.errors import DatabaseError, DiskError, LeaseLost
+from kt_study.store import JobStore, open_store
+from kt_study.store.spool import Spool
+from tests.postgres import Server, new_server
+from tests.store.making import claim_one, job, plan, result_rows, row, states
+
+
+class Away:
+    """A database that can be taken away and brought back."""
+
+    def __init__(self, url: str, server: Server | None) -> None:
+        self.url = url
+        self._server = server
+
+    def go(self) -> None:
+        if self._server:
+            os.kill(self._server.pid(), signal.SIGKILL)
+        else:
+            self._file.rename(self._file.with_suffix(".away"))
+
+    def come_back(self) -> None:
+        if self._server:
+            self._server.restart()
+        else:
+            self._file.with_suffix(".away").rename(self._file)
+
+    @property
+    def _file(self) -> Path:
+        return Path(parse_url(self.url).path)
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    """A server that may be killed."""
+    started = new_server()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Away:
+    """A database of each kind, with its tables."""
+    if request.param == "postgresql":
+        server = request.getfixturevalue("own_server")
+        return Away(server.database(), server)
+    url = f"sqlite:///{tmp_path / 'kt-study.db'}"
+    open_store(url, create=True).close()
+    return Away(url, None)
+
+
+@pytest.fixture
+def impatient(database: Away) -> JobStore:
+    """A store that gives up after half a second."""
+    return open_store(database.url, patience_s=0.5)
+
+
+def test_a_result_is_spooled_and_counts_when_the_database_is_back(
+    database: Away, impatient: JobStore, tmp_path: Path
+) -> None:
+    plan(impatient, job(1), job(2, needs=[job(1)]))
+    claim = claim_one(impatient)
+    spool = Spool(tmp_path / "spool")
+    database.go()
+    infinite = {"evaluations": [{"acc": 42.0, "loss": float("inf"), "dataset": "ä"}]}
+    assert spool.finish(impatient, claim, infinite) is False
+    assert spool.drain(impatient) == 0
+    assert len(spool.waiting()) == 1
+    database.come_back()
+    assert spool.drain(impatient) == 1
+    assert (spool.waiting(), spool.rejected()) == ([], [])
+    (found,) = result_rows(impatient)
+    assert (found["acc"], found["loss"], found["dataset"]) == (42.0, float("inf"), "ä")
+    assert states(impatient) == {1: "done", 2: "ready"}
+    assert spool.drain(impatient) == 0
+
+
+def test_a_spooled_result_that_was_fenced_out_is_set_aside(
+    database: Away, impatient: JobStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan(impatient, job(1), job(2))
+    late, good = claim_one(impatient, lease_s=-1.0), claim_one(impatient)
+    spool = Spool(tmp_path / "spool")
+    database.go()
+    assert not spool.finish(impatient, late, row(13.0))
+    assert not spool.finish(impatient, good, row(7.0))
+    database.come_back()
+    assert impatient.expire(grace_s=0.0) == 1
+    impatient.finish(claim_one(impatient, "other"), row(99.0))
+    assert spool.drain(impatient) == 1
+    assert [path.name for path in spool.rejected()] == ["job-000000001-1.json"]
+    assert "lease of claim 1 has ended" in caplog.text
+    assert sorted(found["acc"] for found in result_rows(impatient)) == [7.0, 99.0]
+
+
+def test_a_result_that_is_spooled_after_its_commit_counts_once(store: JobStore, tmp_path: Path) -> None:
+    plan(store, job(1))
+    claim = claim_one(store)
+    spool = Spool(tmp_path)
+    assert spool.finish(store, claim, row(1.0)) is True
+    spool._keep(claim, row(1.0))  # as when the answer to the commit was lost
+    assert spool.drain(store) == 1
+    assert len(result_rows(store)) == 1
+
+
+def test_a_lost_lease_is_not_spooled(store: JobStore, tmp_path: Path) -> None:
+    plan(store, job(1))
+    claim = claim_one(store)
+    store.release(claim, reason="preempted")
+    with pytest.raises(LeaseLost):
+        Spool(tmp_path).finish(store, claim, row())
+    assert Spool(tmp_path).waiting() == []
+
+
+def test_a_torn_file_is_set_aside(store: JobStore, tmp_path: Path) -> None:
+    (tmp_path / "job-000000001-1.json").write_text('{"claim": {"job_id"')
+    spool = Spool(tmp_path)
+    assert spool.drain(store) == 0
+    assert len(spool.rejected()) == 1
+
+
+def test_no_database_and_no_disk_is_said(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan(store, job(1))
+    claim = claim_one(store)
+
+    def gone(*_: object) -> None:
+        raise DatabaseError("gone")
+
+    monkeypatch.setattr(store, "finish", gone)
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(DiskError, match="cannot write"):
+        Spool(blocked).finish(store, claim, row())
