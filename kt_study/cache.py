@@ -28,7 +28,7 @@ SIDE_BYTES = 28
 """Bytes of the side columns of one sample: five float32 and two int32."""
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True, kw_only=True):
     """What an entry holds. `files` gives the bytes and the blake2b-128 of each file."""
 
     spec: dict[str, Any]
@@ -42,7 +42,7 @@ class Manifest(Record):
     source: str = "forwarded here"
 
 
-class CacheEntry(Record):
+class CacheEntry(Record, frozen=True, kw_only=True):
     """One entry as `kt-study cache ls` lists it. `problem` is empty for a whole one."""
 
     digest: str

@@ -33,7 +33,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
-class Address(Record):
+class Address(Record, frozen=True, kw_only=True):
     """A database URL taken apart. `path` is set for SQLite, `conninfo` (libpq's parameters) for PostgreSQL."""
 
     url: str  # without the password

@@ -5,6 +5,8 @@ Times are seconds since 1970 as double precision, always read from the database'
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from kt_study.schema import RESULT_TABLES, Column, ResultTable
@@ -136,7 +138,7 @@ workers = sa.Table(
     sa.Column("ended_at", sa.Double),
 )
 
-_TYPES: dict[str, type[sa.types.TypeEngine[object]]] = {
+_TYPES: dict[str, type[sa.types.TypeEngine[Any]]] = {
     "int": sa.BigInteger,
     "float": sa.Double,
     "text": sa.Text,

@@ -7,6 +7,7 @@ setting added later does not change the digest of a job planned before it. So a 
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -234,13 +235,18 @@ def as_spec(record: Record) -> dict[str, Any]:
 
 def _without_defaults(record: Record) -> dict[str, Any]:
     spec: dict[str, Any] = {}
-    for field in msgspec.structs.fields(record):
+    for field in _fields(type(record)):
         value = getattr(record, field.name)
         if not field.required and value == field_default(field):
             continue
         plain = _without_defaults(value) if isinstance(value, Record) else msgspec.to_builtins(value)
         spec[field.encode_name] = list(plain) if isinstance(plain, tuple) else plain
     return spec
+
+
+@cache
+def _fields(kind: type[Record]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(kind)
 
 
 def field_default(field: msgspec.structs.FieldInfo) -> Any:

@@ -85,7 +85,7 @@ def _ffcv(here: Surroundings) -> Iterator[Finding]:  # noqa: ARG001
             what="ffcv",
             verdict="note",
             found="not installed; views come from the torch loader",
-            do="for the fast loader: Debian's libopencv-dev, libturbojpeg0-dev, pkg-config, then pip install kt-study[ffcv]",
+            do="for the fast loader: libopencv-dev, libturbojpeg0-dev and pkg-config, then pip install kt-study[ffcv]",
         )
 
 

@@ -36,7 +36,7 @@ START_TIMEOUT_S = 60
 CLEARED_WITHIN_S = 15
 
 
-class ServerStatus(Record):
+class ServerStatus(Record, frozen=True, kw_only=True):
     """What is known of a server: whether it runs and accepts connections, and where."""
 
     running: bool
@@ -49,7 +49,7 @@ class ServerStatus(Record):
     log: str
 
 
-class _Place(Record):
+class _Place(Record, frozen=True, kw_only=True):
     """The files of one server, and where it listens."""
 
     folder: Path
@@ -366,7 +366,7 @@ def _is_running(place: _Place) -> bool:
 
 
 def _is_accepting(place: _Place) -> bool:
-    command = [binaries() / "pg_isready", "-h", place.host, "-p", str(place.port), "-t", "5"]
+    command = [str(binaries() / "pg_isready"), "-h", place.host, "-p", str(place.port), "-t", "5"]
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 

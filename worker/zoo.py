@@ -26,7 +26,7 @@ def resmlp(num_classes: int, **sizes: Any) -> nn.Module:
 
 def gmlp(num_classes: int, **sizes: Any) -> nn.Module:
     """timm's gMLP (Liu et al. 2021): [b, 3, h, w] -> logits [b, num_classes]."""
-    from timm.layers import GatedMlp
+    from timm.layers.mlp import GatedMlp
     from timm.models.mlp_mixer import MlpMixer, SpatialGatingBlock
 
     return MlpMixer(num_classes=num_classes, block_layer=SpatialGatingBlock, mlp_layer=GatedMlp, mlp_ratio=6, **sizes)

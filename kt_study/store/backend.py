@@ -21,7 +21,7 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 
 
-class Wish(Record):
+class Wish(Record, frozen=True, kw_only=True):
     """What a worker asks for in one claim. Empty tuples and None mean: no matter."""
 
     worker: str

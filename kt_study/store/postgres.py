@@ -88,13 +88,15 @@ _ADOPT = """
 SELECT id, fence, kind, digest, spec, attempts FROM jobs
 WHERE state = 'running' AND worker = %(worker)s AND ticket = %(ticket)s::bigint ORDER BY id
 """
+# A job has a lease exactly while it runs. Asking for `state = 'running'` here would let PostgreSQL take the index of the
+# running jobs, which looks short to it and is full of dead rows, where it should take the job by its id.
 _BEAT = f"""
 WITH given AS (
     SELECT * FROM unnest(%(ids)s::bigint[], %(fences)s::int[], %(progress)s::text[]) AS g(id, fence, progress)
 ),
 held AS MATERIALIZED (
     SELECT j.id FROM given g JOIN jobs j ON j.id = g.id
-    WHERE j.fence = g.fence AND j.state = 'running' ORDER BY j.id FOR NO KEY UPDATE OF j
+    WHERE j.fence = g.fence AND j.lease_until IS NOT NULL ORDER BY j.id FOR NO KEY UPDATE OF j
 ),
 renewed AS (
     UPDATE jobs j SET lease_until = {NOW} + %(lease_s)s::float8, progress = coalesce(g.progress, j.progress)
@@ -107,7 +109,7 @@ FROM given g LEFT JOIN renewed r ON r.id = g.id
 _END = f"""
 WITH done AS (
     UPDATE jobs j SET state = 'done', attempts = j.attempts + 1, lease_until = NULL, changed_at = {NOW}
-    {{which}} AND j.state = 'running' RETURNING j.id, j.fence, j.worker, j.started_at, j.changed_at, j.progress
+    {{which}} AND j.lease_until IS NOT NULL RETURNING j.id, j.fence, j.worker, j.started_at, j.changed_at, j.progress
 ),
 kept AS (
     INSERT INTO attempts (job_id, fence, worker, started_at, ended_at, outcome, progress)

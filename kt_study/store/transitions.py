@@ -13,7 +13,7 @@ from kt_study.words import Claim, Failure, JobState
 FIRST_BACKOFF_S = 15.0  # before the second try; doubles with every further one
 LONGEST_BACKOFF_S = 1800.0
 
-_HELD = "id = :id AND fence = :fence AND state = 'running'"
+_HELD = "id = :id AND fence = :fence AND lease_until IS NOT NULL"  # a job has a lease exactly while it runs
 _CLOSE = """
 INSERT INTO attempts (job_id, fence, worker, started_at, ended_at, outcome, progress, error, message, traceback, error_group)
 SELECT id, fence, worker, started_at, {now}, :outcome, progress, :error, :message, :traceback, :group FROM jobs

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from kt_study import load
 from kt_study.cache import forwards
 from kt_study.datasets import open_split
 from kt_study.paths import StudyPaths
 from kt_study.store import open_store
 from tests.cli import kt_study, succeeds
+from tests.end_to_end.agreement import assert_pairs_agree
 from worker.models import build_model
 
 OBJECTIVES = ("kl", "kl_dp")
@@ -32,12 +34,8 @@ def test_launching_again_says_that_there_is_nothing_to_do(digits: Path) -> None:
 
 def test_status_counts_every_job_as_done(digits: Path) -> None:
     seen = json.loads(succeeds(digits, "status", "--json"))
-    assert {kind: set(states) for kind, states in seen["counts"].items()} == {
-        "train": {"done"},
-        "logits": {"done"},
-        "complementarity": {"done"},
-        "transfer": {"done"},
-    }
+    assert all(set(states) == {"done"} for states in seen["counts"].values())
+    assert {"train", "logits", "complementarity", "transfer"} <= set(seen["counts"])
     assert seen["counts"]["complementarity"]["done"] == 132
     assert seen["counts"]["transfer"]["done"] == 16
     assert seen["failures"] == []
@@ -107,6 +105,13 @@ def test_the_data_partition_does_better_than_plain_kl(results: Any) -> None:
     assert mean["kl_dp"] > mean["kl"]
 
 
+def test_all_pairs_at_once_agree_with_the_pair_jobs(digits: Path) -> None:
+    succeeds(digits, "plan", "--complementarity-pairs", "all", "--pairs", "8")
+    succeeds(digits, "launch", "--workers", "1", "--wait", timeout=300)
+    succeeds(digits, "collect")
+    assert_pairs_agree(load(digits / "results"))
+
+
 @pytest.mark.parametrize("query", ["success-rate", "complementarity", "SELECT count(*) AS n FROM transfers"])
 def test_queries_answer(digits: Path, query: str) -> None:
     assert json.loads(succeeds(digits, "query", query, "--format", "json"))
@@ -135,7 +140,7 @@ def _same(left: Any, right: Any) -> None:
 
 
 def _plain_predictions(folder: Path) -> tuple[dict[str, Any], Any]:
-    """Classes predicted by each trained model for the validation scans, and their labels, from scikit-learn's arrays."""
+    """Classes predicted by each trained model for the validation scans, and their labels; scikit-learn's arrays."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -151,7 +156,6 @@ def _plain_predictions(folder: Path) -> tuple[dict[str, Any], Any]:
     pixels = torch.from_numpy(images).float().div(255).sub(0.5).div(0.5)[:, None].repeat(1, 3, 1, 1)
     with torch.inference_mode():
         predictions = {
-            model.name: build_model(model, paths, torch.device("cpu"))(pixels).argmax(1).numpy()
-            for model in models
+            model.name: build_model(model, paths, torch.device("cpu"))(pixels).argmax(1).numpy() for model in models
         }
     return predictions, scans.target[chosen]

@@ -35,7 +35,7 @@ _PAGE = 1 << 23  # bytes; ffcv's default of 8 MiB, which no image may exceed
 _RAW, _JPEG = 1, 0  # ffcv's numbers for the two encodings
 
 
-class BetonOptions(Record):
+class BetonOptions(Record, frozen=True, kw_only=True):
     """How images are stored. Together with the data set these decide every byte of the file."""
 
     max_side: int = 500  # pixels; larger images are shrunk; 0 for no limit
@@ -43,7 +43,7 @@ class BetonOptions(Record):
     jpeg_share: float = 1.0  # share of images stored as JPEG, the others raw, drawn by the hash of their names
 
 
-class BetonManifest(Record):
+class BetonManifest(Record, frozen=True, kw_only=True):
     """What a finished beton was made of."""
 
     dataset: str  # key of the data set
