@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import random
+import os
 import resource
 import shutil
 import sqlite3
@@ -36,7 +36,7 @@ from kt_study.store import JobStore, Planned, open_store
 from kt_study.words import PlannedJob
 from orchestrator import postgres_server
 
-READY_JOBS = 40_000  # more than any case uses up in its seconds
+READY_JOBS = 20_000  # more than any case uses up in its seconds
 BATCH_JOBS = 150_000
 MILLION = 1_000_000
 FORK = multiprocessing.get_context("fork")
@@ -64,6 +64,10 @@ class Case:
     fill: Callable[[str], None]
     seconds: float
     counts: list[list[int]] = field(default_factory=list)  # of each round, of each process
+
+    def rates(self) -> list[float]:
+        """Jobs a second in each round."""
+        return [sum(counts) / self.seconds for counts in self.counts]
 
 
 def bare_postgresql(url: str) -> Callable[[], int]:
@@ -109,9 +113,10 @@ def store_loop(batch: int) -> Loop:
 
     def start(url: str) -> Callable[[], int]:
         store = open_store(url)
+        worker = f"worker-{os.getpid()}"
 
         def step() -> int:
-            claims = store.claim("worker", limit=batch)
+            claims = store.claim(worker, limit=batch)
             if batch == 1 and claims:
                 store.finish(claims[0], {})
             elif claims:
@@ -222,12 +227,12 @@ def _work(case: Case, gate: Any, answers: Any) -> None:
 
 def throughput(cases: list[Case], rounds: int) -> dict[str, dict[str, float]]:
     """Jobs a second of each case (median over rounds), and the smallest share of its fair part that a process got."""
-    for _ in range(rounds):
-        for case in random.sample(cases, len(cases)):
+    for at in range(rounds):
+        for case in cases if at % 2 else reversed(cases):
             run_case(case)
     return {
         case.name: {
-            "jobs_per_s": statistics.median(sum(counts) / case.seconds for counts in case.counts),
+            "jobs_per_s": statistics.median(case.rates()),
             "least_of_fair_share": min(min(counts) * len(counts) / max(1, sum(counts)) for counts in case.counts),
         }
         for case in cases
@@ -318,13 +323,16 @@ def own_postgresql(place: str | None) -> Iterator[Callable[[], str]]:
         shutil.rmtree(folder)
 
 
-def ratios(figures: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Store over bare for each number of processes."""
-    return {
-        name.removeprefix("store "): figures[name]["jobs_per_s"] / figures[name.replace("store", "bare")]["jobs_per_s"]
-        for name in figures
-        if name.startswith("store") and name.replace("store", "bare") in figures
-    }
+def ratios(cases: list[Case]) -> dict[str, float]:
+    """Store over bare for each number of processes: the median over rounds of the ratio within a round."""
+    by_name = {case.name: case for case in cases}
+    found = {}
+    for name, case in by_name.items():
+        bare = by_name.get(name.replace("store", "bare"))
+        if name.startswith("store") and bare:
+            within = [ours / theirs for ours, theirs in zip(case.rates(), bare.rates(), strict=True)]
+            found[name.removeprefix("store ")] = statistics.median(within)
+    return found
 
 
 def main() -> None:
@@ -340,13 +348,9 @@ def main() -> None:
     found: dict[str, Any] = {"seconds": options.seconds, "rounds": options.rounds, "versions": versions("psycopg")}
     with own_postgresql(options.folder) as fresh, tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         if "postgresql" in parts:
-            found["postgresql"] = _report(
-                "PostgreSQL", throughput(postgresql_cases(fresh(), options.seconds), options.rounds)
-            )
+            found["postgresql"] = _report("PostgreSQL", postgresql_cases(fresh(), options.seconds), options.rounds)
         if "sqlite" in parts:
-            found["sqlite"] = _report(
-                "SQLite", throughput(sqlite_cases(Path(scratch), options.seconds), options.rounds)
-            )
+            found["sqlite"] = _report("SQLite", sqlite_cases(Path(scratch), options.seconds), options.rounds)
         for name, url in (("postgresql", fresh()), ("sqlite", f"sqlite:///{scratch}/scale.db")):
             if "plan" in parts:
                 found[f"plan, {name}"] = _print(f"planning, {name}", planning(url))
@@ -356,12 +360,13 @@ def main() -> None:
         print(f"kept in {write_result('jobs', found)}")
 
 
-def _report(title: str, figures: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _report(title: str, cases: list[Case], rounds: int) -> dict[str, Any]:
+    figures = throughput(cases, rounds)
     for name, values in figures.items():
         print(f"{title}: {name}: {values['jobs_per_s']:,.0f} jobs/s, least share {values['least_of_fair_share']:.2f}")
-    for name, ratio in ratios(figures).items():
+    for name, ratio in ratios(cases).items():
         print(f"{title}: store / bare {name}: {ratio:.2f}")
-    return {"figures": figures, "store_over_bare": ratios(figures)}
+    return {"figures": figures, "store_over_bare": ratios(cases)}
 
 
 def _print(title: str, figures: dict[str, float]) -> dict[str, float]:

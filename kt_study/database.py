@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from kt_study.errors import DatabaseError
+from kt_study.errors import DatabaseError, SchemaMismatch
 from kt_study.words import Record
 
 if TYPE_CHECKING:
@@ -27,9 +27,40 @@ OLDEST_SQLITE = (3, 35, 0)  # UPDATE ... RETURNING
 
 # Names of file systems, as the kernel spells them, on which SQLite's locks or its shared memory cannot be trusted.
 NETWORK_FILE_SYSTEMS = frozenset(
-    "nfs nfs4 lustre gpfs beegfs cifs smb3 smbfs 9p afs ceph glusterfs pvfs2 orangefs panfs davfs wekafs ocfs2 gfs2 mmfs "
-    "fuse.sshfs fuse.glusterfs fuse.ceph fuse.cephfs fuse.s3fs fuse.rclone fuse.juicefs fuse.beegfs fuse.gcsfuse "
-    "fuse.davfs2 fuse.orangefs fuse.weed".split()
+    [
+        "nfs",
+        "nfs4",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "9p",
+        "afs",
+        "ceph",
+        "glusterfs",
+        "pvfs2",
+        "orangefs",
+        "panfs",
+        "davfs",
+        "wekafs",
+        "ocfs2",
+        "gfs2",
+        "mmfs",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "fuse.ceph",
+        "fuse.cephfs",
+        "fuse.s3fs",
+        "fuse.rclone",
+        "fuse.juicefs",
+        "fuse.beegfs",
+        "fuse.gcsfuse",
+        "fuse.davfs2",
+        "fuse.orangefs",
+        "fuse.weed",
+    ]
 )
 
 
@@ -38,7 +69,7 @@ class Address(Record, frozen=True, kw_only=True):
 
     url: str  # without the password
     path: str = ""
-    conninfo: dict[str, str] = {}
+    conninfo: dict[str, str] = {}  # noqa: RUF012 -- msgspec copies it for each record
 
     @property
     def is_sqlite(self) -> bool:
@@ -51,7 +82,7 @@ def parse_url(url: str) -> Address:
     parts = urlsplit(url)
     scheme = parts.scheme.split("+")[0]
     if scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
-        path = os.path.abspath(unquote(parts.path)[1:])
+        path = str(Path(unquote(parts.path)[1:]).absolute())
         return Address(url=f"sqlite:///{path}", path=path)
     if scheme in ("postgresql", "postgres"):
         return Address(url=without_password(url), conninfo=_conninfo(url))
@@ -119,12 +150,16 @@ def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
     mode = "rwc" if create else "rw"
     try:
         connection = sqlite3.connect(
-            f"file:{quote(path)}?mode={mode}", uri=True, timeout=CONNECT_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            f"file:{quote(path)}?mode={mode}",
+            uri=True,
+            timeout=CONNECT_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
         )
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA busy_timeout=0")
     except sqlite3.OperationalError as error:
-        there = os.path.exists(path)
+        there = Path(path).exists()
         advice = "check its permissions and those of its folder" if there else "`kt-study plan` makes one"
         raise DatabaseError(f"cannot open the database {path}: {error}; {advice}") from error
     except sqlite3.DatabaseError as error:
@@ -156,6 +191,14 @@ def unreachable(address: Address, error: BaseException) -> DatabaseError:
     return DatabaseError(
         f"database {place(address)} does not answer: {_scrubbed(reason, address)}; "
         "`kt-study db status` says whether the server runs, `kt-study db start` starts it"
+    )
+
+
+def mismatch(address: Address, error: BaseException) -> SchemaMismatch:
+    """The error of a statement that the database understands but cannot carry out as it is made."""
+    said = _scrubbed(str(error).strip().splitlines()[0], address)
+    return SchemaMismatch(
+        f"database {place(address)}: {said}; another version of kt-study made it: run kt-study plan with this one"
     )
 
 
@@ -255,7 +298,7 @@ def prepare_sqlite(path: str) -> None:
 
 def create_if_needed(address: Address) -> None:
     """Make the SQLite file where there is none; a PostgreSQL database must exist. Raises DatabaseError."""
-    if address.is_sqlite and not os.path.exists(address.path):
+    if address.is_sqlite and not Path(address.path).exists():
         prepare_sqlite(address.path)
 
 

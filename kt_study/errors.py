@@ -9,6 +9,7 @@ KtStudyError
 |   `-- PairsError           more pairs, or fewer models, than can be drawn
 |-- EnvironmentUnusable      exit code 3: the surroundings
 |   |-- DatabaseError        the job database: unreachable, too new, on a network file system
+|   |   `-- SchemaMismatch   it lacks a table or column that this program writes
 |   |-- SlurmError           the cluster's commands, partitions and limits
 |   `-- DiskError            no space, no permission, a file that cannot be written
 `-- LeaseLost                a worker no longer holds the job; it stops and writes nothing
@@ -57,6 +58,10 @@ class EnvironmentUnusable(KtStudyError):
 
 class DatabaseError(EnvironmentUnusable):
     """The job database cannot be reached, opened or migrated."""
+
+
+class SchemaMismatch(DatabaseError):
+    """The database answers, but lacks a table or column that this program writes. Waiting does not mend it."""
 
 
 class SlurmError(EnvironmentUnusable):

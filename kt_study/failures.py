@@ -8,7 +8,7 @@ import re
 import traceback
 from types import TracebackType
 
-from kt_study.errors import EnvironmentUnusable, UsageError
+from kt_study.errors import EnvironmentUnusable, SchemaMismatch, UsageError
 from kt_study.words import Failure
 
 WORKER_DIED = "WorkerDied"  # error and group of an attempt that ended without a word
@@ -65,7 +65,7 @@ def plain_cause(message: str) -> str:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same job may succeed on another try. Wrong input never does; a sick node, disk or network may."""
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | SchemaMismatch):
         return False
     if isinstance(error, EnvironmentUnusable | MemoryError | ConnectionError | TimeoutError | EOFError):
         return True

@@ -75,7 +75,7 @@ def new_server() -> Server:
     try:
         server.binaries()
     except DatabaseError as error:
-        require("postgresql", False, str(error))
+        require("postgres", False, str(error))
     started = Server(Path(tempfile.mkdtemp(prefix="kt-study-pg-")))
     started.make_template()
     return started

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kt_study.errors import DatabaseError, LeaseLost
+from kt_study.errors import DatabaseError, LeaseLost, SchemaMismatch
 from kt_study.failures import describe
 from kt_study.pilots import PilotOptions, time_left_s
 from kt_study.store import JobStore, Outlook, WorkerRecord
@@ -27,7 +27,7 @@ log = logging.getLogger("kt-study.worker")
 
 TINY_BATCH = 16
 
-RESUMABLE = ("transfer",)
+RESUMABLE = ("transfer", "train")
 """Kinds that go on from a checkpoint, so that one allocation need not hold a whole job."""
 
 NO_FIT_PATIENCE_S = 10.0
@@ -212,6 +212,9 @@ class Pilot:
             written = self.spool.finish(self.store, claim, rows)
         except LeaseLost as error:
             self._lose(claim, error)
+            return
+        except SchemaMismatch as error:
+            self._fail(claim, error)
             return
         self.tally.done += 1
         self._got_somewhere = True

@@ -166,7 +166,7 @@ def failures(tx: Transaction, study: str | None) -> list[FailureGroup]:
 
 
 def _failure_group(group: str, rows: Sequence[Row]) -> FailureGroup:
-    latest = max(rows, key=lambda row: row[5] or 0.0)
+    latest = max(rows, key=lambda row: (row[5] or 0.0, row[4]))  # two may end within a tick of the clock
     return FailureGroup(
         group=group,
         error=latest[1] or "",

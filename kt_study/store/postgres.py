@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from kt_study.database import Address, connect_postgresql, unreachable
+from kt_study.database import Address, connect_postgresql, mismatch, unreachable
+from kt_study.errors import SchemaMismatch
 from kt_study.store.backend import Row, Staging, Transaction, Wish, as_claim
 from kt_study.store.fenced import JobLost, is_done_by, lost
 from kt_study.store.pool import Pool
@@ -185,6 +186,8 @@ class PostgresBackend:
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if not _is_passing(error) or time.monotonic() + nap > deadline:
                     raise unreachable(self.address, error) from error
+            except (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable) as error:
+                raise mismatch(self.address, error) from error
             time.sleep(nap * random.uniform(0.5, 1.5))
             nap = min(2 * nap, LONGEST_NAP_S)
 
@@ -209,7 +212,7 @@ class PostgresBackend:
     def revision(self, wait_s: float) -> str | None:
         try:
             found = self._run(lambda c: c.execute("SELECT version_num FROM alembic_version").fetchone(), wait_s)
-        except psycopg.errors.UndefinedTable:
+        except SchemaMismatch:
             return None
         return found[0] if found else None
 

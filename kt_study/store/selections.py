@@ -37,7 +37,9 @@ def where(tx: Transaction, selection: Selection) -> tuple[str, dict[str, Any]]:
                 terms.append(_names(tx, role))
                 parameters[f"{role}_glob"] = tx.glob(pattern)
     if selection.error_group is not None:
-        terms.append("EXISTS (SELECT 1 FROM attempts a WHERE a.job_id = j.id AND a.fence = j.fence AND a.error_group = :error_group)")
+        terms.append(
+            "EXISTS (SELECT 1 FROM attempts a WHERE a.job_id = j.id AND a.fence = j.fence AND a.error_group = :error_group)"
+        )
         parameters["error_group"] = selection.error_group
     return " AND ".join(terms), parameters
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from kt_study.errors import DatabaseError, KtStudyError, LeaseLost, UsageError
+from kt_study.errors import DatabaseError, KtStudyError, LeaseLost, SchemaMismatch, UsageError
 from kt_study.files import write_text
 from kt_study.store.jobstore import JobStore
 from kt_study.store.results import Rows, columns_of, plain_rows
@@ -39,10 +39,13 @@ class Spool:
 
         Raises:
             LeaseLost: the job is no longer this worker's.
+            SchemaMismatch: the database lacks a column of the rows; waiting would not mend it.
             DiskError: the database is gone and the folder cannot be written either.
         """
         try:
             store.finish(claim, rows)
+        except SchemaMismatch:
+            raise
         except DatabaseError as error:
             path = self._keep(claim, rows)
             log.warning("job %s: %s; result kept in %s", claim.job_id, error, path)

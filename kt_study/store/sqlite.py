@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-from kt_study.database import Address, connect_sqlite, require_local_disk, unreachable
+from kt_study.database import Address, connect_sqlite, mismatch, require_local_disk, unreachable
 from kt_study.errors import DatabaseError
 from kt_study.store.backend import Row, Staging, Transaction, Wish, as_claim
 from kt_study.store.fenced import JobLost, is_done_by, lost
@@ -116,6 +116,8 @@ class SqliteBackend:
                 result = within(held.connection, begin, work, deadline)
             except sqlite3.DatabaseError as error:
                 self._pool.discard(held)
+                if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
+                    raise mismatch(self.address, error) from error
                 if not is_busy(error) or time.monotonic() > deadline:
                     raise unreachable(self.address, error) from error
                 continue
@@ -174,7 +176,7 @@ class _Connection:
 
     def _identity(self) -> tuple[int, int] | None:
         try:
-            found = os.stat(self._path)
+            found = Path(self._path).stat()
         except OSError:
             return None
         return found.st_dev, found.st_ino

@@ -121,7 +121,9 @@ def close(tx: Transaction, where: str, outcome: str, **values: Any) -> None:
 
 
 def _outcome(tx: Transaction, claim: Claim) -> str | None:
-    found: list[Row] = tx.rows("SELECT outcome FROM attempts WHERE job_id = :id AND fence = :fence", id=claim.job_id, fence=claim.fence)
+    found: list[Row] = tx.rows(
+        "SELECT outcome FROM attempts WHERE job_id = :id AND fence = :fence", id=claim.job_id, fence=claim.fence
+    )
     return found[0][0] if found else None
 
 

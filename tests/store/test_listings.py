@@ -111,14 +111,15 @@ def test_results_stream_in_chunks_with_the_study_joined_in(store: JobStore, monk
         (0.0, "one"), (0.0, "two"), (1.0, "one"), (1.0, "two"),
     ]  # fmt: skip
     last = chunks[0][-1]["id"]
-    assert [found["acc"] for chunk in store.results("evaluations", "one", last) for found in chunk][0] == 3.0
+    assert next(found["acc"] for chunk in store.results("evaluations", "one", last) for found in chunk) == 3.0
     assert list(store.results("evaluations", study="none")) == []
     with pytest.raises(UsageError, match="no result table 'nothing'"):
         list(store.results("nothing"))
 
 
 def test_every_type_of_column_comes_back(store: JobStore) -> None:
-    np = pytest.importorskip("numpy")
+    import numpy as np
+
     plan(store, job(1))
     rows = {
         "transfers": [{"student": "ä'b", "epochs": np.int64(2**40), "lr": np.float32(0.5), "diverged": np.bool_(True)}]

@@ -33,7 +33,9 @@ def test_the_password_is_in_a_file_for_its_owner_only(own: Server) -> None:
     assert password not in own.url and f"passfile={passfile}" in own.url
     arguments = Path(f"/proc/{own.pid()}/cmdline").read_bytes()
     assert password.encode() not in arguments
-    texts = [path for path in own.folder.rglob("*") if path.is_file() and path != passfile and path.stat().st_size < 1e6]
+    texts = [
+        path for path in own.folder.rglob("*") if path.is_file() and path != passfile and path.stat().st_size < 1e6
+    ]
     assert not [path for path in texts if password.encode() in path.read_bytes()]
 
 
@@ -84,7 +86,7 @@ def test_a_killed_server_is_seen_and_started_again(own: Server) -> None:
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_what_cannot_be_done_is_said(tmp_path: Path, own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for ask in (server.stop, server.status, server.url):
         with pytest.raises(DatabaseError, match="no PostgreSQL server was ever started in"):
             ask(tmp_path / "none")
@@ -95,7 +97,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, own: Server, monkeypatch: p
         server.start(tmp_path / "new")
 
 
-def test_a_port_that_is_taken_is_said(own: Server, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_said(own: Server) -> None:
     folder = own.folder.parent / f"{own.folder.name}-second"
     try:
         with pytest.raises(DatabaseError, match=r"pg_ctl failed.*says:.*could not create any TCP/IP sockets"):

@@ -50,7 +50,7 @@ def test_finish_with_a_row_that_does_not_fit_changes_nothing(store: JobStore) ->
     plan(store, job(1))
     claim = claim_one(store)
     twice = {"class_flips": [{"class_index": 1, "n": 1}, {"class_index": 1, "n": 2}]}  # unique by class
-    with pytest.raises(Exception, match="(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique"):
         store.finish(claim, row() | twice)
     with pytest.raises(UsageError, match="no column accuracy"):
         store.finish(claim, {"evaluations": [{"accuracy": 1.0}]})
