@@ -18,7 +18,8 @@ _UNWANTED = """NOT EXISTS (
 
 def where(tx: Transaction, selection: Selection) -> tuple[str, dict[str, Any]]:
     """SQL over `jobs j` for a selection, and its parameters."""
-    terms, parameters = ["true"], {}
+    terms = ["true"]
+    parameters: dict[str, Any] = {}
     for name, column in (("study", None), ("kind", "j.kind"), ("state", "j.state")):
         value = getattr(selection, name)
         if value is not None and column:

@@ -298,7 +298,8 @@ def _choose_any(connection: sqlite3.Connection, wish: Wish, now: float, limit: i
 
 
 def _filters(wish: Wish, now: float) -> tuple[str, dict[str, Any]]:
-    where, parameters = _READY, {"now": now}
+    where = _READY
+    parameters: dict[str, Any] = {"now": now}
     if wish.kinds:
         where += " AND kind IN (SELECT value FROM json_each(:kinds))"
         parameters["kinds"] = json.dumps(wish.kinds)
