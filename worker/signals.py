@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from types import FrameType
 
@@ -12,28 +11,38 @@ END_OF_ALLOCATION = "the end of the allocation"
 """The reason of a pilot that stops by its own clock, shortly before Slurm would end it."""
 
 
+LOOK_UP_S = 0.05
+
+
 class StopRequest:
-    """Remembers the first stop signal; those that follow change nothing."""
+    """Remembers the first stop signal; those that follow change nothing.
+
+    Holds no lock: a signal handler runs between two instructions of the main thread, so an Event that the handler sets
+    while that same thread is inside its `wait` would wait for itself for ever.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._made = False
         self.reason = ""
         self.since = 0.0  # time.monotonic() of the request
 
     @property
     def made(self) -> bool:
         """Whether anybody asked to stop."""
-        return self._event.is_set()
+        return self._made
 
     def make(self, reason: str) -> None:
         """Ask to stop, for `reason`; only the first reason is kept."""
-        if not self._event.is_set():
+        if not self._made:
             self.reason, self.since = reason, time.monotonic()
-            self._event.set()
+            self._made = True
 
     def wait(self, seconds: float) -> bool:
         """Sleep, but no longer than until the request. Returns whether it was made."""
-        return self._event.wait(seconds)
+        until = time.monotonic() + seconds
+        while not self._made and (left := until - time.monotonic()) > 0:
+            time.sleep(min(LOOK_UP_S, left))
+        return self._made
 
     def listen(self) -> None:
         """Take over the stop signals from whoever had them (submitit among them). Main thread only.

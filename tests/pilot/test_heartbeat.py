@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -137,8 +138,39 @@ def test_a_signal_sent_three_times_is_one_request(name: str) -> None:
     for number in (signal.SIGCONT, getattr(signal, name), signal.SIGCONT, getattr(signal, name), signal.SIGTERM):
         os.kill(child.pid, number)
         time.sleep(0.1)
-    assert child.stdout.readline() == f"{name}\n"
-    assert child.wait(10) == 0
+    assert child.communicate(timeout=60)[0] == f"{name}\n"
+    assert child.returncode == 0
+
+
+_WAITER = """
+import signal
+from worker.signals import StopRequest
+while True:
+    stop = StopRequest()
+    stop.listen()
+    print("ready", flush=True)
+    while not stop.wait(0.0001):
+        pass
+"""
+
+
+def test_a_signal_never_meets_a_lock_that_the_waiting_thread_holds() -> None:
+    """Many signals, each at another instruction of the wait. With an Event inside, this hangs within a few hundred."""
+    child = subprocess.Popen([sys.executable, "-c", _WAITER], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    watchdog = threading.Timer(120, child.kill)
+    watchdog.start()
+    try:
+        heard = 0
+        while heard < 2000 and child.stdout.readline() == "ready\n":
+            heard += 1
+            time.sleep(random.uniform(0.0, 0.0005))
+            os.kill(child.pid, signal.SIGTERM)
+        assert heard == 2000
+    finally:
+        watchdog.cancel()
+        child.kill()
+        child.wait()
 
 
 def test_the_first_reason_stays() -> None:
