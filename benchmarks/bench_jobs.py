@@ -6,7 +6,10 @@
 
 The bare loop is one UPDATE .. FOR UPDATE SKIP LOCKED .. RETURNING (on SQLite: UPDATE .. RETURNING between BEGIN IMMEDIATE
 and COMMIT) and one finishing UPDATE, each with its own commit, over a table with nothing but what it needs: no attempts, no
-fencing numbers, no needs, no affinity. Cases take turns, round by round.
+fencing numbers, no needs, no affinity. Cases take turns, round by round. On SQLite the same bare loop also runs over a table
+with the store's indexes (by kind, teacher and student, and of what runs), to tell what they cost from what the store costs.
+
+Parts may be run one at a time: the file of the day keeps what the other parts found, each with its own time and load.
 """
 
 from __future__ import annotations
@@ -24,26 +27,35 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from benchmarks.harness import versions, write_result
+from benchmarks.harness import read_result, versions, write_result
 from kt_study.database import connect_postgresql, connect_sqlite, parse_url
 from kt_study.hashing import job_digest
 from kt_study.store import JobStore, Planned, open_store
 from kt_study.words import PlannedJob
 from orchestrator import postgres_server
 
+LEAST_RATIO = 0.8  # of the bare loop's jobs a second
 READY_JOBS = 20_000  # more than any case uses up in its seconds
 BATCH_JOBS = 150_000
 MILLION = 1_000_000
 FORK = multiprocessing.get_context("fork")
+ROW = {"evaluations": [{"dataset": "imagenet-val", "model": "resnet50", "n": 50_000, "acc": 76.13}]}
 SPEC = {"dataset": "imagenet-val", "student": "s" * 32, "teachers": ["t" * 32], "objective": "kl_dp", "seed": 1}
 
 BARE_TABLE = "CREATE TABLE bare (id {identity} PRIMARY KEY, state text NOT NULL, priority integer NOT NULL, worker text, spec text)"
 BARE_INDEX = "CREATE INDEX bare_ready ON bare (priority DESC, id) WHERE state = 'ready'"
+STORE_INDEXES = (
+    "CREATE INDEX bare_kind ON bare (kind, priority DESC, id) WHERE state = 'ready'",
+    "CREATE INDEX bare_teacher ON bare (teacher, priority DESC, id) WHERE state = 'ready'",
+    "CREATE INDEX bare_student ON bare (student, priority DESC, id) WHERE state = 'ready'",
+    "CREATE INDEX bare_running ON bare (worker) WHERE state = 'running'",
+)
 BARE_CLAIM = (
     "UPDATE bare SET state = 'running', worker = {mark} WHERE id = (SELECT id FROM bare WHERE state = 'ready' "
     "ORDER BY priority DESC, id LIMIT 1 {locking}) RETURNING id, spec"
@@ -108,8 +120,9 @@ def bare_sqlite(url: str) -> Callable[[], int]:
     return step
 
 
-def store_loop(batch: int) -> Loop:
-    """Claim and finish through the job store, `batch` jobs at a time."""
+def store_loop(batch: int, rows: dict[str, list[dict[str, Any]]] | None = None) -> Loop:
+    """Claim and finish through the job store, `batch` jobs at a time, each with these result rows."""
+    result = rows or {}
 
     def start(url: str) -> Callable[[], int]:
         store = open_store(url)
@@ -118,9 +131,9 @@ def store_loop(batch: int) -> Loop:
         def step() -> int:
             claims = store.claim(worker, limit=batch)
             if batch == 1 and claims:
-                store.finish(claims[0], {})
+                store.finish(claims[0], result)
             elif claims:
-                store.finish_many([(claim, {}) for claim in claims])
+                store.finish_many([(claim, result) for claim in claims])
             return len(claims)
 
         return step
@@ -128,23 +141,35 @@ def store_loop(batch: int) -> Loop:
     return start
 
 
-def fill_bare(jobs: int) -> Callable[[str], None]:
-    """Empty the bare table and put ready rows into it."""
+def fill_bare(jobs: int, *, indexed: bool = False) -> Callable[[str], None]:
+    """Empty the bare table and put ready rows into it; `indexed` with the columns and indexes that the store has."""
 
     def fill(url: str) -> None:
         spec = json.dumps(SPEC)
+        series = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {jobs}) SELECT i FROM n"
         with _connection(url) as connection:
             identity = "integer" if url.startswith("sqlite") else "bigserial"
             connection.execute("DROP TABLE IF EXISTS bare")
             connection.execute(BARE_TABLE.format(identity=identity))
             connection.execute(BARE_INDEX)
-            series = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {jobs}) SELECT i FROM n"
             connection.execute(
-                f"INSERT INTO bare (state, priority, spec) SELECT 'ready', 0, '{spec}' FROM ({series.format(jobs=jobs)}) x"
+                f"INSERT INTO bare (state, priority, spec) SELECT 'ready', 0, '{spec}' FROM ({series}) x"
             )
+            if indexed:
+                _index_as_the_store(connection)
         _settle(url, "bare")
 
     return fill
+
+
+def _index_as_the_store(connection: Any) -> None:
+    for column in ("kind", "teacher", "student"):
+        connection.execute(f"ALTER TABLE bare ADD COLUMN {column} text")
+    connection.execute(
+        "UPDATE bare SET kind = 'transfer', teacher = 'teacher-' || (id % 300), student = 'student-' || (id % 299)"
+    )
+    for index in STORE_INDEXES:
+        connection.execute(index)
 
 
 def fill_store(jobs: int) -> Callable[[str], None]:
@@ -153,7 +178,7 @@ def fill_store(jobs: int) -> Callable[[str], None]:
     def fill(url: str) -> None:
         store = open_store(url, create=True)
         with _connection(url) as connection:
-            for table in ("study_jobs", "job_needs", "attempts", "jobs"):
+            for table in ("study_jobs", "job_needs", "past_attempts", "jobs"):
                 connection.execute(f"DELETE FROM {table}" if url.startswith("sqlite") else f"TRUNCATE {table} CASCADE")
         plan_jobs(store, jobs)
         store.close()
@@ -245,18 +270,21 @@ def postgresql_cases(url: str, seconds: float) -> list[Case]:
     for processes in (1, 8, 32):
         cases.append(Case(f"bare x{processes}", url, processes, bare_postgresql, fill_bare(READY_JOBS), seconds))
         cases.append(Case(f"store x{processes}", url, processes, store_loop(1), fill_store(READY_JOBS), seconds))
+    cases.append(Case("store x8, a result row each", url, 8, store_loop(1, ROW), fill_store(READY_JOBS), seconds))
     cases.append(Case("store x8, batches of 16", url, 8, store_loop(16), fill_store(BATCH_JOBS), seconds))
     return cases
 
 
 def sqlite_cases(folder: Path, seconds: float) -> list[Case]:
-    """Bare and store at 1 and 8 processes, and batches of 16 at 1, on one file."""
+    """Bare and store at 1 and 8 processes, the bare one with the store's indexes and batches of 16 at 1, on one file."""
     url = f"sqlite:///{folder / 'bench.db'}"
     open_store(url, create=True).close()
     cases = []
     for processes in (1, 8):
         cases.append(Case(f"bare x{processes}", url, processes, bare_sqlite, fill_bare(READY_JOBS), seconds))
         cases.append(Case(f"store x{processes}", url, processes, store_loop(1), fill_store(READY_JOBS), seconds))
+    indexed = fill_bare(READY_JOBS, indexed=True)
+    cases.append(Case("bare x1, the store's indexes", url, 1, bare_sqlite, indexed, seconds))
     cases.append(Case("store x1, batches of 16", url, 1, store_loop(16), fill_store(BATCH_JOBS), seconds))
     return cases
 
@@ -345,7 +373,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where the scratch databases go; the system's temporary folder by default")
     options = parser.parse_args()
     parts = options.only or ["postgresql", "sqlite", "scale", "plan"]
-    found: dict[str, Any] = {"seconds": options.seconds, "rounds": options.rounds, "versions": versions("psycopg")}
+    found: dict[str, Any] = {}
     with own_postgresql(options.folder) as fresh, tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         if "postgresql" in parts:
             found["postgresql"] = _report("PostgreSQL", postgresql_cases(fresh(), options.seconds), options.rounds)
@@ -357,7 +385,13 @@ def main() -> None:
             if "scale" in parts:
                 found[f"claim, {name}"] = _print(f"one claim, {name}", claim_scale(url))
     if options.keep:
-        print(f"kept in {write_result('jobs', found)}")
+        conditions = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "load_1min": os.getloadavg()[0]}
+        conditions |= {"seconds": options.seconds, "rounds": options.rounds, "versions": versions("psycopg")}
+        earlier = {
+            name: part for name, part in read_result("jobs").items() if isinstance(part, dict) and "when" in part
+        }
+        new = {name: conditions | part for name, part in found.items()}
+        print(f"kept in {write_result('jobs', earlier | new)}")
 
 
 def _report(title: str, cases: list[Case], rounds: int) -> dict[str, Any]:
@@ -365,7 +399,7 @@ def _report(title: str, cases: list[Case], rounds: int) -> dict[str, Any]:
     for name, values in figures.items():
         print(f"{title}: {name}: {values['jobs_per_s']:,.0f} jobs/s, least share {values['least_of_fair_share']:.2f}")
     for name, ratio in ratios(cases).items():
-        print(f"{title}: store / bare {name}: {ratio:.2f}")
+        print(f"{title}: store / bare {name}: {ratio:.2f} (wanted: at least {LEAST_RATIO})")
     return {"figures": figures, "store_over_bare": ratios(cases)}
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import psycopg
     import sqlalchemy as sa
 
-REVISION = "0003"  # the newest migration under sql/migrations; a test compares the two
+REVISION = "0007"  # the newest migration under sql/migrations; a test compares the two
 CONNECT_TIMEOUT_S = 10
 OLDEST_SQLITE = (3, 35, 0)  # UPDATE ... RETURNING
 
@@ -157,6 +157,7 @@ def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
             check_same_thread=False,
         )
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=16384")
         connection.execute("PRAGMA busy_timeout=0")
     except sqlite3.OperationalError as error:
         there = Path(path).exists()

@@ -103,26 +103,33 @@ study_jobs = sa.Table(
     sa.Column("job_id", Identity, sa.ForeignKey("jobs.id"), primary_key=True, index=True),
 )
 
-# Attempts that have ended. One that runs is in its job's row, so that a claim writes one row and a finish two.
-attempts = sa.Table(
-    "attempts",
+# Attempts that ended without a result. One that runs, or that brought the result, is its job's row, so that claiming and
+# finishing write one row each.
+past_attempts = sa.Table(
+    "past_attempts",
     metadata,
-    sa.Column("id", Identity, primary_key=True),
-    sa.Column("job_id", Identity, nullable=False),
-    sa.Column("fence", sa.Integer, nullable=False),
+    sa.Column("job_id", Identity, primary_key=True, autoincrement=False),
+    sa.Column("fence", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("worker", sa.Text, nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),
     sa.Column("ended_at", sa.Double, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),  # done | failed | retried | released | expired | cancelled
+    sa.Column("outcome", sa.Text, nullable=False),  # failed | retried | released | expired | cancelled
     sa.Column("progress", sa.Text),  # Progress as JSON
     sa.Column("error", sa.Text),
     sa.Column("message", sa.Text),
     sa.Column("traceback", sa.Text),
     sa.Column("error_group", sa.Text),
-    sa.UniqueConstraint("job_id", "fence"),
 )
 _grouped = sa.text("error_group IS NOT NULL")
-sa.Index("attempts_error_group", attempts.c.error_group, postgresql_where=_grouped, sqlite_where=_grouped)
+sa.Index("attempts_error_group", past_attempts.c.error_group, postgresql_where=_grouped, sqlite_where=_grouped)
+
+# A view over both: every attempt, with outcome `done` where it brought the result and none while it runs.
+attempts = sa.Table(
+    "attempts",
+    sa.MetaData(),
+    sa.Column("id", sa.BigInteger),  # the same for good: the job's id and the fencing number in one
+    *(sa.Column(column.name, column.type) for column in past_attempts.c),
+)
 
 workers = sa.Table(
     "workers",

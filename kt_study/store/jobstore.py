@@ -296,6 +296,10 @@ class JobStore:
             raise UsageError(f"no job {job_id} in {self.url}; `kt-study status` lists them")
         return found
 
+    def before(self, job: JobRow, study: str | None = None) -> tuple[int, int]:
+        """Ready jobs that a claim without affinity takes before this one, and how many of them for higher priority."""
+        return self._backend.read(lambda tx: listings.before(tx, job, study))
+
     def failures(self, study: str | None = None) -> list[FailureGroup]:
         """Failed jobs grouped by cause, the most frequent first."""
         return self._backend.read(lambda tx: listings.failures(tx, study))

@@ -34,13 +34,7 @@ FROM jobs j
 _ATTEMPTS = """
 SELECT a.fence, a.worker, coalesce(w.host, ''), coalesce(w.log, ''), a.started_at, a.ended_at, a.outcome, a.progress,
     a.error, a.message, a.traceback, a.error_group
-FROM (
-    SELECT fence, worker, started_at, ended_at, outcome, progress, error, message, traceback, error_group
-    FROM attempts WHERE job_id = :id
-    UNION ALL
-    SELECT fence, worker, started_at, NULL, NULL, progress, NULL, NULL, NULL, NULL
-    FROM jobs WHERE id = :id AND state = 'running'
-) a LEFT JOIN workers w ON w.id = a.worker ORDER BY a.fence
+FROM attempts a LEFT JOIN workers w ON w.id = a.worker WHERE a.job_id = :id ORDER BY a.fence
 """
 _NEEDS = """
 SELECT j.id, j.kind, j.state FROM job_needs n JOIN jobs j ON j.id = n.needs_id WHERE n.job_id = :id ORDER BY j.id
@@ -49,7 +43,7 @@ _STUDIES = """
 SELECT s.name FROM study_jobs sj JOIN studies s ON s.id = sj.study_id WHERE sj.job_id = :id ORDER BY s.name
 """
 _FAILED = """
-SELECT a.error_group, a.error, a.message, j.kind, j.id, a.ended_at FROM jobs j JOIN attempts a ON a.job_id = j.id AND a.fence = j.fence
+SELECT a.error_group, a.error, a.message, j.kind, j.id, a.ended_at FROM jobs j JOIN past_attempts a ON a.job_id = j.id AND a.fence = j.fence
 WHERE j.state = 'failed' AND {where} ORDER BY j.id
 """
 _OUTLOOK = """
@@ -64,6 +58,11 @@ SELECT coalesce(sum(CASE WHEN j.state = 'done' AND j.changed_at > {now} - :windo
     sum(CASE WHEN j.state IN ('blocked', 'ready', 'running') THEN j.estimate_s END),
     {now} - min(CASE WHEN j.state = 'done' THEN j.changed_at END)
 FROM jobs j WHERE {where}
+"""
+_BEFORE = """
+SELECT count(*), coalesce(sum(CASE WHEN j.priority > :priority THEN 1 ELSE 0 END), 0) FROM jobs j
+WHERE {where} AND j.state = 'ready' AND NOT j.paused AND j.not_before <= {now} AND (j.priority > :priority OR (j.priority = :priority
+    AND (j.estimate_s > :estimate OR (j.estimate_s = :estimate AND j.id < :job))))
 """
 _NEEDED = """
 SELECT j.digest FROM jobs j WHERE j.kind = :kind AND (j.state IN ('blocked', 'ready', 'running') OR EXISTS (
@@ -205,6 +204,19 @@ def pace(tx: Transaction, study: str | None, window_s: float) -> Pace:
         jobs_per_s=done / span if done else 0.0,
         eta_s=open_s * span / done_s if done_s and open_s else None,
     )
+
+
+def before(tx: Transaction, job: JobRow, study: str | None) -> tuple[int, int]:
+    """Jobs that a claim would take before this ready one, and how many of them for their higher priority."""
+    terms, parameters = where(tx, Selection(study=study))
+    line, preferred = tx.rows(
+        _BEFORE.format(now=tx.now, where=terms),
+        priority=job.priority,
+        estimate=job.estimate_s,
+        job=job.id,
+        **parameters,
+    )[0]
+    return line, preferred
 
 
 def needed_by_open_jobs(tx: Transaction, kind: str) -> set[str]:

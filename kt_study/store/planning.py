@@ -69,6 +69,17 @@ UPDATE jobs SET state = CASE WHEN needs_open = 0 THEN 'ready' ELSE 'blocked' END
     paused = (SELECT paused FROM studies WHERE id = :study), changed_at = {now}
 WHERE state = 'cancelled' AND {among}
 """
+# A student's file is no part of a job's identity (`kt_study.hashing.job_digest`): a job that no worker has taken yet is
+# told to keep more than it was planned with, and never less, for another study may rely on it.
+_PICK_UNKEPT = """
+SELECT j.id FROM jobs j JOIN planned p ON p.digest = j.digest AND p.kind = j.kind
+WHERE j.state NOT IN ('running', 'done') AND p.spec LIKE '%"keep":"%' AND (
+    j.spec NOT LIKE '%"keep":"%' OR (p.spec LIKE '%"keep":"all"%' AND j.spec NOT LIKE '%"keep":"all"%'))
+ORDER BY j.id {for_update}
+"""
+_KEEP = """
+UPDATE jobs SET spec = p.spec FROM planned p WHERE p.digest = jobs.digest AND p.kind = jobs.kind AND {among}
+"""
 _CONTINUE = """
 UPDATE jobs SET paused = false WHERE paused AND state IN ('blocked', 'ready', 'running')
     AND id IN (SELECT j.id FROM planned p JOIN jobs j ON j.digest = p.digest AND j.kind = p.kind)
@@ -137,6 +148,7 @@ def _write(tx: Transaction, study: str, distinct: int) -> Planned:
     tx.rows(_HOLD.format(for_update=tx.for_update))
     tx.change(_MARK)
     tx.change(_SETTLE, last=last)
+    _keep_more(tx)
     _reopen_cancelled(tx, study_id)
     return Planned(new=new, linked=links - new, existing=distinct - links)
 
@@ -154,6 +166,12 @@ def _require_known_needs(tx: Transaction) -> None:
     if unknown := tx.rows(_UNKNOWN):
         digest, needs = unknown[0]
         raise UsageError(f"job {digest} needs job {needs}, which is neither planned with it nor in the database")
+
+
+def _keep_more(tx: Transaction) -> None:
+    ids = [job_id for (job_id,) in tx.rows(_PICK_UNKEPT.format(for_update=tx.for_update))]
+    if ids:
+        tx.change(_KEEP.format(among=tx.among("jobs.id", "ids")), ids=ids)
 
 
 def _reopen_cancelled(tx: Transaction, study: int) -> None:

@@ -39,7 +39,7 @@ def where(tx: Transaction, selection: Selection) -> tuple[str, dict[str, Any]]:
                 parameters[f"{role}_glob"] = tx.glob(pattern)
     if selection.error_group is not None:
         terms.append(
-            "EXISTS (SELECT 1 FROM attempts a WHERE a.job_id = j.id AND a.fence = j.fence AND a.error_group = :error_group)"
+            "EXISTS (SELECT 1 FROM past_attempts a WHERE a.job_id = j.id AND a.fence = j.fence AND a.error_group = :error_group)"
         )
         parameters["error_group"] = selection.error_group
     return " AND ".join(terms), parameters

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import os
 import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from kt_study.database import Address, connect_sqlite, mismatch, require_local_disk, unreachable
@@ -26,28 +27,29 @@ T = TypeVar("T")
 NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 SHORTEST_NAP_S, LONGEST_NAP_S = 0.0002, 0.004
 
-_READY = "state = 'ready' AND NOT paused AND not_before <= :now"
+_READY = f"state = 'ready' AND NOT paused AND not_before <= {NOW}"
 _ORDER = "ORDER BY priority DESC, estimate_s DESC, id"
 _OF_STUDY = " AND EXISTS (SELECT 1 FROM study_jobs sj JOIN studies s ON s.id = sj.study_id WHERE sj.job_id = jobs.id AND s.name = :study)"
-_START = """
-    UPDATE jobs SET state = 'running', worker = :worker, fence = fence + 1, lease_until = :now + :lease_s, started_at = :now,
-        changed_at = :now, progress = NULL
-    WHERE id = :id RETURNING id, fence, kind, digest, spec, attempts
+# Within one statement SQLite's clock stands still.
+_START = f"""
+    UPDATE jobs SET state = 'running', worker = :worker, fence = fence + 1, lease_until = {NOW} + :lease_s,
+        started_at = {NOW}, changed_at = {NOW}, progress = NULL
+    WHERE id {{picked}} RETURNING id, fence, kind, digest, spec, attempts
 """
-_RENEW = """
-    UPDATE jobs SET lease_until = ?, progress = coalesce(?, progress) WHERE id = ? AND fence = ? AND state = 'running'
+_FIRST = f"(SELECT id FROM jobs WHERE {_READY} {_ORDER} LIMIT :limit)"
+_START_CHOSEN = _START.format(picked="IN (SELECT value FROM json_each(:ids))")
+_START_ONE = _START.format(picked=f"= {_FIRST}")
+_START_SEVERAL = _START.format(picked=f"IN {_FIRST}")
+_RENEW = f"""
+    UPDATE jobs SET lease_until = {NOW} + ?, progress = coalesce(?, progress) WHERE id = ? AND fence = ? AND state = 'running'
     RETURNING paused
 """
-_END = """
-    UPDATE jobs SET state = 'done', attempts = attempts + 1, lease_until = NULL, changed_at = ?
+_END = f"""
+    UPDATE jobs SET state = 'done', attempts = attempts + 1, lease_until = NULL, changed_at = {NOW}
     WHERE id = ? AND fence = ? AND state = 'running' RETURNING needed
 """
-_KEEP = """
-    INSERT INTO attempts (job_id, fence, worker, started_at, ended_at, outcome, progress)
-    SELECT id, fence, worker, started_at, changed_at, 'done', progress FROM jobs WHERE id = ?
-"""
-_FREE = """
-    UPDATE jobs SET needs_open = needs_open - 1, changed_at = ?,
+_FREE = f"""
+    UPDATE jobs SET needs_open = needs_open - 1, changed_at = {NOW},
         state = CASE WHEN state = 'blocked' AND needs_open = 1 THEN 'ready' ELSE state END
     WHERE id IN (SELECT job_id FROM job_needs WHERE needs_id = ?)
 """
@@ -170,13 +172,13 @@ class _Connection:
     """A connection and the identity of the file it was opened on."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self._look = functools.partial(os.stat, path)  # with every use; through a Path it takes three times as long
         self.connection = connect_sqlite(path)
         self._file = self._identity()
 
     def _identity(self) -> tuple[int, int] | None:
         try:
-            found = Path(self._path).stat()
+            found = self._look()
         except OSError:
             return None
         return found.st_dev, found.st_ino
@@ -247,31 +249,34 @@ def is_busy(error: sqlite3.DatabaseError) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _clock(connection: sqlite3.Connection) -> float:
-    return float(connection.execute(f"SELECT {NOW}").fetchone()[0])
-
-
 def _claim(connection: sqlite3.Connection, wish: Wish) -> list[Claim]:
-    now = _clock(connection)
-    return [_start(connection, wish, job_id, now) for job_id in _choose(connection, wish, now)]
+    parameters = {"worker": wish.worker, "lease_s": wish.lease_s}
+    if wish.teachers or wish.students or wish.kinds or wish.time_left_s is not None or wish.study is not None:
+        ids = _choose(connection, wish)
+        rows = connection.execute(_START_CHOSEN, parameters | {"ids": json.dumps(ids)}).fetchall()
+        rows.sort(key=lambda row: ids.index(row[0]))
+    else:
+        start = _START_ONE if wish.limit == 1 else _START_SEVERAL
+        rows = connection.execute(start, parameters | {"limit": wish.limit}).fetchall()
+    return [as_claim(row) for row in rows]
 
 
-def _choose(connection: sqlite3.Connection, wish: Wish, now: float) -> list[int]:
+def _choose(connection: sqlite3.Connection, wish: Wish) -> list[int]:
     """Jobs whose student or teacher the worker has, then any, both by priority and longest first."""
-    chosen = _choose_by(connection, wish, now, "teacher", wish.teachers)
-    chosen += _choose_by(connection, wish, now, "student", wish.students)
+    chosen = _choose_by(connection, wish, "teacher", wish.teachers)
+    chosen += _choose_by(connection, wish, "student", wish.students)
     found = [job_id for _, _, job_id in sorted(set(chosen))][: wish.limit]
     if len(found) < wish.limit:
-        others = _choose_any(connection, wish, now, wish.limit + len(found))
+        others = _choose_any(connection, wish, wish.limit + len(found))
         found += [job_id for job_id in others if job_id not in found]
     return found[: wish.limit]
 
 
 def _choose_by(
-    connection: sqlite3.Connection, wish: Wish, now: float, column: str, keys: Sequence[str], limit: int | None = None
+    connection: sqlite3.Connection, wish: Wish, column: str, keys: Sequence[str], limit: int | None = None
 ) -> list[tuple[int, float, int]]:
     """(-priority, -estimate, id) of the best jobs of each key, in ascending order of preference within a key."""
-    where, parameters = _filters(wish, now)
+    where, parameters = _filters(wish)
     statement = f"SELECT -priority, -estimate_s, id FROM jobs WHERE {where} AND {column} = :key {_ORDER} LIMIT :limit"
     found: list[tuple[int, float, int]] = []
     for key in keys:
@@ -279,8 +284,8 @@ def _choose_by(
     return found
 
 
-def _choose_any(connection: sqlite3.Connection, wish: Wish, now: float, limit: int) -> list[int]:
-    where, parameters = _filters(wish, now)
+def _choose_any(connection: sqlite3.Connection, wish: Wish, limit: int) -> list[int]:
+    where, parameters = _filters(wish)
     if not wish.kinds and wish.time_left_s is None:
         rows = connection.execute(
             f"SELECT id FROM jobs WHERE {where} {_ORDER} LIMIT :limit", parameters | {"limit": limit}
@@ -297,9 +302,9 @@ def _choose_any(connection: sqlite3.Connection, wish: Wish, now: float, limit: i
     return [job_id for _, _, job_id in sorted(found)][:limit]
 
 
-def _filters(wish: Wish, now: float) -> tuple[str, dict[str, Any]]:
+def _filters(wish: Wish) -> tuple[str, dict[str, Any]]:
     where = _READY
-    parameters: dict[str, Any] = {"now": now}
+    parameters: dict[str, Any] = {}
     if wish.kinds:
         where += " AND kind IN (SELECT value FROM json_each(:kinds))"
         parameters["kinds"] = json.dumps(wish.kinds)
@@ -328,20 +333,14 @@ def _levels(connection: sqlite3.Connection, kinds: Sequence[str]) -> list[tuple[
     return found
 
 
-def _start(connection: sqlite3.Connection, wish: Wish, job_id: int, now: float) -> Claim:
-    parameters = {"id": job_id, "worker": wish.worker, "now": now, "lease_s": wish.lease_s}
-    return as_claim(connection.execute(_START, parameters).fetchone())
-
-
 def _beat(
     connection: sqlite3.Connection, worker: str, held: Sequence[tuple[Claim, Progress | None]], lease_s: float
 ) -> Orders:
-    now = _clock(connection)
-    connection.execute("UPDATE workers SET beat_at = ? WHERE id = ?", [now, worker])
+    connection.execute(f"UPDATE workers SET beat_at = {NOW} WHERE id = ?", [worker])
     gone, cancelled, paused = set(), set(), set()
     for claim, progress in held:
         stored = encode_progress(progress)
-        renewed = connection.execute(_RENEW, [now + lease_s, stored, claim.job_id, claim.fence]).fetchone()
+        renewed = connection.execute(_RENEW, [lease_s, stored, claim.job_id, claim.fence]).fetchone()
         if renewed is None:
             gone.add(claim.job_id)
             if _is_cancelled(connection, claim):
@@ -357,18 +356,16 @@ def _is_cancelled(connection: sqlite3.Connection, claim: Claim) -> bool:
 
 
 def _finish(connection: sqlite3.Connection, finished: Sequence[tuple[Claim, dict[str, list[Row]]]]) -> list[JobLost]:
-    now = _clock(connection)
     gone = []
     for claim, tables in finished:
-        ended = connection.execute(_END, [now, claim.job_id, claim.fence]).fetchone()
+        ended = connection.execute(_END, [claim.job_id, claim.fence]).fetchone()
         if ended is None:
             found = connection.execute("SELECT state, fence, worker FROM jobs WHERE id = ?", [claim.job_id]).fetchone()
             if not is_done_by(claim, found):
                 gone.append(lost(claim, found))
             continue
-        connection.execute(_KEEP, [claim.job_id])
         for table, rows in tables.items():
             connection.executemany(insert_sqlite(table), rows)
         if ended[0]:
-            connection.execute(_FREE, [now, claim.job_id])
+            connection.execute(_FREE, [claim.job_id])
     return gone

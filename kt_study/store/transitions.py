@@ -15,7 +15,7 @@ LONGEST_BACKOFF_S = 1800.0
 
 _HELD = "id = :id AND fence = :fence AND lease_until IS NOT NULL"  # a job has a lease exactly while it runs
 _CLOSE = """
-INSERT INTO attempts (job_id, fence, worker, started_at, ended_at, outcome, progress, error, message, traceback, error_group)
+INSERT INTO past_attempts (job_id, fence, worker, started_at, ended_at, outcome, progress, error, message, traceback, error_group)
 SELECT id, fence, worker, started_at, {now}, :outcome, progress, :error, :message, :traceback, :group FROM jobs
 WHERE {where}
 """
@@ -122,7 +122,7 @@ def close(tx: Transaction, where: str, outcome: str, **values: Any) -> None:
 
 def _outcome(tx: Transaction, claim: Claim) -> str | None:
     found: list[Row] = tx.rows(
-        "SELECT outcome FROM attempts WHERE job_id = :id AND fence = :fence", id=claim.job_id, fence=claim.fence
+        "SELECT outcome FROM past_attempts WHERE job_id = :id AND fence = :fence", id=claim.job_id, fence=claim.fence
     )
     return found[0][0] if found else None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kt_study.hashing import job_digest
@@ -56,6 +57,14 @@ def row(value: float = 1.0) -> dict[str, list[dict[str, Any]]]:
 def result_rows(store: JobStore, table: str = "evaluations") -> list[dict[str, Any]]:
     """Every row of a result table."""
     return [found for chunk in store.results(table) for found in chunk]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 300.0) -> None:
+    """Wait for a condition, with a bound that only a hanging program reaches."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"still not so after {seconds:.0f} s"
+        time.sleep(0.01)
 
 
 def passing() -> Failure:

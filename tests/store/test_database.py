@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psycopg
@@ -18,7 +17,7 @@ from kt_study.database import parse_url, place, require_local_disk, sqlalchemy_u
 from kt_study.errors import DatabaseError
 from kt_study.store import open_store
 from tests.postgres import Server
-from tests.store.making import claim_one, job, plan
+from tests.store.making import claim_one, job, plan, wait_until
 
 SECRET = "s3cret%2Fword"
 
@@ -152,13 +151,14 @@ def test_a_store_holds_no_connection_for_long(postgres_server: Server) -> None:
     store = open_store(postgres_server.named(name), idle_s=0.2)
     plan(store, job(1))
     claim = claim_one(store)
-    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
     with psycopg.connect(postgres_server.url, autocommit=True) as watcher:
-        assert watcher.execute(count, [name]).fetchone() == (1,)
-        deadline = time.monotonic() + 5.0
-        while watcher.execute(count, [name]).fetchone() != (0,) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert watcher.execute(count, [name]).fetchone() == (0,)
+
+        def held() -> int:
+            row = watcher.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = %s", [name]).fetchone()
+            return int(row[0]) if row else 0
+
+        assert store._backend.transact(lambda _: held()) == 1  # while it is in use
+        wait_until(lambda: held() == 0)
     store.finish(claim, {})
 
 

@@ -90,7 +90,7 @@ def test_workers_are_listed_with_what_they_run(store: JobStore) -> None:
     assert (first.id, first.host, first.pid, first.slurm_job, first.log) == ("a", "n1", 5, "7_1", "/x.log")
     assert set(first.running) == {claim.job_id for claim in claims}
     assert second.running == ()
-    assert 0.0 <= first.beat_age_s < 5.0
+    assert 0.0 <= first.beat_age_s < 600.0
     assert store.job(claims[0].job_id).attempts[0].log == "/x.log"
     store.leave("b")
     assert [worker.id for worker in store.workers(alive_within_s=60.0)] == ["a"]

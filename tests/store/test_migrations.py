@@ -58,10 +58,36 @@ def revision_of(url: str) -> str:
         return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one())
 
 
-def test_the_program_knows_its_newest_migration() -> None:
+def scripts() -> ScriptDirectory:
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()))
-    assert ScriptDirectory.from_config(config).get_heads() == [database.REVISION]
+    return ScriptDirectory.from_config(config)
+
+
+ATTEMPT = "job_id, fence, worker, started_at, ended_at, outcome, progress, error, message, traceback, error_group"
+# What users would miss, by table; the attempts that have ended, for the first schema knew no others.
+HELD = {
+    "studies": "name, spec, created_at",
+    "jobs": "id, kind, digest, spec, state, priority, estimate_s, teacher, student, needs_open, attempts, crashes, fence, "
+    "not_before, worker, lease_until, created_at",
+    "job_needs": "job_id, needs_id",
+    "study_jobs": "study_id, job_id",
+    "workers": "id, host, pid, started_at, beat_at",
+    "evaluations": "id, job_id, dataset, model, n, acc",
+    "attempts WHERE ended_at IS NOT NULL": ATTEMPT,
+}
+
+
+def holdings(url: str) -> dict[str, list[tuple[object, ...]]]:
+    with engine_of(url).connect() as connection:
+        return {
+            table: sorted(tuple(row) for row in connection.exec_driver_sql(f"SELECT {columns} FROM {table}"))
+            for table, columns in HELD.items()
+        }
+
+
+def test_the_program_knows_its_newest_migration() -> None:
+    assert scripts().get_heads() == [database.REVISION]
 
 
 def test_the_migrations_make_the_tables_that_the_program_knows(empty: str) -> None:
@@ -86,6 +112,48 @@ def test_an_old_database_comes_forward_with_all_it_holds(old: str) -> None:
     assert [found["acc"] for found in result_rows(store)] == [93.5]
     assert store.study("old") == {"seed": 7}
     assert store.failures()[0].group == "abc"
+
+
+def test_each_revision_keeps_what_the_one_before_held(old: str) -> None:
+    before = holdings(old)
+    assert {table: len(rows) for table, rows in before.items()} == {
+        "studies": 1, "jobs": 5, "job_needs": 2, "study_jobs": 5, "workers": 1, "evaluations": 1,
+        "attempts WHERE ended_at IS NOT NULL": 2,
+    }  # fmt: skip
+    for script in reversed(list(scripts().walk_revisions("0001", "heads"))):
+        migrate(parse_url(old), script.revision)
+        assert revision_of(old) == script.revision
+        assert holdings(old) == before, script.revision
+
+
+def test_attempts_that_move_into_their_jobs_rows_say_what_they_said(old: str) -> None:
+    """Revision 0004, over attempts as the program of 0003 left them: one that brought the result after one that did not,
+    with progress; one released; and one that runs."""
+    migrate(parse_url(old), "0003")
+    with engine_of(old).begin() as connection:
+        for statement in (
+            "UPDATE jobs SET fence = 2, attempts = 2, worker = 'w2' WHERE id = 1",
+            "UPDATE attempts SET fence = 2, worker = 'w2', progress = '{\"epoch\":9}' WHERE job_id = 1",
+            "UPDATE jobs SET fence = 3, started_at = 1700000050.25 WHERE id = 2",
+        ):
+            connection.exec_driver_sql(statement)
+        for values in (
+            "(10, 1, 1, 'w1', 1700000001.5, 1700000002.5, 'retried', NULL, 'OSError', 'disk', 'tb', 'disk')",
+            "(11, 2, 1, 'w1', 1700000003.5, 1700000004.5, 'released', '{\"epoch\":1}', NULL, 'SIGTERM', NULL, NULL)",
+            "(12, 2, 2, 'w1', 1700000005.5, 1700000006.5, 'expired', NULL, 'WorkerDied', 'no word', '', 'WorkerDied')",
+        ):
+            connection.exec_driver_sql(f"INSERT INTO attempts (id, {ATTEMPT}) VALUES {values}")
+    before = holdings(old)["attempts WHERE ended_at IS NOT NULL"]
+    assert len(before) == 5
+    store = open_store(old, create=True)
+    assert holdings(old)["attempts WHERE ended_at IS NOT NULL"] == before
+    running = store.job(2).attempts
+    assert [(each.fence, each.outcome) for each in running] == [(1, "released"), (2, "expired"), (3, None)]
+    assert (running[-1].started_at, running[-1].ended_at) == (1700000050.25, None)
+    done = store.job(1).attempts
+    assert [(each.outcome, each.worker) for each in done] == [("retried", "w1"), ("done", "w2")]
+    assert done[-1].progress is not None and done[-1].progress.epoch == 9
+    assert open_store(old).failures()[0].group == "abc"
 
 
 def test_an_old_database_goes_on_working(old: str) -> None:

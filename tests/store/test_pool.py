@@ -11,7 +11,7 @@ import pytest
 
 from kt_study.store import open_store
 from kt_study.store.pool import Pool
-from tests.store.making import claim_one, job, plan
+from tests.store.making import claim_one, job, plan, wait_until
 
 
 class Fake:
@@ -32,18 +32,19 @@ def test_the_last_used_connection_comes_first() -> None:
     pool.give(two)
     assert pool.take() is two
     assert pool.take() is one
+    pool.give(one)
+    pool.give(two)  # or every fork of this process would wait for them
 
 
 def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
     pool = Pool(Fake, idle_s=0.05)
     idle, busy = pool.take(), pool.take()
     pool.give(idle)
-    deadline = time.monotonic() + 5.0
-    while idle.is_open and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert (idle.is_open, busy.is_open) == (False, True)
+    wait_until(lambda: not idle.is_open)
+    assert busy.is_open
     pool.give(busy)
     assert pool.take() is busy
+    pool.give(busy)
 
 
 def test_a_broken_connection_takes_the_idle_ones_with_it() -> None:
@@ -54,16 +55,27 @@ def test_a_broken_connection_takes_the_idle_ones_with_it() -> None:
     assert (idle.is_open, broken.is_open) == (False, False)
 
 
-def test_a_fork_waits_for_a_connection_in_use_and_closes_the_idle() -> None:
+def test_a_fork_waits_for_a_connection_in_use_and_closes_the_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Pool(Fake, idle_s=60.0)
     idle, busy = pool.take(), pool.take()
     pool.give(idle)
-    threading.Timer(0.2, pool.give, [busy]).start()
-    start = time.monotonic()
+    forking = threading.get_ident()
+    naps = []
+
+    def nap(seconds: float) -> None:
+        """The fork waits: let it see the connection in use twice, then give it back."""
+        if threading.get_ident() == forking:
+            naps.append(seconds)
+            if len(naps) == 2:
+                pool.give(busy)
+        sleep(seconds)
+
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", nap)
     child = os.fork()
     if child == 0:
         os._exit(0 if pool.take() not in (idle, busy) else 1)
-    assert time.monotonic() - start > 0.15
+    assert len(naps) == 2
     assert os.waitpid(child, 0)[1] == 0
     assert (idle.is_open, busy.is_open) == (False, False)
 

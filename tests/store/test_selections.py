@@ -100,6 +100,18 @@ def test_retry_by_error_group(store: JobStore) -> None:
     assert store.job(1).attempts_used == 0
 
 
+def test_retry_cancel_and_pause_by_pair(store: JobStore) -> None:
+    _pairs(store)
+    for claim in store.claim("worker", kinds=["transfer"], limit=4):
+        store.fail(claim, lasting())
+    assert store.retry(Selection(pair=("resnet*", "vit_tiny"))) == 2
+    assert states(store) == {0: "failed", 1: "ready", 2: "ready", 3: "failed", 9: "ready"}
+    assert store.pause(Selection(pair=("resnet18", "*"))) == 1
+    assert store.cancel(Selection(pair=("k2", "*"))) == 1
+    assert states(store) == {0: "failed", 1: "ready", 2: "cancelled", 3: "failed", 9: "ready"}
+    assert [number(claim) for claim in store.claim("worker", limit=9)] == [9]
+
+
 def test_an_error_group_means_the_last_failure(store: JobStore) -> None:
     plan(store, job(1))
     store.fail(claim_one(store), passing())

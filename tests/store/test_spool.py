@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +24,7 @@ class Away:
 
     def go(self) -> None:
         if self._server:
-            os.kill(self._server.pid(), signal.SIGKILL)
+            self._server.kill()
         else:
             self._file.rename(self._file.with_suffix(".away"))
 
@@ -62,15 +60,21 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Away:
 
 @pytest.fixture
 def impatient(database: Away) -> JobStore:
-    """A store that gives up after half a second."""
-    return open_store(database.url, patience_s=0.5)
+    """A store that gives up after a moment, for the time that the database is away."""
+    return open_store(database.url, patience_s=0.3)
+
+
+@pytest.fixture
+def patient(database: Away) -> JobStore:
+    """A store that does not."""
+    return open_store(database.url, patience_s=300.0)
 
 
 def test_a_result_is_spooled_and_counts_when_the_database_is_back(
-    database: Away, impatient: JobStore, tmp_path: Path
+    database: Away, impatient: JobStore, patient: JobStore, tmp_path: Path
 ) -> None:
-    plan(impatient, job(1), job(2, needs=[job(1)]))
-    claim = claim_one(impatient)
+    plan(patient, job(1), job(2, needs=[job(1)]))
+    claim = claim_one(patient)
     spool = Spool(tmp_path / "spool")
     database.go()
     infinite = {"evaluations": [{"acc": 42.0, "loss": float("inf"), "dataset": "ä"}]}
@@ -78,30 +82,30 @@ def test_a_result_is_spooled_and_counts_when_the_database_is_back(
     assert spool.drain(impatient) == 0
     assert len(spool.waiting()) == 1
     database.come_back()
-    assert spool.drain(impatient) == 1
+    assert spool.drain(patient) == 1
     assert (spool.waiting(), spool.rejected()) == ([], [])
-    (found,) = result_rows(impatient)
+    (found,) = result_rows(patient)
     assert (found["acc"], found["loss"], found["dataset"]) == (42.0, float("inf"), "ä")
-    assert states(impatient) == {1: "done", 2: "ready"}
-    assert spool.drain(impatient) == 0
+    assert states(patient) == {1: "done", 2: "ready"}
+    assert spool.drain(patient) == 0
 
 
 def test_a_spooled_result_that_was_fenced_out_is_set_aside(
-    database: Away, impatient: JobStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    database: Away, impatient: JobStore, patient: JobStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan(impatient, job(1), job(2))
-    late, good = claim_one(impatient, lease_s=-1.0), claim_one(impatient)
+    plan(patient, job(1), job(2))
+    late, good = claim_one(patient, lease_s=-1.0), claim_one(patient)
     spool = Spool(tmp_path / "spool")
     database.go()
     assert not spool.finish(impatient, late, row(13.0))
     assert not spool.finish(impatient, good, row(7.0))
     database.come_back()
-    assert impatient.expire(grace_s=0.0) == 1
-    impatient.finish(claim_one(impatient, "other"), row(99.0))
-    assert spool.drain(impatient) == 1
+    assert patient.expire(grace_s=0.0) == 1
+    patient.finish(claim_one(patient, "other"), row(99.0))
+    assert spool.drain(patient) == 1
     assert [path.name for path in spool.rejected()] == ["job-000000001-1.json"]
     assert "lease of claim 1 has ended" in caplog.text
-    assert sorted(found["acc"] for found in result_rows(impatient)) == [7.0, 99.0]
+    assert sorted(found["acc"] for found in result_rows(patient)) == [7.0, 99.0]
 
 
 def test_a_result_that_is_spooled_after_its_commit_counts_once(store: JobStore, tmp_path: Path) -> None:

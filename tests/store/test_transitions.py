@@ -124,17 +124,17 @@ def test_a_lasting_failure_fails_at_once(store: JobStore) -> None:
 
 
 def test_a_job_that_backs_off_is_not_claimed_until_its_time(url: str) -> None:
-    store = open_store(url, first_backoff_s=100.0)
+    store = open_store(url, first_backoff_s=1000.0)
     plan(store, job(1))
     claim = claim_one(store)
     assert store.fail(claim, passing()) == JobState.READY
     found = store.job(claim.job_id)
-    assert 74.0 < found.not_before - found.changed_at < 126.0
+    assert 740.0 < found.not_before - found.changed_at < 1260.0
     assert "backs off for another" in found.why
     assert store.claim("worker") == []
     outlook = store.outlook()
     assert (outlook.ready_now, outlook.ready_later) == (0, 1)
-    assert outlook.next_s is not None and 70.0 < outlook.next_s < 126.0
+    assert outlook.next_s is not None and 500.0 < outlook.next_s < 1260.0
     assert store.retry(Selection()) == 1  # an impatient user
     assert claim_one(store).job_id == claim.job_id
 
@@ -163,7 +163,7 @@ def _forget_the_pause(url: str) -> None:
 def test_an_expired_lease_goes_to_another_worker_and_fences_the_first_out(store: JobStore) -> None:
     plan(store, job(1))
     stale = claim_one(store, "first", lease_s=0.01)
-    time.sleep(0.05)
+    time.sleep(0.05)  # by the database's clock it is over now, however slow this machine is
     assert store.expire(grace_s=0.0) == 1
     fresh = claim_one(store, "second")
     assert fresh.fence == stale.fence + 1
@@ -182,12 +182,11 @@ def test_an_expired_lease_goes_to_another_worker_and_fences_the_first_out(store:
 
 def test_a_lease_that_is_renewed_does_not_expire(store: JobStore) -> None:
     plan(store, job(1))
-    claim = claim_one(store, lease_s=0.2)
-    for _ in range(4):
-        time.sleep(0.1)
-        assert store.beat("worker", {claim: None}, lease_s=0.2).lost == frozenset()
+    claim = claim_one(store, lease_s=-1.0)  # over from the start, and nobody has looked yet
+    for _ in range(3):
+        assert store.beat("worker", {claim: None}, lease_s=3600.0).lost == frozenset()
         assert store.expire(grace_s=0.0) == 0
-    time.sleep(0.3)
+    store.beat("worker", {claim: None}, lease_s=-1.0)
     assert store.expire(grace_s=0.0) == 1
 
 
@@ -195,7 +194,7 @@ def test_a_server_that_just_started_expires_nothing(store: JobStore, url: str) -
     plan(store, job(1))
     claim_one(store, lease_s=-10.0)
     if url.startswith("postgresql"):
-        assert store.expire(grace_s=3600.0) == 0
+        assert store.expire(grace_s=1e9) == 0
     assert store.expire(grace_s=0.0) == 1
 
 
