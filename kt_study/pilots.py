@@ -21,6 +21,9 @@ class ProbeExit(IntEnum):
     NO_GPU = 84
 
 
+RESUMABLE = ("transfer", "train", "remake")
+"""Kinds that go on from a checkpoint, so that one allocation need not hold a whole job."""
+
 HOLD_BAD_NODE_S = 20
 """Seconds that a pilot which cannot work stays: otherwise its node would swallow a whole array in no time."""
 
@@ -61,6 +64,14 @@ class LaunchFiles:
         """What squeue and sacct last said."""
         return self.folder / "slurm.json"
 
+    def channels(self, study: str) -> Path:
+        """Where messages about a study go."""
+        return self.folder / "notify" / f"{study}.json"
+
+    def told(self, study: str, event: str) -> Path:
+        """Marks that somebody has told, or is telling, of an event of a study."""
+        return self.folder / "notify" / f"{study}.{event}"
+
     def launch(self, token: str) -> Path:
         """The record of one launch."""
         return self.launches / f"{token}.json"
@@ -92,8 +103,9 @@ class PilotOptions(Record, frozen=True, kw_only=True):
     margin_s: float = 60.0  # time left to the allocation in which no job is claimed
     linger_s: float = 120.0  # under Slurm, how long a stopped pilot waits to be killed, so that it is requeued
     eval_batch_size: int = 64
-    loader_workers: int = 0
+    loader_workers: int | None = None  # processes that read images; None: on a GPU all threads but one, else none
     checkpoint_every_s: float = 300.0
+    cuda_graphs: bool = False  # replay compiled students as CUDA graphs
     gpus: int = 0  # GPUs that each allocation has; its pilots share them evenly
     token: str = ""  # names the launch in Slurm's job list
 

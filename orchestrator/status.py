@@ -15,6 +15,7 @@ from kt_study.words import JobState
 from orchestrator.slurm import report
 from orchestrator.slurm.report import SlurmPart
 from orchestrator.spans import span
+from orchestrator.tint import tint
 
 _RATE_WINDOW_S = 600.0
 
@@ -52,7 +53,12 @@ def is_over(seen: dict[str, Any]) -> bool:
 
 def as_text(seen: dict[str, Any]) -> str:
     """A page for a person."""
-    lines = [f"study {seen['study']}", *_table(seen["counts"])]
+    return "\n".join([f"study {seen['study']}", *_table(seen["counts"]), *details(seen)])
+
+
+def details(seen: dict[str, Any]) -> list[str]:
+    """What the page says below the counts."""
+    lines = []
     if seen["jobs_per_s"]:
         eta = f", about {span(seen['eta_s'])} left" if seen["eta_s"] else ""
         lines.append(f"\n{60 * seen['jobs_per_s']:.1f} jobs a minute{eta}, {len(seen['workers'])} workers")
@@ -65,11 +71,12 @@ def as_text(seen: dict[str, Any]) -> str:
         lines.append("\nfailed, by cause")
         for group in seen["failures"]:
             jobs = ", ".join(map(str, group["job_ids"]))
-            lines.append(f"  {group['group'][:8]}  {group['count']:>5} x {group['error']}: {group['message']}")
+            cause = tint(f"{group['count']:>5} x {group['error']}", "failed")
+            lines.append(f"  {group['group'][:8]}  {cause}: {group['message']}")
             lines.append(f"            jobs {jobs}; kt-study retry --error {group['group'][:8]}")
     if seen["outlook"]["blocked"] and is_over(seen):
         lines.append("\nblocked jobs wait for failed ones; kt-study status --why N says which")
-    return "\n".join(lines)
+    return lines
 
 
 def describe_job(job: JobRow, *, as_json: bool) -> str:
@@ -107,20 +114,6 @@ def log_of(job: JobRow) -> str:
         raise UsageError(f"the log of worker {last.worker} on {last.host} cannot be read here: {last.log!r}") from error
 
 
-def why(job: JobRow, store: JobStore, study: str, files: LaunchFiles) -> str:
-    """One line: why a job does not run. What the job table cannot know of a ready one, the workers and Slurm do."""
-    if job.state != JobState.READY or not job.why.startswith("ready"):
-        return job.why
-    workers = store.workers(alive_within_s=180.0)
-    slurm = report.slurm_part(files, store, study, eta_s=None)
-    if slurm and (line := report.why_not(files, study, job, slurm, at_work=bool(workers))):
-        return f"ready; {line}"
-    if not workers:
-        return "ready; no worker is at work: `kt-study launch` starts some"
-    kinds = "all on the CPU" if all(worker.device == "cpu" for worker in workers) else "some with a GPU"
-    return f"ready; the {len(workers)} workers at work ({kinds}) have other jobs first"
-
-
 def _nested(counts: dict[tuple[str, JobState], int]) -> dict[str, dict[str, int]]:
     nested: dict[str, dict[str, int]] = {}
     for (kind, state), count in sorted(counts.items()):
@@ -132,7 +125,8 @@ def _table(counts: dict[str, dict[str, int]]) -> list[str]:
     states = [str(state) for state in JobState if any(str(state) in row for row in counts.values())]
     header = f"  {'':<16}" + "".join(f"{state:>11}" for state in states)
     rows = [
-        f"  {kind:<16}" + "".join(f"{row.get(state, 0) or '-':>11}" for state in states) for kind, row in counts.items()
+        f"  {kind:<16}" + "".join(tint(f"{row.get(state, 0) or '-':>11}", state) for state in states)
+        for kind, row in counts.items()
     ]
     return [header, *rows]
 

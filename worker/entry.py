@@ -12,6 +12,7 @@ from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions
 
 if TYPE_CHECKING:
     from kt_study.study import StudyFile
+    from kt_study.words import ModelRecord
     from worker.allocation import Allocation
     from worker.data.betons import BetonManifest
     from worker.pilot import Pilot
@@ -108,6 +109,20 @@ def prepare_data(study: StudyFile, folder: Path, split: str, *, workers: int, **
             workers=workers,
             progress=lambda done: _move(bar, done),
         )
+
+
+def write_timm_config(record: ModelRecord, folder: Path, class_names: list[str]) -> None:
+    """Write timm's config.json beside the model.safetensors of `folder`. See `worker.export.write_config`."""
+    from worker.export import write_config
+
+    write_config(record, folder, class_names)
+
+
+def kept_facts(weights: Path) -> dict[str, Any]:
+    """What a transfer wrote into the header of the student it kept. See `worker.kept.kept_facts`."""
+    from worker import kept
+
+    return kept.kept_facts(weights)
 
 
 def _move(bar: Any, done: int) -> None:

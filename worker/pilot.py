@@ -8,9 +8,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kt_study.errors import DatabaseError, LeaseLost, SchemaMismatch
+from kt_study import notify
+from kt_study.errors import DatabaseError, LeaseLost, SchemaMismatch, UsageError
 from kt_study.failures import describe
-from kt_study.pilots import PilotOptions, time_left_s
+from kt_study.pilots import RESUMABLE, PilotOptions, time_left_s
 from kt_study.store import JobStore, Outlook, WorkerRecord
 from kt_study.store.spool import Spool
 from kt_study.words import Claim
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("kt-study.worker")
 
 TINY_BATCH = 16
-
-RESUMABLE = ("transfer", "train")
-"""Kinds that go on from a checkpoint, so that one allocation need not hold a whole job."""
 
 NO_FIT_PATIENCE_S = 10.0
 
@@ -201,11 +199,21 @@ class Pilot:
             stopping=lambda: self.stop.made or self.heartbeat.recalled(claim),
             options=WorkerOptions(
                 eval_batch_size=self.options.eval_batch_size,
-                loader_workers=self.options.loader_workers,
+                loader_workers=self._loader_workers(),
                 checkpoint_every_s=self.options.checkpoint_every_s,
+                cuda_graphs=self.options.cuda_graphs,
             ),
             shelf=self.shelf,
         )
+
+    def _loader_workers(self) -> int:
+        """As asked for; else, where a GPU does the arithmetic, the cores of this pilot but its own, and none where the
+        arithmetic needs them."""
+        import torch
+
+        if self.options.loader_workers is not None:
+            return self.options.loader_workers
+        return max(1, torch.get_num_threads() - 1) if self.device.type == "cuda" else 0
 
     def _finish(self, claim: Claim, rows: Rows) -> None:
         try:
@@ -213,7 +221,7 @@ class Pilot:
         except LeaseLost as error:
             self._lose(claim, error)
             return
-        except SchemaMismatch as error:
+        except (SchemaMismatch, UsageError) as error:  # another version's tables, or rows that fit none
             self._fail(claim, error)
             return
         self.tally.done += 1
@@ -260,6 +268,12 @@ class Pilot:
         except (LeaseLost, DatabaseError) as again:
             log.warning("job %d: %s", claim.job_id, again)
         self._put_down(claim)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Whoever wants to know of the study's first failure or its end; not while a signal leaves seconds only."""
+        if self.options.study and not self.stop.made:
+            notify.look(self.store, self.options.study, self.options.files)
 
     def _put_down(self, claim: Claim) -> None:
         self.heartbeat.drop(claim)
@@ -297,6 +311,7 @@ class Pilot:
             self.store.leave(self.name)
         except DatabaseError as error:
             log.warning("%s", error)
+        self._tell()
 
     def _record(self) -> WorkerRecord:
         return WorkerRecord(

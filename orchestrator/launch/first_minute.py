@@ -20,7 +20,7 @@ from orchestrator.slurm.endings import by_node
 from orchestrator.slurm.listing import QueuedJob
 
 PATIENCE_S = 90.0
-PENDING_PATIENCE_S = 8.0
+PENDING_PATIENCE_S = 4.0
 LOOK_EVERY_S = 5.0
 
 

@@ -35,6 +35,7 @@ class LocalCrew:
     store: JobStore
     options: PilotOptions
     wanted: int
+    _before: frozenset[str] = frozenset()  # workers that had enlisted when the last ones were started
 
     def is_alone(self) -> bool:
         """Whether no worker lives."""
@@ -48,14 +49,18 @@ class LocalCrew:
         live = self._live()
         count = missing_workers(self.store, self.options.study, self.wanted, live)
         if count:
+            self._before = frozenset(worker.id for worker in self.store.workers())
             start_local_workers(self.options, count, first=len(live))
         return count
 
     def wait_for_first(self) -> None:
-        """Until a worker has enlisted, or a minute has passed."""
+        """Until a worker has enlisted, also one that has left since, or a minute has passed."""
         limit = time.monotonic() + _START_PATIENCE_S
-        while time.monotonic() < limit and not self._live():
+        while time.monotonic() < limit and not (self._live() or self._enlisted()):
             time.sleep(0.5)
+
+    def _enlisted(self) -> bool:
+        return any(worker.id not in self._before for worker in self.store.workers())
 
     def stop(self) -> int:
         """Ask this machine's workers to give their jobs back and leave. Returns how many were asked."""

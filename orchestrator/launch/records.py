@@ -9,6 +9,7 @@ import msgspec
 from kt_study.files import write_bytes
 from kt_study.pilots import LaunchFiles, Probe
 from kt_study.words import Record
+from orchestrator.launch.request import warning_of
 from orchestrator.slurm.listing import NAME_PREFIX
 
 MOST_RECENT = 50
@@ -31,6 +32,11 @@ class LaunchRecord(Record, frozen=True, kw_only=True):
     def name(self) -> str:
         """The name of its Slurm job."""
         return f"{NAME_PREFIX}{self.study}-{self.token}"
+
+    @property
+    def warning_s(self) -> int:
+        """Seconds before the end of its allocations at which its pilots stop."""
+        return warning_of(self.time_min)
 
     @property
     def is_open_question(self) -> bool:

@@ -49,7 +49,12 @@ class SlurmRequest(Record, frozen=True, kw_only=True):
     @property
     def warning_s(self) -> int:
         """Seconds before the time limit at which the pilots are to stop."""
-        return min(LONGEST_WARNING_S, max(SHORTEST_WARNING_S, 60 * self.time_min // 6))
+        return warning_of(self.time_min)
+
+
+def warning_of(time_min: int) -> int:
+    """Seconds before the end of an allocation of `time_min` minutes at which its pilots are to stop."""
+    return min(LONGEST_WARNING_S, max(SHORTEST_WARNING_S, 60 * time_min // 6))
 
 
 def read_request(profile: Path | None, flags: Mapping[str, Any]) -> SlurmRequest:

@@ -21,7 +21,7 @@ from orchestrator.launch.records import LaunchRecord
 from orchestrator.launch.request import SlurmRequest
 from orchestrator.launch.submission import LostAnswer, Package
 from orchestrator.slurm.cluster import Cluster
-from orchestrator.slurm.endings import BadNode, bad_nodes
+from orchestrator.slurm.endings import BadNode, bad_nodes, trouble
 from orchestrator.slurm.view import FRESH_S, SlurmView, look
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 30.0, 3600.0
@@ -39,14 +39,18 @@ def watched(records_: Sequence[LaunchRecord]) -> tuple[tuple[str, ...], float]:
 def disown_ended(store: JobStore, view: SlurmView, *, lease_s: float) -> int:
     """Free the jobs of workers that Slurm says have ended and that have missed a heartbeat. Returns how many."""
     queued = {job.job for job in view.queue if job.is_pending}
-    gone = []
+    gone: dict[str, list[str]] = {}
     for worker in store.workers():
         if not worker.slurm_job or worker.ended_at is not None or worker.beat_age_s < 0.4 * lease_s:
             continue
         over = [run for run in view.runs if run.job == worker.slurm_job and run.is_over]
-        if worker.slurm_job in queued or any(run.ended_at >= worker.started_at + 2.0 for run in over):
-            gone.append(worker.id)
-    return store.disown(gone, reason="Slurm says that its job has ended") if gone else 0
+        over = [run for run in over if run.ended_at >= worker.started_at + 2.0]
+        if worker.slurm_job in queued or over:
+            last = trouble(over[-1], root="", python="") if over else ""
+            gone.setdefault(f"Slurm says: {last}" if last else "Slurm says that its job has ended", []).append(
+                worker.id
+            )
+    return sum(store.disown(workers, reason=reason) for reason, workers in gone.items())
 
 
 @dataclass(kw_only=True)
@@ -91,6 +95,10 @@ class SlurmCrew:
             exclude=tuple(bad.node for bad in excluded),
             marker=marker,
         )
+
+    def left_out(self) -> list[BadNode]:
+        """Nodes that the next launch would keep away from, and why."""
+        return self._excluded(self.view())
 
     def launches(self) -> list[LaunchRecord]:
         """The study's launches so far."""
@@ -179,13 +187,17 @@ class SlurmCrew:
         if barren < FREE_TRIES:
             return
         pause = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (barren - FREE_TRIES))
-        left = self.launches()[-1].sent_at + pause - time.time()
+        left = self._ended_at(self.launches()[-1], view) + pause - time.time()
         if left > 0:
             raise BackingOff(
                 f"the last {barren} launches ended without one job done; the next may start in {left:.0f} s. "
                 "`kt-study status` says what went wrong, --now launches at once",
                 left,
             )
+
+    def _ended_at(self, record: LaunchRecord, view: SlurmView) -> float:
+        """When a launch came to nothing: at the end of its last run, not when it was sent to a long queue."""
+        return max([record.sent_at, *(run.ended_at for run in view.runs if run.token == record.token)])
 
     def _that_started(self, view: SlurmView) -> list[LaunchRecord]:
         """Launches of which a pilot began: not those that were cancelled in the queue."""

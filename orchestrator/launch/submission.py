@@ -65,10 +65,13 @@ class Package(Record, frozen=True, kw_only=True):
         }
 
 
-def look_around(root: str, marker: str, file: Path) -> list[str]:
-    """Shell lines by which a node that lacks the study folder or the virtual environment says so with its exit code."""
+def look_around(root: str, marker: str, file: Path, *, hold_s: int = HOLD_BAD_NODE_S) -> list[str]:
+    """Shell lines by which a node that lacks the study folder or the virtual environment says so with its exit code.
+
+    They hold the node for `hold_s` seconds then.
+    """
     folder, python, file_ = shlex.quote(root), shlex.quote(sys.executable), shlex.quote(str(file))
-    said, hold = "echo kt-study: $SLURMD_NODENAME:", f"sleep {HOLD_BAD_NODE_S}"
+    said, hold = "echo kt-study: $SLURMD_NODENAME:", f"sleep {hold_s}"
     return [
         f'if [ "$(cat {file_} 2>/dev/null)" != {marker} ]; then '
         f"{said} {folder} is not the study folder; {hold}; exit {int(ProbeExit.NO_STUDY)}; fi",

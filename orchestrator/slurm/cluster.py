@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from kt_study.errors import SlurmError
+from kt_study.nearest import nearest
 from kt_study.words import Record
 from orchestrator.slurm.commands import run
 
@@ -50,7 +51,8 @@ class Cluster(Record, frozen=True, kw_only=True):
         names = ", ".join(partition.name for partition in self.partitions)
         if not name:
             raise SlurmError(f"this cluster has no default partition; give --partition, one of {names}")
-        raise SlurmError(f"no partition {name!r} on this cluster; --partition may be {names}")
+        hint = nearest(name, [partition.name for partition in self.partitions])
+        raise SlurmError(f"no partition {name!r} on this cluster{hint} (--partition may be {names})")
 
     def nodes_of(self, partition: Partition) -> tuple[Node, ...]:
         """The nodes of a partition."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from signal import Signals
 
 from kt_study.pilots import ProbeExit
 from kt_study.words import Record
@@ -19,6 +20,8 @@ _PROBE = {
     ProbeExit.NO_DATABASE: "the job database cannot be reached from there",
     ProbeExit.NO_GPU: "torch sees no GPU there",
 }  # fmt: skip
+_DEADLY = (Signals.SIGILL, Signals.SIGABRT, Signals.SIGBUS, Signals.SIGFPE, Signals.SIGKILL, Signals.SIGUSR1,
+           Signals.SIGSEGV, Signals.SIGUSR2, Signals.SIGTERM)  # fmt: skip
 _HARMLESS = ("COMPLETED", "PREEMPTED", "TIMEOUT", "CANCELLED", "REQUEUED", "DEADLINE")
 
 
@@ -27,6 +30,11 @@ class BadNode(Record, frozen=True, kw_only=True):
 
     node: str
     reason: str
+
+
+def probe_trouble(code: int, *, root: str, python: str) -> str:
+    """What an exit code of `ProbeExit` says of its node."""
+    return _PROBE[ProbeExit(code)].format(root=root, python=python)
 
 
 def trouble(run: Run, *, root: str, python: str) -> str:
@@ -40,15 +48,25 @@ def trouble(run: Run, *, root: str, python: str) -> str:
     if not run.is_over or run.state in _HARMLESS:
         return ""
     if run.signal == SLURM_IO_SETUP:
-        return _PROBE[ProbeExit.NO_STUDY].format(root=root)
+        return probe_trouble(ProbeExit.NO_STUDY, root=root, python=python)
     if run.exit_code in list(ProbeExit):
-        return _PROBE[ProbeExit(run.exit_code)].format(root=root, python=python)
+        return probe_trouble(run.exit_code, root=root, python=python)
     if run.state == "NODE_FAIL":
         return "the node failed"
     if run.state == "OUT_OF_MEMORY":
         return "the pilot used more memory than it was given; launch with more --mem"
-    ending = f"by signal {run.signal}" if run.signal else f"with exit code {run.exit_code}"
-    return f"the pilot ended {ending} ({run.state})"
+    signal = signal_of(run)
+    return f"the pilot ended {f'by {signal}' if signal else f'with exit code {run.exit_code}'} ({run.state})"
+
+
+def signal_of(run: Run) -> str:
+    """The name of the signal that ended a pilot; empty where none did.
+
+    Slurm knows that of the batch script alone. Its exit code is srun's, which for a task that a signal ended is the
+    signal's number, or 128 more where a shell stood between; no pilot ends with such a code by itself.
+    """
+    number = run.signal or run.exit_code % 128
+    return Signals(number).name if run.signal or number in _DEADLY else ""
 
 
 def is_fault_of_node(run: Run) -> bool:

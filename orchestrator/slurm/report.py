@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from kt_study.pilots import LaunchFiles
-from kt_study.store import JobRow, JobStore, WorkerRow
+from kt_study.store import JobStore, WorkerRow
 from orchestrator.launch import records
 from orchestrator.launch.records import LaunchRecord
 from orchestrator.launch.slurm import disown_ended, watched
@@ -22,7 +22,6 @@ from orchestrator.slurm.view import SlurmView, look
 from orchestrator.spans import span
 
 _SILENT_S = 60.0
-GOES_ON = ("transfer",)  # kinds that go on from a checkpoint in the next allocation
 
 
 class SlurmPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,27 +69,13 @@ def gpu_hours(workers: Sequence[WorkerRow], launches: Sequence[LaunchRecord]) ->
     share = {record.token: record.gpus_each / record.pilots_each for record in launches}
     total = 0.0
     for worker in workers:
-        token = worker.log.rpartition("/")[0].rpartition("/")[2]
-        total += share.get(token, 0.0) * _held_s(worker)
+        total += share.get(token_of(worker), 0.0) * _held_s(worker)
     return total / 3600
 
 
-def why_not(files: LaunchFiles, study: str, job: JobRow, part: SlurmPart, *, at_work: bool) -> str:
-    """Why Slurm's side keeps a ready job from running; empty when it does not."""
-    at_most = max(60.0 * record.time_min for record in records.launches(files, study))
-    if job.estimate_s > at_most and job.kind not in GOES_ON:
-        return (
-            f"its estimate of {span(job.estimate_s)} is longer than an allocation of {span(at_most)}: "
-            "launch with a longer --time"
-        )
-    if at_work:
-        return ""
-    if part.pending:
-        return f"{sum(part.pending.values())} workers' jobs are pending in Slurm: {', '.join(part.pending)}"
-    if part.trouble and not part.running:
-        node, line = next(reversed(part.trouble.items()))
-        return f"no worker could work, last on {node}: {line}"
-    return ""
+def token_of(worker: WorkerRow) -> str:
+    """The token of the launch that sent a worker, from the folder of its log."""
+    return worker.log.rpartition("/")[0].rpartition("/")[2]
 
 
 def lines(part: SlurmPart) -> list[str]:

@@ -36,7 +36,6 @@ class DevCluster:
 
     root: Path
     greeting: str
-    up_seconds: float
 
     @property
     def slurm_conf(self) -> Path:

@@ -21,14 +21,16 @@ name = "{name}"
 kind = "digits"
 [models]
 universe = "digits-zoo"
+include = ["digits/resnet_b", "digits/mixer_a"]
+{student}
 [complementarity]
 pairs = 6
 models = 3
 [transfer]
 pairs = 2
 objectives = ["kl", "kl_dp"]
-students = ["digits/resnet_b", "digits/mixer_a"]
-teachers = ["digits/convnext_a", "digits/resnet_b", "digits/mixer_a"]
+students = ["mixer-0"]
+teachers = ["digits/*"]
 epochs = {epochs}
 batch_size = 32
 lr = 1e-3
@@ -58,8 +60,8 @@ augment = "none"
 _MODEL = """
 [[model]]
 name = "{name}"
-factory = "worker.zoo:mixer"
-arguments = {{ num_classes = 10, embed_dim = {width}, num_blocks = 3, img_size = 32, patch_size = 8 }}
+factory = "slow_models:mixer"
+arguments = {{ num_classes = 10, pause_s = {pause_s}, embed_dim = {width}, num_blocks = 3, img_size = 32, patch_size = 8 }}
 input_size = [1, 32, 32]
 mean = [0.5]
 std = [0.5]
@@ -68,10 +70,33 @@ random_weights = true
 """
 
 
-def untrained_study(name: str, *, models: int = 4, pairs: int = 6, epochs: int = 6) -> str:
-    """Models with random weights: nothing has to be trained before the transfers."""
-    tables = "".join(_MODEL.format(name=f"mixer-{n}", width=24 + 8 * n) for n in range(models))
+_SLOW_MODELS = '''
+"""A student that pauses in every training step: what is done to it in the middle does not depend on a machine's speed."""
+import time
+
+from worker import zoo
+
+
+def mixer(num_classes, pause_s, **sizes):
+    model = zoo.mixer(num_classes, **sizes)
+    model.register_forward_pre_hook(lambda module, _inputs: time.sleep(pause_s if module.training else 0.0))
+    return model
+'''
+
+
+def _model(number: int, pause_s: float) -> str:
+    return _MODEL.format(name=f"mixer-{number}", width=24 + 8 * number, pause_s=pause_s)
+
+
+def untrained_study(name: str, *, models: int = 4, pairs: int = 6, epochs: int = 6, pause_s: float = 0.0) -> str:
+    """Models with random weights: nothing has to be trained before the transfers, whose 17 steps an epoch pause."""
+    tables = "".join(_model(number, pause_s) for number in range(models))
     return UNTRAINED.format(name=name, models=tables, pairs=pairs, epochs=epochs)
+
+
+def zoo_study(name: str, *, epochs: int, pause_s: float) -> str:
+    """Two models of the digits zoo, which are trained first, teach a slow student."""
+    return ZOO.format(name=name, epochs=epochs, student=_model(0, pause_s))
 
 
 @dataclass(kw_only=True)
@@ -86,6 +111,7 @@ class ClusterStudy:
     def write(self, text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "study.toml").write_text(text)
+        (self.folder / "slow_models.py").write_text(_SLOW_MODELS)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,23 @@ import pytest
 from kt_study.store import JobStore, Selection
 from kt_study.words import JobState
 from tests.slurm.dev_cluster import DevCluster, eventually
-from tests.slurm.study import ZOO, ClusterStudy
+from tests.slurm.study import ClusterStudy, zoo_study
 
-STUDY = ZOO.format(name="demo", epochs=6)
+STUDY = zoo_study("demo", epochs=3, pause_s=0.4)  # 20 s for a transfer at least
 TABLES = ("models", "pairs", "complementarity", "class_flips", "evaluations", "trainings", "transfers",
           "transfer_epochs", "jobs")  # fmt: skip
+PILOTS = 4
 ABOUT_THE_RUN = {
     "seconds", "images_per_s", "peak_memory", "host", "created_at", "changed_at", "attempts", "crashes",
 }  # fmt: skip
 
 
-def a_transfer_is_under_way(store: JobStore) -> bool:
-    """Some transfer has done steps, and not all of them."""
+def a_transfer_is_under_way(store: JobStore, gone: set[str]) -> bool:
+    """Four pilots are at work that were not before, and a transfer of one of them has done steps, and not all."""
+    alive = {worker.id for worker in store.workers(alive_within_s=30)} - gone
     running = store.jobs(Selection(kind="transfer", state=JobState.RUNNING))
-    return any(job.progress and job.progress.epochs and job.progress.step for job in running)
+    under_way = (job for job in running if job.worker in alive and job.progress and job.progress.step)
+    return len(alive) == PILOTS and any(under_way)
 
 
 def preempt(cluster: DevCluster) -> None:
@@ -46,19 +48,24 @@ def test_preempted_twice_and_equal_to_a_local_run(study: ClusterStudy, cluster: 
     local = ClusterStudy(folder=tmp_path / "local", url=f"sqlite:///{tmp_path}/local.db")
     local.write(STUDY)
     local.succeeds("plan")
-    reference = local.start("launch", "--workers", "1", "--threads", "1", "--device", "cpu", "--wait")
+    reference = local.start("launch", "--workers", "4", "--threads", "1", "--device", "cpu", "--wait")
     study.write(STUDY)
     study.succeeds("plan")
     planned = len(study.store.jobs())
     ours = ("--partition", "gpu", "--workers", "4", "--exclude", "node3", "--gpus-per-node", "1", "--time", "30",
-            "--device", "cpu", "--threads", "1", "--lease", "15")  # fmt: skip
+            "--device", "cpu", "--threads", "1", "--lease", "9")  # fmt: skip
     said = study.succeeds("launch", *ours)
     assert said.startswith("4 workers in Slurm job ")
     assert "none is missing" in study.succeeds("launch", *ours)
+    gone: set[str] = set()
+
+    def is_under_way(store: JobStore) -> bool:
+        return a_transfer_is_under_way(store, gone)
+
     for _ in range(2):
-        study.wait_until(a_transfer_is_under_way, 200, "a transfer under way")
+        study.wait_until(is_under_way, 200, "a transfer under way")
+        gone.update(worker.id for worker in study.store.workers())
         preempt(cluster)
-        time.sleep(2.0)
     hosts = {worker.host for worker in study.store.workers()}
     assert hosts == {"node1", "node2"}
     study.wait_until(lambda store: store.outlook("demo").done == planned, 240, "the end")
@@ -68,10 +75,10 @@ def test_preempted_twice_and_equal_to_a_local_run(study: ClusterStudy, cluster: 
     for job in jobs:
         assert [attempt.outcome for attempt in job.attempts].count("done") == 1
         assert {attempt.outcome for attempt in job.attempts} <= {"done", "released", "expired"}
-    released = [a for job in jobs if job.kind == "transfer" for a in job.attempts if a.outcome == "released"]
-    assert len(released) >= 2
-    assert {attempt.message for attempt in released} == {"SIGTERM"}
-    assert cluster.job_states(said.split()[5].rstrip(";")).count("PREEMPTED") == 8
+    broken_off = [a for job in jobs if job.kind == "transfer" for a in job.attempts if a.outcome != "done"]
+    assert len(broken_off) >= 2
+    assert {attempt.message for attempt in broken_off if attempt.outcome == "released"} == {"SIGTERM"}
+    assert cluster.job_states(said.split()[5].rstrip(";")).count("PREEMPTED") == 2 * PILOTS
 
     seen = study.status()
     assert seen["slurm"]["gpu_hours_used"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from kt_study.pilots import PilotOptions, Probe
 from kt_study.store import JobStore, WorkerRecord, open_store
 from kt_study.words import PlannedJob
 from orchestrator.launch import records, submission
+from orchestrator.launch import slurm as slurm_module
 from orchestrator.launch.records import LaunchRecord, launches
 from orchestrator.launch.request import SlurmRequest
 from orchestrator.launch.slurm import BackingOff, SlurmCrew, disown_ended
@@ -114,11 +116,13 @@ def test_a_worker_is_dead_when_slurm_says_so_and_it_is_silent(store: JobStore) -
 
 
 def test_launches_that_come_to_nothing_make_the_next_one_wait_longer_and_longer(
-    crew: SlurmCrew,
+    crew: SlurmCrew, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = time.time()
+    monkeypatch.setattr(slurm_module, "time", SimpleNamespace(time=lambda: now))  # no time passes
     waits = []
     for number in range(5):
-        launched(crew, f"0000000{number}", ago_s=0.0)
+        launched(crew, f"0000000{number}", ago_s=time.time() - now)
         began(crew, f"0000000{number}")
         try:
             crew._wait_after_barren_launches(crew.store.outlook("s"), SlurmView())
@@ -128,6 +132,21 @@ def test_launches_that_come_to_nothing_make_the_next_one_wait_longer_and_longer(
     assert waits == [0, 30, 60, 120, 240]
     crew.patient = False
     crew._wait_after_barren_launches(crew.store.outlook("s"), SlurmView())
+
+
+def test_the_pause_counts_from_the_end_of_a_launch_that_waited_long_in_the_queue(
+    crew: SlurmCrew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(slurm_module, "time", SimpleNamespace(time=lambda: now))
+    for number in range(2):
+        launched(crew, f"0000000{number}", ago_s=7200.0 - number)
+    over = tuple(
+        msgspec.structs.replace(ended("7_0", "FAILED", now - 10.0), name=f"kt-s-0000000{number}") for number in range(2)
+    )
+    with pytest.raises(BackingOff) as wait:
+        crew._wait_after_barren_launches(crew.store.outlook("s"), SlurmView(runs=over))
+    assert wait.value.left_s == pytest.approx(20.0)
 
 
 def test_a_launch_that_was_cancelled_in_the_queue_or_did_something_is_not_held_against_the_next(

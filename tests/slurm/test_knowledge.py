@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import msgspec
@@ -113,7 +114,9 @@ esac""",
     assert (gpu.name, gpu.longest_min, gpu.default_min, gpu.is_up) == ("gpu", 2880, 0, True)
     assert [(node.name, node.gpus, node.cpus) for node in cluster.nodes_of(gpu)] == [("a1", 6, 64), ("a2", 0, 8)]
     assert not cluster.partition("old").is_up
-    with pytest.raises(SlurmError, match=r"no partition 'gpus' on this cluster; --partition may be gpu, old"):
+    with pytest.raises(
+        SlurmError, match=r"no partition 'gpus' on this cluster; did you mean 'gpu'\? \(--partition may be gpu, old"
+    ):
         cluster.partition("gpus")
 
 
@@ -192,6 +195,10 @@ def test_endings() -> None:
     assert "/study is not there" in trouble(ended("a", "FAILED", ProbeExit.NO_STUDY), **PLACES)
     assert "/venv/bin/python" in trouble(ended("a", "FAILED", ProbeExit.NO_PYTHON), **PLACES)
     assert "--mem" in trouble(ended("a", "OUT_OF_MEMORY", signal=125), **PLACES)
+    assert trouble(ended("a", "FAILED", signal=9), **PLACES) == "the pilot ended by SIGKILL (FAILED)"
+    for code, words in ((9, "by SIGKILL"), (137, "by SIGKILL"), (12, "by SIGUSR2"), (139, "by SIGSEGV"),
+                        (1, "with exit code 1"), (75, "with exit code 75"), (127, "with exit code 127")):  # fmt: skip
+        assert trouble(ended("a", "FAILED", code), **PLACES) == f"the pilot ended {words} (FAILED)"
     unknown = msgspec.structs.replace(ended("a", "FAILED", 1), state="SOMETHING_NEW")
     assert trouble(unknown, **PLACES) == ""
 
@@ -201,7 +208,7 @@ def test_a_node_on_which_pilots_keep_dying_is_left_out() -> None:
     assert bad_nodes(dying, {}, **PLACES) == []
     dying.append(ended("a", "FAILED", signal=9))
     assert [(bad.node, bad.reason) for bad in bad_nodes(dying, {}, **PLACES)] == [
-        ("a", "3 pilots died there: the pilot ended by signal 9 (FAILED)")
+        ("a", "3 pilots died there: the pilot ended by SIGKILL (FAILED)")
     ]
     assert bad_nodes([*dying, ended("a", "COMPLETED")], {}, **PLACES) == []
 
@@ -251,7 +258,7 @@ def test_an_accounting_that_is_away_leaves_the_rest_and_is_asked_less(bin_folder
     assert len(view.queue) == 2
     assert [known.state for known in view.runs] == ["FAILED"]
     assert len(view.notes) == 1
-    assert view.notes[0].startswith("sacct: Connection refused; past runs are 0 s old")
+    assert re.match(r"sacct: Connection refused; past runs are \d+ s old", view.notes[0])
     assert view.controller.trouble == ""
 
 

@@ -1,0 +1,34 @@
+"""The options of `kt-study launch` and `kt-study worker` that fit a worker to its machine; no result depends on them
+beyond rounding."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click import IntRange
+
+_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "--loader-workers",
+        {"type": IntRange(min=0), "help": "Processes that read images; on a GPU all cores but one, else none."},
+    ),
+    ("--eval-batch-size", {"type": IntRange(min=1), "help": "Samples of a forward pass without training; 64."}),
+    ("--cuda-graphs", {"is_flag": True, "help": "Replay compiled students as CUDA graphs; needs compile = true."}),
+)
+
+
+def with_speed_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command these options; hand over those that were given as `speed`, fields of `PilotOptions`."""
+    names = [option.removeprefix("--").replace("-", "_") for option, _ in _OPTIONS]
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        given = {name: kwargs.pop(name) for name in names}
+        return command(*args, speed={name: value for name, value in given.items() if value is not None}, **kwargs)
+
+    for option, settings in reversed(_OPTIONS):
+        wrapped = click.option(option, **settings)(wrapped)
+    return wrapped
