@@ -1,10 +1,14 @@
 """How near the transfer step is to the bare student, and how far ahead of live-teacher loops.
 
-    python -m benchmarks.bench_step [--pairs NAME ...] [--batch N] [--steps N] [--rounds R] [--threads N]
-                                    [--clock wall|cpu] [--device cpu|cuda] [--precision fp32|bf16] [--job] [--no-write]
+    python -m benchmarks.bench_step [--only NAME ...] [--batch N] [--steps N] [--rounds R] [--threads N]
+                                    [--contestants NAME ...] [--clock wall|cpu] [--device cpu|cuda]
+                                    [--precision fp32|bf16] [--channels-last] [--no-write]
 
-For each pair of models, all contestants run by turns in one process on the same images in memory, with random weights
-and 1000 classes; medians over rounds, and medians of the ratios within a round:
+NAME is a pair of models, `job` or `logits`; all but the large pairs unless said otherwise. What is measured today on this
+machine replaces its like in the day's results file and leaves the rest, so that a long run can be taken in parts.
+
+For each pair, all contestants run by turns in one process on the same images in memory, with random weights and 1000
+classes, forwards and backwards; medians over rounds, and medians and quartiles of the ratios within a round:
 
     bare            student forward, cross-entropy, backward, fused SGD
     ours            the loop of a kl_dp transfer: target gathered from the cache, seeds, guard, SGD
@@ -13,8 +17,9 @@ and 1000 classes; medians over rounds, and medians of the ratios within a round:
     timm            timm.task.LogitDistillationTask, plain KL, one live teacher
     torchdistill    its DistillationBox with KDLoss, plain KL, one live teacher; where it is installed
 
-`--job` measures a whole job instead, through the pilot and a SQLite database: loader, cache, three epochs, three
-evaluations and the database, against the same number of bare steps and forwards.
+`job` is a whole job through the pilot and a SQLite database: loader, cache, three epochs, three evaluations and the
+database, against the same number of bare steps and forwards. `logits` is a forward pass into the cache, against the
+bare forwards.
 
 `--clock cpu` counts processor time of this process, for a machine that others use.
 """
@@ -29,7 +34,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +46,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.harness import versions, write_result
+from benchmarks.harness import read_result, versions, write_result
 from kt_study.objectives import settings_for
 from worker.objectives import Setup, build_objective
 from worker.trainer.loop import Feed, Position, TransferLoop, Validation
@@ -72,8 +77,12 @@ PAIRS = {
     "resnet50": Pair(student="resnet50", teacher="convnext_large", side=224, owed=1.0),
     "pit_b": Pair(student="pit_b_224", teacher="volo_d2_224", side=224, owed=1.0),
 }
-DEFAULT_PAIRS = ("resnet18", "mobilenetv3", "vit_tiny")
+DEFAULTS = ("resnet18", "mobilenetv3", "vit_tiny", "job", "logits")
+CONTESTANTS = ("bare", "ours", "live teacher", "timm", "torchdistill")
 STEP_OWED, JOB_OWED = 0.97, 0.90
+
+Contestant = Callable[[], object]
+"""Takes one step for each batch."""
 
 
 class InMemory:
@@ -107,22 +116,25 @@ class Bench:
     labels: list[Tensor]
     device: torch.device
     precision: str
+    channels_last: bool = False
 
-    def contestants(self) -> dict[str, Callable[[], object]]:
-        """Each is a callable that takes one step for each batch."""
-        student = self.pair.build(self.pair.student, self.device)
-        teacher = self.pair.build(self.pair.teacher, self.device).eval()
-        cases: dict[str, Callable[[], object]] = {
-            "bare": self.bare(copy.deepcopy(student)),
-            "ours": self.ours(copy.deepcopy(student)),
-            "live teacher": self.live(copy.deepcopy(student), copy.deepcopy(student).eval(), teacher),
-            "timm": self.timm_task(copy.deepcopy(student), teacher),
+    def contestants(self, wanted: Collection[str]) -> dict[str, Contestant]:
+        """Those that are wanted and can be had, by name."""
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        student = self.pair.build(self.pair.student, self.device).to(memory_format=memory_format)
+        teacher = self.pair.build(self.pair.teacher, self.device).eval().to(memory_format=memory_format)
+        makers: dict[str, Callable[[], Contestant]] = {
+            "bare": lambda: self.bare(copy.deepcopy(student)),
+            "ours": lambda: self.ours(copy.deepcopy(student)),
+            "live teacher": lambda: self.live(copy.deepcopy(student), copy.deepcopy(student).eval(), teacher),
+            "timm": lambda: self.timm_task(copy.deepcopy(student), teacher),
+            "torchdistill": lambda: self.torchdistill_box(copy.deepcopy(student), teacher),
         }
-        if importlib.util.find_spec("torchdistill"):
-            cases["torchdistill"] = self.torchdistill_box(copy.deepcopy(student), teacher)
-        return cases
+        if not importlib.util.find_spec("torchdistill"):
+            del makers["torchdistill"]
+        return {name: make() for name, make in makers.items() if name in wanted}
 
-    def bare(self, student: nn.Module) -> Callable[[], object]:
+    def bare(self, student: nn.Module) -> Contestant:
         optimizer = _sgd(student)
 
         def run() -> None:
@@ -136,9 +148,12 @@ class Bench:
 
         return run
 
-    def ours(self, student: nn.Module) -> Callable[[], object]:
+    def ours(self, student: nn.Module) -> Contestant:
         batch = len(self.images[0])
-        settings = settings_for("kl_dp", {"batch_size": batch, "precision": self.precision, "views": 1})
+        settings = settings_for(
+            "kl_dp",
+            {"batch_size": batch, "precision": self.precision, "views": 1, "channels_last": self.channels_last},
+        )
         views = InMemory(self.images)
         draw = np.random.default_rng(0)
         tables = [draw.normal(size=(views.n, CLASSES)).astype(np.float16) for _ in range(2)]
@@ -158,7 +173,7 @@ class Bench:
 
         return run
 
-    def live(self, student: nn.Module, frozen: nn.Module, teacher: nn.Module) -> Callable[[], object]:
+    def live(self, student: nn.Module, frozen: nn.Module, teacher: nn.Module) -> Contestant:
         optimizer = _sgd(student)
 
         def run() -> None:
@@ -176,7 +191,7 @@ class Bench:
 
         return run
 
-    def timm_task(self, student: nn.Module, teacher: nn.Module) -> Callable[[], object]:
+    def timm_task(self, student: nn.Module, teacher: nn.Module) -> Contestant:
         from timm.task import LogitDistillationTask
 
         task = LogitDistillationTask(
@@ -201,7 +216,7 @@ class Bench:
 
         return run
 
-    def torchdistill_box(self, student: nn.Module, teacher: nn.Module) -> Callable[[], object]:
+    def torchdistill_box(self, student: nn.Module, teacher: nn.Module) -> Contestant:
         from torchdistill.core.distillation import DistillationBox
 
         box = DistillationBox(teacher, student, {}, _torchdistill_config(), self.device, None, False, 1.0)
@@ -234,44 +249,74 @@ def measure_pair(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     pair, device = PAIRS[name], torch.device(arguments.device)
     torch.manual_seed(0)
     shape = (arguments.batch, 3, pair.side, pair.side)
+    memory_format = torch.channels_last if arguments.channels_last else torch.contiguous_format
     bench = Bench(
         pair=pair,
-        images=[torch.randn(shape, device=device) for _ in range(arguments.steps)],
+        images=[torch.randn(shape, device=device).to(memory_format=memory_format) for _ in range(arguments.steps)],
         labels=[torch.randint(CLASSES, (arguments.batch,), device=device) for _ in range(arguments.steps)],
         device=device,
         precision=arguments.precision,
+        channels_last=arguments.channels_last,
     )
-    seconds = by_turns(bench.contestants(), arguments.rounds, arguments.clock, device)
-    steps = {case: statistics.median(times) / arguments.steps for case, times in seconds.items()}
-    ours = seconds.pop("ours")
-    speedups = {
-        case: statistics.median(theirs / own for theirs, own in zip(times, ours, strict=True))
-        for case, times in seconds.items()
+    cases = bench.contestants({"bare", "ours", *arguments.contestants})
+    seconds = by_turns(cases, arguments.rounds, arguments.clock, device)
+    result = {
+        "student": pair.student,
+        "teacher": pair.teacher,
+        "side": pair.side,
+        **_conditions(arguments),
+        "seconds_a_step": {case: statistics.median(times) / arguments.steps for case, times in seconds.items()},
+        "time_over_ours": {case: spread(times, seconds["ours"]) for case, times in seconds.items() if case != "ours"},
+        "owed": {"bare": STEP_OWED, "live teacher": pair.owed},
     }
-    print(f"{pair.student} <- {pair.teacher}, {pair.side} px, batch {arguments.batch}")
-    for case, value in steps.items():
-        ratio = f"{speedups[case]:.2f} x ours" if case in speedups else ""
-        print(f"  {case:14} {1e3 * value:9.1f} ms a step   {ratio}")
-    print(f"  ours / bare speed {speedups['bare']:.3f} (owed {STEP_OWED}); over a live teacher {pair.owed} is owed")
-    return {"pair": name, "side": pair.side, "seconds_a_step": steps, "time_over_ours": speedups}
+    _print_pair(result)
+    return result
 
 
-def by_turns(
-    cases: dict[str, Callable[[], object]], rounds: int, clock: str, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each case in each round, after one round that is not counted."""
-    now = time.process_time if clock == "cpu" else time.perf_counter
+def _print_pair(result: dict[str, Any]) -> None:
+    print(f"{result['student']} <- {result['teacher']}, {result['side']} px, batch {result['batch']}")
+    for case, seconds in result["seconds_a_step"].items():
+        line = f"  {case:14} {1e3 * seconds:9.1f} ms a step"
+        if case in result["time_over_ours"]:
+            low, middle, high = result["time_over_ours"][case]
+            line += f"   {middle:6.3f} x ours ({low:.3f} to {high:.3f})"
+        if case in result["owed"]:
+            line += f", owed {result['owed'][case]}"
+        print(line)
+
+
+def spread(times: list[float], others: list[float]) -> list[float]:
+    """Quartiles of the ratios within a round: lower, median, upper."""
+    return statistics.quantiles([one / other for one, other in zip(times, others, strict=True)], method="inclusive")
+
+
+def by_turns(cases: dict[str, Contestant], rounds: int, clock: str, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each case in each round, after one round that is not counted; every other round runs backwards.
+
+    The first two cases, whose ratio is near one, take two turns before each other case: of theirs, the median within a
+    round counts.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
+    (one, two), others = list(cases)[:2], list(cases)[2:]
+    turns = [name for other in others for name in (one, two, two, one, other)] or [one, two]
     for turn in range(rounds + 1):
-        for name, case in cases.items():
-            gc.collect()
-            _wait(device)
-            start = now()
-            case()
-            _wait(device)
+        taken: dict[str, list[float]] = {name: [] for name in cases}
+        for name in turns[:: 1 if turn % 2 else -1]:
+            taken[name].append(_timed(cases[name], clock, device))
+        for name, times in taken.items():
             if turn:
-                seconds[name].append(now() - start)
+                seconds[name].append(statistics.median(times))
     return seconds
+
+
+def _timed(case: Contestant, clock: str, device: torch.device) -> float:
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    gc.collect()
+    _wait(device)
+    start = now()
+    case()
+    _wait(device)
+    return now() - start
 
 
 def _wait(device: torch.device) -> None:
@@ -311,42 +356,65 @@ def measure_job(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         job = WholeJob(Path(folder), device=torch.device(arguments.device), batch=arguments.batch)
         job.prepare()
-        seconds = by_turns(
-            {"bare": job.bare, "job": job.through_the_pilot}, arguments.rounds, arguments.clock, job.device
-        )
-    ratio = statistics.median(bare / whole for bare, whole in zip(seconds["bare"], seconds["job"], strict=True))
-    print(f"whole job on the digits: bare / job {ratio:.3f} (owed {JOB_OWED})")
-    return {"seconds": {case: statistics.median(times) for case, times in seconds.items()}, "bare_over_job": ratio}
+        cases: dict[str, Contestant] = {"bare": job.bare, "ours": job.through_the_pilot}
+        return _against_bare("whole job on the digits", cases, JOB_OWED, arguments)
+
+
+def measure_logits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A forward pass into the cache, against the bare forwards of the same pictures in memory."""
+    from benchmarks.whole_job import LogitsPass
+
+    with tempfile.TemporaryDirectory() as folder:
+        one = LogitsPass(Path(folder), device=torch.device(arguments.device), batch=arguments.batch)
+        cases: dict[str, Contestant] = {"bare": one.bare, "ours": one.into_the_cache}
+        return _against_bare("logits pass over the digits", cases, None, arguments)
+
+
+def _against_bare(
+    what: str, cases: dict[str, Contestant], owed: float | None, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    seconds = by_turns(cases, arguments.rounds, arguments.clock, torch.device(arguments.device))
+    ratios = spread(seconds["bare"], seconds["ours"])
+    print(f"{what}: bare / ours {ratios[1]:.3f} ({ratios[0]:.3f} to {ratios[2]:.3f}), owed {owed or 'nothing'}")
+    medians = {case: statistics.median(times) for case, times in seconds.items()}
+    return {**_conditions(arguments), "seconds": medians, "bare_over_ours": ratios, "owed": owed}
+
+
+def _conditions(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("batch", "steps", "rounds", "threads", "clock", "device", "precision", "channels_last")
+    gpu = {"gpu": torch.cuda.get_device_name()} if arguments.device == "cuda" else {}
+    return {name: getattr(arguments, name) for name in names} | gpu
 
 
 def main() -> None:
     """Measure what was asked for and keep the figures."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    result: dict[str, Any] = {"arguments": vars(arguments), "versions": versions("torch", "timm")}
-    if arguments.device == "cuda":
-        result["gpu"] = torch.cuda.get_device_name()
-    if arguments.job:
-        result["job"] = measure_job(arguments)
-    else:
-        result["pairs"] = [measure_pair(name, arguments) for name in arguments.pairs]
-    if arguments.write:
-        print(write_result("job" if arguments.job else "step", result))
-    else:
-        print(json.dumps(result))
+    special = {"job": measure_job, "logits": measure_logits}
+    measured = read_result("step").get("measured", {}) if arguments.write else {}
+    for name in arguments.only:
+        label = f"{name}, channels last" if arguments.channels_last else name
+        measured[label] = special[name](arguments) if name in special else measure_pair(name, arguments)
+        result = {"versions": versions("torch", "timm", *_torchdistill()), "measured": measured}
+        print(write_result("step", result) if arguments.write else json.dumps(result))
+
+
+def _torchdistill() -> list[str]:
+    return ["torchdistill"] if importlib.util.find_spec("torchdistill") else []
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(DEFAULT_PAIRS))
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=3, help="steps of each contestant in a round")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="+", choices=[*PAIRS, "job", "logits"], default=list(DEFAULTS))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=1, help="steps of each contestant in a round")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--job", action="store_true", help="measure a whole job instead")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of all models and images")
     parser.add_argument("--no-write", dest="write", action="store_false", help="print the figures, keep nothing")
     return parser.parse_args()
 

@@ -60,12 +60,22 @@ def versions(*packages: str) -> dict[str, str]:
 
 def write_result(name: str, result: Mapping[str, Any]) -> Path:
     """Write `result` with date and hardware to results/<name>-<date>-<cpu>.json and return the path."""
-    now, machine = datetime.now(UTC), hardware()
-    cpu = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
-    path = RESULTS / f"{name}-{now:%Y-%m-%d}-{cpu}.json"
-    content = {"benchmark": name, "date": now.isoformat(timespec="seconds"), "hardware": machine, **result}
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    path = _result_path(name)
+    stamp = datetime.now(UTC).isoformat(timespec="seconds")
+    write_text(path, json.dumps({"benchmark": name, "date": stamp, "hardware": hardware(), **result}, indent=2) + "\n")
     return path
+
+
+def read_result(name: str) -> dict[str, Any]:
+    """What `write_result` wrote today on this kind of machine; empty when nothing."""
+    path = _result_path(name)
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content
+
+
+def _result_path(name: str) -> Path:
+    cpu = re.sub(r"[^a-z0-9]+", "-", _cpu_name().lower()).strip("-")
+    return RESULTS / f"{name}-{datetime.now(UTC):%Y-%m-%d}-{cpu}.json"
 
 
 def _cpu_name() -> str:

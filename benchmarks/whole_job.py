@@ -1,18 +1,21 @@
-"""A whole transfer job through the pilot and a SQLite database, and the bare steps and forwards that it is made of.
+"""A whole transfer job through the pilot and a SQLite database, a forward pass into the cache, and what they are made
+of: bare steps and forwards.
 
-For `benchmarks.bench_step --job`. The digits at 32 pixels; logits are cached before the clock starts, as in a study,
-where many transfers share them.
+For `job` and `logits` of `benchmarks.bench_step`. The digits at 32 pixels; a job's logits are cached before the clock
+starts, as in a study, where many transfers share them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from kt_study.cache import remove_entry
 from kt_study.datasets import prepare
 from kt_study.hashing import job_digest
 from kt_study.objectives import needed_logits, settings_for
@@ -20,9 +23,21 @@ from kt_study.paths import StudyPaths
 from kt_study.pilots import PilotOptions
 from kt_study.store import open_store
 from kt_study.study import DatasetSection
-from kt_study.words import JobState, ModelRecord, PlannedJob, Settings, TransferSpec, as_spec
+from kt_study.words import (
+    Claim,
+    DatasetRecord,
+    JobState,
+    LogitsSpec,
+    ModelRecord,
+    PlannedJob,
+    Settings,
+    TransferSpec,
+    as_spec,
+)
+from worker.context import JobContext, WorkerOptions
 from worker.data.loader import evaluation_views, training_views
 from worker.data.views import ViewRecipe, epoch_order
+from worker.logits.forward import cached_logits
 from worker.models import build_model
 from worker.pilot import Pilot
 
@@ -113,7 +128,54 @@ class WholeJob:
             raise RuntimeError(f"jobs ended as {states}: {self.store.failures(STUDY)}")
 
 
-def _record(name: str, seed: int) -> ModelRecord:
+class LogitsPass:
+    """One student over the validation split, 1000 outputs, into the cache and bare."""
+
+    def __init__(self, root: Path, *, device: torch.device, batch: int) -> None:
+        self.model = _record("resnet18", 0, classes=1000)
+        paths = StudyPaths(root=root)
+        self.dataset = prepare(DatasetSection(kind="digits"), seed=0, folder=root, paths=paths)
+        self.spec = LogitsSpec(dataset=self.dataset.key, model=self.model.key, split="val")
+        self.context = JobContext(
+            claim=Claim(job_id=1, attempt_id=1, fence=1, kind="logits", digest="", spec={}, attempt=1),
+            records=_Records(self.model, self.dataset),
+            paths=paths,
+            device=device,
+            options=WorkerOptions(eval_batch_size=batch),
+        )
+        self._paths, self._device = paths, device
+        views = evaluation_views(self.dataset, "val", self.model, paths, device=device)
+        self._batches = [images for images, _ in views.batches(np.arange(views.n), batch)]
+
+    def into_the_cache(self) -> None:
+        """Forward and cache it, and forget it again. The pictures stay rendered on the worker's shelf."""
+        remove_entry(cached_logits(self.spec, self.context).folder)
+
+    def bare(self) -> None:
+        """The same model built and the same forwards, each batch's logits brought to the host."""
+        model = build_model(self.model, self._paths, self._device)
+        with torch.inference_mode():
+            for images in self._batches:
+                model(images).cpu()
+
+
+@dataclass(frozen=True)
+class _Records:
+    """The one model and the one data set."""
+
+    only_model: ModelRecord
+    only_dataset: DatasetRecord
+
+    def model(self, key: str) -> ModelRecord:  # noqa: ARG002
+        """See `worker.context.Records`."""
+        return self.only_model
+
+    def dataset(self, key: str) -> DatasetRecord:  # noqa: ARG002
+        """See `worker.context.Records`."""
+        return self.only_dataset
+
+
+def _record(name: str, seed: int, classes: int = 10) -> ModelRecord:
     return ModelRecord(
         key=name,
         name=name,
@@ -123,7 +185,7 @@ def _record(name: str, seed: int) -> ModelRecord:
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         timm=name,
-        num_classes=10,
+        num_classes=classes,
     )
 
 

@@ -16,14 +16,26 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 @click.group()
 def command() -> None:
-    """List, verify or clean the logits cache of the study folder."""
+    """List, verify or clean the logits cache of the study folder.
+
+    \b
+    Examples:
+      kt-study cache ls
+      kt-study cache gc --max-size 2T
+    """
 
 
 @command.command("ls")
 @with_surroundings
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def list_entries(here: Surroundings, as_json: bool) -> None:
-    """Every cached pass, least recently used first."""
+    """Every cached pass, least recently used first.
+
+    \b
+    Examples:
+      kt-study cache ls
+      kt-study cache ls --json
+    """
     from kt_study.cache import entries
 
     found = entries(here.paths)
@@ -44,7 +56,12 @@ def list_entries(here: Surroundings, as_json: bool) -> None:
 @with_surroundings
 @click.pass_context
 def verify_entries(ctx: click.Context, here: Surroundings) -> None:
-    """Compare every checksum; exit code 1 when something is torn or altered."""
+    """Compare every checksum; exit code 1 when something is torn or altered.
+
+    \b
+    Examples:
+      kt-study cache verify
+    """
     from kt_study.cache import entries, verify
 
     broken = verify(here.paths)
@@ -58,7 +75,13 @@ def verify_entries(ctx: click.Context, here: Surroundings) -> None:
 @with_surroundings
 @click.option("--max-size", required=True, metavar="SIZE", help="What may stay, e.g. 500M or 2T.")
 def collect_entries(here: Surroundings, max_size: str) -> None:
-    """Remove torn entries, and the least recently used ones over a size; what open jobs need stays."""
+    """Remove torn entries, and the least recently used ones over a size; what open jobs need stays.
+
+    \b
+    Examples:
+      kt-study cache gc --max-size 2T
+      kt-study cache gc --max-size 0  # everything that no open job needs
+    """
     from kt_study.cache import collect_garbage
 
     gone = collect_garbage(here.paths, max_size=_bytes(max_size), keep=_needed(here))

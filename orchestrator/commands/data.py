@@ -9,7 +9,12 @@ from orchestrator.surroundings import Surroundings, with_surroundings
 
 @click.group()
 def command() -> None:
-    """Prepare data for the fast loader."""
+    """Prepare data for the fast loader.
+
+    \b
+    Examples:
+      kt-study data prepare --max-side 400 --workers 8
+    """
 
 
 @command.command()
@@ -22,12 +27,15 @@ def command() -> None:
 @click.option(
     "--jpeg-share", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="The rest is stored raw."
 )
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that write.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Threads that read and encode."
+)
 def prepare(here: Surroundings, split: str, max_side: int, jpeg_quality: int, jpeg_share: float, workers: int) -> None:
     """Write a split as an ffcv file; goes on where an interrupted run stopped.
 
     \b
-    kt-study data prepare --max-side 400 --workers 8
+    Examples:
+      kt-study data prepare --max-side 400 --workers 8
     """
     import msgspec
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +20,6 @@ from kt_study.errors import DiskError
 from kt_study.paths import StudyPaths
 from kt_study.words import LogitsSpec
 from tests.data.support import digits, job_context, tiny_model
-from tests.require import require
 from worker.logits import LogitsCache
 from worker.logits.forward import cached_logits
 from worker.logits.near import near
@@ -68,18 +67,6 @@ def test_a_torn_or_altered_entry_is_noticed_and_made_again(paths: StudyPaths, da
     assert _make(paths) == folder
     assert {file.name: file.read_bytes() for file in folder.glob("*.npy")} == whole
     assert cache_files.verify(paths) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    require("root", os.geteuid() == 0 and shutil.which("mount") is not None, "mounting a small disk needs root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
-    require("root", done.returncode == 0, "this system does not let root mount a tmpfs")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_torn_file(small_disk: Path) -> None:
@@ -209,15 +196,40 @@ def test_listing_says_what_an_entry_is(paths: StudyPaths) -> None:
     assert entry.nbytes == sum(file.stat().st_size for file in folder.iterdir())
 
 
-def test_files_of_a_network_are_read_from_a_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "logits.npy"
-    file.write_bytes(b"rows")
-    assert near(file) == file
-    near.cache_clear()
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The node's scratch folder, where every file lies on a network file system."""
     monkeypatch.setattr("worker.logits.near.file_system", lambda _: "nfs4")
-    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
-    copy = near(file)
-    assert copy != file
-    assert copy.read_bytes() == b"rows"
-    assert near(file) == copy, "copied once"
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
     near.cache_clear()
+    yield tmp_path / "scratch"
+    near.cache_clear()
+
+
+def test_files_of_this_machine_are_read_where_they_lie(tmp_path: Path) -> None:
+    assert near(tmp_path / "logits.npy") == tmp_path / "logits.npy"
+
+
+def test_files_of_a_network_are_read_from_a_local_copy(paths: StudyPaths, scratch: Path) -> None:
+    entry = cached_logits(_spec(paths), job_context(paths, digits(paths), tiny_model()))
+    file = entry.folder / "logits.npy"
+    copy = near(file)
+    assert not copy.samefile(file)
+    assert copy.read_bytes() == file.read_bytes()
+    assert near(file) == copy, "copied once"
+    assert np.array_equal(entry.logits, np.load(file)), "also mapped into memory"
+    assert list(scratch.iterdir()) == [], "nothing that a killed process would leave behind"
+
+
+def test_where_the_copy_does_not_fit_the_file_itself_is_read(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    assert near(tmp_path / "logits.npy") == tmp_path / "logits.npy"
+    assert list(scratch.iterdir()) == []
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "gone"))
+    assert near(tmp_path / "side.npy") == tmp_path / "side.npy"

@@ -79,13 +79,18 @@ def test_ffcvs_own_reader_finds_every_image(dataset: DatasetRecord, paths: Study
 
 
 def test_the_same_bytes_every_time(root: Path, tmp_path: Path) -> None:
-    contents = []
+    contents, digests = [], []
     for name, workers in (("a", 1), ("b", 3)):
         paths = StudyPaths(root=tmp_path / name)
         dataset = folder_dataset(root, paths)
-        prepare_beton(dataset, "val", paths, options=BetonOptions(jpeg_share=0.3), workers=workers)
+        first = prepare_beton(dataset, "val", paths, options=BetonOptions(jpeg_share=0.3), workers=workers)
         contents.append(paths.beton(dataset.key, "val").read_bytes())
-    assert contents[0] == contents[1]
+        other = prepare_beton(dataset, "val", paths, options=BetonOptions(jpeg_share=0.4))
+        contents.append(paths.beton(dataset.key, "val").read_bytes())
+        digests.append((first.content, other.content))
+    assert contents[0] == contents[2] != contents[1] == contents[3]
+    assert digests[0] == digests[1]
+    assert len(set(digests[0])) == 2, "the digest knows the options"
 
 
 def test_large_images_are_shrunk(dataset: DatasetRecord, paths: StudyPaths) -> None:
@@ -142,12 +147,18 @@ def test_a_folder_that_cannot_be_written(dataset: DatasetRecord, paths: StudyPat
         prepare_beton(dataset, "val", paths)
 
 
-@pytest.mark.parametrize("augment", ["crop_flip", "authors"])
-def test_pixels_do_not_depend_on_batch_order_or_threads(
-    dataset: DatasetRecord, paths: StudyPaths, augment: str
-) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_torn_beton(root: Path, small_disk: Path) -> None:
+    paths = StudyPaths(root=small_disk)
+    dataset = folder_dataset(root, paths)
+    with pytest.raises(DiskError, match="No space left on device; free space"):
+        prepare_beton(dataset, "val", paths, options=RAW)
+    assert list(paths.beton(dataset.key, "val").parent.iterdir()) == []
+
+
+def test_colours_do_not_depend_on_batch_order_or_threads(dataset: DatasetRecord, paths: StudyPaths) -> None:
+    """Boxes and flips: `tests/data/test_determinism.py`."""
     prepare_beton(dataset, "val", paths, options=BetonOptions(max_side=0, jpeg_share=0.5))
-    recipe = ViewRecipe(augment=augment, seed=8)  # type: ignore[arg-type]
+    recipe = ViewRecipe(augment="authors", seed=8)
     expected = _by_sample(dataset, paths, recipe, loader="ffcv", workers=1)
     assert not expected.isnan().any()
     for workers, batch_size, order in (
@@ -157,6 +168,23 @@ def test_pixels_do_not_depend_on_batch_order_or_threads(
     ):
         got = _by_sample(dataset, paths, recipe, loader="ffcv", workers=workers, batch_size=batch_size, order=order)
         assert torch.equal(got, expected), (workers, batch_size)
+
+
+def test_a_beton_of_a_network_is_read_from_a_copy(
+    dataset: DatasetRecord, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.data import ffcv_loader
+    from worker.logits.near import near
+
+    prepare_beton(dataset, "val", paths, options=FULL)
+    read: list[Path] = []
+    monkeypatch.setattr("worker.logits.near.file_system", lambda _: "nfs4")
+    monkeypatch.setattr(ffcv_loader, "near", lambda file: read.append(near(file)) or read[-1])
+    near.cache_clear()
+    seen = _by_sample(dataset, paths, ViewRecipe(seed=2), loader="ffcv", workers=1)
+    near.cache_clear()
+    assert not seen.isnan().any()
+    assert not read[0].samefile(paths.beton(dataset.key, "val"))
 
 
 def test_one_loader_serves_views_batches_and_resumes(dataset: DatasetRecord, paths: StudyPaths) -> None:
@@ -213,6 +241,48 @@ def test_photographs_look_alike_in_both_loaders(paths: StudyPaths) -> None:
     apart = (one - other).abs().mean(dim=(1, 2, 3))
     assert apart.mean() < 5
     assert apart.max() < 20
+
+
+def test_pixels_are_those_of_the_whole_image_decoded_cropped_and_mirrored(paths: StudyPaths) -> None:
+    """The decoder stops below the box; nothing in the box may show it. By ffcv's own functions, one after the other."""
+    from ffcv.libffcv import imdecode, resize_crop
+    from ffcv.reader import Reader
+
+    dataset = prepare(DatasetSection(kind="imagefolder", val=str(photos_dir())), seed=0, folder=paths.root, paths=paths)
+    prepare_beton(dataset, "val", paths, options=BetonOptions(max_side=300), workers=2)
+    model = tiny_model(input_size=(3, 64, 64), mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    order, recipe = np.arange(0, 200, 4), ViewRecipe(seed=1)
+    got = _by_sample(dataset, paths, recipe, loader="ffcv", model=model, order=order)[order].numpy()
+    beton = paths.beton(dataset.key, "val")
+    reader, content = Reader(str(beton)), np.fromfile(beton, np.uint8)
+    sizes = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist(), strict=True))
+    rows = reader.metadata["f0"][order]
+    box, mirrored = boxes(recipe, 1, order, rows["height"], rows["width"]), flips(recipe, 1, order)
+    assert (box[:, 0] + box[:, 2] + 32 < rows["height"]).sum() > 10, "some boxes end well above the bottom"
+    for i, row in enumerate(rows):
+        stored = content[int(row["data_ptr"]) :][: sizes[int(row["data_ptr"])]]
+        height, width = int(row["height"]), int(row["width"])
+        whole, picture = np.zeros((height, width, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
+        imdecode(stored, whole, height, width, height, width)
+        top, left, h, w = box[i]
+        resize_crop(whole, top, top + h, left, left + w, picture)
+        expected = picture[:, ::-1] if mirrored[i] else picture
+        assert np.array_equal(got[i].transpose(1, 2, 0).round(), expected), i
+
+
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"exif": b"Exif" * 100}, {"subsampling": 0}])
+def test_the_header_of_a_jpeg_is_found(how: dict[str, object]) -> None:
+    from worker.data.ffcv_loader import _header_of
+
+    stream = io.BytesIO()
+    Image.new("RGB", (33, 47)).save(stream, "JPEG", **how)  # type: ignore[arg-type]
+    stored = np.frombuffer(stream.getvalue(), np.uint8)
+    at = _header_of(stored)
+    if "progressive" in how:
+        assert at == -1
+    else:
+        assert stored[at + 5 : at + 9].tolist() == [0, 47, 0, 33]
+    assert _header_of(stored[:10]) == _header_of(stored[:0]) == -1
 
 
 def test_threads_of_torch_are_left_alone(dataset: DatasetRecord, paths: StudyPaths) -> None:

@@ -209,5 +209,5 @@ def test_what_is_missing_is_named(
 
 
 def test_unknown_kind(paths: StudyPaths) -> None:
-    with pytest.raises(DataError, match=r"kind = 'imagnet': no such kind; choose from imagefolder, digits"):
+    with pytest.raises(DataError, match=r"kind = 'imagnet': no such kind.* \(there are imagefolder, digits"):
         prepare(DatasetSection(kind="imagnet"), seed=0, folder=paths.root, paths=paths)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from kt_study.errors import UsageError
+from kt_study.hashing import hash64
 from kt_study.objectives import settings_for
 from tests.transfer.toy import CLASSES, SIDE, World, made, small_cnn, small_mlp
 from worker.objectives import Setup, build_objective
+from worker.trainer.deterministic import seed_step
 from worker.trainer.guard import NEVER, Guard
-from worker.trainer.step import StepInputs, TransferStep
+from worker.trainer.step import StepInputs, TransferStep, forward_of
 from worker.trainer.student import batch_norms, check_micro_batch, last_layer, train_mode
 
 
@@ -130,6 +132,31 @@ def test_compile_wraps_the_student_once(monkeypatch: pytest.MonkeyPatch) -> None
     left, right = run(step_of(compiled, compile=True), 2), run(step_of(plain), 2)
     assert wrapped == [compiled]
     assert all(torch.equal(left[name], right[name]) for name in right)
+
+
+def test_cuda_graphs_are_replayed_by_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda model, **how: asked.append(how) or model)
+    model, settings = made(small_cnn, 1), settings_for("kl", {"compile": True})
+    for graphs in (False, True):
+        assert forward_of(model, settings, torch.device("cuda"), cuda_graphs=graphs) is model
+    assert asked == [{}, {"mode": "reduce-overhead", "dynamic": False}]
+
+
+def test_cuda_graphs_are_refused_where_they_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    model = made(small_cnn, 1)
+    with pytest.raises(UsageError, match="need a GPU, and this worker runs on the cpu; leave out --cuda-graphs"):
+        forward_of(model, settings_for("kl", {"compile": True}), torch.device("cpu"), cuda_graphs=True)
+    with pytest.raises(UsageError, match="set \\[transfer\\] compile = true"):
+        forward_of(model, settings_for("kl", {}), torch.device("cuda"), cuda_graphs=True)
+
+
+def test_a_step_is_seeded_as_torch_seeds() -> None:
+    seed_step(3, 1, 4)
+    ours = torch.rand(5)
+    torch.manual_seed(hash64("step", 3, 1, 4) >> 1)
+    assert torch.equal(ours, torch.rand(5))
 
 
 def test_clipping_is_torchs_own() -> None:

@@ -34,17 +34,19 @@ def side_columns(logits: torch.Tensor, labels: torch.Tensor | None) -> NDArray[n
     side = np.zeros(len(logits), SIDE)
     p = torch.softmax(logits, dim=1)
     top = logits.argmax(dim=1, keepdim=True)
-    log_p = torch.log_softmax(logits.double(), dim=1)
-    side["logsumexp"] = torch.logsumexp(logits.double(), dim=1).cpu().numpy()
+    exact = logits.double()
+    highest = exact.gather(1, top)
+    log_sum = (exact - highest).exp_().sum(dim=1, keepdim=True).log_()
+    side["logsumexp"] = _column(highest + log_sum)
     side["argmax"] = _column(top)
     side["p_max"] = _column(p.gather(1, top))
-    side["log_p_max"] = _column(log_p.gather(1, top))
+    side["log_p_max"] = _column(0.0 - log_sum)
     if labels is None:
         side["label"], side["p_label"], side["log_p_label"] = -1, np.nan, np.nan
     else:
         side["label"] = labels.cpu().numpy()
         side["p_label"] = _column(p.gather(1, labels[:, None]))
-        side["log_p_label"] = _column(log_p.gather(1, labels[:, None]))
+        side["log_p_label"] = _column(exact.gather(1, labels[:, None]) - highest - log_sum)
     return side
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import shutil
@@ -16,14 +15,27 @@ from kt_study.database import NETWORK_FILE_SYSTEMS, file_system
 def near(file: Path) -> Path:
     """`file` itself where it lies on this machine's disk, else a copy in the node's scratch folder.
 
-    The scratch folder is SLURM_TMPDIR, else TMPDIR, else /tmp. Where the copy does not fit, the file itself is used.
+    The scratch folder is SLURM_TMPDIR, else TMPDIR, else /tmp. The copy has no name there, only this process's handle,
+    so that its space is free again when the process ends, however it ends. Where it does not fit, the file itself is
+    used.
     """
     if file_system(file) not in NETWORK_FILE_SYSTEMS:
         return file
-    folder = Path(tempfile.mkdtemp(prefix="kt-study-", dir=os.environ.get("SLURM_TMPDIR")))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
-        return Path(shutil.copy(file, folder / file.name))
+        handle = _nameless_copy(file)
     except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
         return file
+    return Path(f"/proc/self/fd/{handle}")
+
+
+def _nameless_copy(file: Path) -> int:
+    """An open file with the content of `file`. Raises OSError."""
+    handle, name = tempfile.mkstemp(prefix="kt-study-", dir=os.environ.get("SLURM_TMPDIR"))
+    try:
+        shutil.copyfile(file, name)
+    except OSError:
+        os.close(handle)
+        raise
+    finally:
+        Path(name).unlink()
+    return handle

@@ -44,6 +44,8 @@ def predictions(
     return np.asarray(torch.cat(predicted).cpu().numpy())
 
 
-def accuracy(predicted: NDArray[np.int64], labels: NDArray[np.integer]) -> float:
-    """Top-1 accuracy in %."""
+def accuracy(predicted: NDArray[np.int64], labels: NDArray[np.integer]) -> float | None:
+    """Top-1 accuracy in %; None without labels, which are -1 then."""
+    if labels.min() < 0:
+        return None
     return float(np.count_nonzero(predicted == labels)) * 100.0 / len(labels)

@@ -27,8 +27,8 @@ class OpenedTransfer:
     student: ModelRecord  # as it was before any transfer
     start: ModelRecord  # as it is before this stage
     teachers: list[ModelRecord]
-    train_labels: NDArray[np.int64]
-    val_labels: NDArray[np.int64]
+    train_labels: NDArray[np.int64]  # all -1 where there are no labels
+    val_labels: NDArray[np.int64]  # likewise
     student_val: CachedLogits
     start_val: CachedLogits
     teachers_val: list[CachedLogits]
@@ -69,7 +69,7 @@ def open_transfer(spec: TransferSpec, context: JobContext) -> OpenedTransfer:
 
     Raises:
         UsageError: settings that do not combine.
-        DataError: no labels, or models with different numbers of classes.
+        DataError: no labels where something reads them, or models with different numbers of classes.
         Stopped: asked to stop while a missing pass was being made.
         UnknownModelError, WeightsError, DiskError: a pass that cannot be made.
     """
@@ -102,12 +102,10 @@ def columns_of(entry: CachedLogits) -> Columns:
 
 
 def _labels(dataset: DatasetRecord, split: str, context: JobContext) -> NDArray[np.int64]:
-    labels = open_split(dataset, split, context.paths).labels
-    if labels is None:
-        raise DataError(
-            f"data set {dataset.name!r} has no labels in split {split!r}; a transfer is measured against them"
-        )
-    return np.asarray(labels, dtype=np.int64)
+    opened = open_split(dataset, split, context.paths)
+    if opened.labels is None:
+        return np.full(opened.n, -1, dtype=np.int64)
+    return np.asarray(opened.labels, dtype=np.int64)
 
 
 def _check_classes(opened: OpenedTransfer) -> None:

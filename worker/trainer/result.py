@@ -6,6 +6,7 @@ import resource
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from kt_study.objectives import facts_of
 from worker.context import JobContext, Rows
 from worker.kept import keep_student
 from worker.logits.forward import device_name, versions
-from worker.measures.transfer import flips_given_to_teacher, measure_transfer
+from worker.measures.transfer import flips_given_to_teacher, measure_transfer, measure_without_labels
 from worker.rows import plain
 from worker.trainer.opened import OpenedTransfer
 from worker.trainer.step import effective_lr
@@ -47,9 +48,7 @@ def result_rows(opened: OpenedTransfer, job: str, student: TrainedStudent, conte
     """
     measured = measured_columns(opened, student)
     write_predictions(context, job, student.predictions, opened.student.num_classes)
-    weights = keep_student(
-        context.paths, job, student.state, _facts(opened, student, measured), opened.spec.settings.keep
-    )
+    weights = keep_trained(opened, job, student, measured, context)
     row = {
         **_who(opened),
         **_settings(opened),
@@ -65,11 +64,22 @@ def result_rows(opened: OpenedTransfer, job: str, student: TrainedStudent, conte
     }
 
 
+def keep_trained(
+    opened: OpenedTransfer, job: str, student: TrainedStudent, measured: dict[str, Any], context: JobContext
+) -> Path | None:
+    """Keep the student as the settings say, with what made it in the header. Raises as `worker.kept.keep_student`."""
+    facts = _facts(opened, student, measured)
+    return keep_student(context.paths, job, student.state, facts, opened.spec.settings.keep)
+
+
 def measured_columns(opened: OpenedTransfer, student: TrainedStudent) -> dict[str, Any]:
-    """Everything measured on the validation split, by column name; nan where it is not defined."""
+    """Everything measured on the validation split, by column name; nan or None where it is not defined."""
     labels = opened.val_labels
     teachers = [entry.argmax.astype(np.int64) for entry in opened.teachers_val]
     before = opened.student_val.argmax.astype(np.int64)
+    if not opened.dataset.has_labels("val"):
+        unknown = dict.fromkeys(("acc_before", "acc_after"))
+        return unknown | measure_without_labels(before, student.predictions, teachers) | _partition_shares(opened)
     measures = measure_transfer(labels, before, student.predictions, teachers, opened.student.num_classes)
     acc_start = np.count_nonzero(opened.start_val.argmax == labels) * 100.0 / len(labels)
     columns: dict[str, Any] = {**measures.row(), "delta_stage": measures.acc_after - acc_start}
@@ -96,12 +106,14 @@ def _partition_shares(opened: OpenedTransfer) -> dict[str, Any]:
     names = ("dp_pos_to_teacher", "dp_neg_to_teacher", "teacher_share")
     if facts_of(opened.spec.objective).contrastive or opened.spec.settings.multi_teacher == "soup":
         return dict.fromkeys(names)
+    taught = 100.0 * float(np.mean([np.mean(sources != 0) for sources in opened.train_sources()]))
+    if not opened.dataset.has_labels("val"):
+        return {"teacher_share": taught}
     best = opened.teachers_val[-1 if opened.spec.settings.multi_teacher == "sequential" else opened.best_teacher()]
     positive, negative = flips_given_to_teacher(
         opened.val_labels, best.argmax, opened.start_val.argmax, opened.val_sources() != 0
     )
-    taught = [float(np.mean(sources != 0)) for sources in opened.train_sources()]
-    return dict(zip(names, (positive, negative, 100.0 * float(np.mean(taught))), strict=True))
+    return dict(zip(names, (positive, negative, taught), strict=True))
 
 
 def _who(opened: OpenedTransfer) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from kt_study.errors import UsageError
 from kt_study.objectives import facts_of
 from kt_study.words import Settings
 from worker.objectives import Batch, Objective
@@ -50,9 +51,15 @@ class TransferStep:
         objective: on the device; its own parameters are trained too.
         name: of the objective.
         settings: as planned; under `reading = "authors"` the learning rate is scaled by batch size / 256.
+        cuda_graphs: replay the student's compiled forward and backward passes as CUDA graphs.
+
+    Raises:
+        UsageError: CUDA graphs without a GPU or without `compile`.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, name: str, settings: Settings) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Objective, name: str, settings: Settings, *, cuda_graphs: bool = False
+    ) -> None:
         facts = facts_of(name)
         self.model = model
         self.objective = objective
@@ -66,7 +73,8 @@ class TransferStep:
         self.guard = Guard(self.device, scaled=settings.precision == "fp16", clip=settings.grad_clip)
         self.slow = slow_weights(model, settings) if facts.slow_weights else None
         self._tap = FeatureTap(model) if facts.contrastive else None
-        self._forward = torch.compile(model) if settings.compile else model
+        self._forward = forward_of(model, settings, self.device, cuda_graphs=cuda_graphs)
+        self._cuda_graphs = cuda_graphs
 
     def __call__(self, inputs: StepInputs, *, step: int, epoch_step: int) -> None:
         """Take one step. `step` counts from the start of the run, `epoch_step` from that of the epoch."""
@@ -96,6 +104,9 @@ class TransferStep:
 
     def _losses(self, part: StepInputs) -> Tensor:
         images = part.images
+        if self._cuda_graphs:
+            # The logits of the part before may be overwritten from here on.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.settings.precision):
@@ -111,6 +122,26 @@ class TransferStep:
         )
         losses: Tensor = self.objective(batch)
         return losses
+
+
+def forward_of(
+    model: nn.Module, settings: Settings, device: torch.device, *, cuda_graphs: bool
+) -> Callable[[Tensor], Tensor]:
+    """The student as it is called in a step: itself, compiled, or compiled and replayed as CUDA graphs.
+
+    Raises:
+        UsageError: CUDA graphs without a GPU or without `compile`.
+    """
+    if cuda_graphs and device.type != "cuda":
+        raise UsageError(f"CUDA graphs need a GPU, and this worker runs on the {device.type}; leave out --cuda-graphs")
+    if cuda_graphs and not settings.compile:
+        raise UsageError(
+            "CUDA graphs replay compiled students; set [transfer] compile = true or leave out --cuda-graphs"
+        )
+    if not settings.compile:
+        return model
+    compiled = torch.compile(model, mode="reduce-overhead", dynamic=False) if cuda_graphs else torch.compile(model)
+    return cast(Callable[[Tensor], Tensor], compiled)
 
 
 def sgd(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.SGD:

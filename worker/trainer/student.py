@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -90,11 +89,3 @@ def feature_dim(model: nn.Module, input_size: tuple[int, int, int], device: torc
         assert tap.features is not None
     model.train(was_training)
     return int(tap.features.shape[1])
-
-
-def forward_with_features(model: nn.Module, call: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and features of one forward pass."""
-    with FeatureTap(model) as tap:
-        logits = call(images)
-    assert tap.features is not None
-    return logits, tap.features
