@@ -29,8 +29,19 @@ def digest(value: Any) -> str:
 
 
 def job_digest(kind: str, spec: Mapping[str, Any]) -> str:
-    """The digest that makes a job unique: its kind and its whole specification."""
-    return digest({"kind": kind, "spec": spec})
+    """The digest that makes a job unique: its kind and its specification.
+
+    `settings.keep` does not count: whether a student's file is kept afterwards does not make another transfer of it.
+    """
+    return digest({"kind": kind, "spec": _without_keep(spec)})
+
+
+def _without_keep(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "keep" not in spec.get("settings", ()):
+        return spec
+    settings = {name: value for name, value in spec["settings"].items() if name != "keep"}
+    others = {name: value for name, value in spec.items() if name != "settings"}
+    return {**others, "settings": settings} if settings else others
 
 
 def hash64(*parts: str | int) -> int:

@@ -6,8 +6,12 @@
   the single transfer, and chains with a common beginning share it.
 * `soup`: the mean of the K single transfers' weights (Wortsman et al. 2022); a job of kind `soup`.
 
-A stage or a soup reads weights that other transfers keep, so those are planned with `keep = "all"`. Use `merge_kept`
-to drop the same transfers planned without.
+A stage or a soup reads weights that other transfers keep, so those are planned with `keep = "all"`. That is the same
+job as one planned without: `merge_kept` chooses within a plan, `kt_study.store` tells an open job of the database to
+keep its student, and a `remake` job makes again the student of one that is already done.
+
+Parallel teachers are for objectives whose data partition chooses by confidence, kl_dp and kl_dp_unsupervised: the
+paper defines the mode by that partition, and its Table 9, for plain KL, has no such column.
 """
 
 from __future__ import annotations
@@ -150,7 +154,7 @@ def merge_kept(specs: Iterable[TransferSpec]) -> list[TransferSpec]:
     rank = {"none": 0, "best": 1, "all": 2}
     chosen: dict[str, TransferSpec] = {}
     for spec in specs:
-        same = transfer_digest(replace(spec, settings=replace(spec.settings, keep="none")))
+        same = transfer_digest(spec)
         if same not in chosen or rank[spec.settings.keep] > rank[chosen[same].settings.keep]:
             chosen[same] = spec
     return list(chosen.values())

@@ -7,7 +7,6 @@ The losses themselves are in `worker.objectives`, one module each. Nothing here 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ import msgspec
 
 from kt_study.errors import DataError, UsageError
 from kt_study.multi_teacher import stage_start_key
+from kt_study.nearest import nearest
 from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Settings, TransferSpec
 
 Partition = Literal["teacher", "frozen", "label", "max", "positive_flips", "negative_flips"]
@@ -74,8 +74,7 @@ AUTHORS_WEIGHT_DECAY = 1e-4
 def facts_of(objective: str) -> ObjectiveFacts:
     """The facts of an objective. Raises UsageError with the nearest name for one that does not exist."""
     if objective not in OBJECTIVES:
-        nearest = difflib.get_close_matches(objective, OBJECTIVES, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        hint = nearest(objective, OBJECTIVES)
         raise UsageError(f"objective {objective!r} is not known{hint} (known: {', '.join(OBJECTIVES)})")
     return OBJECTIVES[objective]
 
@@ -148,6 +147,14 @@ def partition_of(objective: str, settings: Settings) -> Partition:
     return facts_of(objective).partition
 
 
+def label_use(objective: str, settings: Settings) -> str:
+    """What in a transfer reads the labels of the training samples; empty where nothing does."""
+    facts = facts_of(objective)
+    if partition_of(objective, settings) in ("label", "positive_flips", "negative_flips"):
+        return "its data partition"
+    return "its loss" if facts.contrastive or "kl_weight" in facts.uses else ""
+
+
 def needs_frozen_student(objective: str, settings: Settings) -> bool:
     """Whether a transfer reads the frozen student's logits on the training views."""
     return partition_of(objective, settings) != "teacher"
@@ -187,10 +194,10 @@ def transfer_logits(
 
     Raises:
         UsageError: settings that do not combine.
-        DataError: a data set without labels or without a transfer set.
+        DataError: a data set without a transfer set, or without labels that something reads.
     """
     check(spec.objective, spec.settings)
-    _check_dataset(dataset)
+    _check_dataset(spec, dataset)
     start = stage_start_key(spec)
     taught_by = spec.teachers[-1:] if spec.settings.multi_teacher == "sequential" else spec.teachers
     facts = facts_of(spec.objective)
@@ -237,11 +244,19 @@ def _train_view(spec: TransferSpec, model: str, view: int, crop_pct: float, feat
     )
 
 
-def _check_dataset(dataset: DatasetRecord) -> None:
+def _check_dataset(spec: TransferSpec, dataset: DatasetRecord) -> None:
     if missing := [split for split in ("train", "val") if dataset.splits and split not in dataset.splits]:
         raise DataError(f"data set {dataset.name!r} has no split {missing[0]!r}; a transfer needs train and val")
-    if not dataset.labelled:
-        raise DataError(f"data set {dataset.name!r} has no labels; a transfer is measured against them")
+    if not dataset.has_labels("train") and (reader := label_use(spec.objective, spec.settings)):
+        without = [name for name in OBJECTIVES if not label_use(name, Settings())]
+        raise DataError(
+            f"objective {spec.objective!r}: {reader} reads labels, and data set {dataset.name!r} has no labels in train; "
+            f"kl_dp_unsupervised is made for that (of {', '.join(without)}, which read none)"
+        )
+    if not dataset.has_labels("val") and spec.settings.keep == "best":
+        raise DataError(
+            f"keep = 'best' goes by accuracy, and data set {dataset.name!r} has no labels in val; set keep = 'all'"
+        )
 
 
 def _crop_pct(spec: TransferSpec, model: Callable[[str], ModelRecord]) -> float:

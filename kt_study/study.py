@@ -5,7 +5,6 @@ docs/study-file.md is generated from here.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from pathlib import Path
@@ -15,6 +14,7 @@ import msgspec
 from msgspec import Meta, field
 
 from kt_study.errors import StudyFileError
+from kt_study.nearest import nearest
 from kt_study.words import Settings
 
 Share = Annotated[float, Meta(gt=0, le=1)]
@@ -43,6 +43,14 @@ class DatasetSection(Section, frozen=True, kw_only=True):
     train: Annotated[str, Meta(description="Transfer set: one folder a class, or the kind's own layout.")] = ""
     val: Annotated[str, Meta(description="Validation set, likewise.")] = ""
     path: Annotated[str, Meta(description="Folder of kinds that keep all splits in one place.")] = ""
+    labels: Annotated[
+        bool | Literal["val"],
+        Meta(description="false: pictures without labels, in any folders; val: only the validation samples have some."),
+    ] = True
+    source: Annotated[str, Meta(description="Of kind timm: hfds/NAME, wds/, torch/NAME.")] = ""
+    arguments: Annotated[
+        dict[str, Any], Meta(description="Of kind timm: further arguments of timm's reader, such as input_key.")
+    ] = {}
     train_fraction: Annotated[Share, Meta(description="Stratified share of the training samples to use.")] = 1.0
     train_per_class: Annotated[
         int, Meta(ge=0, description="Training samples a class to use; 0 for train_fraction.")
@@ -77,7 +85,9 @@ class ModelTable(Section, frozen=True, kw_only=True):
     """[[model]]"""
 
     name: Annotated[str, Meta(min_length=1, description="Name in the result rows.")]
-    timm: Annotated[str, Meta(description="A timm tag, or a timm architecture for local weights.")] = ""
+    timm: Annotated[
+        str, Meta(description="A timm tag; an architecture, for local weights; hf-hub:USER/MODEL; local-dir:FOLDER.")
+    ] = ""
     factory: Annotated[str, Meta(description="Importable callable that returns a torch module: module:function.")] = ""
     arguments: Annotated[dict[str, Any], Meta(description="Keyword arguments for the factory or for timm.")] = {}
     checkpoint: Annotated[str, Meta(description="Local weights: .safetensors, or .pth/.pt read with weights_only.")] = (
@@ -166,10 +176,14 @@ class TransferSection(Section, frozen=True, kw_only=True):
     deterministic: Annotated[bool, Meta(description="Deterministic kernels only.")] = False
     compile: Annotated[bool, Meta(description="torch.compile the student.")] = False
     eval_every: Annotated[int, Meta(ge=0, description="Epochs between evaluations; 0 for the last only.")] = 1
-    keep: Annotated[Literal["none", "best", "all"], Meta(description="Transferred students to keep.")] = "none"
+    keep: Annotated[
+        Literal["none", "best", "all"],
+        Meta(description='Students to keep; "all" makes those of finished transfers again.'),
+    ] = "none"
     loader: Annotated[Literal["auto", "torch", "ffcv"], Meta(description="Loader of training views.")] = "auto"
     multi_teacher: Annotated[
-        list[Literal["sequential", "parallel", "soup"]], Meta(description="Multi-teacher modes to add.")
+        list[Literal["sequential", "parallel", "soup"]],
+        Meta(description="Multi-teacher modes to add; parallel for kl_dp and kl_dp_unsupervised."),
     ] = []
     teachers_per_student: Annotated[int, Meta(ge=2, description="Teachers of each multi-teacher transfer.")] = 3
     teacher_order: Annotated[
@@ -208,6 +222,22 @@ class FineTuningSection(Section, frozen=True, kw_only=True):
     ) = None
 
 
+class NotifySection(Section, frozen=True, kw_only=True):
+    """[notify]"""
+
+    webhook: Annotated[
+        str, Meta(description="Address that a message is posted to as JSON; a secret, so webhook_file is better.")
+    ] = ""
+    webhook_file: Annotated[
+        str, Meta(description="File whose one line is that address; KT_STUDY_WEBHOOK wins over both.")
+    ] = ""
+    command: Annotated[str, Meta(description="Command that gets a message on standard input, without a shell.")] = ""
+    on: Annotated[
+        list[Literal["finished", "failure"]],
+        Meta(description="What is told: that nothing is left that could run, and the first failure."),
+    ] = field(default_factory=lambda: ["finished", "failure"])
+
+
 class StudyFile(Section, frozen=True, kw_only=True):
     """A whole study file."""
 
@@ -218,6 +248,7 @@ class StudyFile(Section, frozen=True, kw_only=True):
     complementarity: ComplementaritySection = ComplementaritySection()
     transfer: TransferSection = TransferSection()
     fine_tuning: FineTuningSection | None = None
+    notify: NotifySection = NotifySection()
 
 
 def read_study(path: Path) -> StudyFile:
@@ -242,6 +273,13 @@ def read_study(path: Path) -> StudyFile:
         raise StudyFileError(f"{path}: {_explain(str(error))}") from error
     _check_models(path, study)
     return study
+
+
+def recorded(study: StudyFile) -> dict[str, Any]:
+    """The study file as the database keeps it: builtins, without what may hold a secret."""
+    kept: dict[str, Any] = msgspec.to_builtins(study)
+    del kept["notify"], kept["study"]["database"]
+    return kept
 
 
 def said_settings(section: TransferSection) -> dict[str, Any]:
@@ -273,9 +311,7 @@ def _explain(message: str) -> str:
     reason, _, place = message.partition(" - at `")
     place = _toml_place(place.rstrip("`"))
     if unknown := re.search(r"unknown field `([^`]+)`", reason):
-        nearest = difflib.get_close_matches(unknown[1], _known_keys(place), n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        return f"{place}unknown key {unknown[1]!r}{hint}"
+        return f"{place}unknown key {unknown[1]!r}{nearest(unknown[1], _known_keys(place))}"
     if missing := re.search(r"missing required field `([^`]+)`", reason):
         return f"{place}{missing[1]!r} is missing"
     return f"{place}{reason[0].lower()}{reason[1:]}"
@@ -300,6 +336,7 @@ def _known_keys(place: str) -> list[str]:
         "[complementarity]": ComplementaritySection,
         "[transfer]": TransferSection,
         "[fine_tuning]": FineTuningSection,
+        "[notify]": NotifySection,
         "[fine_tuning.dataset]": DatasetSection,
     }
     return list(sections.get(place.split(":")[0].strip(), StudyFile).__struct_fields__)

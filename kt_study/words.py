@@ -24,9 +24,6 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
-OPEN_STATES = (JobState.BLOCKED, JobState.READY, JobState.RUNNING)
-
-
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every record: immutable, keyword-only, unknown fields refused."""
 
@@ -60,7 +57,7 @@ class ModelRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DatasetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A labelled image data set in splits. `key` is the digest of what is in it, not of where it lies."""
+    """An image data set in splits. `key` is the digest of what is in it, not of where it lies."""
 
     key: str
     name: str
@@ -70,7 +67,12 @@ class DatasetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     n_classes: int = 0
     splits: dict[str, int] = {}  # split -> number of samples
     class_index: str = "sorted"  # how labels are numbered: sorted | imagenet
-    labelled: bool = True
+    labelled: bool = True  # every split has labels
+    unlabelled: tuple[str, ...] = ()  # the splits without, where others have some
+
+    def has_labels(self, split: str) -> bool:
+        """Whether the samples of a split have labels."""
+        return self.labelled or (bool(self.unlabelled) and split not in self.unlabelled)
 
 
 class Settings(Record, frozen=True, kw_only=True, omit_defaults=True):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
-from collections.abc import Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from kt_study.datasets import predictions
 from kt_study.errors import StudyFileError, UnknownModelError, WeightsError
 from kt_study.files import file_digest, write_text
-from kt_study.study import ModelTable, StudyFile
+from kt_study.nearest import nearest
+from kt_study.study import ModelsSection, ModelTable, StudyFile
 from kt_study.training import keyed
 from kt_study.words import DatasetRecord, ModelRecord
+from orchestrator.hub_models import described, is_described
 from orchestrator.universe import CatalogueModel, catalogue, resolve, select
 
 _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
@@ -56,19 +59,8 @@ def study_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digests
     section = study.models
     listed = listed_models(study, folder, dataset, digests)
     if section.universe != "timm":
-        return [record for record in listed if _kept(record.name, section.include, section.exclude)]
-    chosen = select(
-        catalogue(),
-        include=section.include,
-        exclude=section.exclude,
-        families=section.families,
-        licenses=section.licenses,
-        params_min=section.params_min,
-        params_max=section.params_max,
-        top1_min=section.top1_min,
-        top1_max=section.top1_max,
-        gmacs_max=section.gmacs_max,
-    )
+        return narrowed(listed, section)
+    chosen = select(catalogue(), **_filters(section))
     own = {record.name for record in listed}
     records = listed + [from_catalogue(model) for model in chosen if model.name not in own]
     return sorted(records, key=lambda record: record.name)
@@ -85,10 +77,19 @@ def predicted_models(study: StudyFile, dataset: DatasetRecord) -> list[ModelReco
 
     A file that is named as a model of timm's gets that model's family and size; of others nothing is known.
     """
-    names = [
-        name for name in predictions.model_names(dataset) if _kept(name, study.models.include, study.models.exclude)
-    ]
-    return [_predicted(name, dataset) for name in names]
+    return narrowed([_predicted(name, dataset) for name in predictions.model_names(dataset)], study.models)
+
+
+def narrowed(records: list[ModelRecord], section: ModelsSection) -> list[ModelRecord]:
+    """The records that pass the filters of [models], in their order; see `orchestrator.universe.select`.
+
+    Raises:
+        UnknownModelError: an include glob that matches none.
+        UsageError: filters that leave nothing.
+    """
+    if not records:
+        return []
+    return [traits.record for traits in select([_traits(record) for record in records], **_filters(section))]
 
 
 def from_catalogue(model: CatalogueModel, *, name: str = "") -> ModelRecord:
@@ -115,15 +116,34 @@ def matching(records: list[ModelRecord], globs: list[str], *, where: str) -> lis
     """The records whose name matches one of the globs. Raises UnknownModelError when a glob matches none."""
     for glob in globs:
         if not any(fnmatchcase(record.name, glob) for record in records):
-            nearest = difflib.get_close_matches(glob, [record.name for record in records], n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else "; correct it or widen [models]"
+            hint = nearest(glob, [record.name for record in records]) or "; correct it or widen [models]"
             raise UnknownModelError(f"{where}: {glob!r} matches none of the study's {len(records)} models{hint}")
-    return [record for record in records if _kept(record.name, globs, ())]
+    return [record for record in records if any(fnmatchcase(record.name, glob) for glob in globs)]
 
 
-def _kept(name: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
-    included = not include or any(fnmatchcase(name, glob) for glob in include)
-    return included and not any(fnmatchcase(name, glob) for glob in exclude)
+@dataclass(frozen=True, kw_only=True)
+class _Traits:
+    """A record as the filters see it."""
+
+    record: ModelRecord
+    name: str
+    architecture: str
+    family: str
+    license: str
+    params: float | None
+    gmacs: float | None
+    top1: float | None
+    trained_head: bool = True
+
+
+def _traits(record: ModelRecord) -> _Traits:
+    same = {name: getattr(record, name) for name in ("name", "family", "license", "params", "gmacs")}
+    return _Traits(record=record, architecture=record.timm.partition(".")[0], top1=record.top1_published, **same)
+
+
+def _filters(section: ModelsSection) -> dict[str, Any]:
+    """The filters of [models] by the names that `select` has for them."""
+    return {name: getattr(section, name) for name in section.__struct_fields__ if name != "universe"}
 
 
 def _predicted(name: str, dataset: DatasetRecord) -> ModelRecord:
@@ -151,7 +171,7 @@ def _predicted(name: str, dataset: DatasetRecord) -> ModelRecord:
 def _from_table(
     table: ModelTable, folder: Path, dataset: DatasetRecord, digests: FileDigests, *, seed: int
 ) -> ModelRecord:
-    known = _known(table)
+    table, known = _known_and_described(table, folder)
     own = {
         name: value
         for name in ("mean", "std", "input_size", "interpolation", "crop_pct", "crop_mode", "num_classes", "family")
@@ -159,11 +179,26 @@ def _from_table(
     }
     fields: dict[str, Any] = {**known, **{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}}
     _require_complete(table, fields)
-    fields.setdefault("num_classes", dataset.n_classes)
+    if dataset.n_classes:
+        fields.setdefault("num_classes", dataset.n_classes)
+    elif "num_classes" not in fields:
+        raise StudyFileError(
+            f"[[model]] {table.name!r} needs num_classes: data set {dataset.name!r} has no labels that would say it"
+        )
     if table.license:
         fields["license"] = table.license
     fields |= _weights(table, folder, known, digests, seed=seed)
     return keyed(name=table.name, factory=table.factory, arguments=table.arguments, **fields)
+
+
+def _known_and_described(table: ModelTable, folder: Path) -> tuple[ModelTable, dict[str, Any]]:
+    """What is known of a table's model; for a folder or the hub by its config.json, which may add to the table."""
+    if not is_described(table.timm):
+        return table, _known(table)
+    found = described(table.timm, table.name, folder)
+    checkpoint = table.checkpoint or (str(found.checkpoint) if found.checkpoint else "")
+    arguments = {**found.arguments, **table.arguments}
+    return msgspec.structs.replace(table, checkpoint=checkpoint, arguments=arguments), found.fields
 
 
 def _known(table: ModelTable) -> dict[str, Any]:

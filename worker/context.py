@@ -47,6 +47,7 @@ class WorkerOptions:
     eval_batch_size: int = 64
     loader_workers: int = 0
     checkpoint_every_s: float = 300.0
+    cuda_graphs: bool = False
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,7 @@ from kt_study.files import written_aside
 from kt_study.paths import StudyPaths
 
 _HEADER = "kt_study"
+_HEADER_MAX = 100_000_000  # bytes; the format allows no longer header, a damaged file may claim one
 
 
 def keep_student(
@@ -61,9 +62,9 @@ def kept_facts(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(min(length, _HEADER_MAX)))
     except (OSError, struct.error, ValueError) as error:
-        raise WeightsError(f"{path}: kept student missing or damaged; `kt-study retry` its transfer") from error
+        raise WeightsError(f"{path}: kept student missing or damaged; remove it and `kt-study plan` again") from error
     facts: dict[str, Any] = json.loads(header.get("__metadata__", {}).get(_HEADER, "{}"))
     return facts
 

@@ -123,9 +123,12 @@ def _checkpoint(record: ModelRecord, paths: StudyPaths, source: str, rest: str) 
     if source in ("train", "transfer") and rest:
         checkpoint = paths.weights(rest)
         if not checkpoint.is_file():
-            raise WeightsError(
-                f"model {record.name!r}: {checkpoint} is gone; `kt-study retry` its {source} job {rest[:8]}"
+            mend = (
+                f"`kt-study retry` its train job {rest[:8]}"
+                if source == "train"
+                else "`kt-study plan` again, then retry"
             )
+            raise WeightsError(f"model {record.name!r}: {checkpoint} is gone; {mend}")
         return checkpoint
     checkpoint = paths.cache / record.checkpoint  # an absolute path stays what it is
     if weights_digest(checkpoint) != record.weights:

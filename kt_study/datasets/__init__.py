@@ -1,4 +1,4 @@
-"""Labelled image data sets: what is in them, and picture i of a split.
+"""Image data sets: what is in them, and picture i of a split.
 
 `prepare` scans a data set once and stores its index; `open_split` reads the index back. A new kind is one module here
 and one line in `KINDS`: the module has `scan`, which lists the samples, and `pictures`, which opens one of them.
@@ -16,6 +16,7 @@ from kt_study.datasets.kind import DatasetKind, Found, Split
 from kt_study.datasets.subset import subset_of
 from kt_study.errors import DataError
 from kt_study.hashing import digest
+from kt_study.nearest import nearest
 from kt_study.paths import StudyPaths
 from kt_study.study import DatasetSection
 from kt_study.words import DatasetRecord
@@ -31,13 +32,18 @@ KINDS: dict[str, str] = {
     "caltech256": "kt_study.datasets.caltech256",
     "stanford_cars": "kt_study.datasets.stanford_cars",
     "domainnet": "kt_study.datasets.domainnet",
+    "timm": "kt_study.datasets.timm_sources",
 }
+
+WITHOUT_LABELS = ("imagefolder", "timm")
+"""Kinds that can do without labels."""
 
 
 def kind_module(kind: str) -> DatasetKind:
     """The module of a kind, imported when first asked for. Raises DataError for an unknown one."""
     if kind not in KINDS:
-        raise DataError(f"[dataset] kind = {kind!r}: no such kind; choose from {', '.join(KINDS)}")
+        hint = nearest(kind, KINDS)
+        raise DataError(f"[dataset] kind = {kind!r}: no such kind{hint} (there are {', '.join(KINDS)})")
     return cast(DatasetKind, importlib.import_module(KINDS[kind]))
 
 
@@ -63,6 +69,10 @@ def prepare(
         DiskError: the index cannot be written.
     """
     module = kind_module(section.kind)
+    if section.labels is not True and section.kind not in WITHOUT_LABELS:
+        raise DataError(
+            f"[dataset] kind = {section.kind!r} always has labels; `labels` is for {' and '.join(WITHOUT_LABELS)}"
+        )
     found = module.scan(section, seed=seed, folder=folder, progress=progress or (lambda _: None))
     if "train" in found.listings:
         train = subset_of(
@@ -94,6 +104,7 @@ def _record(section: DatasetSection, found: Found, folder: Path) -> DatasetRecor
         "splits": {split: listing.digest() for split, listing in found.listings.items()},
         "options": found.options,
     }
+    unlabelled = sorted(split for split, listing in found.listings.items() if listing.labels is None)
     return DatasetRecord(
         key=digest(content),
         name=section.name or section.kind,
@@ -103,7 +114,8 @@ def _record(section: DatasetSection, found: Found, folder: Path) -> DatasetRecor
         n_classes=len(found.class_names),
         splits={split: len(listing.names) for split, listing in found.listings.items()},
         class_index=found.class_index,
-        labelled=all(listing.labels is not None for listing in found.listings.values()),
+        labelled=not unlabelled,
+        unlabelled=tuple(unlabelled),
     )
 
 

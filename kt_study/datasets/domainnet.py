@@ -11,6 +11,7 @@ from pathlib import Path
 from kt_study.datasets.kind import FilePictures, Found, section_folder
 from kt_study.datasets.lists import listing_of, read_columns
 from kt_study.errors import DataError
+from kt_study.nearest import nearest
 from kt_study.study import DatasetSection
 from kt_study.words import DatasetRecord
 
@@ -42,7 +43,8 @@ def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> FilePic
 
 def _list(root: Path, domain: str, part: str) -> Path:
     if domain not in DOMAINS:
-        raise DataError(f"[dataset] {domain!r} is no domain of DomainNet; choose from {', '.join(DOMAINS)}")
+        hint = nearest(domain, DOMAINS)
+        raise DataError(f"[dataset] {domain!r} is no domain of DomainNet{hint} (there are {', '.join(DOMAINS)})")
     name = f"{domain}_{part}.txt"
     return next((file for file in (root / name, root / domain / name) if file.is_file()), root / name)
 

@@ -1,4 +1,7 @@
-"""kind = "imagefolder": one folder a class, as torchvision's ImageFolder; ImageNet's synsets are recognised."""
+"""kind = "imagefolder": one folder a class, as torchvision's ImageFolder; ImageNet's synsets are recognised.
+
+A split without labels is every image below its folder, however the folders in it are called.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,29 @@ from kt_study.words import DatasetRecord
 
 
 def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable[[int], None]) -> Found:  # noqa: ARG001
-    """List `val`, and `train` where given: `<folder>/<class>/**/<image>`. Raises DataError."""
+    """List `val`, and `train` where given: `<folder>/<class>/**/<image>`, or any images without labels.
+
+    Raises:
+        DataError: a missing or empty folder, a class without images, classes that differ between the splits.
+    """
     roots = {
         split: section_folder(section, split, folder)
         for split in ("train", "val")
         if split == "val" or getattr(section, split)
     }
-    folders = {split: _class_folders(root) for split, root in roots.items()}
-    if "train" in folders:
+    labelled = {split for split in roots if section.labels is True or split == section.labels}
+    folders = {split: _class_folders(roots[split]) for split in roots if split in labelled}
+    if len(folders) == 2:
         _check_same(roots, folders)
-    class_names, class_index = class_names_of(folders["val"], section.classes, roots["val"])
+    class_names, class_index = (
+        class_names_of(folders["val"], section.classes, roots["val"]) if folders else ([], "sorted")
+    )
     return Found(
         listings={
-            split: list_class_folders(root, folders[split], class_names, progress) for split, root in roots.items()
+            split: list_class_folders(root, folders[split], class_names, progress)
+            if split in labelled
+            else list_images(root, progress)
+            for split, root in roots.items()
         },
         class_names=class_names,
         class_index=class_index,
@@ -64,10 +77,25 @@ def list_class_folders(
     return Listing(names=names, labels=np.array(labels, np.int32), sizes=np.array(sizes, np.int64))
 
 
+def list_images(root: Path, progress: Callable[[int], None] = lambda _: None) -> Listing:
+    """Every image below a folder in sorted order, without labels. Raises DataError where there is none."""
+    import numpy as np
+
+    found = sorted(_images(root))
+    if not found:
+        raise DataError(f"{root}: no images in it or below it; correct the folder in [dataset]")
+    progress(len(found))
+    return Listing(
+        names=[name for name, _ in found], labels=None, sizes=np.array([size for _, size in found], np.int64)
+    )
+
+
 def _class_folders(root: Path) -> list[str]:
     folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
-        raise DataError(f"{root}: no class folders in it; an image folder has one folder a class")
+        raise DataError(
+            f"{root}: no class folders in it; an image folder has one folder a class, or say labels = false in [dataset]"
+        )
     return folders
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from orchestrator.plan.cost import Cost, plan_cost
 from orchestrator.plan.from_preset import nominal_plan, preset_plan
 from orchestrator.plan.from_study import make_plan
-from orchestrator.plan.record import Pair, Plan, Sources, Wishes
+from orchestrator.plan.record import Pair, Plan, Ran, Sources, Wishes
 from orchestrator.plan.write import write_plan
 
 __all__ = [
     "Cost",
     "Pair",
     "Plan",
+    "Ran",
     "Sources",
     "Wishes",
     "make_plan",

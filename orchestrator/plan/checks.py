@@ -29,13 +29,30 @@ def check_models(models: Sequence[ModelRecord]) -> None:
 
 
 def check_classes(models: Iterable[ModelRecord], dataset: DatasetRecord) -> None:
-    """Refuse a model whose outputs are not the data set's classes. Raises UsageError."""
+    """Refuse a model whose outputs are not the data set's classes; without labels, not those of the first model.
+
+    Raises:
+        UsageError.
+    """
+    models = list(models)
+    if not dataset.n_classes:
+        _check_same_outputs(models, dataset)
+        return
     for model in models:
         if model.num_classes != dataset.n_classes:
             raise UsageError(
                 f"model {model.name!r} has {model.num_classes} outputs, data set {dataset.name!r} {dataset.n_classes} "
                 "classes; leave it out, name class folders by ImageNet's synsets, or give it a new last layer with "
                 "[fine_tuning]"
+            )
+
+
+def _check_same_outputs(models: Sequence[ModelRecord], dataset: DatasetRecord) -> None:
+    for model in models[1:]:
+        if model.num_classes != models[0].num_classes:
+            raise UsageError(
+                f"model {model.name!r} has {model.num_classes} outputs, {models[0].name!r} {models[0].num_classes}: on "
+                f"data set {dataset.name!r}, which has no labels, all must have the same classes; leave one out"
             )
 
 

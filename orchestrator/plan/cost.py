@@ -175,6 +175,8 @@ def _keeping(plan: Plan) -> list[PlannedJob]:
 
 
 def _kept_as(job: PlannedJob) -> tuple[str, ...]:
+    if job.kind == "remake":
+        return job.needs[:1]  # the student of that transfer
     if job.kind != "train" and job.spec["settings"]["keep"] == "best":
         return (job.spec["dataset"], job.spec["student"], job.spec["objective"])
     return (job.digest,)

@@ -85,7 +85,7 @@ def train_all(
     models: Iterable[ModelRecord], recipe: Recipe, dataset: DatasetRecord, layout: Layout, *, seed: int
 ) -> dict[str, ModelRecord]:
     """Lay out a training for each model. Returns what they become, by the key of what they were."""
-    if dataset.kind == "predictions" or not dataset.labelled or not dataset.splits.get("train"):
+    if dataset.kind == "predictions" or not dataset.has_labels("train") or not dataset.splits.get("train"):
         raise DataError(f"data set {dataset.name!r} has no labelled training samples: nothing can be trained on it")
     trained = {}
     for model in models:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from kt_study.errors import UsageError
 from kt_study.multi_teacher import order_teachers
 from kt_study.objectives import settings_for
-from kt_study.study import DatasetSection, StudyFile, StudySection
+from kt_study.study import DatasetSection, StudyFile, StudySection, recorded
 from kt_study.words import DatasetRecord, ModelRecord, Settings, TransferSpec
 from orchestrator.model_records import from_catalogue, listed_models
 from orchestrator.plan.checks import check_classes, check_embeddings
@@ -69,11 +68,11 @@ def _plan(
 ) -> Plan:
     """`homes` are the data sets by the names of the preset's needs; an arm without its data set is left out."""
     arms = [arm for arm in preset.arms if arm.dataset in homes]
-    layout = Layout()
+    layout = Layout(sources.ran)
     layout.know(homes.values(), [])
     plan = Plan(
         name=study.study.name,
-        settings={**msgspec.to_builtins(study), "preset": preset.name},
+        settings={**recorded(study), "preset": preset.name},
         datasets=list(homes.values()),
         models=[],
         notes=[*preset.notes, *notes],

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from kt_study.errors import UsageError
-from kt_study.study import StudyFile
+from kt_study.study import StudyFile, recorded
 from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator import universe
 from orchestrator.digits_zoo import digits_zoo
-from orchestrator.model_records import predicted_models, study_models
+from orchestrator.hub_models import is_described
+from orchestrator.model_records import listed_models, narrowed, predicted_models, study_models
 from orchestrator.plan.checks import check_classes, check_embeddings, check_models
 from orchestrator.plan.fine_tuning import fine_tuned
-from orchestrator.plan.layout import Layout
+from orchestrator.plan.layout import Layout, maker_of
 from orchestrator.plan.record import Pair, Plan, Sources, Wishes
 from orchestrator.plan.transfers import StudyTransfers
 from orchestrator.sampling import sample_pairs
@@ -30,7 +29,7 @@ def make_plan(study: StudyFile, sources: Sources, wishes: Wishes | None = None) 
     wishes = wishes or Wishes()
     dataset = sources.dataset(study.dataset, seed=study.study.seed)
     check_embeddings(dataset)
-    layout = Layout()
+    layout = Layout(sources.ran)
     layout.know([dataset], [])
     models = _models(study, dataset, layout, sources)
     check_models(models)
@@ -39,10 +38,10 @@ def make_plan(study: StudyFile, sources: Sources, wishes: Wishes | None = None) 
     layout.know([], models)
     plan = Plan(
         name=study.study.name,
-        settings=msgspec.to_builtins(study),
+        settings=recorded(study),
         datasets=[dataset, *further],
         models=models,
-        notes=_reading_notes(study),
+        notes=[*_reading_notes(study), *_label_notes(dataset)],
     )
     compare(plan, layout, study, wishes.complementarity_pairs)
     transfers = StudyTransfers(study, dataset, models, wishes, sources)
@@ -84,10 +83,20 @@ def _models(study: StudyFile, dataset: DatasetRecord, layout: Layout, sources: S
             raise UsageError(
                 f"[models] universe = 'digits-zoo' goes with [dataset] kind = 'digits', not with {dataset.kind!r}"
             )
-        models, untrained, training = digits_zoo(dataset, seed=study.study.seed)
-        layout.take(training, untrained)
-        return models
+        zoo = _digits_zoo(study, dataset, layout)
+        return zoo + listed_models(study, sources.folder, dataset, sources.digests)
     return study_models(study, sources.folder, dataset, sources.digests)
+
+
+def _digits_zoo(study: StudyFile, dataset: DatasetRecord, layout: Layout) -> list[ModelRecord]:
+    """The models of the zoo that [models] lets through; the others are not trained either."""
+    zoo, untrained, training = digits_zoo(dataset, seed=study.study.seed)
+    models = narrowed(zoo, study.models)
+    makers = {maker_of(model) for model in models}
+    wanted = [job for job in training if job.digest in makers]
+    starts = {job.student for job in wanted}
+    layout.take(wanted, [model for model in untrained if model.key in starts])
+    return models
 
 
 def _complementarity_pairs(study: StudyFile, names: list[str], wanted: int | str | None) -> list[Pair]:
@@ -99,7 +108,17 @@ def _complementarity_pairs(study: StudyFile, names: list[str], wanted: int | str
     return sample_pairs(names, n_pairs=n_pairs, n_models=n_models, seed=study.study.seed)
 
 
+def _label_notes(dataset: DatasetRecord) -> list[str]:
+    """What a data set without labels leaves unmeasured."""
+    if dataset.has_labels("val"):
+        return []
+    return [
+        f"data set {dataset.name!r} has no labels: accuracies, flips, gain and loss stay empty; measured are the models' "
+        "agreement, the entropy of their predictions, and which predictions a transfer changes"
+    ]
+
+
 def _reading_notes(study: StudyFile) -> list[str]:
     """How the short timm names of the [[model]] tables were read."""
     named = [table.timm for table in study.model if table.timm and not (table.checkpoint or table.random_weights)]
-    return [note for name in named if (note := universe.note(name))]
+    return [note for name in named if not is_described(name) and (note := universe.note(name))]

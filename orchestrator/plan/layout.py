@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kt_study.hashing import job_digest
@@ -28,8 +28,17 @@ from kt_study.words import (
     as_spec,
 )
 from orchestrator.plan import cost
+from orchestrator.plan.record import Ran
 
-_PRIORITY = {"logits_val": 20, "complementarity": 15, "logits_train": 10, "all_pairs": 5, "transfer": 0, "soup": 0}
+_PRIORITY = {
+    "logits_val": 20,
+    "complementarity": 15,
+    "logits_train": 10,
+    "all_pairs": 5,
+    "transfer": 0,
+    "soup": 0,
+    "remake": 0,
+}
 
 _COMPARE_S = 0.1
 """Seconds to compare two models' cached predictions."""
@@ -40,13 +49,18 @@ class Layout:
 
     `jobs` are by digest, in an order in which every job comes after those that it needs. `others` are the models that
     jobs name beside those that the plan was given: what a model is trained from, what a later stage starts from.
+
+    Args:
+        ran: looks up a transfer by its digest. The student of one that is done is made again for those who read it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ran: Callable[[str], Ran | None] = lambda _: None) -> None:
         self.jobs: dict[str, PlannedJob] = {}
         self.others: dict[str, ModelRecord] = {}
         self._datasets: dict[str, DatasetRecord] = {}
         self._models: dict[str, ModelRecord] = {}
+        self._ran = ran
+        self._remade: dict[str, str] = {}  # digest of a transfer -> digest of the job that makes its student again
         self._passes: dict[LogitsSpec, str] = {}  # digests; thousands of transfers share a few passes
 
     def know(self, datasets: Iterable[DatasetRecord], models: Iterable[ModelRecord]) -> None:
@@ -85,9 +99,10 @@ class Layout:
 
     def transfers(self, runs: Iterable[TransferSpec]) -> None:
         """Every run with its stages or parts. What two runs share is planned once, kept if one of them reads it."""
-        specs = [spec for run in runs for spec in self._parts(run)]
-        for spec in merge_kept(specs):
-            self._transfer(spec)
+        specs = merge_kept(spec for run in runs for spec in self._parts(run))
+        lost = self._lost(specs)
+        for spec in specs:
+            self._transfer(spec, remake=transfer_digest(spec) in lost)
 
     def _parts(self, run: TransferSpec) -> list[TransferSpec]:
         mode = run.settings.multi_teacher
@@ -97,18 +112,43 @@ class Layout:
         self._add_others(intermediate_students(self._models[run.student], specs))
         return specs
 
-    def _transfer(self, spec: TransferSpec) -> None:
+    def _lost(self, specs: Sequence[TransferSpec]) -> set[str]:
+        """Digests of the transfers that ran, or run, without leaving a student that is wanted.
+
+        One that was kept and removed since is wanted only by those who have yet to read it.
+        """
+        lost: set[str] = set()
+        read: set[str] = set()
+        for spec in reversed(specs):  # readers before what they read
+            parts = needed_transfers(spec)
+            if not parts and spec.settings.keep != "all":
+                continue
+            job = transfer_digest(spec)
+            ran = self._ran(job)
+            if ran and spec.settings.keep == "all" and (not ran.kept or (job in read and not ran.there)):
+                lost.add(job)
+            if ran is None or not ran.done or job in lost:
+                read.update(map(transfer_digest, parts))
+        return lost
+
+    def _transfer(self, spec: TransferSpec, *, remake: bool) -> None:
         dataset, student = self._datasets[spec.dataset], self._models[spec.student]
         logits = needed_logits(spec, dataset=dataset, model=self._models.__getitem__)
-        parts = [transfer_digest(part) for part in needed_transfers(spec)]
-        self._add(
-            "soup" if spec.settings.multi_teacher == "soup" else "transfer",
-            as_spec(spec),
-            needs=[*parts, *(self._logits(one) for one in logits)],
-            estimate_s=cost.transfer_s(student, dataset, spec.settings),
-            teacher=self._models[spec.teachers[-1]],
-            student=student,
-        )
+        parts = [maker for part in needed_transfers(spec) for maker in self._makers(transfer_digest(part))]
+        needs = [*parts, *(self._logits(one) for one in logits)]
+        estimate_s = cost.transfer_s(student, dataset, spec.settings)
+        teacher = self._models[spec.teachers[-1]]
+
+        def add(kind: str, needs: list[str]) -> str:
+            return self._add(kind, as_spec(spec), needs=needs, estimate_s=estimate_s, teacher=teacher, student=student)
+
+        job = add("soup" if spec.settings.multi_teacher == "soup" else "transfer", needs)
+        if remake:
+            self._remade[job] = add("remake", [job, *needs])
+
+    def _makers(self, job: str) -> list[str]:
+        """The jobs after which the weights are there that `job` makes."""
+        return [job, self._remade[job]] if job in self._remade else [job]
 
     def _predictions(self, dataset: DatasetRecord, model: ModelRecord) -> str:
         return self._logits(LogitsSpec(dataset=dataset.key, model=model.key, split="val"))
@@ -120,7 +160,7 @@ class Layout:
         self._passes[spec] = self._add(
             "logits",
             as_spec(spec),
-            needs=[maker] if (maker := maker_of(model)) else [],
+            needs=self._makers(maker) if (maker := maker_of(model)) else [],
             estimate_s=cost.forward_s(model, dataset, spec.split, spec.loader),
             priority=_PRIORITY["logits_val" if spec.split == "val" else "logits_train"],
             student=model,

@@ -28,12 +28,22 @@ class Wishes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What the database knows of a transfer, or a soup, that runs or is done."""
+
+    done: bool
+    kept: bool  # planned with keep = "all"
+    there: bool  # its student's file is there, or will be
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sources:
     """Where a plan finds what it plans with. Making a plan writes nothing but data set indices, under `scratch`."""
 
     folder: Path  # of the study file, from which its relative paths count
     scratch: Path
     accuracies: Callable[[str], Mapping[str, float]] = lambda _: {}  # data set key -> top-1 in % by model key
+    ran: Callable[[str], Ran | None] = lambda _: None  # by digest; None for what no worker has taken yet
     progress: Callable[[int], None] = lambda _: None  # samples seen while a data set is scanned
     digests: FileDigests
 

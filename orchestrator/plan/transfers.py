@@ -33,6 +33,7 @@ class StudyTransfers:
         self._study, self._dataset, self._wishes, self._sources = study, dataset, wishes, sources
         self._students = matching(models, study.transfer.students, where="[transfer] students")
         self._teachers = matching(models, study.transfer.teachers, where="[transfer] teachers")
+        self._may_come_first: set[tuple[str, str]] = set()  # keys (student, teacher) of sequences not yet in order
 
     def runs(self) -> list[TransferSpec]:
         """Every transfer, each once, objective by objective, those of one teacher first.
@@ -54,7 +55,7 @@ class StudyTransfers:
         ]
         for mode in self._study.transfer.multi_teacher:
             found += self._team_runs(mode, settings)
-        return list(dict.fromkeys(found))
+        return [self._kept_for_later(run) for run in dict.fromkeys(found)]
 
     def _wanted(self) -> int | None:
         """How many pairs; None for the paper's 400, or all where there are fewer."""
@@ -108,8 +109,15 @@ class StudyTransfers:
             teams = [(student, self._in_order(mode, team)) for student, team in self._teams()]
         except _NotYetKnown as reason:
             self.notes.append(f"sequential transfers are left out for now: {reason}")
+            self._may_come_first = {(student.key, teacher.key) for student, team in self._teams() for teacher in team}
             return []
         return [self._run(objective, student, team, point) for objective, point in points for student, team in teams]
+
+    def _kept_for_later(self, run: TransferSpec) -> TransferSpec:
+        """Whichever teacher will come first in a sequence, its single transfer is the first stage: it is kept."""
+        if run.settings.multi_teacher != "single" or (run.student, run.teachers[0]) not in self._may_come_first:
+            return run
+        return replace(run, settings=replace(run.settings, keep="all"))
 
     def _fitting(self, mode: str, settings: dict[str, list[Settings]]) -> list[str]:
         """The objectives that can have this mode. Raises UsageError where none can."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 from kt_study.errors import UsageError
+from kt_study.nearest import nearest
 from orchestrator.presets import (
     paper_10pct,
     paper_contrastive,
@@ -53,5 +54,5 @@ def preset(name: str) -> Preset:
         UsageError: no such preset.
     """
     if name not in _BUILDERS:
-        raise UsageError(f"{name}: no such preset; choose among {', '.join(_BUILDERS)}")
+        raise UsageError(f"{name}: no such preset{nearest(name, _BUILDERS)} (there are {', '.join(_BUILDERS)})")
     return _BUILDERS[name]()

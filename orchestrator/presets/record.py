@@ -105,10 +105,6 @@ class Preset(Record, frozen=True):
         """The different objectives, in their order."""
         return tuple(dict.fromkeys(arm.objective for arm in self.arms))
 
-    def multi_teacher_modes(self) -> tuple[str, ...]:
-        """The different multi-teacher modes, in their order: single, sequential, parallel, soup."""
-        return tuple(dict.fromkeys(str(arm.settings["multi_teacher"]) for arm in self.arms))
-
     def pairs_per_objective(self) -> dict[str, int]:
         """Different (data set, pair) for each objective; pairs with several teachers count apart from single ones."""
         return {

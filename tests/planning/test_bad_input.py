@@ -98,7 +98,11 @@ def _files(folder: Path) -> dict[Path, int]:
             (),
             "model 'big' has 1000 outputs, data set 'digits' 10 classes; leave it out",
         ),
-        ((DIGITS, *FOUR), ("--preset", "paper-1pct"), "paper-1pct: no such preset; choose among paper-10pct"),
+        (
+            (DIGITS, *FOUR),
+            ("--preset", "paper-1pct"),
+            "paper-1pct: no such preset; did you mean 'paper-10pct'? (there are paper-10pct",
+        ),
         ((DIGITS, *FOUR), ("--preset", "paper-full"), "preset paper-full is about imagenet-1k (1000 classes"),
         (
             (DIGITS, *FOUR),

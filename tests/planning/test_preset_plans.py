@@ -121,6 +121,16 @@ def test_two_presets_share_what_they_can(tmp_path: Path) -> None:
     assert len(shared) == 39  # the val passes; contrastive training passes keep features
 
 
+def test_single_transfers_are_shared_with_the_preset_that_keeps_them(tmp_path: Path) -> None:
+    """XCiT-P16 and PiT-B learn from three teachers under KL and KL+DP in both; one preset's soups read their students."""
+    parts = imagenet_study(tmp_path)
+    one, two = real("paper-full", tmp_path, *parts), real("paper-multi", tmp_path, *parts)
+    shared = [digest for digest in one.jobs if digest in two.jobs and one.jobs[digest].kind == "transfer"]
+    assert len(shared) == 2 * 3 * 2
+    kept = [[plan.jobs[digest].spec.get("settings", {}).get("keep") for digest in shared] for plan in (one, two)]
+    assert kept == [[None] * 12, ["all"] * 12]
+
+
 def test_a_model_table_replaces_one_of_the_presets_models(tmp_path: Path) -> None:
     name = "pit_b_224.in1k"
     (tmp_path / "pit.safetensors").write_bytes(b"weights")

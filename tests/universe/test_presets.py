@@ -176,5 +176,7 @@ def test_pairs_of_several_teachers_count_apart() -> None:
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(UsageError, match="paper-20pct: no such preset; choose among paper-10pct"):
+    with pytest.raises(
+        UsageError, match=r"paper-20pct: no such preset; did you mean 'paper-10pct'\? \(there are paper-10pct"
+    ):
         preset("paper-20pct")

@@ -15,6 +15,7 @@ KINDS = {
     "all_pairs": "worker.kinds.all_pairs",
     "transfer": "worker.kinds.transfer",
     "soup": "worker.kinds.soup",
+    "remake": "worker.kinds.remake",
 }
 
 TINY = frozenset({"complementarity"})

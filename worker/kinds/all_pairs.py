@@ -17,10 +17,9 @@ from worker.measures.allpairs import write_all_pairs
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
-    """Measure every ordered pair: an `all_pairs` row that names the file.
+    """Measure every ordered pair: an `all_pairs` row that names the file. Without labels, their agreement alone.
 
     Raises:
-        DataError: the data set has no labels, or cached predictions are missing.
         DiskError: the file cannot be written.
     """
     began = time.monotonic()
@@ -29,14 +28,17 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     models = sorted((context.records.model(key) for key in wanted.models), key=lambda model: model.name)
     passes = [validation_pass(dataset, model, context) for model in models]
     matrix = np.stack([one.argmax.astype(np.int16) for one in passes])
-    similarity = similarity_of(dataset, open_split(dataset, "val", context.paths).class_names, context)
+    labelled = dataset.has_labels("val")
+    names = open_split(dataset, "val", context.paths).class_names
+    similarity = similarity_of(dataset, names, context) if labelled else None
     file = context.paths.all_pairs(job_digest("all_pairs", spec))
     n_pairs = write_all_pairs(
         file,
-        passes[0].labels,
+        passes[0].labels if labelled else None,
         matrix,
         dataset.n_classes,
         models=[model.name for model in models],
+        keys=[model.key for model in models],
         constants={
             "dataset": dataset.name,
             "dataset_key": dataset.key,

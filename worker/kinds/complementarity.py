@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from kt_study.datasets import open_split
-from kt_study.errors import DataError
 from kt_study.words import ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord
 from worker.context import JobContext, Rows
 from worker.logits.entry import CachedLogits
@@ -22,13 +21,14 @@ from worker.rows import plain
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
     """Measure one pair: a `complementarity` row, and a `class_flips` row for each class with a flip.
 
-    Raises:
-        DataError: the data set has no labels, or cached predictions are missing.
+    Without labels the row says how often the two agree, and nothing else.
     """
     wanted = msgspec.convert(spec, ComplementaritySpec)
     dataset = context.records.dataset(wanted.dataset)
     teacher, student = context.records.model(wanted.teacher), context.records.model(wanted.student)
     of_teacher, of_student = (validation_pass(dataset, model, context) for model in (teacher, student))
+    if not dataset.has_labels("val"):
+        return {"complementarity": [_unlabelled_row(dataset, teacher, student, of_teacher, of_student)]}
     names = open_split(dataset, "val", context.paths).class_names
     measures = measure_pair(of_student.labels, of_teacher.argmax, of_student.argmax, dataset.n_classes)
     pair = {"dataset": dataset.name, "teacher": teacher.name, "student": student.name}
@@ -46,13 +46,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
 
 
 def validation_pass(dataset: DatasetRecord, model: ModelRecord, context: JobContext) -> CachedLogits:
-    """A model's predictions of the validation split; forwarded anew if the cache was cleaned since.
-
-    Raises:
-        DataError: the data set has no labels, without which nobody is right or wrong.
-    """
-    if not dataset.labelled:
-        raise DataError(f"data set {dataset.name!r} has no labels: complementarity cannot be measured on it")
+    """A model's predictions of the validation split; forwarded anew if the cache was cleaned since."""
     return cached_logits(LogitsSpec(dataset=dataset.key, model=model.key, split="val"), context)
 
 
@@ -64,6 +58,21 @@ def similarity_of(dataset: DatasetRecord, class_names: list[str], context: JobCo
         context.shelf[shelf_key] = class_similarity(class_names, settings)
     similarity: ClassSimilarity | None = context.shelf[shelf_key]
     return similarity
+
+
+def _unlabelled_row(
+    dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord, taught: CachedLogits, learned: CachedLogits
+) -> dict[str, Any]:
+    same = taught.argmax == learned.argmax
+    return {
+        "dataset": dataset.name,
+        "teacher": teacher.name,
+        "student": student.name,
+        **_keys(dataset, teacher, student),
+        "n": taught.n,
+        "agreement": float(same.mean()) * 100.0,
+        "source": taught.manifest.source,
+    }
 
 
 def _keys(dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord) -> dict[str, str]:

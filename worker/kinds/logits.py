@@ -6,11 +6,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from kt_study.words import LogitsSpec
 from worker.context import JobContext, Rows
 from worker.logits.entry import CachedLogits
 from worker.logits.forward import cached_logits
+
+_ROWS = 4096  # of logits in memory as float32 at a time
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
@@ -27,8 +30,20 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     return {"evaluations": [_evaluation(what, entry, context)]}
 
 
+def mean_entropy(logits: NDArray[np.float16]) -> float:
+    """Mean entropy in nats of the softmax of logits [n, classes], which float16 has rounded."""
+    total = 0.0
+    for start in range(0, len(logits), _ROWS):
+        z = logits[start : start + _ROWS].astype(np.float32)
+        z -= z.max(axis=1, keepdims=True)
+        e = np.exp(z)
+        total += float(np.sum(np.log(e.sum(axis=1)) - (e * z).sum(axis=1) / e.sum(axis=1), dtype=np.float64))
+    return total / len(logits)
+
+
 def _evaluation(spec: LogitsSpec, entry: CachedLogits, context: JobContext) -> dict[str, Any]:
     dataset, model = context.records.dataset(spec.dataset), context.records.model(spec.model)
+    labelled = dataset.has_labels(spec.split)
     here = entry.manifest.source == "forwarded here"
     return {
         "dataset": dataset.name,
@@ -37,8 +52,9 @@ def _evaluation(spec: LogitsSpec, entry: CachedLogits, context: JobContext) -> d
         "model_key": model.key,
         "split": spec.split,
         "n": entry.n,
-        "acc": 100.0 * float(entry.right.mean()) if dataset.labelled else None,
-        "loss": -float(entry.log_p_label.mean(dtype=np.float64)) if dataset.labelled and here else None,
+        "acc": 100.0 * float(entry.right.mean()) if labelled else None,
+        "loss": -float(entry.log_p_label.mean(dtype=np.float64)) if labelled and here else None,
+        "prediction_entropy": mean_entropy(entry.logits) if here else None,
         "seconds": entry.manifest.seconds,
         "images_per_s": entry.n / entry.manifest.seconds if here else None,
         "device": entry.manifest.device if here else None,

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import torch
 
+from kt_study.errors import WeightsError
 from kt_study.hashing import job_digest
 from kt_study.multi_teacher import needed_transfers, transfer_digest
 from kt_study.words import TransferSpec
@@ -21,7 +22,7 @@ from worker.context import JobContext, Rows
 from worker.kinds.transfer import evaluation_pictures, student_model
 from worker.models import read_state
 from worker.trainer.evaluate import predictions
-from worker.trainer.opened import open_transfer
+from worker.trainer.opened import OpenedTransfer, open_transfer
 from worker.trainer.result import TrainedStudent, result_rows
 
 
@@ -33,10 +34,14 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
         WeightsError: a single transfer's student was not kept, or does not fit.
         DataError, UnknownModelError, DiskError: what the evaluation needs is missing or cannot be written.
     """
-    wanted = msgspec.convert(spec, TransferSpec)
+    opened = open_transfer(msgspec.convert(spec, TransferSpec), context)
+    return result_rows(opened, job_digest("soup", spec), mix_student(opened, context), context)
+
+
+def mix_student(opened: OpenedTransfer, context: JobContext) -> TrainedStudent:
+    """The mean of the kept students, and its predictions. Raises as `run`."""
     began = time.monotonic()
-    opened = open_transfer(wanted, context)
-    kept = [context.paths.weights(transfer_digest(single)) for single in needed_transfers(wanted)]
+    kept = [context.paths.weights(transfer_digest(single)) for single in needed_transfers(opened.spec)]
     state = mean_weights(kept)
     model = student_model(opened.student, context)
     model.load_state_dict(state)
@@ -46,12 +51,16 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
         batch_size=context.options.eval_batch_size,
         stopping=context.stopping,
     )
-    student = TrainedStudent(state=state, predictions=predicted, curve=[], seconds=time.monotonic() - began)
-    return result_rows(opened, job_digest("soup", spec), student, context)
+    return TrainedStudent(state=state, predictions=predicted, curve=[], seconds=time.monotonic() - began)
 
 
 def mean_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     """The mean of the state dicts in `files`, in the first one's types. Raises WeightsError for a file that is gone."""
+    for file in files:
+        if not file.exists():
+            raise WeightsError(
+                f"{file}: kept student is gone; `kt-study plan` again has it made anew, then `kt-study retry`"
+            )
     first = read_state(files[0])
     total = {name: tensor.double() for name, tensor in first.items() if tensor.is_floating_point()}
     for file in files[1:]:

@@ -52,16 +52,20 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     wanted = msgspec.convert(spec, TransferSpec)
     job = job_digest("transfer", spec)
     opened = open_transfer(wanted, context)
+    rows = result_rows(opened, job, train_student(opened, job, context), context)
+    context.paths.checkpoint(job).unlink(missing_ok=True)
+    return rows
+
+
+def train_student(opened: OpenedTransfer, job: str, context: JobContext) -> TrainedStudent:
+    """Train from the start, or from the checkpoint of `job`, to the end. Raises as `run`; leaves the checkpoint."""
     if context.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(context.device)
-    with deterministic_kernels(wanted.settings.deterministic):
+    with deterministic_kernels(opened.spec.settings.deterministic):
         loop = build_loop(opened, job, context)
         if (state := load_checkpoint(context.paths.checkpoint(job), job, context.device)) is not None:
             loop.load_state_dict(state)
-        outcome = loop.run()
-    rows = result_rows(opened, job, trained_student(opened, loop, outcome, context), context)
-    context.paths.checkpoint(job).unlink(missing_ok=True)
-    return rows
+        return trained_student(opened, loop, loop.run(), context)
 
 
 def build_loop(opened: OpenedTransfer, job: str, context: JobContext) -> TransferLoop:
@@ -83,7 +87,7 @@ def build_loop(opened: OpenedTransfer, job: str, context: JobContext) -> Transfe
         report=context.report,
         checkpoint_every_s=context.options.checkpoint_every_s,
     )
-    step = TransferStep(model, objective, spec.objective, settings)
+    step = TransferStep(model, objective, spec.objective, settings, cuda_graphs=context.options.cuda_graphs)
     return TransferLoop(step=step, feed=feed, validation=validation, seed=spec.seed, hooks=hooks)
 
 

@@ -90,13 +90,30 @@ def iter_all_pairs(
         yield from _in_order(pool, lambda some: _measure_block(task, some), students, ahead=2 * threads)
 
 
+def iter_agreements(predictions: Ints) -> Iterator[Columns]:
+    """The agreement of every ordered pair of different models, in the order and columns of `iter_all_pairs`."""
+    models, n = predictions.shape
+    block = max(_BLOCK_PAIRS // max(models, 1), 1)
+    for first in range(0, models, block):
+        students = np.arange(first, min(first + block, models))
+        teacher, student = np.broadcast_arrays(np.arange(models), students[:, None])
+        others = teacher != student
+        yield {
+            "teacher": teacher[others].astype(np.int32),
+            "student": student[others].astype(np.int32),
+            "n": np.full(int(others.sum()), n, dtype=np.int64),
+            "agreement": _agreement(predictions, students)[others],
+        }
+
+
 def write_all_pairs(
     path: Path,
-    labels: Ints,
+    labels: Ints | None,
     predictions: Ints,
     n_classes: int,
     *,
     models: Sequence[str],
+    keys: Sequence[str] = (),
     constants: Mapping[str, str] | None = None,
     similarity: Floats | None = None,
     agreement: bool = True,
@@ -107,8 +124,10 @@ def write_all_pairs(
     Args:
         path: the parquet file.
         models: names of the models, one a row of `predictions`; they fill the columns `teacher` and `student`.
+        keys: of the models likewise, for `teacher_key` and `student_key`; none to leave these out.
         constants: text columns with one value for all rows, such as `dataset`.
-        labels, predictions, n_classes, similarity, agreement, threads: as for `iter_all_pairs`.
+        labels, predictions, n_classes, similarity, agreement, threads: as for `iter_all_pairs`; without labels the
+            columns are teacher, student, n and agreement.
 
     Returns:
         Rows written, M * (M - 1).
@@ -123,10 +142,15 @@ def write_all_pairs(
         raise DataError(f"{len(models)} model names for {len(predictions)} rows of predictions")
     if len(models) < 2:
         raise DataError(f"{len(models)} model makes no pair; give at least two")
-    blocks = iter_all_pairs(labels, predictions, n_classes, similarity=similarity, agreement=agreement, threads=threads)
+    if labels is None:
+        blocks = iter_agreements(predictions)
+    else:
+        blocks = iter_all_pairs(
+            labels, predictions, n_classes, similarity=similarity, agreement=agreement, threads=threads
+        )
     rows = 0
     with written_aside(path) as scratch:
-        tables = (_as_table(block, models, constants or {}) for block in blocks)
+        tables = (_as_table(block, models, keys, constants or {}) for block in blocks)
         first = next(tables)
         with pq.ParquetWriter(scratch, first.schema, compression="zstd") as writer:
             for table in _chain(first, tables):
@@ -208,7 +232,7 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _as_table(block: Columns, models: Sequence[str], constants: Mapping[str, str]) -> pa.Table:
+def _as_table(block: Columns, models: Sequence[str], keys: Sequence[str], constants: Mapping[str, str]) -> pa.Table:
     """A block as arrow columns, names and constants dictionary-encoded."""
     import pyarrow as pa
 
@@ -220,6 +244,8 @@ def _as_table(block: Columns, models: Sequence[str], constants: Mapping[str, str
     for name, values in block.items():
         names_model = name in ("teacher", "student")
         columns[name] = pa.DictionaryArray.from_arrays(values, list(models)) if names_model else pa.array(values)
+        if names_model and keys:
+            columns[f"{name}_key"] = pa.DictionaryArray.from_arrays(values, list(keys))
     return pa.table(columns)
 
 

@@ -15,6 +15,9 @@ from worker.measures.top_classes import TOP_PERCENTS, top_classes
 RATE_PERCENTS = (*TOP_PERCENTS, 100)
 
 
+_AGREEMENTS = ("agreement_before", "agreement_after")
+
+
 class AgainstTeacher(Record, frozen=True, kw_only=True):
     """A student before and after a transfer, against one teacher.
 
@@ -26,12 +29,14 @@ class AgainstTeacher(Record, frozen=True, kw_only=True):
     rho_pos_after: float
     rho_neg_before: float  # % of samples, teacher wrong and student right
     rho_neg_after: float
+    agreement_before: float  # % of samples on which student and teacher predict the same class
+    agreement_after: float
     transfer_rates: tuple[float, ...]  # %, at top 2, 5, 20, 50 and 100 % of the positive flips; nan without flips
     strict_transfer_rates: tuple[float, ...]  # %, counting only the flipped images themselves
 
     def row(self) -> dict[str, float]:
         """The measures by the column names of the `transfers` table."""
-        names = ("acc_teacher", "rho_pos_before", "rho_pos_after", "rho_neg_before", "rho_neg_after")
+        names = ("acc_teacher", "rho_pos_before", "rho_pos_after", "rho_neg_before", "rho_neg_after", *_AGREEMENTS)
         rates = zip(RATE_PERCENTS, self.transfer_rates, strict=True)
         strict = zip(RATE_PERCENTS, self.strict_transfer_rates, strict=True)
         return (
@@ -55,6 +60,7 @@ class TransferMeasures(Record, frozen=True, kw_only=True):
     mcnemar_p: float
     knowledge_gain: float  # % of samples
     knowledge_loss: float  # % of samples
+    changed: float  # % of samples, predicted otherwise than before, right or wrong
     teachers: tuple[AgainstTeacher, ...]  # in the order given
 
     def row(self) -> dict[str, int | float]:
@@ -63,7 +69,7 @@ class TransferMeasures(Record, frozen=True, kw_only=True):
         Of several teachers the most accurate one's, the first of equals; without any, no columns about a teacher.
         """
         deltas = "delta_transf delta_transf_low delta_transf_high mcnemar_p"
-        names = f"n acc_before acc_after {deltas} knowledge_gain knowledge_loss".split()
+        names = f"n acc_before acc_after {deltas} knowledge_gain knowledge_loss changed".split()
         own: dict[str, int | float] = {name: getattr(self, name) for name in names}
         best = max(self.teachers, key=lambda against: against.acc_teacher, default=None)
         return own | (best.row() if best else {})
@@ -103,10 +109,22 @@ def measure_transfer(
         mcnemar_p=mcnemar_p(gained, lost),
         knowledge_gain=gained * 100.0 / n,
         knowledge_loss=lost * 100.0 / n,
-        teachers=tuple(
-            _against(labels, teacher == labels, right_before, right_after, n_classes) for teacher in teachers
-        ),
+        changed=_differing(before, after),
+        teachers=tuple(_against(labels, teacher, before, after, n_classes) for teacher in teachers),
     )
+
+
+def measure_without_labels(before: Ints, after: Ints, teachers: Sequence[Ints]) -> dict[str, int | float]:
+    """What can be said of a transfer without labels, by the column names of `transfers`; others are left out.
+
+    Of several teachers the first one's agreement, for nobody knows which is the best. Arguments as of
+    `measure_transfer`.
+    """
+    found: dict[str, int | float] = {"n": before.size, "changed": _differing(before, after)}
+    if teachers:
+        agreements = (100.0 - _differing(teachers[0], student) for student in (before, after))
+        found |= dict(zip(_AGREEMENTS, agreements, strict=True))
+    return found
 
 
 def mcnemar_p(gained: int, lost: int) -> float:
@@ -165,8 +183,9 @@ def flips_given_to_teacher(labels: Ints, teacher: Ints, student: Ints, to_teache
     )
 
 
-def _against(labels: Ints, teacher: Mask, before: Mask, after: Mask, n_classes: int) -> AgainstTeacher:
-    """Measures against one teacher; masks bool[n] say what teacher and student get right."""
+def _against(labels: Ints, taught: Ints, was: Ints, became: Ints, n_classes: int) -> AgainstTeacher:
+    """Measures against one teacher, from the classes that it, and the student before and after, predict."""
+    teacher, before, after = taught == labels, was == labels, became == labels
     n, flipped = labels.size, teacher & ~before
     gained = after & ~before
     return AgainstTeacher(
@@ -175,6 +194,8 @@ def _against(labels: Ints, teacher: Mask, before: Mask, after: Mask, n_classes: 
         rho_pos_after=_count(teacher & ~after) * 100.0 / n,
         rho_neg_before=_count(before & ~teacher) * 100.0 / n,
         rho_neg_after=_count(after & ~teacher) * 100.0 / n,
+        agreement_before=100.0 - _differing(taught, was),
+        agreement_after=100.0 - _differing(taught, became),
         transfer_rates=_transfer_rates(labels, flipped, gained, n_classes),
         strict_transfer_rates=_transfer_rates(labels, flipped, gained & flipped, n_classes),
     )
@@ -193,6 +214,11 @@ def _transfer_rates(labels: Ints, flipped: Mask, gained: Mask, n_classes: int) -
 
 def _count(chosen: Mask) -> int:
     return int(np.count_nonzero(chosen))
+
+
+def _differing(one: Ints, other: Ints) -> float:
+    """% of samples with different predictions."""
+    return _count(one != other) * 100.0 / one.size
 
 
 def _percent(part: float, whole: float) -> float:

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from kt_study.errors import UsageError
 from kt_study.objectives import Partition
 
-FROZEN = 0
-
 Sources = NDArray[np.uint8]
 
 

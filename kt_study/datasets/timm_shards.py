@@ -1,0 +1,183 @@
+"""Source `wds/`: webdataset shards on disk, the samples and labels of timm's ReaderWds in its evaluation order.
+
+A shard is a tar file; members whose names agree up to the first dot are one sample. The scan reads the members' headers
+and labels only. A sample's name says where its picture lies, so that it can be read without looking through the shard:
+`train-0000.tar@1536+2210/000017.jpg` is 2,210 bytes from byte 1,536 on.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kt_study.datasets.kind import Listing
+from kt_study.datasets.timm_sources import SplitFound, SplitPlace
+from kt_study.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+_IMAGE_KEY = "jpg;png;webp"
+"""timm's default `input_key`: the suffixes of pictures, the first that a sample has is taken."""
+
+_NAME = re.compile(r"(?P<shard>.*?)@(?P<offset>\d+)\+(?P<size>\d+)/.*", re.DOTALL)
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_ARGUMENTS = {"input_key", "target_key"}
+
+Member = tuple[int, int]
+"""Offset and size in bytes of a member's content."""
+
+
+def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
+    """The samples of every shard, in the order of shards and members. Raises DataError."""
+    import numpy as np
+
+    if unknown := set(place.arguments) - _ARGUMENTS:
+        raise DataError(f"{place}: [dataset] arguments of wds/ are input_key and target_key, not {sorted(unknown)[0]}")
+    names, sizes, labels = [], [], []
+    for shard in _shards(place):
+        for key, members in _samples(Path(place.root) / shard):
+            suffix, (offset, size) = _picture(place, shard, key, members)
+            names.append(f"{shard}@{offset}+{size}/{key}.{suffix}")
+            sizes.append(size)
+            if labelled:
+                labels.append(_label(place, shard, key, members))
+    if not names:
+        raise DataError(f"{place}: no samples in its shards")
+    listing = Listing(
+        names=names, labels=np.array(labels, np.int32) if labelled else None, sizes=np.array(sizes, np.int64)
+    )
+    return SplitFound(listing=listing, class_names=[])
+
+
+def split_pictures(place: SplitPlace, names: Sequence[str]) -> ShardPictures:
+    """Pictures by their place in the shards."""
+    return ShardPictures(root=Path(place.root), names=names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPictures:
+    """Pictures inside of tar files."""
+
+    root: Path
+    names: Sequence[str]
+
+    def image(self, i: int) -> Image.Image:
+        """Picture i, RGB. Raises DataError."""
+        from PIL import Image
+
+        found = _NAME.fullmatch(self.names[i])
+        assert found is not None, self.names[i]
+        try:
+            content = _content(self.root / found["shard"], (int(found["offset"]), int(found["size"])))
+            with Image.open(io.BytesIO(content)) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"{self.root / self.names[i]}: unreadable image ({error}); mend it and plan again"
+            ) from error
+
+    def file(self, i: int) -> None:
+        """No picture has a file of its own."""
+
+
+def _shards(place: SplitPlace) -> list[str]:
+    """Names of a split's shards: by timm's info file, a range in braces, or a glob."""
+    root = Path(place.root)
+    if not place.root or not root.is_dir():
+        raise DataError(f"{place}: [dataset] path must be the folder of the shards")
+    pattern = place.split.partition("|")[0]
+    if ".tar" not in pattern:
+        return _listed_shards(place, root)
+    shards = [name for one in _expanded(pattern) for name in ([one] if "*" not in one else _glob(root, one))]
+    if missing := [name for name in shards if not (root / name).is_file()]:
+        raise DataError(f"{root / missing[0]}: no such shard; correct the split {place.split!r} in [dataset]")
+    if not shards:
+        raise DataError(f"{place}: no shard fits; write train-{{0000..0015}}.tar, or train-*.tar")
+    return shards
+
+
+def _listed_shards(place: SplitPlace, root: Path) -> list[str]:
+    for name in ("_info.json", "info.json"):
+        if (root / name).is_file():
+            splits = json.loads((root / name).read_text(encoding="utf-8")).get("splits", {})
+            if place.split in splits:
+                return list(splits[place.split]["filenames"])
+            raise DataError(f"{root / name}: no split {place.split!r}; it has {', '.join(splits)}")
+    raise DataError(f"{place}: no _info.json in {root}; name the shards, as in train-{{0000..0015}}.tar")
+
+
+def _expanded(pattern: str) -> list[str]:
+    """Every range in braces, as a shell expands it."""
+    parts = _RANGE.split(pattern)
+    choices = [[parts[0]]]
+    for first, last, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        choices += [[str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)], [text]]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _glob(root: Path, pattern: str) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Key and members by suffix of each sample of a shard, in order. Raises DataError."""
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            files = (member for member in archive if member.isfile() and "." in Path(member.name).name)
+            for key, group in itertools.groupby(files, key=lambda member: _key(member.name)):
+                yield key, {m.name[len(key) + 1 :].lower(): (m.offset_data, m.size) for m in group}
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{shard}: not a readable tar file without compression ({error}); fetch it again") from error
+
+
+def _key(name: str) -> str:
+    """The name up to the first dot of its last part."""
+    folder, _, last = name.rpartition("/")
+    stem = last.partition(".")[0]
+    return f"{folder}/{stem}" if folder else stem
+
+
+def _picture(place: SplitPlace, shard: str, key: str, members: dict[str, Member]) -> tuple[str, Member]:
+    suffixes = place.arguments.get("input_key", _IMAGE_KEY).split(";")
+    for suffix in suffixes:
+        if suffix in members:
+            return suffix, members[suffix]
+    raise DataError(
+        f"{Path(place.root) / shard}: sample {key!r} has no {', '.join(suffixes)} but {', '.join(members)}; name the "
+        'picture by arguments = { input_key = "..." }'
+    )
+
+
+def _label(place: SplitPlace, shard: str, key: str, members: dict[str, Member]) -> int:
+    """The class in the member `cls`, or under `target_key` in the member `json`."""
+    path, target = Path(place.root) / shard, place.arguments.get("target_key")
+    try:
+        if target is None:
+            label = int(_content(path, members["cls"]))
+        else:
+            fields: dict[str, Any] = json.loads(_content(path, members["json"]))
+            label = int(fields[target])
+    except (KeyError, ValueError, TypeError) as error:
+        what = "cls" if target is None else f"json with {target!r}"
+        raise DataError(
+            f"{path}: sample {key!r} has no class in a member {what}; name another by arguments = {{ target_key = "
+            '"..." }, or say labels = false'
+        ) from error
+    if label < 0:
+        raise DataError(f"{path}: sample {key!r} has class {label}; classes count from 0")
+    return label
+
+
+def _content(shard: Path, member: Member) -> bytes:
+    with shard.open("rb") as stream:
+        stream.seek(member[0])
+        return stream.read(member[1])
