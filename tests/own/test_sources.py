@@ -1,0 +1,170 @@
+"""kind = "timm": samples, labels and order are those of timm's own `create_dataset`."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kt_study.datasets import Split, open_split, prepare
+from kt_study.datasets.timm_shards import _expanded
+from kt_study.errors import DataError
+from kt_study.paths import StudyPaths
+from kt_study.study import DatasetSection
+from kt_study.words import DatasetRecord
+from tests.own.sources import picture, write_fashion, write_parquet, write_shards
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No network, and no cache of this machine's user."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    yield
+
+
+def prepared(folder: Path, **section: Any) -> DatasetRecord:
+    paths = StudyPaths(root=folder / "study")
+    return prepare(DatasetSection(kind="timm", **section), seed=0, folder=folder, paths=paths)
+
+
+def opened(folder: Path, record: DatasetRecord, split: str) -> Split:
+    return open_split(record, split, StudyPaths(root=folder / "study"))
+
+
+def pixels(image: Any) -> Any:
+    return np.asarray(image).tolist()
+
+
+def assert_like_timm(split: Split, timms: list[tuple[Any, int]]) -> None:
+    """The same pictures and labels in the same order; also in another order, and in another process."""
+    assert split.labels is not None
+    assert split.labels.tolist() == [label for _, label in timms]
+    sent = pickle.loads(pickle.dumps(split))
+    for i in reversed(range(split.n)):
+        assert pixels(sent.image(i)) == pixels(timms[i][0].convert("RGB"))
+
+
+def test_parquet_is_read_as_timm_reads_it(tmp_path: Path) -> None:
+    from timm.data import create_dataset
+
+    write_parquet(tmp_path / "pets", train=5, val=4)
+    record = prepared(tmp_path, source="hfds/pets", train="train", val="validation")
+    for split, timms in (("train", "train"), ("val", "validation")):
+        truth = create_dataset(f"hfds/{tmp_path / 'pets'}", split=timms)
+        assert_like_timm(opened(tmp_path, record, split), [truth[i] for i in range(len(truth))])
+    assert opened(tmp_path, record, "val").class_names == ["cat", "dog"]
+    assert record.splits == {"train": 5, "val": 4}
+
+
+def test_the_key_is_what_is_in_it_and_not_where_it_lies(tmp_path: Path) -> None:
+    for name, train in (("a", 5), ("b", 5), ("c", 6)):
+        write_parquet(tmp_path / name, train=train, val=4)
+    keys = [prepared(tmp_path, source=f"hfds/{name}", train="train", val="validation").key for name in "abc"]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_table_without_labels_says_so_or_does_without(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "bare", train=3, val=3, labels=False)
+    with pytest.raises(DataError, match=r"no column 'label' .* say labels = false"):
+        prepared(tmp_path, source="hfds/bare", train="train", val="validation")
+    record = prepared(tmp_path, source="hfds/bare", train="train", val="validation", labels=False)
+    split = opened(tmp_path, record, "train")
+    assert split.labels is None and not record.has_labels("train") and record.n_classes == 0
+    assert pixels(split.image(2)) == pixels(_decoded(picture(2)))
+
+
+@pytest.mark.parametrize("split", ["train", "train-{0000..0002}.tar", "train-*.tar"])
+def test_shards_are_read_as_timm_reads_them(tmp_path: Path, split: str) -> None:
+    from timm.data import create_dataset
+
+    write_shards(tmp_path / "shards", shards=3, samples=4)
+    record = prepared(tmp_path, source="wds/", path="shards", val=split)
+    truth = create_dataset("wds/", root=str(tmp_path / "shards"), split="train", is_training=False)
+    found = opened(tmp_path, record, "val")
+    assert found.n == 12
+    assert_like_timm(found, list(truth))
+
+
+def test_labels_may_stand_in_the_json(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", shards=1, samples=5)
+    record = prepared(tmp_path, source="wds/", path="shards", val="train", arguments={"target_key": "kind"})
+    labels = opened(tmp_path, record, "val").labels
+    assert labels is not None and labels.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_torchvisions_sets_are_read_as_timm_reads_them(tmp_path: Path) -> None:
+    from timm.data import create_dataset
+
+    write_fashion(tmp_path / "vision", train=7, val=5)
+    record = prepared(tmp_path, source="torch/fashion_mnist", path="vision", train="train", val="validation")
+    for split, timms in (("train", "train"), ("val", "validation")):
+        truth = create_dataset("torch/fashion_mnist", root=str(tmp_path / "vision"), split=timms)
+        assert_like_timm(opened(tmp_path, record, split), [truth[i] for i in range(len(truth))])
+    assert opened(tmp_path, record, "val").class_names[0] == "T-shirt/top"
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ({"source": "tfds/mnist", "val": "test"}, "can only be streamed"),
+        ({"source": "pets", "val": "test"}, "none of hfds/NAME, wds/, torch/NAME"),
+        ({"source": "hfds/pets"}, "needs val"),
+        ({"source": "hfds/nobody/nothing", "val": "test"}, "cannot be opened .* where there is a network"),
+        ({"source": "torch/cifar10", "path": "empty", "val": "test"}, "lay its files into"),
+        ({"source": "wds/", "val": "train"}, "path must be the folder"),
+        ({"source": "wds/", "path": "empty", "val": "train"}, "no _info.json"),
+        ({"source": "wds/", "path": "shards", "val": "test"}, "no split 'test'; it has train"),
+        ({"source": "wds/", "path": "shards", "val": "train-{0000..0009}.tar"}, "train-0002.tar: no such shard"),
+        ({"source": "wds/", "path": "shards", "val": "train", "arguments": {"input_key": "jpg"}}, "has no jpg but png"),
+        ({"source": "wds/", "path": "shards", "val": "train", "arguments": {"target_key": "x"}}, "json with 'x'"),
+        ({"source": "wds/", "path": "torn", "val": "torn.tar"}, "not a readable tar"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path, section: dict[str, Any], line: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "torn.tar").write_bytes(b"no tar" * 500)
+    write_shards(tmp_path / "shards", shards=2, samples=2)
+    with pytest.raises(DataError, match=line) as refusal:
+        prepared(tmp_path, **section)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_damaged_picture_names_its_shard(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", shards=1, samples=2)
+    record = prepared(tmp_path, source="wds/", path="shards", val="train")
+    shard = tmp_path / "shards" / "train-0000.tar"
+    with tarfile.open(shard) as archive:
+        at = archive.getmember("part/00001.png").offset_data
+    content = bytearray(shard.read_bytes())
+    content[at : at + 8] = b"garbage!"
+    shard.write_bytes(content)
+    split = opened(tmp_path, record, "val")
+    assert pixels(split.image(0)) == pixels(_decoded(picture(0)))
+    with pytest.raises(DataError, match=r"train-0000\.tar@\d+\+\d+/part/00001\.png: unreadable"):
+        split.image(1)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 30), st.integers(0, 12), st.integers(1, 4))
+def test_ranges_in_braces_are_a_shells(first: int, more: int, width: int) -> None:
+    last = first + more
+    spelled = f"a-{{{first:0{width}d}..{last:0{width}d}}}.tar"
+    assert _expanded(spelled) == [f"a-{number:0{width}d}.tar" for number in range(first, last + 1)]
+
+
+def _decoded(content: bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(content)).convert("RGB")
