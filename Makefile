@@ -18,7 +18,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	tests/prepare
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -36,6 +36,9 @@ bench-jobs bench-pairs bench-step bench-loader bench-collect: bench-%: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m kt_study.schema_page
 	$(BIN)/python -m kt_study.study_page
+	$(BIN)/python -m orchestrator.commands_page
+	$(BIN)/python -m orchestrator.paper_page
+	$(BIN)/python -m benchmarks.performance_page
 
 clean:
 	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache
