@@ -13,11 +13,11 @@ from kt_study.errors import DiskError
 
 
 @contextlib.contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
+def written_aside(target: Path, *, mode: int | None = None) -> Iterator[Path]:
     """Yield a scratch path beside `target`; on success flush it to disk and rename it over `target`.
 
     The scratch name keeps the target's suffix, for writers that look at it. On any error the scratch file is removed
-    and `target` is left as it was.
+    and `target` is left as it was. `mode` is the file's; what the umask allows when None.
 
     Raises:
         DiskError: the folder cannot be written or the disk is full.
@@ -29,7 +29,7 @@ def written_aside(target: Path) -> Iterator[Path]:
         os.close(handle)
         scratch = Path(name)
         yield scratch
-        scratch.chmod(0o666 & ~_umask())
+        scratch.chmod(0o666 & ~_umask() if mode is None else mode)
         _flush(scratch)
         scratch.replace(target)
         _flush(target.parent)
@@ -51,6 +51,12 @@ def write_bytes(target: Path, content: bytes) -> None:
 def write_text(target: Path, content: str) -> None:
     """Replace `target` with `content`, UTF-8, in one step. Raises DiskError."""
     write_bytes(target, content.encode())
+
+
+def write_private(target: Path, content: bytes) -> None:
+    """As `write_bytes`, readable by its owner only, at every moment. Raises DiskError."""
+    with written_aside(target, mode=0o600) as scratch:
+        scratch.write_bytes(content)
 
 
 def file_digest(path: Path) -> str:

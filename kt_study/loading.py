@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kt_study.errors import UsageError
+from kt_study.nearest import nearest
 from kt_study.parquet import PARQUET_TABLES, arrow_schema
 
 if TYPE_CHECKING:
@@ -76,4 +77,5 @@ def load(results: str | Path = "results", study: str | None = None) -> Results:
 
 
 def _unknown(name: str) -> str:
-    return f"no table {name!r} among the results; there are {', '.join(PARQUET_TABLES)}"
+    hint = nearest(name, PARQUET_TABLES)
+    return f"no table {name!r} among the results{hint} (there are {', '.join(PARQUET_TABLES)})"

@@ -37,6 +37,7 @@ MODELS = ResultTable(
         Column("n", "int", "samples", "validation samples"),
         Column("acc", "float", "%", "top-1 accuracy on the validation split"),
         Column("loss", "float", "nats", "mean cross-entropy on the validation split"),
+        Column("prediction_entropy", "float", "nats", "mean entropy of the predicted probabilities there"),
         Column("images_per_s", "float", "1/s", "throughput of the evaluation"),
         Column("device", "text", "", "cpu or the GPU's name"),
     ),
@@ -64,7 +65,9 @@ JOBS = ResultTable(
     name="jobs",
     meaning="One row of work, in the state it had when it was collected.",
     columns=(
-        Column("kind", "text", "", "train, logits, complementarity, all_pairs, transfer or soup", nullable=False),
+        Column(
+            "kind", "text", "", "train, logits, complementarity, all_pairs, transfer, soup or remake", nullable=False
+        ),
         Column("digest", "text", "", "digest of kind and specification", nullable=False),
         Column("state", "text", "", "blocked, ready, running, done, failed or cancelled", nullable=False),
         Column("priority", "int", "", "higher first"),

@@ -15,11 +15,13 @@ _HEAD = """# What the results hold
 `kt-study collect` writes one folder for each table and study, `results/<table>/<study>/part-*.parquet`, compressed with
 zstd. `study` is a column of every file, so a folder, a study or a single file reads the same:
 
+<!-- run: digits -->
 ```python
 import kt_study
 kt_study.load("results/").transfers              # a typed pandas frame
 ```
 
+<!-- run: digits -->
 ```python
 import pandas, pyarrow.parquet, polars, duckdb
 pandas.read_parquet("results/transfers")

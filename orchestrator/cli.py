@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from kt_study import __version__
 from kt_study.errors import KtStudyError
+from kt_study.nearest import nearest
 
 COMMANDS = {
     "init": "Write a commented study.toml.",
@@ -18,6 +20,8 @@ COMMANDS = {
     "status": "Jobs by state, rate, ETA, running jobs, failures by cause.",
     "collect": "Write the results as parquet.",
     "report": "Write figures, tables and a page from the parquet.",
+    "recommend": "Rank teachers for a student: measured, or predicted from what was.",
+    "export": "Write a transferred student as timm loads it.",
     "query": "Ask the results database: a named query or a SELECT.",
     "retry": "Put failed jobs back to ready.",
     "cancel": "Cancel jobs that are not done.",
@@ -48,11 +52,8 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """As click, with the nearest command in the error."""
-        import difflib
-
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            nearest = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(COMMANDS)}"
+            hint = nearest(args[0], COMMANDS) or f"; there are {', '.join(COMMANDS)}"
             ctx.fail(f"no command {args[0]!r}{hint}")
         return super().resolve_command(ctx, args)
 
@@ -68,18 +69,24 @@ def kt_study_command() -> None:
     """Finds out what pretrained image classifiers know that others do not, and moves that knowledge between them.
 
     \b
-    kt-study init                     a study file for the embedded digits zoo
-    kt-study plan                     sample the pairs, fill the job table
-    kt-study launch --partition gpu   workers on Slurm; without --partition, on this machine
-    kt-study status --watch           follow
-    kt-study collect                  parquet; `report` makes the figures
+    Examples:
+      kt-study init                    # a study file for the embedded digits zoo
+      kt-study plan                    # sample the pairs, fill the job table
+      kt-study launch --partition gpu  # workers on Slurm; without --partition, on this machine
+      kt-study status --watch          # follow
+      kt-study collect                 # parquet; `report` makes the figures
+
+    \b
+    Completion, for ~/.bashrc (zsh_source for ~/.zshrc):
+      eval "$(_KT_STUDY_COMPLETE=bash_source kt-study)"
     """
 
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 some jobs failed, 2 wrong usage or input, 3 environment not usable."""
+    colour = False if os.environ.get("NO_COLOR") else None  # None: on a terminal only
     try:
-        status = kt_study_command.main(prog_name="kt-study", standalone_mode=False)
+        status = kt_study_command.main(prog_name="kt-study", standalone_mode=False, color=colour)
     except KtStudyError as error:
         click.echo(f"kt-study: {error}", err=True)
         sys.exit(error.exit_code)

@@ -24,6 +24,7 @@ import msgspec
 from kt_study.errors import DiskError, UsageError
 from kt_study.files import write_text, written_aside
 from kt_study.hashing import digest
+from kt_study.nearest import nearest
 from kt_study.parquet import PARQUET_TABLES, arrow_schema, parquet_columns
 from orchestrator.rows import Mark, Source, Study, read_studies, sources
 from orchestrator.streaming import Reader, reading
@@ -114,7 +115,8 @@ def _choose(studies: list[Study], name: str | None) -> list[Study]:
     chosen = [study for study in studies if name in (None, study.name)]
     if not chosen and name is not None:
         there = ", ".join(study.name for study in studies) or "none"
-        raise UsageError(f"no study {name!r} in the database; there: {there}")
+        hint = nearest(name, [study.name for study in studies])
+        raise UsageError(f"no study {name!r} in the database{hint} (there: {there})")
     return chosen
 
 

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     _kt_study(folder, "collect")
     _kt_study(folder, "report")
     print(_summary(folder))
-    print(f"\ndone in {time.monotonic() - began:.0f} s")
+    print(f"\ndone in {time.monotonic() - began:.0f} s; next: docs/first-hour.md, with your own pictures and models")
 
 
 def _kt_study(folder: Path, *arguments: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from kt_study.errors import UsageError
+from kt_study.nearest import nearest
 from kt_study.store import Selection
 from orchestrator.surroundings import Surroundings, with_surroundings
 
@@ -31,6 +33,8 @@ def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
         error_group: str | None,
         **kwargs: Any,
     ) -> Any:
+        if kind is not None:
+            _check_kind(kind, here)
         selection = Selection(
             study=here.name,
             kind=kind,
@@ -41,3 +45,12 @@ def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(here, selection, **kwargs)
 
     return wrapped
+
+
+def _check_kind(kind: str, here: Surroundings) -> None:
+    there = {kind for kind, _ in here.store().counts(here.name)}
+    if there and kind not in there:
+        hint = nearest(kind, there)
+        raise UsageError(
+            f"--kind {kind}: study {here.name!r} has no such jobs{hint} (it has {', '.join(sorted(there))})"
+        )

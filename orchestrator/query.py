@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from kt_study.database import Address, connect_postgresql, parse_url, unreachable
 from kt_study.errors import UsageError
-from kt_study.tables import metadata
+from kt_study.nearest import nearest
+from kt_study.tables import attempts, metadata
 from orchestrator.streaming import open_read_only
 
 if TYPE_CHECKING:
@@ -117,12 +118,16 @@ def _statement(name_or_sql: str, values: dict[str, Any]) -> tuple[str, dict[str,
     if _NAME.match(name_or_sql):
         queries = named_queries()
         if name_or_sql not in queries:
-            raise UsageError(f"no query {name_or_sql!r}; there are {', '.join(queries)}, or write a SELECT")
+            hint = nearest(name_or_sql, queries)
+            raise UsageError(f"no query {name_or_sql!r}{hint} (there are {', '.join(queries)}; or write a SELECT)")
         sql = queries[name_or_sql].sql
         values = dict.fromkeys(queries[name_or_sql].parameters) | values
     wanted = set(_PARAMETER.findall(_uncommented(sql)))
     if unknown := sorted(set(values) - wanted):
-        raise UsageError(f"the query has no parameter {unknown[0]!r}; it has {', '.join(sorted(wanted)) or 'none'}")
+        hint = nearest(unknown[0], wanted)
+        raise UsageError(
+            f"the query has no parameter {unknown[0]!r}{hint} (it has {', '.join(sorted(wanted)) or 'none'})"
+        )
     if missing := sorted(wanted - set(values)):
         raise UsageError(f"the query needs a value for the parameter {missing[0]!r}")
     return sql.strip().rstrip(";"), values
@@ -170,10 +175,10 @@ SELECT rolsuper, CASE WHEN pg_has_role('pg_read_server_files', 'member') THEN 'r
 FROM pg_roles WHERE rolname = session_user
 """
 
-
+_READABLE = frozenset([*metadata.tables, attempts.name, "alembic_version"])
 _TABLES = b"""
 SELECT relname, nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE relkind = 'r' AND pg_table_is_visible(pg_class.oid)
+WHERE relkind IN ('r', 'v') AND pg_table_is_visible(pg_class.oid)
 """
 
 
@@ -208,10 +213,10 @@ def _restrict(connection: psycopg.Connection[Any]) -> Iterator[str]:
     role = f"kt_study_reader_{secrets.token_hex(8)}"
     found = connection.execute(_TABLES).fetchall()
     yield f"CREATE ROLE {role} NOLOGIN"
-    for schema in sorted({schema for table, schema in found if table in metadata.tables}):
+    for schema in sorted({schema for table, schema in found if table in _READABLE}):
         yield f'GRANT USAGE ON SCHEMA "{schema}" TO {role}'
     for table, schema in sorted(found):
-        if table in metadata.tables or table == "alembic_version":
+        if table in _READABLE:
             yield f'GRANT SELECT ON "{schema}"."{table}" TO {role}'
     yield "REVOKE EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) FROM PUBLIC"
     yield f"SET LOCAL ROLE {role}"

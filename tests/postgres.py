@@ -20,6 +20,7 @@ import pytest
 
 from kt_study.database import migrate, parse_url
 from kt_study.errors import DatabaseError
+from kt_study.store import open_store
 from orchestrator import postgres_server as server
 from tests.require import require
 
@@ -114,3 +115,13 @@ def postgres_server() -> Iterator[Server]:
 def postgres_url(postgres_server: Server) -> str:
     """URL of a database that nothing else uses, with the present tables."""
     return postgres_server.database()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a database that nothing else uses, with the present tables: the test runs on SQLite and on PostgreSQL."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    url = f"sqlite:///{tmp_path / 'kt-study.db'}"
+    open_store(url, create=True).close()
+    return url

@@ -16,8 +16,9 @@ def command(here: Surroundings, selection: Selection) -> None:
     """Cancel jobs that are not done; running ones stop within a heartbeat.
 
     \b
-    kt-study cancel                       every open job of the study
-    kt-study cancel --kind transfer --student 'resnet*'
+    Examples:
+      kt-study cancel  # every open job of the study
+      kt-study cancel --kind transfer --student 'resnet*'
     """
     from orchestrator.launch.withdraw import say_withdrawn
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.progress import shown
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 
@@ -19,12 +20,15 @@ def command(here: Surroundings, out: Path | None, everything: bool, as_json: boo
     """Write the results as parquet, only what is new.
 
     \b
-    kt-study collect
-    kt-study collect --out /shared/results --all
+    Examples:
+      kt-study collect
+      kt-study collect --out /shared/results --all
     """
     from orchestrator.collect import collect
 
-    found = collect(here.database_url, out or here.paths.results, None if everything else here.name, folder=here.folder)
+    study = None if everything else here.name
+    with shown("collecting", "rows") as advance:
+        found = collect(here.database_url, out or here.paths.results, study, folder=here.folder, progress=advance)
     if as_json:
         click.echo(json.dumps({"out": str(found.out), "rows": found.rows, "written": len(found.written)}))
         return

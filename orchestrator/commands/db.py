@@ -19,7 +19,13 @@ _FOLDER = click.option(
 
 @click.group()
 def command() -> None:
-    """Run a PostgreSQL server without root, for studies on more than one node."""
+    """Run a PostgreSQL server without root, for studies on more than one node.
+
+    \b
+    Examples:
+      kt-study db start --host $(hostname)
+      export KT_STUDY_DB=$(kt-study db url)
+    """
 
 
 @command.command()
@@ -29,7 +35,13 @@ def command() -> None:
 )
 @click.option("--port", type=int, default=0, help="TCP port; a free one, kept from then on.")
 def start(folder: Path, host: str, port: int) -> None:
-    """Start the server, making it first where there is none. Prints its URL."""
+    """Start the server, making it first where there is none. Prints its URL.
+
+    \b
+    Examples:
+      kt-study db start                     # for workers on this machine
+      kt-study db start --host $(hostname)  # for workers on other nodes
+    """
     from orchestrator import postgres_server
 
     click.echo(postgres_server.start(folder, host=host, port=port))
@@ -38,7 +50,12 @@ def start(folder: Path, host: str, port: int) -> None:
 @command.command()
 @_FOLDER
 def stop(folder: Path) -> None:
-    """Stop the server; its data stays."""
+    """Stop the server; its data stays.
+
+    \b
+    Examples:
+      kt-study db stop
+    """
     from orchestrator import postgres_server
 
     click.echo("stopped" if postgres_server.stop(folder) else "it was not running")
@@ -48,7 +65,12 @@ def stop(folder: Path) -> None:
 @_FOLDER
 @click.pass_context
 def status(ctx: click.Context, folder: Path) -> None:
-    """Whether the server runs and answers; exit code 1 if not."""
+    """Whether the server runs and answers; exit code 1 if not.
+
+    \b
+    Examples:
+      kt-study db status
+    """
     from orchestrator import postgres_server
 
     found = postgres_server.status(folder)
@@ -59,7 +81,12 @@ def status(ctx: click.Context, folder: Path) -> None:
 @command.command()
 @_FOLDER
 def url(folder: Path) -> None:
-    """The server's URL, for --db or KT_STUDY_DB. The password is in a file that it names, never in the URL."""
+    """The server's URL, for --db or KT_STUDY_DB. The password is in a file that it names, never in the URL.
+
+    \b
+    Examples:
+      export KT_STUDY_DB=$(kt-study db url)
+    """
     from orchestrator import postgres_server
 
     click.echo(postgres_server.url(folder))

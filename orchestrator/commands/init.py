@@ -18,8 +18,9 @@ def command(imagenet: Path | None, study_path: Path) -> None:
     """Write a commented study.toml: the embedded digits zoo, or the paper's study with --imagenet.
 
     \b
-    kt-study init
-    kt-study init --imagenet /data/imagenet
+    Examples:
+      kt-study init
+      kt-study init --imagenet /data/imagenet
     """
     if study_path.exists():
         raise UsageError(f"{study_path} exists; remove it first, or name another file with --study")

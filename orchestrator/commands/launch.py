@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kt_study.pilots import PilotOptions
+from kt_study import notify
+from kt_study.pilots import LaunchFiles, PilotOptions
 from orchestrator.launch.options import with_slurm_options
+from orchestrator.launch.speed import with_speed_options
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 if TYPE_CHECKING:
-    from kt_study.store import Outlook
+    from kt_study.store import JobStore, Outlook
     from orchestrator.launch.slurm import SlurmCrew
 
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--lease", "lease_s", type=float, default=60.0, show_default=True, help="Seconds a silent worker keeps a job."
 )
+@with_speed_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -50,16 +53,20 @@ def command(
     device: str,
     threads: int | None,
     lease_s: float,
+    speed: dict[str, Any],
 ) -> None:
     """Start workers, here or on Slurm. A second launch adds only what is missing.
 
     \b
-    kt-study launch                                  on this machine
-    kt-study launch --workers 2 --wait               ... and follow until it is done
-    kt-study launch --partition gpu --workers 16     on Slurm
-    kt-study launch --profile slurm/example.toml --dry-run
+    Examples:
+      kt-study launch                               # on this machine
+      kt-study launch --workers 2 --wait            # ... and follow until it is done
+      kt-study launch --partition gpu --workers 16  # on Slurm
+      kt-study launch --profile slurm/example.toml --dry-run
     """
-    options = PilotOptions(root=str(here.folder), study=here.name, device=device, threads=threads or 0, lease_s=lease_s)
+    options = PilotOptions(
+        root=str(here.folder), study=here.name, device=device, threads=threads or 0, lease_s=lease_s, **speed
+    )
     if profile is None and flags["partition"] is None:
         _refuse_slurm_flags(flags, dry_run=dry_run)
         ctx.exit(_launch_here(here, options, workers, wait=wait))
@@ -88,6 +95,7 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
     store = here.store()
     crew = LocalCrew(store=store, options=options, wanted=wanted)
     store.expire()
+    _arm(here, store)
     added = crew.add()
     outlook = store.outlook(here.name)
     if not added and not outlook.running and not outlook.ready_now and not outlook.ready_later:
@@ -99,6 +107,7 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
     try:
         crew.wait_for_first()
         outlook = Follower(store, here.name, crew).until_done()
+        notify.look(store, here.name, LaunchFiles(root=here.folder))
     except KeyboardInterrupt:
         asked = crew.stop()
         click.echo(f"\nstopping: {asked} workers give their jobs back; kt-study launch goes on from there", err=True)
@@ -146,7 +155,9 @@ def _show_script(crew: SlurmCrew) -> int:
 
     crew.check()
     allocations = min(-(-crew.wanted // crew.request.pilots_each), crew.most_submitted, crew.cluster.largest_array)
-    click.echo(script(crew.package(allocations=allocations, token="TOKEN", excluded=(), marker="MARKER")))
+    click.echo(script(crew.package(allocations=allocations, token="TOKEN", excluded=crew.left_out(), marker="MARKER")))
+    for note in crew.notes:
+        click.echo(note, err=True)
     click.echo("dry run: nothing submitted", err=True)
     return 0
 
@@ -158,6 +169,7 @@ def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
     crew.check()
     crew.tend()
     crew.store.expire()
+    _arm(here, crew.store)
     added = crew.add()
     for note in crew.notes:
         click.echo(note, err=True)
@@ -175,10 +187,17 @@ def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
         return 0
     try:
         outlook = Follower(crew.store, here.name, crew).until_done()
+        notify.look(crew.store, here.name, LaunchFiles(root=here.folder))
     except KeyboardInterrupt:
         click.echo("\nthe workers go on; kt-study status shows them, kt-study cancel ends them", err=True)
         return 130
     return _complete(outlook)
+
+
+def _arm(here: Surroundings, store: JobStore) -> None:
+    """Leave the pilots word of who wants a message, as the study file says."""
+    channels = notify.channels_of(here.study.notify, here.folder)
+    notify.arm(LaunchFiles(root=here.folder), here.name, channels, store.outlook(here.name))
 
 
 def _nothing_to_do(outlook: Outlook) -> int:

@@ -16,8 +16,9 @@ def command(here: Surroundings, selection: Selection) -> None:
     """Hold jobs: running ones checkpoint and stop within a heartbeat, nothing new starts.
 
     \b
-    kt-study pause
-    kt-study pause --job 17 --job 18
+    Examples:
+      kt-study pause
+      kt-study pause --job 17 --job 18
     """
     from orchestrator.launch.withdraw import say_withdrawn
 

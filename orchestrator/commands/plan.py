@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from kt_study.errors import DatabaseError, UsageError
+from kt_study.errors import DatabaseError, StudyFileError, UsageError
+from kt_study.nearest import nearest
 from kt_study.study import TransferSection
-from kt_study.words import Settings
+from kt_study.words import JobState, Settings
+from orchestrator import completion
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Sources, Wishes
+    from kt_study.store.records import JobRow
+    from orchestrator.plan import Plan, Ran, Sources, Wishes
 
 _NO_AXES = ("multi_teacher", "teacher_order", "keep")
 """Settings that do not search for anything."""
@@ -29,10 +32,25 @@ _NO_AXES = ("multi_teacher", "teacher_order", "keep")
 
 @click.command()
 @with_surroundings
-@click.option("--preset", "preset_name", metavar="NAME", help="One of the paper's own lists: paper-10pct, ...")
+@click.option(
+    "--preset",
+    "preset_name",
+    metavar="NAME",
+    shell_complete=completion.presets,
+    help="One of the paper's own lists: paper-10pct, ...",
+)
 @click.option("--pairs", type=click.IntRange(min=0), help="Transfer pairs for each objective; 0 plans no transfers.")
 @click.option("--complementarity-pairs", metavar="N|all", help="Ordered pairs to compare, or all of them as one file.")
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="A search: every combination of the values given.")
+@click.option(
+    "--from-recommendation",
+    "recommendation",
+    metavar="[FILE]",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_flag=False,
+    flag_value="recommendation.json",
+    help="The transfers of a file that `kt-study recommend --out` wrote; recommendation.json without FILE.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be planned and what it would cost; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
@@ -41,17 +59,20 @@ def command(
     pairs: int | None,
     complementarity_pairs: str | None,
     grid: tuple[str, ...],
+    recommendation: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Sample the pairs and fill the job table. Planning twice adds nothing.
 
     \b
-    kt-study plan                      466 complementarity pairs and 400 transfer pairs for each objective
-    kt-study plan --pairs 40 --complementarity-pairs all
-    kt-study plan --grid lr=1e-3,1e-4 --grid temperature=0.1,1,10
-    kt-study plan --dry-run            jobs by kind, models, forwards, cache bytes, GPU-hours
-    kt-study plan --preset paper-10pct --dry-run   also without a study file: the paper's own sizes
+    Examples:
+      kt-study plan                                 # 466 complementarity pairs and 400 transfer pairs for each objective
+      kt-study plan --pairs 40 --complementarity-pairs all
+      kt-study plan --grid lr=1e-3,1e-4 --grid temperature=0.1,1,10
+      kt-study plan --dry-run                       # jobs by kind, models, forwards, cache bytes, GPU-hours
+      kt-study plan --preset paper-10pct --dry-run  # also without a study file: the paper's own sizes
+      kt-study plan --from-recommendation           # the teachers that kt-study recommend found
 
     \b
     presets: paper-10pct, paper-full, paper-multi, paper-contrastive, paper-hyperparameters, paper-datasets,
@@ -63,7 +84,10 @@ def command(
         pairs=pairs, complementarity_pairs=_pairs_or_all(complementarity_pairs), grid=dict(map(_grid_axis, grid))
     )
     with _sources(here) as sources:
-        plan = _plan(here, preset_name, sources, wishes, dry_run=dry_run)
+        if recommendation is None:
+            plan = _plan(here, preset_name, sources, wishes, dry_run=dry_run)
+        else:
+            plan = _recommended(here, recommendation, preset_name, sources, wishes)
         cost = msgspec.to_builtins(plan_cost(plan))
         if not dry_run:
             written = write_plan(plan, sources, here.store(create=True))
@@ -88,6 +112,20 @@ def _plan(here: Surroundings, preset_name: str | None, sources: Sources, wishes:
         return nominal_plan(chosen, sources, wishes, why=str(error))
 
 
+def _recommended(here: Surroundings, file: Path, preset_name: str | None, sources: Sources, wishes: Wishes) -> Plan:
+    from orchestrator.plan.from_recommendation import recommended_plan
+
+    given = {
+        "--preset": preset_name,
+        "--pairs": wishes.pairs,
+        "--complementarity-pairs": wishes.complementarity_pairs,
+        "--grid": wishes.grid or None,
+    }
+    for flag in (flag for flag, value in given.items() if value is not None):
+        raise UsageError(f"{flag} and --from-recommendation: a recommendation names its own pairs; drop one")
+    return recommended_plan(file, here.study, sources, here.store())
+
+
 @contextmanager
 def _sources(here: Surroundings) -> Iterator[Sources]:
     from orchestrator.model_records import FileDigests
@@ -98,6 +136,7 @@ def _sources(here: Surroundings) -> Iterator[Sources]:
             folder=here.folder,
             scratch=Path(scratch),
             accuracies=_accuracies(here),
+            ran=_ran(here),
             progress=progress,
             digests=FileDigests(here.paths.cache / "digests.json"),
         )
@@ -118,6 +157,31 @@ def _accuracies(here: Surroundings) -> Callable[[str], Mapping[str, float]]:
             for row in rows
             if row["dataset_key"] == dataset_key and row["split"] == "val" and row["acc"] is not None
         }
+
+    return look_up
+
+
+def _ran(here: Surroundings) -> Callable[[str], Ran | None]:
+    """Looks up the transfers and soups of the database that run or are done, by digest."""
+    from kt_study.store import Selection
+    from orchestrator.plan import Ran
+
+    @functools.cache
+    def jobs() -> dict[str, JobRow]:
+        try:
+            store = here.store()
+        except (DatabaseError, StudyFileError):
+            return {}
+        kinds, states = ("transfer", "soup"), (JobState.RUNNING, JobState.DONE)
+        picked = [Selection(kind=kind, state=state) for kind in kinds for state in states]
+        return {job.digest: job for each in picked for job in store.jobs(each, limit=sys.maxsize)}
+
+    def look_up(digest: str) -> Ran | None:
+        if digest not in jobs():
+            return None
+        job = jobs()[digest]
+        done, kept = job.state == JobState.DONE, job.spec.get("settings", {}).get("keep") == "all"
+        return Ran(done=done, kept=kept, there=kept and (not done or here.paths.weights(digest).exists()))
 
     return look_up
 
@@ -160,7 +224,8 @@ def _grid_axis(text: str) -> tuple[str, tuple[Any, ...]]:
     types = {field.name: field.type for field in msgspec.structs.fields(TransferSection)}
     known = [key for key in types if key in Settings.__struct_fields__ and key not in _NO_AXES]
     if name not in known or not values:
-        raise UsageError(f"--grid {text}: give KEY=V1,V2 with a key of [transfer]: {', '.join(known)}")
+        hint = nearest(name, known) if name not in known else ""
+        raise UsageError(f"--grid {text}: give KEY=V1,V2 with a key of [transfer]{hint} (there are {', '.join(known)})")
     try:
         return name, tuple(msgspec.convert(value, types[name], strict=False) for value in values.split(","))
     except msgspec.ValidationError as error:
@@ -176,8 +241,8 @@ def _as_text(name: str, preset_name: str | None, cost: dict[str, Any]) -> str:
     lines.append(
         f"  cost: {cost['forwards']:,} pictures forwarded once, {_bytes(cost['cache_bytes'])} of logits cache{kept}"
     )
-    by_kind = ", ".join(f"{hours:,} {kind}" for kind, hours in cost["gpu_hours_by_kind"].items())
-    lines.append(f"  about {cost['gpu_hours']:,} GPU-hours of an A100's class: {by_kind}")
+    by_kind = ", ".join(f"{_hours(hours)} {kind}" for kind, hours in cost["gpu_hours_by_kind"].items())
+    lines.append(f"  about {_hours(cost['gpu_hours'])} GPU-hours of an A100's class: {by_kind}")
     lines += [f"  note: {note}" for note in cost["notes"]]
     if "new" in cost:
         lines.append(f"{cost['new']:,} new jobs, {cost['existing']:,} planned before; next: kt-study launch")
@@ -193,6 +258,11 @@ def _pair_lines(cost: dict[str, Any]) -> Iterator[str]:
     if cost["runs"]:
         by_objective = ", ".join(f"{count:,} {objective}" for objective, count in cost["pairs_by_objective"].items())
         yield f"  transfer: {cost['runs']:,} runs; pairs for each objective: {by_objective}"
+
+
+def _hours(hours: float) -> str:
+    """Three digits at most say more than the estimate knows."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def _bytes(count: float) -> str:

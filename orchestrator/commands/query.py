@@ -5,21 +5,23 @@ from __future__ import annotations
 import click
 
 from kt_study.errors import UsageError
+from orchestrator import completion
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 
 @click.command()
 @with_surroundings
-@click.argument("name_or_select", required=False)
+@click.argument("name_or_select", required=False, shell_complete=completion.queries)
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json", "parquet"]), default="table")
 @click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="A parameter of the query.")
 def command(here: Surroundings, name_or_select: str | None, style: str, given: tuple[str, ...]) -> None:
     """Ask the results database: a named query, or a SELECT of your own. Nothing it does can change the database.
 
     \b
-    kt-study query                                  the named queries
-    kt-study query success-rate --format csv
-    kt-study query "SELECT teacher, avg(delta_transf) FROM transfers GROUP BY teacher"
+    Examples:
+      kt-study query  # the named queries
+      kt-study query success-rate --format csv
+      kt-study query "SELECT teacher, avg(delta_transf) FROM transfers GROUP BY teacher"
     """
     from orchestrator.query import named_queries, render, run_query
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.progress import shown
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 
@@ -20,10 +21,15 @@ def command(here: Surroundings, results: Path | None, out: Path | None, everythi
     """Write figures, tables and one page from the parquet; needs no database and no GPU.
 
     \b
-    kt-study report
-    kt-study report --results /shared/results --out ~/report --all
+    Examples:
+      kt-study report
+      kt-study report --results /shared/results --out ~/report --all
     """
     from orchestrator.report import write_report
 
-    page = write_report(results or here.paths.results, out or here.paths.report, None if everything else here.name)
+    study = None if everything else here.name
+    with shown("reporting", "steps") as advance:
+        page = write_report(
+            results or here.paths.results, out or here.paths.report, study, progress=lambda step: advance(step, 1)
+        )
     click.echo(f"{page}")

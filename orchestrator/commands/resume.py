@@ -15,6 +15,7 @@ def command(here: Surroundings, selection: Selection) -> None:
     """Let paused jobs run again.
 
     \b
-    kt-study resume
+    Examples:
+      kt-study resume
     """
     click.echo(f"{here.store().resume(selection)} jobs resumed")

@@ -15,7 +15,8 @@ def command(here: Surroundings, selection: Selection) -> None:
     """Put failed jobs back to ready, with their attempts to come again.
 
     \b
-    kt-study retry                        every failed job of the study
-    kt-study retry --error 3f2a            those of one cause, as kt-study status groups them
+    Examples:
+      kt-study retry               # every failed job of the study
+      kt-study retry --error 3f2a  # those of one cause, as kt-study status groups them
     """
     click.echo(f"{here.store().retry(selection)} jobs put back to ready")

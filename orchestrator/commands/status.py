@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import click
 
+from kt_study import notify
 from kt_study.errors import UsageError
 from kt_study.pilots import LaunchFiles
 from orchestrator import status
 from orchestrator.surroundings import Surroundings, with_surroundings
-
-_CLEAR = "\x1b[2J\x1b[H"
+from orchestrator.watch import REFRESH_S
+from orchestrator.watch import watch as follow
+from orchestrator.why import why as why_not
 
 
 @click.command()
@@ -36,28 +39,34 @@ def command(
     """Jobs by state and kind, rate, ETA, running jobs with progress, failures grouped by cause; and Slurm's side of it.
 
     \b
-    kt-study status --watch
-    kt-study status --job 17 --log
-    kt-study status --why 17
+    Examples:
+      kt-study status --watch
+      kt-study status --job 17 --log
+      kt-study status --why 17
     """
     if show_log and job is None:
         raise UsageError("--log prints the log of one job; give --job N as well")
     store, files = here.store(), LaunchFiles(root=here.folder)
     if why is not None:
-        click.echo(status.why(store.job(why), store, here.name, files))
+        reason = why_not(why, store, here.name, files)
+        click.echo(json.dumps({"job": why, "why": reason}) if as_json else reason)
         return
     if job is not None:
         row = store.job(job)
         click.echo(status.log_of(row) if show_log else status.describe_job(row, as_json=as_json))
         return
+    seen = _show(lambda: status.look(store, here.name, files), watch=watch, as_json=as_json)
+    notify.look(store, here.name, files)
+    ctx.exit(1 if seen["failures"] else 0)
+
+
+def _show(look: Callable[[], dict[str, Any]], *, watch: bool, as_json: bool) -> dict[str, Any]:
+    """Print what `look` sees, again and again with `watch`. Returns what it saw last."""
+    if watch and not as_json:
+        return follow(look)
     while True:
-        seen = status.look(store, here.name, files)
-        if as_json:
-            click.echo(json.dumps(seen))
-        else:
-            if watch and sys.stdout.isatty():
-                click.echo(_CLEAR, nl=False)
-            click.echo(status.as_text(seen))
+        seen = look()
+        click.echo(json.dumps(seen) if as_json else status.as_text(seen))
         if not watch or status.is_over(seen):
-            ctx.exit(1 if seen["failures"] else 0)
-        time.sleep(2.0)
+            return seen
+        time.sleep(REFRESH_S)

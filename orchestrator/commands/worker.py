@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from kt_study.pilots import PilotOptions
+from orchestrator.launch.speed import with_speed_options
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 
@@ -16,12 +19,16 @@ from orchestrator.surroundings import Surroundings, with_surroundings
 @click.option(
     "--lease", "lease_s", type=float, default=60.0, show_default=True, help="Seconds a job is held in silence."
 )
-def command(here: Surroundings, device: str, threads: int, idle_s: float, lease_s: float) -> None:
+@with_speed_options
+def command(
+    here: Surroundings, device: str, threads: int, idle_s: float, lease_s: float, speed: dict[str, Any]
+) -> None:
     """Run one worker in this process, until no work is left that it could do.
 
     \b
-    kt-study worker
-    kt-study worker --device cpu --threads 1
+    Examples:
+      kt-study worker
+      kt-study worker --device cpu --threads 1
     """
     from worker.entry import run_pilot
 
@@ -33,5 +40,6 @@ def command(here: Surroundings, device: str, threads: int, idle_s: float, lease_
         threads=threads,
         idle_s=idle_s,
         lease_s=lease_s,
+        **speed,
     )
     click.echo(run_pilot(options))

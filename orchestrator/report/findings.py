@@ -50,6 +50,18 @@ def _complementarity(material: Material) -> Finding | None:
     )
 
 
+def _agreement(material: Material) -> Finding | None:
+    """What there is to say of a study without labels."""
+    pairs = (material.pairs if len(material.pairs) else material.baseline).dropna(subset=["agreement"])
+    if pairs.empty or pairs["rho_pos"].notna().any():
+        return None
+    return Finding(
+        figure=f"{pairs['agreement'].median():.1f} %",
+        sentence=f"of the validation samples two models predict alike, in the median of {len(pairs):,} ordered pairs. "
+        "The data set has no labels, so that nothing here says who is right.",
+    )
+
+
 def _success(material: Material) -> Finding | None:
     students = by_student(material.single)
     rates = {
@@ -145,6 +157,7 @@ def _several(material: Material) -> Finding | None:
 
 _FINDINGS: tuple[Callable[[Material], Finding | None], ...] = (
     _complementarity,
+    _agreement,
     _success,
     _delta,
     _partition,

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from kt_study.errors import UsageError
 from kt_study.files import write_text
 from kt_study.loading import load
+from kt_study.nearest import nearest
 from orchestrator.report.figures import FIGURES
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.files import write_files
@@ -60,7 +61,7 @@ def _studies(results: Path, study: str | None) -> list[str]:
     if not there:
         raise UsageError(f"{results}: no study in these results; `kt-study plan`, `launch` and `collect` come first")
     if study is not None and study not in there:
-        raise UsageError(f"no study {study!r} in {results}; there: {', '.join(there)}")
+        raise UsageError(f"no study {study!r} in {results}{nearest(study, there)} (there: {', '.join(there)})")
     return there if study is None else [study]
 
 

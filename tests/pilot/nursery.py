@@ -57,7 +57,7 @@ def worker(options: PilotOptions, breaks: dict[int, signal.Signals]) -> int:
 def main(folder: Path, most: int, breaks: dict[int, signal.Signals]) -> None:
     """Workers until nothing is left to do."""
     torch.set_num_threads(1)
-    url = f"sqlite:///{folder}/kt-study.db"
+    url = os.environ["KT_STUDY_DB"]
     options = PilotOptions(root=str(folder), database=url, device="cpu", threads=1, lease_s=60.0)
     for _ in range(most):
         if status := worker(options, breaks):

@@ -41,8 +41,8 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> Kind:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    made = open_store(f"sqlite:///{tmp_path}/jobs.db", create=True, first_backoff_s=0.0, patience_s=5.0)
+def store(either_url: str) -> JobStore:
+    made = open_store(either_url, first_backoff_s=0.0, patience_s=5.0)
     made.add_study("s", {})
     return made
 

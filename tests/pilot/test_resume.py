@@ -3,6 +3,7 @@ same rows and weights, bit for bit, as of one that nobody disturbed."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -75,10 +76,11 @@ class Ended:
     """A study that is over, and what its workers said of their steps."""
 
     paths: StudyPaths
+    url: str
 
     @property
     def store(self) -> JobStore:
-        return open_store(f"sqlite:///{self.paths.database}")
+        return open_store(self.url)
 
     @property
     def steps(self) -> list[tuple[int, str, int]]:
@@ -93,26 +95,31 @@ class Ended:
         return sorted(kept, key=lambda row: row.get("epoch") or 0)
 
 
-def run_study(folder: Path, *breaks: str) -> Ended:
+def run_study(folder: Path, url: str, *breaks: str) -> Ended:
     folder.mkdir()
     (folder / "small_models.py").write_text(MODELS)
     (folder / "study.toml").write_text(STUDY)
-    succeeds(folder, "plan")
+    succeeds(folder, "plan", "--db", url)
     most = 1 + len(breaks) * len(OBJECTIVES)
     command = [sys.executable, "-m", "tests.pilot.nursery", str(folder), str(most), *breaks]
-    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=600, check=False)
+    named = {**os.environ, "KT_STUDY_DB": url}
+    done = subprocess.run(command, cwd=HOME, env=named, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return Ended(paths=StudyPaths(root=folder))
+    return Ended(paths=StudyPaths(root=folder), url=url)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    return run_study(tmp_path_factory.mktemp("unbroken") / "study")
+    folder = tmp_path_factory.mktemp("unbroken") / "study"
+    return run_study(folder, f"sqlite:///{folder}/kt-study.db")
 
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    return run_study(tmp_path_factory.mktemp("broken") / "study", *BREAKS)
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def broken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    folder = tmp_path_factory.mktemp("broken") / "study"
+    if request.param == "sqlite":
+        return run_study(folder, f"sqlite:///{folder}/kt-study.db", *BREAKS)
+    return run_study(folder, request.getfixturevalue("postgres_server").database(), *BREAKS)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -232,9 +232,9 @@ def test_free_queries_take_parameters_and_percent_signs(filled: str) -> None:
 
 
 def test_wrong_usage_is_one_clear_line(filled: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no query 'succes-rate'; there are .*success-rate"):
+    with pytest.raises(UsageError, match=r"no query 'succes-rate'; did you mean 'success-rate'\?"):
         run_query(filled, "succes-rate")
-    with pytest.raises(UsageError, match=r"no parameter 'studi'; it has study"):
+    with pytest.raises(UsageError, match=r"no parameter 'studi'; did you mean 'study'\? \(it has study"):
         run_query(filled, "progress", {"studi": "x"})
     with pytest.raises(UsageError, match="needs a value for the parameter 'x'"):
         run_query(filled, "SELECT :x")

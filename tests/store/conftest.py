@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from kt_study.store import JobStore, open_store
-from tests.postgres import postgres_server, postgres_url
+from tests.postgres import either_url, postgres_server, postgres_url
 
-__all__ = ["postgres_server", "postgres_url"]
+__all__ = ["either_url", "postgres_server", "postgres_url"]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture
+def url(either_url: str) -> str:
     """URL of a database that nothing else uses, with the present tables."""
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres_url"))
-    made = f"sqlite:///{tmp_path / 'kt-study.db'}"
-    open_store(made, create=True).close()
-    return made
+    return either_url
 
 
 @pytest.fixture

@@ -1,0 +1,214 @@
+"""One message when a study is over, and one at its first failure: to a webhook, or to a command of the user's.
+
+Pilots look after each failed job and when they leave, `launch --wait` at its end, `status` whenever it is called. Whoever
+sees an event first creates its marker file (O_EXCL, which is atomic on a shared folder too) and sends; everybody else
+finds the marker. So an event is told at most once, whichever workers are killed. A message that cannot be sent harms
+nothing: it is tried twice, and the marker says what went wrong. The webhook's address is a secret: launch leaves it in
+one file of mode 0600, and it is in no log, argument list or database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from kt_study.errors import DatabaseError, DiskError, StudyFileError
+from kt_study.files import write_private
+from kt_study.pilots import LaunchFiles
+from kt_study.study import NotifySection
+from kt_study.words import Record
+
+if TYPE_CHECKING:
+    from kt_study.store import FailureGroup, JobStore, Outlook
+
+log = logging.getLogger("kt-study.notify")
+
+Event = Literal["finished", "failure"]
+
+TRIES = 2
+PATIENCE_S = 10.0
+"""Seconds that a webhook or a command may take."""
+
+
+class Channels(Record, frozen=True, kw_only=True):
+    """Where messages go, and which; in `LaunchFiles.channels`, mode 0600."""
+
+    webhook: str = ""
+    command: str = ""
+    on: tuple[str, ...] = ("finished", "failure")
+
+
+class Message(Record, frozen=True, kw_only=True):
+    """What a webhook gets as JSON. `text` is for people; a command gets it on standard input."""
+
+    event: Event
+    study: str
+    text: str
+    outlook: dict[str, Any]
+    failures: list[dict[str, Any]]
+
+
+def channels_of(section: NotifySection, folder: Path) -> Channels | None:
+    """Where the messages of a study go; None when the study file asks for none.
+
+    Raises:
+        StudyFileError: a webhook file that cannot be read, or an address that is not http or https; it is not repeated.
+    """
+    webhook = os.environ.get("KT_STUDY_WEBHOOK") or section.webhook or _read(section.webhook_file, folder)
+    if webhook and not webhook.startswith(("https://", "http://")):
+        raise StudyFileError("[notify] the webhook is no https:// address; correct it in the study file or its file")
+    if not webhook and not section.command:
+        return None
+    return Channels(webhook=webhook, command=section.command, on=tuple(section.on))
+
+
+def arm(files: LaunchFiles, study: str, channels: Channels | None, outlook: Outlook) -> None:
+    """Before workers start: leave the channels where they find them, and forget events that a new run may bring again.
+
+    Raises:
+        DiskError: the study folder cannot be written.
+    """
+    if channels is None:
+        files.channels(study).unlink(missing_ok=True)
+        return
+    write_private(files.channels(study), msgspec.json.encode(channels))
+    if outlook.ready_now or outlook.ready_later:
+        files.told(study, "finished").unlink(missing_ok=True)
+    if not outlook.failed:
+        files.told(study, "failure").unlink(missing_ok=True)
+
+
+def look(store: JobStore, study: str, files: LaunchFiles) -> None:
+    """Send what there is to be told and nobody has told yet. Raises nothing: a message must not harm the study."""
+    try:
+        channels = msgspec.json.decode(files.channels(study).read_bytes(), type=Channels)
+    except (OSError, msgspec.DecodeError):
+        return
+    try:
+        _tell(store, study, channels, files)
+    except (OSError, DatabaseError) as error:
+        log.warning("no message could be sent: %s", error)
+
+
+def _tell(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -> None:
+    outlook = store.outlook(study)
+    failures = store.failures(study) if outlook.failed else []
+    for event in events(outlook):
+        if event in channels.on and _claim(files.told(study, event)):
+            outcome = deliver(channels, message(event, study, outlook, failures), files.root)
+            _note(files.told(study, event), outcome)
+
+
+def events(outlook: Outlook) -> list[Event]:
+    """What a study's outlook amounts to."""
+    found: list[Event] = ["failure"] if outlook.failed else []
+    if outlook.done + outlook.failed and not (outlook.running or outlook.ready_now or outlook.ready_later):
+        found.append("finished")
+    return found
+
+
+def message(event: Event, study: str, outlook: Outlook, failures: list[FailureGroup]) -> Message:
+    """The message about an event."""
+    head = {"finished": "is over" if outlook.failed or outlook.blocked else "is complete", "failure": "has a failure"}
+    counts = {name: count for name, count in msgspec.to_builtins(outlook).items() if count and name != "next_s"}
+    lines = [f"kt-study: study {study} {head[event]}", ", ".join(f"{n} {name}" for name, n in counts.items())]
+    lines += [f"{group.count} x {group.error}: {group.message}" for group in failures[:5]]
+    lines += ["kt-study status says more; kt-study retry tries failed jobs again"] if failures else []
+    told = [
+        {"group": group.group, "error": group.error, "message": group.message, "count": group.count}
+        for group in failures
+    ]
+    return Message(event=event, study=study, text="\n".join(lines), outlook=counts, failures=told)
+
+
+def deliver(channels: Channels, message: Message, folder: Path) -> str:
+    """Send one message to every channel. Returns "sent", or what went wrong, without addresses."""
+    troubles = []
+    if channels.webhook and (trouble := _patiently(lambda: _post(channels.webhook, message))):
+        troubles.append(f"webhook: {trouble}")
+    if channels.command and (trouble := _patiently(lambda: _run(channels.command, message, folder))):
+        troubles.append(f"command: {trouble}")
+    for trouble in troubles:
+        log.warning("message %r was not sent: %s", message.event, trouble)
+    return "; ".join(troubles) or "sent"
+
+
+def _patiently(send: Callable[[], str]) -> str:
+    trouble = ""
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(1.0)
+        if not (trouble := send()):
+            return ""
+    return trouble
+
+
+def _post(url: str, message: Message) -> str:
+    """Why a webhook did not take the message; errors of urllib may carry the address, so only their kind is told."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    body = json.dumps({**msgspec.to_builtins(message), "content": message.text}).encode()
+    try:
+        request = Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")
+        with urlopen(request, timeout=PATIENCE_S):
+            return ""
+    except HTTPError as error:
+        return f"it answered {error.code}"
+    except Exception as error:
+        return f"it could not be reached ({type(error).__name__})"
+
+
+def _run(command: str, message: Message, folder: Path) -> str:
+    environment = {**os.environ, "KT_STUDY_EVENT": message.event, "KT_STUDY_NAME": message.study}
+    try:
+        done = subprocess.run(
+            shlex.split(command),
+            input=message.text + "\n",
+            text=True,
+            cwd=folder,
+            env=environment,
+            timeout=PATIENCE_S,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return f"it could not be run ({type(error).__name__})"
+    return f"it ended with {done.returncode}" if done.returncode else ""
+
+
+def _claim(marker: Path) -> bool:
+    """Whether this process is the first to see the event."""
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _note(marker: Path, outcome: str) -> None:
+    with contextlib.suppress(DiskError):
+        write_private(marker, f"{outcome}\n".encode())
+
+
+def _read(name: str, folder: Path) -> str:
+    if not name:
+        return ""
+    try:
+        return (folder / Path(name).expanduser()).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyFileError(
+            f"[notify] webhook_file = {name!r} cannot be read; it holds the address, one line"
+        ) from error

@@ -1,0 +1,49 @@
+"""Progress of work that takes a while: a tqdm bar on a terminal, in a log a plain line now and then, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+LINE_EVERY_S = 10.0
+
+Advance = Callable[[str, int], None]
+"""Called with what was just done, and how much of it."""
+
+
+@contextmanager
+def shown(what: str, unit: str) -> Iterator[Advance]:
+    """Show how far `what` has come, counted in `unit`; nothing of it stays on the terminal."""
+    with _bar(what, unit) if sys.stderr.isatty() else _lines(what, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator[Advance]:
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=f" {unit}", unit_scale=True, leave=False, dynamic_ncols=True) as bar:
+
+        def advance(part: str, count: int) -> None:
+            bar.set_postfix_str(part, refresh=False)
+            bar.update(count)
+
+        yield advance
+
+
+@contextmanager
+def _lines(what: str, unit: str) -> Iterator[Advance]:
+    done, last = 0, time.monotonic()
+
+    def advance(part: str, count: int) -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
+            click.echo(f"{what}: {done:,} {unit}, {part}", err=True)
+
+    yield advance
