@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -17,11 +17,21 @@ AREAS_THAT_WAIT = ("slurm", "store", "end_to_end")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One group an area for pytest-xdist (`--dist loadgroup --no-loadscope-reorder`), the long ones at the front."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_area(item)))
-    items.sort(key=lambda item: AREAS_THAT_WAIT.index(area) if (area := _area(item)) in AREAS_THAT_WAIT else 9)
+    """The long areas at the front."""
+    items.sort(key=lambda item: AREAS_THAT_WAIT.index(area) if (area := _area(item.nodeid)) in AREAS_THAT_WAIT else 9)
 
 
-def _area(item: pytest.Item) -> str:
-    return item.path.relative_to(Path(__file__).parent).parts[0]
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--numprocesses`, one process for each area at a time, and the next area to the first that is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByArea(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _area(nodeid)
+
+    return ByArea(config, log)
+
+
+def _area(nodeid: str) -> str:
+    return nodeid.removeprefix("tests/").split("/")[0]
