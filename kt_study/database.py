@@ -157,7 +157,6 @@ def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
             check_same_thread=False,
         )
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA wal_autocheckpoint=16384")
         connection.execute("PRAGMA busy_timeout=0")
     except sqlite3.OperationalError as error:
         there = Path(path).exists()
