@@ -33,6 +33,11 @@ class Wish(Record, frozen=True, kw_only=True):
     limit: int = 1
     lease_s: float = 60.0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether any job will do."""
+        return self.time_left_s is None and self.study is None and not (self.kinds or self.teachers or self.students)
+
 
 class Transaction(Protocol):
     """One open transaction."""

@@ -14,32 +14,35 @@ from kt_study.words import PlannedJob
 CHUNK = 10_000  # jobs in memory at a time
 ANALYSE_FROM = 5_000  # new jobs from which the database's figures are worth renewing
 
+# Sets of digests are compared with joins and NOT EXISTS: PostgreSQL answers NOT IN and an IN among the columns by reading
+# the whole set for each row as soon as it outgrows work_mem, which at a million jobs takes days.
+
+# One planner at a time writes (`Staging.transact`), so what is not there yet stays so: no ON CONFLICT, which takes longer.
 _INSERT = """
 INSERT INTO jobs (kind, digest, spec, state, paused, priority, estimate_s, teacher, student, needs_open, needed,
     created_at, changed_at)
 SELECT p.kind, p.digest, p.spec, CASE WHEN coalesce(o.count, 0) = 0 THEN 'ready' ELSE 'blocked' END,
     (SELECT paused FROM studies WHERE id = :study), p.priority, p.estimate_s, p.teacher, p.student, coalesce(o.count, 0),
-    p.digest IN (SELECT needs FROM planned_needs), {now}, {now}
+    w.needs IS NOT NULL, {now}, {now}
 FROM planned p LEFT JOIN (
     SELECT n.digest, count(*) AS count FROM planned_needs n
-    WHERE n.needs NOT IN (SELECT digest FROM known_needs WHERE done) GROUP BY n.digest
-) o ON o.digest = p.digest
-WHERE true ORDER BY p.position
-ON CONFLICT DO NOTHING
+    WHERE NOT EXISTS (SELECT 1 FROM known_needs k WHERE k.digest = n.needs AND k.done) GROUP BY n.digest
+) o ON o.digest = p.digest LEFT JOIN (SELECT DISTINCT needs FROM planned_needs) w ON w.needs = p.digest
+WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.digest = p.digest AND j.kind = p.kind) ORDER BY p.position
 """
 _NEEDS = """
 INSERT INTO job_needs (job_id, needs_id)
 SELECT j.id, m.id FROM planned_needs n JOIN jobs j ON j.digest = n.digest AND j.id > :last JOIN jobs m ON m.digest = n.needs
-WHERE true ON CONFLICT DO NOTHING
 """
 _LINK = """
 INSERT INTO study_jobs (study_id, job_id)
 SELECT :study, j.id FROM planned p JOIN jobs j ON j.digest = p.digest AND j.kind = p.kind
-WHERE true ON CONFLICT DO NOTHING
+WHERE NOT EXISTS (SELECT 1 FROM study_jobs s WHERE s.study_id = :study AND s.job_id = j.id) ORDER BY j.id
 """
 _UNKNOWN = """
 SELECT n.digest, n.needs FROM planned_needs n
-WHERE n.needs NOT IN (SELECT digest FROM planned) AND n.needs NOT IN (SELECT digest FROM known_needs) LIMIT 1
+WHERE NOT EXISTS (SELECT 1 FROM planned p WHERE p.digest = n.needs)
+    AND NOT EXISTS (SELECT 1 FROM known_needs k WHERE k.digest = n.needs) LIMIT 1
 """
 _KNOWN = """
 INSERT INTO known_needs SELECT j.id, j.digest, j.state = 'done' FROM jobs j
@@ -83,7 +86,7 @@ UPDATE jobs SET spec = p.spec FROM planned p WHERE p.digest = jobs.digest AND p.
 _CONTINUE = """
 UPDATE jobs SET paused = false WHERE paused AND state IN ('blocked', 'ready', 'running')
     AND id IN (SELECT j.id FROM planned p JOIN jobs j ON j.digest = p.digest AND j.kind = p.kind)
-    AND id NOT IN (SELECT job_id FROM study_jobs WHERE study_id = :study)
+    AND NOT EXISTS (SELECT 1 FROM study_jobs s WHERE s.study_id = :study AND s.job_id = jobs.id)
     AND NOT (SELECT paused FROM studies WHERE id = :study)
 """
 

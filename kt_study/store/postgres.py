@@ -28,6 +28,7 @@ Connection = psycopg.Connection[Any]
 
 NOW = "date_part('epoch', clock_timestamp())"
 PLANNING_LOCK = 5_730_412  # key of the advisory lock that keeps two planners apart
+PLANNING_MEMORY = "SET work_mem = '128MB'; SET maintenance_work_mem = '128MB'; SET temp_buffers = '64MB'; SET jit = off"
 SHORTEST_NAP_S, LONGEST_NAP_S = 0.05, 1.0
 
 # The quick statements touch a handful of rows by index and are planned once: a table that was never analysed must not
@@ -271,6 +272,7 @@ class PostgresStaging:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._tables: list[str] = []
+        connection.execute(PLANNING_MEMORY)
 
     def make(self, table: str, columns: str) -> None:
         self._connection.execute(f"CREATE TEMP TABLE {table} ({columns})".encode())

@@ -46,12 +46,7 @@ _RENEW = f"""
 """
 _END = f"""
     UPDATE jobs SET state = 'done', attempts = attempts + 1, lease_until = NULL, changed_at = {NOW}
-    WHERE id = ? AND fence = ? AND state = 'running' RETURNING needed
-"""
-_FREE = f"""
-    UPDATE jobs SET needs_open = needs_open - 1, changed_at = {NOW},
-        state = CASE WHEN state = 'blocked' AND needs_open = 1 THEN 'ready' ELSE state END
-    WHERE id IN (SELECT job_id FROM job_needs WHERE needs_id = ?)
+    WHERE id = ? AND fence = ? AND state = 'running' RETURNING id
 """
 
 
@@ -110,6 +105,10 @@ class SqliteBackend:
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return self._run("BEGIN IMMEDIATE", work)
 
+    def _write_one(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work`, of whose statements one writes: that one is its own transaction."""
+        return self._run("", work)
+
     def _run(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
         deadline = time.monotonic() + self._patience_s
         while True:
@@ -147,6 +146,8 @@ class SqliteBackend:
         return found[0][0] if found else None
 
     def claim(self, wish: Wish) -> list[Claim]:
+        if wish.is_plain:
+            return self._write_one(lambda connection: _claim_first(connection, wish))
         return self._write(lambda connection: _claim(connection, wish))
 
     def beat(self, worker: str, held: Sequence[tuple[Claim, Progress | None]], lease_s: float) -> Orders:
@@ -157,7 +158,8 @@ class SqliteBackend:
             (claim, {table: plain_rows(table, claim.job_id, rows) for table, rows in tables.items() if rows})
             for claim, tables in finished
         ]
-        return self._write(lambda connection: _finish(connection, ready))
+        write = self._write_one if len(ready) == 1 and not ready[0][1] else self._write
+        return write(lambda connection: _finish(connection, ready))
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Staging]:
@@ -225,15 +227,13 @@ class SqliteStaging:
 
 
 def within(connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
-    """Run `work` between `begin` and COMMIT; wait for other writers until `deadline` (time.monotonic)."""
-    while True:
-        try:
-            connection.execute(begin)
-            break
-        except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(random.uniform(SHORTEST_NAP_S, LONGEST_NAP_S))
+    """Run `work` between `begin` and COMMIT, or as it is where `begin` is empty.
+
+    Waits for other writers until `deadline` (time.monotonic).
+    """
+    if not begin:
+        return _patiently(lambda: work(connection), deadline)
+    _patiently(lambda: connection.execute(begin), deadline)
     try:
         result = work(connection)
         connection.execute("COMMIT")
@@ -244,20 +244,34 @@ def within(connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.C
         raise
 
 
+def _patiently(step: Callable[[], T], deadline: float) -> T:
+    while True:
+        try:
+            return step()
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(SHORTEST_NAP_S, LONGEST_NAP_S))
+
+
 def is_busy(error: sqlite3.DatabaseError) -> bool:
     """Whether the error means that another process was at work, and not that something is wrong."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
+def _claim_first(connection: sqlite3.Connection, wish: Wish) -> list[Claim]:
+    start = _START_ONE if wish.limit == 1 else _START_SEVERAL
+    return _started(connection, start, wish, limit=wish.limit)
+
+
 def _claim(connection: sqlite3.Connection, wish: Wish) -> list[Claim]:
-    parameters = {"worker": wish.worker, "lease_s": wish.lease_s}
-    if wish.teachers or wish.students or wish.kinds or wish.time_left_s is not None or wish.study is not None:
-        ids = _choose(connection, wish)
-        rows = connection.execute(_START_CHOSEN, parameters | {"ids": json.dumps(ids)}).fetchall()
-        rows.sort(key=lambda row: ids.index(row[0]))
-    else:
-        start = _START_ONE if wish.limit == 1 else _START_SEVERAL
-        rows = connection.execute(start, parameters | {"limit": wish.limit}).fetchall()
+    ids = _choose(connection, wish)
+    claims = _started(connection, _START_CHOSEN, wish, ids=json.dumps(ids))
+    return sorted(claims, key=lambda claim: ids.index(claim.job_id))
+
+
+def _started(connection: sqlite3.Connection, start: str, wish: Wish, **which: Any) -> list[Claim]:
+    rows = connection.execute(start, {"worker": wish.worker, "lease_s": wish.lease_s, **which}).fetchall()
     return [as_claim(row) for row in rows]
 
 
@@ -358,14 +372,12 @@ def _is_cancelled(connection: sqlite3.Connection, claim: Claim) -> bool:
 def _finish(connection: sqlite3.Connection, finished: Sequence[tuple[Claim, dict[str, list[Row]]]]) -> list[JobLost]:
     gone = []
     for claim, tables in finished:
-        ended = connection.execute(_END, [claim.job_id, claim.fence]).fetchone()
-        if ended is None:
+        ended = connection.execute(_END, [claim.job_id, claim.fence]).fetchall()  # to the end: it may be what commits
+        if not ended:
             found = connection.execute("SELECT state, fence, worker FROM jobs WHERE id = ?", [claim.job_id]).fetchone()
             if not is_done_by(claim, found):
                 gone.append(lost(claim, found))
             continue
         for table, rows in tables.items():
             connection.executemany(insert_sqlite(table), rows)
-        if ended[0]:
-            connection.execute(_FREE, [claim.job_id])
     return gone

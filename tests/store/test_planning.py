@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from kt_study.errors import UsageError
 from kt_study.store import JobStore, Planned, Selection, open_store
+from kt_study.store.postgres import PostgresTransaction
 from kt_study.words import JobState, PlannedJob
 from tests.store.making import STUDY, claim_one, job, plan, row, states
 
@@ -165,3 +169,30 @@ def test_jobs_that_are_done_while_they_are_planned_upon_free_their_dependents(st
 def _id(store: JobStore, number: int) -> int:
     (found,) = (each.id for each in store.jobs() if each.spec["number"] == number)
     return found
+
+
+def test_no_statement_of_a_large_plan_reads_a_whole_set_for_each_row(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL turns NOT IN and an IN among the columns into that as soon as the set outgrows its working memory."""
+    monkeypatch.setattr("kt_study.store.postgres.PLANNING_MEMORY", "SET work_mem = '64kB'")
+    explained: list[str] = []
+    rows = PostgresTransaction.rows
+
+    def explaining(method: Callable[..., Any]) -> Callable[..., Any]:
+        def explain_and_run(tx: PostgresTransaction, statement: str, **parameters: Any) -> Any:
+            if "planned" in statement:
+                explained.append("\n".join(line for (line,) in rows(tx, f"EXPLAIN {statement}", **parameters)))
+            return method(tx, statement, **parameters)
+
+        return explain_and_run
+
+    for name in ("rows", "change"):
+        monkeypatch.setattr(PostgresTransaction, name, explaining(getattr(PostgresTransaction, name)))
+    first = job(0)
+    with contextlib.closing(open_store(postgres_url)) as store:
+        planned = plan(store, first, *(job(number, needs=[first]) for number in range(1, 5_000)))
+    assert planned == Planned(new=5_000)
+    assert len(explained) >= 6
+    whole_sets = [lines for lines in explained if re.search(r"SubPlan \d", lines)]
+    assert not whole_sets, whole_sets[0]

@@ -243,7 +243,9 @@ def test_on_postgresql(postgres_server: Server) -> None:
     class OnPostgresql(StoreMachine):
         def __init__(self) -> None:
             with psycopg.connect(**parse_url(url).conninfo, autocommit=True) as connection:
-                connection.execute("TRUNCATE studies, jobs, past_attempts, workers RESTART IDENTITY CASCADE")
+                connection.execute(
+                    "TRUNCATE studies, jobs, job_needs, study_jobs, past_attempts, workers RESTART IDENTITY CASCADE"
+                )
             self.store = _open(url)
             super().__init__()
 
