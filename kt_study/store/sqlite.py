@@ -25,7 +25,9 @@ T = TypeVar("T")
 
 # Seconds since 1970, to the millisecond. `unixepoch('subsec')` would be plainer and needs SQLite 3.42.
 NOW = "((julianday('now') - 2440587.5) * 86400.0)"
-SHORTEST_NAP_S, LONGEST_NAP_S = 0.0002, 0.004
+# Who finds the file busy naps for long, so that whoever writes goes on with its pages in memory; who has waited for a while
+# naps briefly, so that it does not starve.
+LONG_NAPS_S, SHORT_NAPS_S, LONG_WAIT_S = (0.002, 0.020), (0.0002, 0.001), 0.04
 
 _READY = f"state = 'ready' AND NOT paused AND not_before <= {NOW}"
 _ORDER = "ORDER BY priority DESC, estimate_s DESC, id"
@@ -245,13 +247,16 @@ def within(connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.C
 
 
 def _patiently(step: Callable[[], T], deadline: float) -> T:
+    begun: float | None = None
     while True:
         try:
             return step()
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() > deadline:
+            now = time.monotonic()
+            if not is_busy(error) or now > deadline:
                 raise
-        time.sleep(random.uniform(SHORTEST_NAP_S, LONGEST_NAP_S))
+        begun = now if begun is None else begun
+        time.sleep(random.uniform(*(LONG_NAPS_S if now - begun < LONG_WAIT_S else SHORT_NAPS_S)))
 
 
 def is_busy(error: sqlite3.DatabaseError) -> bool:

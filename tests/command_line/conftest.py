@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.databases import databases
 from tests.postgres import either_url, postgres_server, postgres_url
 
-__all__ = ["either_url", "postgres_server", "postgres_url"]
+__all__ = ["databases", "either_url", "postgres_server", "postgres_url"]

@@ -9,16 +9,18 @@ import pytest
 from kt_study.store import open_store
 from orchestrator import progress
 from tests.cli import kt_study
+from tests.databases import Databases, url_of
 from tests.store.making import claim_one, job, plan, row
 from tests.terminal import Terminal
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Path:
     """A study of three jobs, done, not collected."""
     made = tmp_path_factory.mktemp("progress")
     (made / "study.toml").write_text('[study]\nname = "study"\n[dataset]\nkind = "digits"\n')
-    store = open_store(f"sqlite:///{made}/kt-study.db", create=True)
+    databases.settle(made)
+    store = open_store(url_of(made), create=True)
     plan(store, *(job(number) for number in range(3)))
     for _ in range(3):
         store.finish(claim_one(store), row())

@@ -20,6 +20,7 @@ from kt_study.words import Claim, LogitsSpec
 from orchestrator.commands.worker import command as worker_command
 from tests.cli import kt_study, refused, succeeds
 from tests.data.support import digits, image_folder, job_context, tiny_model
+from tests.databases import Databases, url_of
 from tests.require import require
 from worker.data.betons import read_beton_manifest
 from worker.logits.forward import cached_logits
@@ -71,8 +72,9 @@ def test_cache_verify_ends_with_1_when_something_is_torn(folder: Path) -> None:
     assert "3 passes checked, 1 not whole" in done.stdout
 
 
-def test_cache_gc_keeps_the_latest_within_the_size(folder: Path) -> None:
-    open_store(f"sqlite:///{folder}/kt-study.db", create=True)  # says what unfinished jobs need: nothing here
+def test_cache_gc_keeps_the_latest_within_the_size(folder: Path, databases: Databases) -> None:
+    databases.settle(folder)
+    open_store(url_of(folder), create=True)  # says what unfinished jobs need: nothing here
     one = entries(StudyPaths(root=folder))[0].nbytes
     assert "0 passes removed" in succeeds(folder, "cache", "gc", "--max-size", "1G")
     assert "1 passes removed" in succeeds(folder, "cache", "gc", "--max-size", str(2 * one + one // 2))

@@ -10,13 +10,17 @@ import pytest
 
 import kt_study
 from tests.cli import succeeds
+from tests.databases import Databases, databases, postgres_server
+
+__all__ = ["databases", "postgres_server"]
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def digits(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[Path]:
     """A study folder after init, plan --pairs 8, launch --workers 2 --wait and collect."""
     folder = tmp_path_factory.mktemp("digits")
     succeeds(folder, "init")
+    databases.settle(folder)
     succeeds(folder, "plan", "--pairs", "8")
     succeeds(folder, "launch", "--workers", "2", "--wait", timeout=1200)
     succeeds(folder, "collect")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +17,7 @@ from kt_study.objectives import OBJECTIVES
 from kt_study.paths import StudyPaths
 from kt_study.store import open_store
 from tests.cli import succeeds
+from tests.databases import Databases, ask, url_of
 from worker.data.loader import evaluation_views
 from worker.models import build_model
 
@@ -51,13 +49,15 @@ augment = "none"
 
 
 @pytest.fixture(scope="module")
-def folder(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(digits: Path, tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Path:
     """A study of one student and two teachers of the trained zoo: one objective alone, then everything."""
     folder = tmp_path_factory.mktemp("modes") / "study"
-    copy_study(digits, folder)
+    shutil.copytree(digits / "cache", folder / "cache")
+    databases.copy(digits, folder)
     for objectives, modes in ((["kl_dp"], []), (list(OBJECTIVES), ["sequential", "parallel", "soup"])):
         text = FILE.format(models=json.dumps([STUDENT, *TEACHERS]), student=STUDENT, objectives=objectives, modes=modes)
         (folder / "study.toml").write_text(text)
+        databases.settle(folder)
         succeeds(folder, "plan")
         succeeds(folder, "launch", "--workers", "1", "--wait", timeout=600)
     succeeds(folder, "collect")
@@ -67,21 +67,6 @@ def folder(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def transfers(folder: Path) -> pd.DataFrame:
     return kt_study.load(folder / "results").transfers.query("study == 'all-modes'")
-
-
-def copy_study(source: Path, target: Path) -> None:
-    """The trained models, the cache and the database, which workers on their way out may still write to."""
-    shutil.copytree(source / "cache", target / "cache")
-    with (
-        closing(sqlite3.connect(source / "kt-study.db")) as old,
-        closing(sqlite3.connect(target / "kt-study.db")) as new,
-    ):
-        old.backup(new)
-
-
-def ask(folder: Path, sql: str) -> list[Any]:
-    with closing(sqlite3.connect(folder / "kt-study.db")) as database:
-        return database.execute(sql).fetchall()
 
 
 def test_every_job_is_done_at_the_first_try(folder: Path) -> None:
@@ -159,7 +144,7 @@ def test_a_soups_predictions_are_those_of_the_mean_of_its_parts(
     parts = [load_file(paths.weights(digest[job])) for job in rows[rows["multi_teacher"] == "single"]["job_id"]]
     assert len(parts) == 2
     (soup,) = rows[rows["multi_teacher"] == "soup"].itertuples()
-    store = open_store(f"sqlite:///{folder / 'kt-study.db'}")
+    store = open_store(url_of(folder))
     student = store.model(soup.student_key)
     model = build_model(student, paths, torch.device("cpu"))
     mean = {name: np.mean([part[name].double().numpy() for part in parts], axis=0) for name in parts[0]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from kt_study.datasets import open_split
 from kt_study.paths import StudyPaths
 from kt_study.store import open_store
 from tests.cli import kt_study, succeeds
+from tests.databases import ask, url_of
 from tests.end_to_end.agreement import assert_pairs_agree
 from worker.models import build_model
 
@@ -92,11 +92,8 @@ def test_each_model_was_forwarded_once_for_each_split_and_view(digits: Path) -> 
 
 
 def test_every_attempt_is_the_only_one_of_its_job(digits: Path) -> None:
-    with sqlite3.connect(digits / "kt-study.db") as database:
-        tries = database.execute("SELECT job_id, count(*) FROM attempts GROUP BY job_id HAVING count(*) > 1").fetchall()
-        states = database.execute("SELECT DISTINCT state FROM jobs").fetchall()
-    assert tries == []
-    assert states == [("done",)]
+    assert ask(digits, "SELECT job_id, count(*) FROM attempts GROUP BY job_id HAVING count(*) > 1") == []
+    assert ask(digits, "SELECT DISTINCT state FROM jobs") == [("done",)]
 
 
 def test_the_data_partition_does_better_than_plain_kl(results: Any) -> None:
@@ -124,8 +121,7 @@ def test_the_report_is_written(digits: Path) -> None:
 
 
 def test_the_log_of_a_job_is_one_step_away(digits: Path) -> None:
-    with sqlite3.connect(digits / "kt-study.db") as database:
-        ((job,),) = database.execute("SELECT id FROM jobs WHERE kind = 'transfer' LIMIT 1").fetchall()
+    ((job,),) = ask(digits, "SELECT id FROM jobs WHERE kind = 'transfer' LIMIT 1")
     assert f"job {job} (transfer)" in succeeds(digits, "status", "--job", str(job), "--log")
 
 
@@ -145,7 +141,7 @@ def _plain_predictions(folder: Path) -> tuple[dict[str, Any], Any]:
     from sklearn.datasets import load_digits
 
     paths = StudyPaths(root=folder)
-    store = open_store(f"sqlite:///{folder / 'kt-study.db'}")
+    store = open_store(url_of(folder))
     (dataset,) = store.datasets()
     models = [model for model in store.models() if model.weights.startswith("train:")]
     scans = load_digits()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -14,15 +13,17 @@ from pathlib import Path
 import pytest
 
 from tests.cli import kt_study, refused, succeeds
+from tests.databases import Databases, ask
 from tests.end_to_end.small import draw_images, write_study
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Path:
+def small(tmp_path: Path, databases: Databases) -> Path:
     """A study folder with pictures, not planned yet."""
     draw_images(tmp_path / "train", per_class=20, seed=0)
     draw_images(tmp_path / "val", per_class=20, seed=1)
     write_study(tmp_path)
+    databases.settle(tmp_path)
     return tmp_path
 
 
@@ -41,9 +42,8 @@ def test_a_killed_launch_is_finished_by_the_next(small: Path) -> None:
 
     assert "complete" in said
     assert _done(small) == _total(small) == 6 + 6 + 6  # passes, pairs, transfers
-    with sqlite3.connect(small / "kt-study.db") as database:
-        assert database.execute("SELECT count(*), count(DISTINCT job_id) FROM transfers").fetchone() == (6, 6)
-        assert database.execute("SELECT count(*), count(DISTINCT job_id) FROM complementarity").fetchone() == (6, 6)
+    for table in ("transfers", "complementarity"):
+        assert ask(small, f"SELECT count(*), count(DISTINCT job_id) FROM {table}") == [(6, 6)]
 
 
 def test_an_unreadable_image_fails_its_jobs_and_no_other(small: Path) -> None:
@@ -75,11 +75,13 @@ def test_an_unreadable_image_fails_its_jobs_and_no_other(small: Path) -> None:
         (('kind = "imagefolder"', 'kind = "imagefloder"'), "imagefolder"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing_behind(small: Path, change: tuple[str, str], said: str) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing_behind(
+    small: Path, databases: Databases, change: tuple[str, str], said: str
+) -> None:
     study = small / "study.toml"
     study.write_text(study.read_text().replace(*change))
     assert said in refused(small, "plan")
-    assert not (small / "kt-study.db").exists()
+    assert databases.is_empty(small)
 
 
 def test_a_checkpoint_that_does_not_fit_fails_with_the_tensors_named(small: Path) -> None:
@@ -112,18 +114,13 @@ def _until(condition, *, seconds: float) -> None:  # type: ignore[no-untyped-def
         time.sleep(0.1)
 
 
-def _ask(folder: Path, sql: str) -> list[tuple[int, ...]]:
-    with sqlite3.connect(f"file:{folder / 'kt-study.db'}?mode=ro", uri=True) as database:
-        return database.execute(sql).fetchall()
-
-
 def _done(folder: Path) -> int:
-    return _ask(folder, "SELECT count(*) FROM jobs WHERE state = 'done'")[0][0]
+    return int(ask(folder, "SELECT count(*) FROM jobs WHERE state = 'done'")[0][0])
 
 
 def _total(folder: Path) -> int:
-    return _ask(folder, "SELECT count(*) FROM jobs")[0][0]
+    return int(ask(folder, "SELECT count(*) FROM jobs")[0][0])
 
 
 def _workers(folder: Path) -> list[int]:
-    return [pid for (pid,) in _ask(folder, "SELECT pid FROM workers WHERE ended_at IS NULL")]
+    return [pid for (pid,) in ask(folder, "SELECT pid FROM workers WHERE ended_at IS NULL")]

@@ -12,12 +12,17 @@ import pytest
 from kt_study.paths import StudyPaths
 from orchestrator.recommend.answers import CachedAnswers
 from tests.cli import refused, succeeds
+from tests.databases import Databases
 
 
 @pytest.fixture(scope="module")
-def study(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(digits: Path, tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Path:
     """The finished digits study, in a folder that may be added to."""
-    return Path(shutil.copytree(digits, tmp_path_factory.mktemp("recommend") / "study"))
+    folder = tmp_path_factory.mktemp("recommend") / "study"
+    shutil.copytree(digits, folder, ignore=shutil.ignore_patterns("kt-study.db*"))
+    databases.copy(digits, folder)
+    databases.settle(folder)
+    return folder
 
 
 def recommended(study: Path, *arguments: str) -> dict[str, Any]:

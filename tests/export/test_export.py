@@ -18,11 +18,12 @@ from kt_study.paths import StudyPaths
 from kt_study.store import open_store
 from orchestrator.export import Wanted, choose, export_student
 from tests.cli import refused, succeeds
+from tests.databases import url_of
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """The `transfers` rows of a study folder."""
-    store = open_store(f"sqlite:///{folder / 'kt-study.db'}", create=False)
+    store = open_store(url_of(folder), create=False)
     return [row for batch in store.results("transfers") for row in batch]
 
 
@@ -100,7 +101,7 @@ def test_the_cards_python_runs(best: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_twice_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
-    store = open_store(f"sqlite:///{tiny / 'kt-study.db'}", create=False)
+    store = open_store(url_of(tiny), create=False)
     paths, found = StudyPaths(root=tiny), []
     for parent in ("a", "b"):
         chosen = choose(store, "tiny", paths, Wanted(student="tiny_vit", objective="kl"))

@@ -19,7 +19,10 @@ from PIL import Image
 import kt_study
 from kt_study.store import JobStore, open_store
 from tests.cli import kt_study as command
+from tests.databases import Databases, databases, postgres_server
 from tests.own.page import CLASSES, COMMIT, FACTORY, examples, lay_folder
+
+__all__ = ["databases", "postgres_server"]
 
 EXAMPLES = examples()
 DATA = [name for name in EXAMPLES if name.startswith("data-")]
@@ -46,13 +49,14 @@ SHORT = {"epochs": 1, "batch_size": 8, "views": 1, "pairs": 1, "augment": "none"
 
 
 @pytest.fixture(scope="module")
-def offline(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """The environment of a machine without a network, with a hub cache of its own."""
-    return {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("home"))}
+def offline(tmp_path_factory: pytest.TempPathFactory, databases: Databases, folder: Path) -> Mapping[str, str]:
+    """The environment of a machine without a network, with a hub cache and a database of its own."""
+    home = tmp_path_factory.mktemp("home")
+    return {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "KT_STUDY_DB": databases.url(folder)}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Path:  # noqa: ARG001 -- one for each
     found = tmp_path_factory.mktemp("page")
     lay_folder(found)
     return found
@@ -67,6 +71,7 @@ def run(folder: Path, environment: Mapping[str, str], *arguments: str) -> str:
 
 
 PLAN_AND_WORK = """
+import os
 import sys
 from kt_study.pilots import PilotOptions
 from orchestrator.cli import kt_study_command
@@ -74,7 +79,7 @@ from worker.entry import run_pilot
 
 for name in sys.argv[2:]:
     kt_study_command.main(["plan", "--study", f"{sys.argv[1]}/{name}.toml"], standalone_mode=False)
-run_pilot(PilotOptions(root=sys.argv[1], database=f"sqlite:///{sys.argv[1]}/kt-study.db", device="cpu"))
+run_pilot(PilotOptions(root=sys.argv[1], database=os.environ["KT_STUDY_DB"], device="cpu"))
 """
 """`kt-study plan` for each study file, and one worker for all of them."""
 
@@ -91,7 +96,7 @@ def work(folder: Path, environment: Mapping[str, str], *names: str) -> JobStore:
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return open_store(f"sqlite:///{folder / 'kt-study.db'}", create=False)
+    return open_store(environment["KT_STUDY_DB"], create=False)
 
 
 def rows_of(store: JobStore, table: str, study: str) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from kt_study.multi_teacher import TRANSFERRED, transfer_digest
 from kt_study.objectives import OBJECTIVES
 from orchestrator.plan import Plan
 from tests.cli import succeeds
+from tests.databases import Databases, ask
 from tests.planning.support import DIGITS, FOUR, assert_sound, plan_of, specs_of, write_study
 
 TEAMS = 'teachers_per_student = 3\nteacher_order = "given"\naugment = "none"\n'
@@ -99,19 +99,16 @@ def test_sequences_wait_until_accuracies_are_known(tmp_path: Path) -> None:
         assert list(spec.teachers) == sorted(spec.teachers, key=lambda key: -accuracy[key])
 
 
-def test_accuracies_come_from_the_database(tmp_path: Path) -> None:
+def test_accuracies_come_from_the_database(tmp_path: Path, databases: Databases) -> None:
     transfer = f'[transfer]\nobjectives = ["kl"]\nmulti_teacher = ["sequential"]\n{TEAMS.replace("given", "ascending")}'
     write_study(tmp_path, DIGITS, transfer, *FOUR)
+    databases.settle(tmp_path)
     assert "left out for now" in succeeds(tmp_path, "plan")
-    with sqlite3.connect(tmp_path / "kt-study.db") as database:
-        logits = database.execute("SELECT id, student FROM jobs WHERE kind = 'logits' AND spec LIKE '%\"val\"%'")
-        keys = logits.fetchall()
-        (dataset,) = database.execute("SELECT key FROM datasets").fetchone()
-        for number, (job, model) in enumerate(keys):
-            database.execute(
-                "INSERT INTO evaluations (job_id, dataset_key, model_key, split, acc) VALUES (?, ?, ?, 'val', ?)",
-                (job, dataset, model, float(number)),
-            )
+    keys = ask(tmp_path, "SELECT id, student FROM jobs WHERE kind = 'logits' AND spec LIKE '%\"val\"%'")
+    ((dataset,),) = ask(tmp_path, "SELECT key FROM datasets")
+    for number, (job, model) in enumerate(keys):
+        row = f"({job}, '{dataset}', '{model}', 'val', {number}.0)"
+        ask(tmp_path, f"INSERT INTO evaluations (job_id, dataset_key, model_key, split, acc) VALUES {row}")
     assert len(keys) == 4
     told = succeeds(tmp_path, "plan")
     assert "left out for now" not in told

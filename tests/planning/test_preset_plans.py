@@ -14,6 +14,7 @@ from orchestrator.plan import Plan, Wishes, nominal_plan, preset_plan
 from orchestrator.presets import preset, presets
 from orchestrator.universe.table import by_name
 from tests.cli import succeeds
+from tests.databases import Databases
 from tests.planning.layouts import cub, domainnet, imagenet
 from tests.planning.support import DIGITS, FOUR, assert_sound, sources_of, specs_of, study_of, write_study
 
@@ -105,8 +106,9 @@ def test_a_real_plan_has_the_papers_settings_and_the_files_for_the_rest(tmp_path
     assert any("1,281,167 training samples, this data set 12" in note for note in plan.notes)
 
 
-def test_a_real_plan_goes_into_the_database_once(tmp_path: Path) -> None:
+def test_a_real_plan_goes_into_the_database_once(tmp_path: Path, databases: Databases) -> None:
     write_study(tmp_path, *imagenet_study(tmp_path))
+    databases.settle(tmp_path)
     first = json.loads(succeeds(tmp_path, "plan", "--preset", "paper-multi", "--json"))
     again = json.loads(succeeds(tmp_path, "plan", "--preset", "paper-multi", "--json"))
     jobs = sum(JOBS["paper-multi"].values())

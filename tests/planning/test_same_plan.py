@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from kt_study.hashing import digest
 from orchestrator import model_records
 from orchestrator.plan import Plan, Wishes, from_study
 from tests.cli import kt_study
+from tests.databases import Databases, ask
 from tests.planning.support import DIGITS, FOUR, assert_sound, plan_of, write_study
 
 SETTINGS = (
@@ -83,15 +83,15 @@ def test_another_seed_gives_other_pairs(tmp_path: Path) -> None:
     assert not set(one.jobs) & {job.digest for job in other.jobs.values() if job.kind == "transfer"}
 
 
-def test_two_processes_write_the_same_rows_in_the_same_order(tmp_path: Path) -> None:
+def test_two_processes_write_the_same_rows_in_the_same_order(tmp_path: Path, databases: Databases) -> None:
     rows = []
     for hash_seed in ("1", "2"):
         folder = tmp_path / hash_seed
         write_study(folder, DIGITS, *SETTINGS, *FOUR)
+        databases.settle(folder)
         done = kt_study(folder, "plan", environment={"PYTHONHASHSEED": hash_seed})
         assert done.returncode == 0, done.stderr
-        with sqlite3.connect(folder / "kt-study.db") as database:
-            rows.append(database.execute("SELECT kind, digest, spec, priority FROM jobs ORDER BY id").fetchall())
+        rows.append(ask(folder, "SELECT kind, digest, spec, priority FROM jobs ORDER BY id"))
     assert rows[0] == rows[1]
     assert [row[1] for row in rows[0]] == list(plan(tmp_path / "here").jobs)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from click.testing import CliRunner
@@ -15,23 +13,31 @@ from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
 from kt_study.words import Settings, TransferSpec, as_spec
 from orchestrator.commands.plan import command
+from tests.databases import Databases, ask
 from tests.planning.support import DIGITS, FOUR, write_study
 
 TEAMS = 'teachers_per_student = 3\nteacher_order = "given"\naugment = "none"\n'
 
 
-def plan(folder: Path, modes: str, *, more: str = TEAMS) -> dict[str, Any]:
+class Planner(Protocol):
+    """Plans a study folder and says what came of it."""
+
+    def __call__(self, folder: Path, modes: str, *, more: str = TEAMS) -> dict[str, Any]: ...
+
+
+@pytest.fixture
+def plan(databases: Databases) -> Planner:
     """`kt-study plan` for kl on all 12 pairs of four models."""
-    head = f'[transfer]\npairs = 12\nobjectives = ["kl"]\nmulti_teacher = {modes}\n{more}'
-    write_study(folder, DIGITS, head, *FOUR)
-    done = CliRunner().invoke(command, ["--json", "--study", str(folder / "study.toml")], catch_exceptions=False)
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
 
+    def plan(folder: Path, modes: str, *, more: str = TEAMS) -> dict[str, Any]:
+        head = f'[transfer]\npairs = 12\nobjectives = ["kl"]\nmulti_teacher = {modes}\n{more}'
+        write_study(folder, DIGITS, head, *FOUR)
+        databases.settle(folder)
+        done = CliRunner().invoke(command, ["--json", "--study", str(folder / "study.toml")], catch_exceptions=False)
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
 
-def ask(folder: Path, sql: str) -> list[Any]:
-    with closing(sqlite3.connect(folder / "kt-study.db")) as database, database:
-        return database.execute(sql).fetchall()
+    return plan
 
 
 def test_keep_is_no_part_of_a_transfers_identity() -> None:
@@ -50,7 +56,7 @@ def _fields(spec: TransferSpec) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("modes", ['["soup"]', '["sequential"]'])
-def test_either_order_of_planning_ends_in_the_same_jobs(modes: str, tmp_path: Path) -> None:
+def test_either_order_of_planning_ends_in_the_same_jobs(modes: str, tmp_path: Path, plan: Planner) -> None:
     singles_first, singles_last = tmp_path / "first", tmp_path / "last"
     alone = plan(singles_first, "[]")
     assert alone["jobs"]["transfer"] == 12
@@ -67,7 +73,7 @@ def test_either_order_of_planning_ends_in_the_same_jobs(modes: str, tmp_path: Pa
     assert parts == kept != []
 
 
-def test_students_that_were_not_kept_are_made_again_for_those_who_read_them(tmp_path: Path) -> None:
+def test_students_that_were_not_kept_are_made_again_for_those_who_read_them(tmp_path: Path, plan: Planner) -> None:
     plan(tmp_path, "[]")
     ask(tmp_path, "UPDATE jobs SET state = 'done'")
     told = plan(tmp_path, '["soup"]')
@@ -78,7 +84,7 @@ def test_students_that_were_not_kept_are_made_again_for_those_who_read_them(tmp_
     assert plan(tmp_path, '["soup"]')["new"] == 0
 
 
-def test_a_first_stage_is_made_again_before_the_passes_of_its_student(tmp_path: Path) -> None:
+def test_a_first_stage_is_made_again_before_the_passes_of_its_student(tmp_path: Path, plan: Planner) -> None:
     plan(tmp_path, "[]")
     ask(tmp_path, "UPDATE jobs SET state = 'done'")
     told = plan(tmp_path, '["sequential"]')
@@ -88,7 +94,7 @@ def test_a_first_stage_is_made_again_before_the_passes_of_its_student(tmp_path: 
     assert ask(tmp_path, waits) == [(4,)]
 
 
-def test_kept_students_are_not_made_again_unless_their_files_are_gone(tmp_path: Path) -> None:
+def test_kept_students_are_not_made_again_unless_their_files_are_gone(tmp_path: Path, plan: Planner) -> None:
     plan(tmp_path, '["soup"]')
     ask(tmp_path, "UPDATE jobs SET state = 'done' WHERE kind <> 'soup'")
     files = [
@@ -105,7 +111,7 @@ def test_kept_students_are_not_made_again_unless_their_files_are_gone(tmp_path: 
     assert "remake" not in plan(tmp_path, '["soup"]')["jobs"]  # who read it is done
 
 
-def test_a_later_stage_is_made_again_with_the_stages_before_it(tmp_path: Path) -> None:
+def test_a_later_stage_is_made_again_with_the_stages_before_it(tmp_path: Path, plan: Planner) -> None:
     """Sequences of two teachers are done, and their files removed; now a third teacher is to follow."""
     pairs = TEAMS.replace("= 3", "= 2")
     plan(tmp_path, '["sequential"]', more=pairs)
@@ -115,26 +121,26 @@ def test_a_later_stage_is_made_again_with_the_stages_before_it(tmp_path: Path) -
     assert ask(tmp_path, "SELECT count(*) FROM jobs WHERE kind = 'transfer'") == [(12 + 4 + 4,)]
 
 
-def test_a_running_transfer_that_keeps_nothing_is_made_again_after_it(tmp_path: Path) -> None:
+def test_a_running_transfer_that_keeps_nothing_is_made_again_after_it(tmp_path: Path, plan: Planner) -> None:
     plan(tmp_path, "[]")
     ask(tmp_path, "UPDATE jobs SET state = CASE WHEN kind = 'transfer' THEN 'running' ELSE 'done' END")
     assert plan(tmp_path, '["soup"]')["jobs"]["remake"] == 12
     assert ask(tmp_path, "SELECT DISTINCT state, needs_open FROM jobs WHERE kind = 'remake'") == [("blocked", 1)]
 
 
-def test_keep_all_on_a_finished_study_makes_its_students_again(tmp_path: Path) -> None:
+def test_keep_all_on_a_finished_study_makes_its_students_again(tmp_path: Path, plan: Planner) -> None:
     plan(tmp_path, "[]")
     ask(tmp_path, "UPDATE jobs SET state = 'done'")
     assert plan(tmp_path, "[]", more=TEAMS + 'keep = "all"\n')["jobs"]["remake"] == 12
 
 
-def test_students_that_were_kept_and_removed_are_let_go(tmp_path: Path) -> None:
+def test_students_that_were_kept_and_removed_are_let_go(tmp_path: Path, plan: Planner) -> None:
     plan(tmp_path, "[]", more=TEAMS + 'keep = "all"\n')
     ask(tmp_path, "UPDATE jobs SET state = 'done'")
     assert "remake" not in plan(tmp_path, "[]", more=TEAMS + 'keep = "all"\n')["jobs"]
 
 
-def test_single_transfers_are_kept_for_sequences_that_wait(tmp_path: Path) -> None:
+def test_single_transfers_are_kept_for_sequences_that_wait(tmp_path: Path, plan: Planner) -> None:
     """The accuracies that put teachers in order come with the first launch, and so do the single transfers."""
     ascending = TEAMS.replace("given", "ascending")
     told = plan(tmp_path, '["sequential"]', more=ascending)

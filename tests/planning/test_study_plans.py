@@ -18,6 +18,7 @@ from orchestrator.plan import Wishes, cost, plan_cost
 from orchestrator.universe.table import by_name
 from tests.cli import succeeds
 from tests.data.support import image_folder
+from tests.databases import Databases
 from tests.photos import photos_dir
 from tests.planning.support import (
     DIGITS,
@@ -241,8 +242,9 @@ def test_class_embeddings_do_not_change_the_data_set(tmp_path: Path) -> None:
     assert list(given.jobs) == list(without.jobs)
 
 
-def test_planning_twice_adds_nothing_and_a_wider_plan_its_own(tmp_path: Path) -> None:
+def test_planning_twice_adds_nothing_and_a_wider_plan_its_own(tmp_path: Path, databases: Databases) -> None:
     write_study(tmp_path, DIGITS, '[transfer]\naugment = "none"\n', *FOUR)
+    databases.settle(tmp_path)
     first = json.loads(succeeds(tmp_path, "plan", "--pairs", "3", "--json"))
     again = json.loads(succeeds(tmp_path, "plan", "--pairs", "3", "--json"))
     assert (again["new"], again["existing"]) == (0, first["new"])

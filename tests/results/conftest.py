@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from kt_study.store import JobStore, open_store
+from tests.databases import databases
 from tests.postgres import postgres_server, postgres_url
 
-__all__ = ["postgres_server", "postgres_url"]
+__all__ = ["databases", "postgres_server", "postgres_url"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -13,6 +13,7 @@ import pytest
 from kt_study.store import open_store
 from orchestrator.collect import collect
 from orchestrator.report import write_report
+from tests.databases import Databases
 from tests.require import require
 from tests.results.synthetic import fill, make_world
 
@@ -23,9 +24,9 @@ TIMEOUT_S = 30.0
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    url = f"sqlite:///{folder}/kt-study.db"
+    url = databases.url(folder)
     store = open_store(url, create=True)
     world = make_world(models=6, n=300, classes=12)
     fill(store, world, study="first", students=3)

@@ -38,6 +38,7 @@ from orchestrator.report.statistics import (
     wilson,
 )
 from orchestrator.report.tables import TABLES
+from tests.databases import Databases
 from tests.results import synthetic
 from tests.results.synthetic import World, fill, make_world
 
@@ -46,9 +47,9 @@ OBJECTIVES_PLANNED = ("kl", "xe_kl", "xe_kl_mcl", "kl_dp", "kl_dp_unsupervised",
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    url = f"sqlite:///{folder}/kt-study.db"
+    url = databases.url(folder)
     fill(open_store(url, create=True), WORLD, objectives=OBJECTIVES_PLANNED, students=6)
     collect(url, folder / "results")
     return folder / "results"
@@ -99,8 +100,7 @@ def test_the_same_rows_give_the_same_bytes(report: Path, results: Path, tmp_path
         assert (report.parent / name).read_bytes() == (again.parent / name).read_bytes(), name
 
 
-def test_a_study_without_results_says_so(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/kt-study.db"
+def test_a_study_without_results_says_so(tmp_path: Path, url: str) -> None:
     fill(open_store(url, create=True), WORLD, done=0)
     collect(url, tmp_path / "results")
     page = write_report(tmp_path / "results", tmp_path / "report").read_text(encoding="utf-8")
@@ -112,10 +112,9 @@ def test_a_study_without_results_says_so(tmp_path: Path) -> None:
         write_report(tmp_path / "nothing", tmp_path / "report")
 
 
-def test_figures_without_rows_are_taken_away(report: Path, tmp_path: Path) -> None:
+def test_figures_without_rows_are_taken_away(report: Path, tmp_path: Path, url: str) -> None:
     out = tmp_path / "report"
     shutil.copytree(report.parent, out)
-    url = f"sqlite:///{tmp_path}/kt-study.db"
     fill(open_store(url, create=True), WORLD, done=0)
     collect(url, tmp_path / "results")
     write_report(tmp_path / "results", out)
@@ -177,8 +176,7 @@ def test_figure_4b_is_the_mean_above_the_75th_percentile(material: Material) -> 
         assert line["top"] == pytest.approx(statistics.mean(above))
 
 
-def test_only_one_setting_of_an_objective_is_shown(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/kt-study.db"
+def test_only_one_setting_of_an_objective_is_shown(tmp_path: Path, url: str) -> None:
     store = open_store(url, create=True)
     fill(store, WORLD, objectives=("kl",), students=4)
     fill(store, WORLD, objectives=("kl",), students=2, settings=Settings(epochs=3, batchnorm="frozen"))
@@ -194,8 +192,7 @@ def test_only_one_setting_of_an_objective_is_shown(tmp_path: Path) -> None:
     assert table.set_index("batchnorm")["transfers"].to_dict() == {"train": 32, "frozen": 16}
 
 
-def test_random_teachers_are_a_baseline_of_their_own(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/kt-study.db"
+def test_random_teachers_are_a_baseline_of_their_own(tmp_path: Path, url: str) -> None:
     store = open_store(url, create=True)
     fill(store, WORLD, students=1)
     first, *others = WORLD.models

@@ -18,8 +18,7 @@ def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == schema_page(), "run python -m kt_study.schema_page"
 
 
-def test_the_page_lists_the_columns_of_real_files(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/kt-study.db"
+def test_the_page_lists_the_columns_of_real_files(tmp_path: Path, url: str) -> None:
     fill(open_store(url, create=True), make_world(models=4, n=100), students=1)
     collect(url, tmp_path / "results")
     sections = re.split(r"^## (\w+)\n", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import databases
 from tests.postgres import Server, postgres_server
 from tests.require import require
 from tests.slurm.dev_cluster import DevCluster, dev_cluster
 from tests.slurm.study import ClusterStudy
 
-__all__ = ["postgres_server"]
+__all__ = ["databases", "postgres_server"]
 
 NOT_THIS_MACHINE = 3
 

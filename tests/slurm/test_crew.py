@@ -22,6 +22,7 @@ from orchestrator.launch.slurm import BackingOff, SlurmCrew, disown_ended
 from orchestrator.slurm.cluster import Cluster, Partition
 from orchestrator.slurm.listing import QueuedJob, Run
 from orchestrator.slurm.view import SlurmView
+from tests.databases import Databases
 
 CLUSTER = Cluster(
     partitions=(Partition(name="gpu", is_default=True, is_up=True, nodes=2, longest_min=120, default_min=10),),
@@ -32,8 +33,8 @@ CLUSTER = Cluster(
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    made = open_store(f"sqlite:///{tmp_path}/jobs.db", create=True)
+def store(tmp_path: Path, databases: Databases) -> JobStore:
+    made = open_store(databases.url(tmp_path), create=True)
     made.add_study("s", {})
     made.plan("s", [PlannedJob(kind="logits", spec={"n": n}, digest=str(n)) for n in range(10)])
     return made
@@ -46,7 +47,7 @@ def crew(store: JobStore, tmp_path: Path) -> SlurmCrew:
         options=PilotOptions(root=str(tmp_path), study="s", token=""),
         request=SlurmRequest(partition="gpu", gpus_per_node=1, time=60),
         cluster=CLUSTER,
-        database_url=f"sqlite:///{tmp_path}/jobs.db",
+        database_url=store.url,
         wanted=8,
         most_submitted=4,
     )

@@ -16,19 +16,15 @@ from kt_study.words import Failure, JobState, PlannedJob
 from orchestrator.launch import records
 from orchestrator.launch.records import LaunchRecord
 from orchestrator.why import path_to_cause, why
+from tests.databases import Databases
 
 TOKEN = "0a0b0c0d"
 NAME = f"kt-s-{TOKEN}"
 
 
 @pytest.fixture
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> JobStore:
-    """On SQLite, or on what a test asks for."""
-    if getattr(request, "param", "sqlite") == "postgresql":
-        url = request.getfixturevalue("postgres_server").database()
-    else:
-        url = f"sqlite:///{tmp_path}/jobs.db"
-    made = open_store(url, create=True)
+def store(databases: Databases, tmp_path: Path) -> JobStore:
+    made = open_store(databases.url(tmp_path), create=True)
     made.add_study("s", {})
     return made
 
@@ -265,7 +261,6 @@ def test_a_transfer_is_begun_by_whoever_has_half_an_allocation(store: JobStore, 
     assert ask(1) == "ready; 1 workers are at work, none with a GPU, with other jobs; it is the next in line"
 
 
-@pytest.mark.parametrize("store", ["sqlite", "postgresql"], indirect=True)
 def test_the_line_before_it(store: JobStore, ask: Ask) -> None:
     """By priority, then longest first, then by number; what is paused or another study's is not in line."""
     store.add_study("other", {})
