@@ -58,7 +58,7 @@ def newest() -> list[dict[str, Any]]:
 
 def _section(result: dict[str, Any]) -> str:
     name, machine = result["benchmark"], result["hardware"]
-    about = _ABOUT.get(name, f"See `benchmarks/bench_{name}.py`.")
+    about = _ABOUT.get(name, f"See `benchmarks/bench_{name}.py`.") + _planning(result)
     where = f"{result['date'][:10]}, {machine['cpu']}, {machine['cores']} cores"
     if gpu := machine.get("gpu"):
         where += f", {gpu}"
@@ -71,6 +71,18 @@ def _section(result: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     where += f"; {versions}" if versions else ""
     return f"## {name}\n\n{about}\n\n{where}.\n\n" + "\n".join(lines) + "\n"
+
+
+def _planning(result: dict[str, Any]) -> str:
+    """What planning a million jobs took, where the result has it."""
+    told = [
+        f"{part['seconds']:.0f} s and {part['peak_memory_gb']:.2f} GB on {label}"
+        for name, label in (("postgresql", "PostgreSQL"), ("sqlite", "SQLite"))
+        if (part := result.get(f"plan, {name}"))
+    ]
+    if not told:
+        return ""
+    return f" Planning a million jobs, 99 of 100 of which need another, took {' and '.join(told)} (aim: 60 s, 1 GB)."
 
 
 def ratios(result: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
