@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,14 +22,13 @@ def text_similarity(classes: Sequence[str], settings: SimilaritySettings) -> Flo
     Raises:
         Unavailable: open_clip or its weights are not on this machine, or a class has no readable name.
     """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise Unavailable(f"{error.name} is not installed; pip install open-clip-torch") from error
-    import torch
-
+    if importlib.util.find_spec("open_clip") is None:
+        raise Unavailable("open_clip is not installed; pip install open-clip-torch")
     weights = _local_weights(settings)
     names = readable_names(classes, settings)
+    import open_clip  # takes seconds, so not before there are weights for it
+    import torch
+
     model = open_clip.create_model(_ARCHITECTURE, pretrained=str(weights), device="cpu").eval()
     tokens = open_clip.get_tokenizer(_ARCHITECTURE)(names)
     with torch.inference_mode():
