@@ -38,11 +38,15 @@ def draw_predictions(models: int, seed: int = 0) -> tuple[Ints, Ints]:
     return labels, predictions
 
 
-def bits(labels: Ints, predictions: Ints, *, agreement: bool) -> Callable[[], None]:
-    """The engine, every column but similarity, with or without agreement."""
+def bits(
+    labels: Ints, predictions: Ints, *, agreement: bool = False, similarity: Floats | None = None
+) -> Callable[[], None]:
+    """The engine, with the columns of agreement and of similarity or without."""
 
     def run() -> None:
-        for _ in iter_all_pairs(labels, predictions, CLASSES, agreement=agreement, threads=cores()):
+        for _ in iter_all_pairs(
+            labels, predictions, CLASSES, agreement=agreement, similarity=similarity, threads=cores()
+        ):
             pass
 
     return run
@@ -101,13 +105,15 @@ def measure(models: int, rounds: int, by_class: bool) -> dict[str, float]:
     """Median seconds of every case at this number of models; the loop over single pairs is scaled to all pairs."""
     labels, predictions = draw_predictions(models)
     cases = {
-        "bits": bits(labels, predictions, agreement=False),
+        "bits": bits(labels, predictions),
         "bits_with_agreement": bits(labels, predictions, agreement=True),
         "matrix_products_totals_only": matrix_products(labels, predictions),
         "single_pairs": single_pairs(labels, predictions),
         "memory_traffic": memory_traffic(models),
     }
     if by_class:
+        half = np.random.default_rng(0).random((CLASSES, CLASSES))
+        cases["bits_with_similarity"] = bits(labels, predictions, similarity=half + half.T)
         cases["matrix_products_by_class"] = matrix_products_by_class(labels, predictions)
     seconds = medians(interleave(cases, rounds))
     seconds["single_pairs"] *= models * (models - 1) / NAIVE_PAIRS

@@ -8,6 +8,7 @@ something altered it afterwards.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -40,6 +41,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     device: str
     seconds: float = 0.0  # wall time of the pass
     source: str = "forwarded here"
+    params: float | None = None  # millions, of the model as it was built
 
 
 class CacheEntry(Record, frozen=True, kw_only=True):
@@ -109,7 +111,11 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def problem_of(folder: Path, manifest: Manifest | None, *, deep: bool) -> str:
-    """Why an entry cannot be used, in a few words; empty when it can. `deep` compares checksums as well as sizes."""
+    """Why an entry cannot be used, in a few words; empty when it can.
+
+    `deep` compares checksums as well as sizes, and looks for rows beyond those of the split: a pass that was gone on with
+    in batches of another size was once stored with some samples twice.
+    """
     if manifest is None:
         return "no readable manifest"
     for name, (size, checksum) in manifest.files.items():
@@ -118,9 +124,24 @@ def problem_of(folder: Path, manifest: Manifest | None, *, deep: bool) -> str:
                 return f"{name} has another size"
             if deep and file_digest(folder / name) != checksum:
                 return f"{name} has another checksum"
+            if deep and size != _npy_bytes(folder / name):
+                return f"{name} has other rows than the split"
         except OSError:
             return f"{name} is missing"
     return ""
+
+
+def _npy_bytes(file: Path) -> int:
+    """Bytes that a .npy file should have by its own header; -1 where it has none."""
+    from numpy.lib import format as npy
+
+    with file.open("rb") as stream:
+        try:
+            npy.read_magic(stream)
+            shape, _, dtype = npy.read_array_header_1_0(stream)
+        except ValueError:
+            return -1
+        return stream.tell() + dtype.itemsize * math.prod(shape)
 
 
 def remove_entry(folder: Path) -> None:

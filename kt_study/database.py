@@ -12,18 +12,20 @@ import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
-from kt_study.errors import DatabaseError, SchemaMismatch
+from kt_study.errors import DatabaseError, NothingPlanned, SchemaMismatch
 from kt_study.words import Record
 
 if TYPE_CHECKING:
     import psycopg
     import sqlalchemy as sa
 
-REVISION = "0006"  # the newest migration under sql/migrations; a test compares the two
+REVISION = "0007"  # the newest migration under sql/migrations; a test compares the two
 CONNECT_TIMEOUT_S = 10
 OLDEST_SQLITE = (3, 35, 0)  # UPDATE ... RETURNING
+
+_THIS_MACHINE = ("", "localhost", "ip6-localhost", "::1", "::", "0.0.0.0")
 
 # Names of file systems, as the kernel spells them, on which SQLite's locks or its shared memory cannot be trusted.
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -79,13 +81,19 @@ class Address(Record, frozen=True, kw_only=True):
 
 def parse_url(url: str) -> Address:
     """Take a database URL apart. Raises DatabaseError for anything but SQLite and PostgreSQL."""
-    parts = urlsplit(url)
-    scheme = parts.scheme.split("+")[0]
-    if scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
-        path = str(Path(unquote(parts.path)[1:]).absolute())
-        return Address(url=f"sqlite:///{path}", path=path)
-    if scheme in ("postgresql", "postgres"):
-        return Address(url=without_password(url), conninfo=_conninfo(url))
+    try:
+        parts = urlsplit(url)
+        scheme = parts.scheme.split("+")[0]
+        if scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
+            path = str(Path(unquote(parts.path)[1:]).absolute())
+            return Address(url=f"sqlite:///{path}", path=path)
+        if scheme in ("postgresql", "postgres"):
+            return Address(url=_without_secrets(parts), conninfo=_conninfo(parts))
+    except ValueError:  # which quotes what it stumbled over: it may be a piece of the password
+        raise DatabaseError(
+            f"cannot read the database URL {without_password(url)!r}: after the host may come a port number and the "
+            "database's name; in a password, write / as %2F, @ as %40, and so on"
+        ) from None
     raise DatabaseError(
         f"cannot read the database URL {without_password(url)!r}; "
         "it is sqlite:///FILE or postgresql://USER@HOST:PORT/NAME?passfile=FILE"
@@ -93,20 +101,33 @@ def parse_url(url: str) -> Address:
 
 
 def without_password(url: str) -> str:
-    """The URL with every password taken out, fit for logs."""
-    url = re.sub(r"(//[^/@:]*):[^@/]*@", r"\1@", url)
+    """The URL with every password taken out, fit for logs, also where it cannot be read.
+
+    Of such a URL rather too much goes than too little: a password that is not percent-encoded may hold any sign.
+    """
+    url = re.sub(r"(//[^/:?]*):.*@", r"\1@", url)
     return re.sub(r"([?&])password=[^&]*&?", r"\1", url).rstrip("?&")
 
 
-def _conninfo(url: str) -> dict[str, str]:
-    parts = urlsplit(url)
-    try:
-        given = {"host": parts.hostname, "port": parts.port, "user": parts.username, "password": parts.password}
-    except ValueError as error:
-        raise DatabaseError(f"cannot read the database URL {without_password(url)!r}: {error}") from None
+def _without_secrets(parts: SplitResult) -> str:
+    user, at, server = parts.netloc.rpartition("@")
+    kept = "&".join(field for field in parts.query.split("&") if unquote(field.partition("=")[0]) != "password")
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{server}{parts.path}{'?' if kept else ''}{kept}"
+
+
+def _conninfo(parts: SplitResult) -> dict[str, str]:
+    """libpq's parameters. Raises ValueError where a password that is not percent-encoded has moved the host."""
+    if "@" in parts.path + parts.query.partition("=")[0] + parts.fragment:
+        raise ValueError(parts.path)
+    given = {"host": parts.hostname, "port": parts.port, "user": parts.username, "password": parts.password}
     given["dbname"] = parts.path.lstrip("/")
     known = {key: unquote(str(value)) for key, value in given.items() if value}
     return known | dict(parse_qsl(parts.query))
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host, as libpq takes it, means whichever machine asks: a loopback, any address, or a Unix socket."""
+    return host in _THIS_MACHINE or host.startswith(("127.", "/", "@"))
 
 
 def place(address: Address) -> str:
@@ -159,12 +180,17 @@ def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA busy_timeout=0")
     except sqlite3.OperationalError as error:
-        there = Path(path).exists()
-        advice = "check its permissions and those of its folder" if there else "`kt-study plan` makes one"
-        raise DatabaseError(f"cannot open the database {path}: {error}; {advice}") from error
+        raise cannot_open(path, error) from error
     except sqlite3.DatabaseError as error:
         raise DatabaseError(f"{path} is not a usable SQLite database: {error}") from error
     return connection
+
+
+def cannot_open(path: str, error: sqlite3.OperationalError) -> DatabaseError:
+    """The error for a SQLite file that cannot be opened: most often there is none."""
+    if not Path(path).exists():
+        return NothingPlanned(f"nothing is planned here yet: there is no database {path}; `kt-study plan` makes one")
+    return DatabaseError(f"cannot open the database {path}: {error}; check its permissions and those of its folder")
 
 
 def connect_postgresql(address: Address) -> psycopg.Connection[Any]:
@@ -285,7 +311,8 @@ def migrate(address: Address, revision: str = "head") -> None:
 def prepare_sqlite(path: str) -> None:
     """Make the file where it is missing and switch it to WAL, which stays with the file. Raises DatabaseError."""
     require_local_disk(path, "the SQLite database")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if not Path(path).parent.is_dir():
+        raise DatabaseError(f"cannot make the database {path}: there is no folder {Path(path).parent}; correct the URL")
     connection = connect_sqlite(path, create=True)
     try:
         connection.execute("PRAGMA busy_timeout=10000")
@@ -305,7 +332,9 @@ def create_if_needed(address: Address) -> None:
 def check_revision(address: Address, found: str | None) -> None:
     """Refuse a database that is newer or older than this program, or none of ours. Raises DatabaseError."""
     if found is None:
-        raise DatabaseError(f"database {place(address)} holds no kt-study tables; `kt-study plan` makes them")
+        raise NothingPlanned(
+            f"nothing is planned here yet: database {place(address)} holds no kt-study tables; `kt-study plan` makes them"
+        )
     if found > REVISION:
         raise DatabaseError(
             f"database {place(address)} has schema {found}, newer than this program's {REVISION}; upgrade kt-study"

@@ -9,6 +9,7 @@ KtStudyError
 |   `-- PairsError           more pairs, or fewer models, than can be drawn
 |-- EnvironmentUnusable      exit code 3: the surroundings
 |   |-- DatabaseError        the job database: unreachable, too new, on a network file system
+|   |   |-- NothingPlanned   there is none yet; exit code 2
 |   |   `-- SchemaMismatch   it lacks a table or column that this program writes
 |   |-- SlurmError           the cluster's commands, partitions and limits
 |   `-- DiskError            no space, no permission, a file that cannot be written
@@ -58,6 +59,12 @@ class EnvironmentUnusable(KtStudyError):
 
 class DatabaseError(EnvironmentUnusable):
     """The job database cannot be reached, opened or migrated."""
+
+
+class NothingPlanned(DatabaseError):
+    """There is no job database yet, or none of our tables in it."""
+
+    exit_code = 2
 
 
 class SchemaMismatch(DatabaseError):

@@ -11,6 +11,7 @@ from types import TracebackType
 from kt_study.errors import EnvironmentUnusable, SchemaMismatch, UsageError
 from kt_study.words import Failure
 
+GROUP_SHOWN = 8  # signs of a group that are shown, and enough to name it
 WORKER_DIED = "WorkerDied"  # error and group of an attempt that ended without a word
 
 # The world's faults, which pass: a full or stale file system, a network, a device that another process had filled.

@@ -25,7 +25,7 @@ import msgspec
 from kt_study.errors import DatabaseError, DiskError, StudyFileError
 from kt_study.files import write_private
 from kt_study.pilots import LaunchFiles
-from kt_study.study import NotifySection
+from kt_study.study import NotifySection, is_web_address
 from kt_study.words import Record
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def channels_of(section: NotifySection, folder: Path) -> Channels | None:
         StudyFileError: a webhook file that cannot be read, or an address that is not http or https; it is not repeated.
     """
     webhook = os.environ.get("KT_STUDY_WEBHOOK") or section.webhook or _read(section.webhook_file, folder)
-    if webhook and not webhook.startswith(("https://", "http://")):
+    if webhook and not is_web_address(webhook):
         raise StudyFileError("[notify] the webhook is no https:// address; correct it in the study file or its file")
     if not webhook and not section.command:
         return None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from kt_study.errors import DataError, UsageError
 from kt_study.multi_teacher import stage_start_key
@@ -160,6 +161,22 @@ def needs_frozen_student(objective: str, settings: Settings) -> bool:
     return partition_of(objective, settings) != "teacher"
 
 
+def asks_teacher(objective: str, settings: Settings) -> bool:
+    """Whether a teacher has a part in the training, and not only in what is measured of it."""
+    return partition_of(objective, settings) != "frozen"
+
+
+def shared_training(spec: TransferSpec) -> TransferSpec | None:
+    """The training that this transfer has in common with those of other teachers: its specification without a teacher.
+
+    None where the training is this transfer's own. The student is kept where a transfer keeps one, for it to copy.
+    """
+    if asks_teacher(spec.objective, spec.settings) or spec.settings.multi_teacher != "single":
+        return None
+    keep = "none" if spec.settings.keep == "none" else "all"
+    return replace(spec, teachers=(), settings=replace(spec.settings, keep=keep))
+
+
 def needs_live_teacher(objective: str, settings: Settings) -> bool:
     """Whether the teacher must be forwarded beside the student: the released code keeps contrastive teachers in train
     mode, where batch norm sees the batch, so that no cache can stand for it."""
@@ -172,7 +189,7 @@ class TransferLogits(msgspec.Struct, frozen=True, kw_only=True):
     student_val: LogitsSpec  # the student before anything was transferred
     start_val: LogitsSpec  # the frozen student of this stage; `student_val` but for later stages of a sequence
     teachers_val: list[LogitsSpec]
-    teachers_train: list[list[LogitsSpec]]  # [teacher taught from][view]; empty for a live teacher
+    teachers_train: list[list[LogitsSpec]]  # [teacher taught from][view]; empty for one that is live or not asked
     start_train: list[LogitsSpec]  # [view]; empty where the partition does not ask the frozen student
     student_view: LogitsSpec  # how the student sees the training samples, view 0; not itself needed
 
@@ -203,6 +220,7 @@ def transfer_logits(
     facts = facts_of(spec.objective)
     crop = _crop_pct(spec, model)
     trains = spec.settings.multi_teacher != "soup"
+    asks = asks_teacher(spec.objective, spec.settings)
 
     def views(key: str, features: bool) -> list[LogitsSpec]:
         return [_train_view(spec, key, view, crop, features) for view in range(spec.settings.views)]
@@ -213,7 +231,7 @@ def transfer_logits(
         student_val=_evaluation_view(spec, spec.student),
         start_val=_evaluation_view(spec, start),
         teachers_val=[_evaluation_view(spec, teacher) for teacher in spec.teachers],
-        teachers_train=[views(key, facts.contrastive) for key in taught_by] if trains and not live else [],
+        teachers_train=[views(key, facts.contrastive) for key in taught_by] if trains and asks and not live else [],
         start_train=views(start, False) if asks_frozen else [],
         student_view=_train_view(spec, start, 0, crop, False),
     )

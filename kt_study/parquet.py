@@ -66,7 +66,11 @@ JOBS = ResultTable(
     meaning="One row of work, in the state it had when it was collected.",
     columns=(
         Column(
-            "kind", "text", "", "train, logits, complementarity, all_pairs, transfer, soup or remake", nullable=False
+            "kind",
+            "text",
+            "",
+            "train, logits, complementarity, all_pairs, transfer, soup, remake or shared",
+            nullable=False,
         ),
         Column("digest", "text", "", "digest of kind and specification", nullable=False),
         Column("state", "text", "", "blocked, ready, running, done, failed or cancelled", nullable=False),

@@ -55,6 +55,10 @@ class StudyPaths:
         """The student's predictions after a transfer, one small integer a validation sample."""
         return self.job(job_digest) / "predictions.npy"
 
+    def outcome(self, job_digest: str) -> Path:
+        """What a training left for the transfers that have it in common."""
+        return self.job(job_digest) / "outcome.json"
+
     def all_pairs(self, job_digest: str) -> Path:
         """Every ordered pair of a set of models, as parquet."""
         return self.job(job_digest) / "all_pairs.parquet"

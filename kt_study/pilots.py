@@ -19,9 +19,10 @@ class ProbeExit(IntEnum):
     NO_PYTHON = 82  # the virtual environment is not there, or kt-study is not in it
     NO_DATABASE = 83
     NO_GPU = 84
+    LOST_GPU = 85  # it answered at first
 
 
-RESUMABLE = ("transfer", "train", "remake")
+RESUMABLE = ("transfer", "train", "remake", "shared")
 """Kinds that go on from a checkpoint, so that one allocation need not hold a whole job."""
 
 HOLD_BAD_NODE_S = 20

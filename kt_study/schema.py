@@ -58,6 +58,7 @@ EVALUATIONS = ResultTable(
         _text("model", "name of the model"),
         _text("model_key", "digest of architecture, weights and preprocessing"),
         _text("split", "train or val"),
+        _real("params", "millions", "parameters of the model as it was built; empty for predictions made elsewhere"),
         _count("n", "samples forwarded"),
         _real("acc", "%", "top-1 accuracy; empty without labels"),
         _real("loss", "nats", "mean cross-entropy; empty without labels"),
@@ -80,6 +81,7 @@ COMPLEMENTARITY = ResultTable(
         _text("teacher_key", "digest of the teacher"),
         _text("student_key", "digest of the student"),
         _count("n", "validation samples"),
+        _count("n_classes", "classes of the data set, those without samples included; empty without labels", "classes"),
         _real("acc_teacher", "%", "top-1 accuracy of the teacher"),
         _real("acc_student", "%", "top-1 accuracy of the student"),
         _real("delta_acc", "points", "acc_teacher - acc_student"),
@@ -263,6 +265,7 @@ ALL_PAIRS = ResultTable(
     meaning="A file of every ordered pair of a set of models.",
     columns=(
         _text("dataset", "name of the data set"),
+        _count("n_classes", "classes of the data set, those without samples included; empty without labels", "classes"),
         _count("n_models", "models", "models"),
         _count("n_pairs", "ordered pairs in the file", "pairs"),
         _text("file", "parquet file, relative to the study folder"),

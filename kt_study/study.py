@@ -5,7 +5,6 @@ docs/study-file.md is generated from here.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,10 +13,11 @@ import msgspec
 from msgspec import Meta, field
 
 from kt_study.errors import StudyFileError
-from kt_study.nearest import nearest
+from kt_study.mistakes import explained, unusable_number
 from kt_study.words import Settings
 
 Share = Annotated[float, Meta(gt=0, le=1)]
+Epochs = Annotated[int, Meta(ge=1, le=1_000_000)]
 Family = Literal["cnn", "transformer", "mlp", "hybrid"]
 
 
@@ -60,7 +60,26 @@ class DatasetSection(Section, frozen=True, kw_only=True):
         Meta(description="How class folders are numbered: ImageNet's synsets, sorted names, or whichever fits."),
     ] = "auto"
     crop_pct: Annotated[Share, Meta(description="Centre crop of training views where no random crop is drawn.")] = 0.875
-    class_embeddings: Annotated[str, Meta(description="Matrix [classes, d] (.npy) for the similarity of classes.")] = ""
+    class_names: Annotated[
+        str,
+        Meta(description="Of kind predictions: text file with a class on each line, in the order of their numbers."),
+    ] = ""
+    class_similarity: Annotated[
+        Literal["auto", "none", "clip", "wordnet", "sentence-model"],
+        Meta(
+            description="What says how alike two classes are; auto: class_embeddings, or else the first of clip, wordnet "
+            "and sentence-model that the worker's machine has."
+        ),
+    ] = "auto"
+    class_embeddings: Annotated[
+        str, Meta(description="Matrix [classes, d] (.npy) for the similarity of classes, used under auto.")
+    ] = ""
+    clip_weights: Annotated[
+        str, Meta(description="open_clip checkpoint of ViT-B/32; the usual caches are searched when empty.")
+    ] = ""
+    wordnet: Annotated[
+        str, Meta(description="Folder of WordNet's data.noun and index.noun; /usr/share/wordnet when empty.")
+    ] = ""
 
 
 class ModelsSection(Section, frozen=True, kw_only=True):
@@ -75,8 +94,16 @@ class ModelsSection(Section, frozen=True, kw_only=True):
     families: Annotated[list[Family], Meta(description="Families to keep; all when empty.")] = []
     params_max: Annotated[float, Meta(gt=0, description="Largest model, in millions of parameters.")] | None = None
     params_min: Annotated[float, Meta(ge=0, description="Smallest model, in millions of parameters.")] | None = None
-    top1_min: Annotated[float, Meta(ge=0, le=100, description="Lowest published top-1, %.")] | None = None
-    top1_max: Annotated[float, Meta(ge=0, le=100, description="Highest published top-1, %.")] | None = None
+    top1_min: (
+        Annotated[
+            float,
+            Meta(
+                ge=0, le=100, description="Lowest published top-1, %; most of timm's models have none, and do not pass."
+            ),
+        ]
+        | None
+    ) = None
+    top1_max: Annotated[float, Meta(ge=0, le=100, description="Highest published top-1, %; likewise.")] | None = None
     gmacs_max: Annotated[float, Meta(gt=0, description="Costliest model, in GMACs an image.")] | None = None
     licenses: Annotated[list[str], Meta(description="Globs of licences to keep; all when empty.")] = []
 
@@ -95,10 +122,15 @@ class ModelTable(Section, frozen=True, kw_only=True):
     )
     family: Annotated[Family | None, Meta(description="cnn, transformer, mlp or hybrid; known for timm models.")] = None
     input_size: (
-        Annotated[list[int], Meta(min_length=3, max_length=3, description="Channels, height, width.")] | None
+        Annotated[
+            list[Annotated[int, Meta(ge=1)]], Meta(min_length=3, max_length=3, description="Channels, height, width.")
+        ]
+        | None
     ) = None
     mean: Annotated[list[float], Meta(description="Mean of each channel, of pixels in 0..1.")] | None = None
-    std: Annotated[list[float], Meta(description="Standard deviation of each channel.")] | None = None
+    std: (
+        Annotated[list[Annotated[float, Meta(gt=0)]], Meta(description="Standard deviation of each channel.")] | None
+    ) = None
     interpolation: Annotated[Literal["bilinear", "bicubic", "nearest"], Meta(description="Resizing.")] | None = None
     crop_pct: Annotated[Share, Meta(description="Share of the resized image that the centre crop keeps.")] | None = None
     crop_mode: Annotated[Literal["center", "squash", "border"], Meta(description="timm's crop mode.")] | None = None
@@ -133,16 +165,16 @@ class TransferSection(Section, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0, description="Pairs to sample for each objective; 400, or all where there are fewer.")]
         | None
     ) = None
-    students: Annotated[list[str], Meta(description="Globs of the models that learn.")] = field(
+    students: Annotated[list[str], Meta(min_length=1, description="Globs of the models that learn.")] = field(
         default_factory=lambda: ["*"]
     )
-    teachers: Annotated[list[str], Meta(description="Globs of the models that teach.")] = field(
+    teachers: Annotated[list[str], Meta(min_length=1, description="Globs of the models that teach.")] = field(
         default_factory=lambda: ["*"]
     )
     objectives: Annotated[list[str], Meta(min_length=1, description="Transfer objectives.")] = field(
         default_factory=lambda: ["kl", "kl_dp"]
     )
-    epochs: Annotated[int, Meta(ge=1, description="Passes over the transfer set.")] = 20
+    epochs: Annotated[Epochs, Meta(description="Passes over the transfer set.")] = 20
     batch_size: Annotated[int, Meta(ge=1, description="Samples a step.")] = 128
     lr: Annotated[float, Meta(ge=0, description="Learning rate; the objective's own when empty.")] | None = None
     momentum: Annotated[float, Meta(ge=0, lt=1, description="Momentum of SGD.")] = 0.9
@@ -178,7 +210,10 @@ class TransferSection(Section, frozen=True, kw_only=True):
     eval_every: Annotated[int, Meta(ge=0, description="Epochs between evaluations; 0 for the last only.")] = 1
     keep: Annotated[
         Literal["none", "best", "all"],
-        Meta(description='Students to keep; "all" makes those of finished transfers again.'),
+        Meta(
+            description='Students to keep, "best" one a data set, student and objective over all settings, seeds and studies of the '
+            "folder; those of finished transfers are made again."
+        ),
     ] = "none"
     loader: Annotated[Literal["auto", "torch", "ffcv"], Meta(description="Loader of training views.")] = "auto"
     multi_teacher: Annotated[
@@ -204,7 +239,7 @@ class FineTuningSection(Section, frozen=True, kw_only=True):
     models: Annotated[list[str], Meta(min_length=1, description="Globs of the models that are trained first.")] = field(
         default_factory=lambda: ["*"]
     )
-    epochs: Annotated[int, Meta(ge=1, description="Passes over the training samples.")] = 50
+    epochs: Annotated[Epochs, Meta(description="Passes over the training samples.")] = 50
     batch_size: (
         Annotated[int, Meta(ge=2, description="Samples a step; 256 for head, 64 for others when empty.")] | None
     ) = None
@@ -266,13 +301,23 @@ def read_study(path: Path) -> StudyFile:
     except (OSError, UnicodeDecodeError) as error:
         raise StudyFileError(f"{path}: cannot be read: {error}") from error
     try:
-        study = msgspec.convert(tomllib.loads(text), StudyFile)
+        tree = tomllib.loads(text)
+        study = msgspec.convert(tree, StudyFile)
     except tomllib.TOMLDecodeError as error:
         raise StudyFileError(f"{path}: not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise StudyFileError(f"{path}: {_explain(str(error))}") from error
+        raise StudyFileError(f"{path}: {explained(str(error), StudyFile)}") from error
+    if unusable := unusable_number(tree):
+        raise StudyFileError(f"{path}: {unusable}")
     _check_models(path, study)
+    if study.notify.webhook and not is_web_address(study.notify.webhook):
+        raise StudyFileError(f"{path}: [notify] webhook: no http:// or https:// address")
     return study
+
+
+def is_web_address(text: str) -> bool:
+    """Whether a webhook can be posted to it."""
+    return text.startswith(("https://", "http://"))
 
 
 def recorded(study: StudyFile) -> dict[str, Any]:
@@ -298,45 +343,14 @@ def _check_models(path: Path, study: StudyFile) -> None:
     for model in study.model:
         if bool(model.timm) == bool(model.factory):
             raise StudyFileError(f"{path}: [[model]] {model.name!r} needs exactly one of `timm` and `factory`")
+        for key, values in (("mean", model.mean), ("std", model.std)):
+            if values is not None and model.input_size and len(values) not in (1, model.input_size[0]):
+                raise StudyFileError(
+                    f"{path}: [[model]] {model.name!r}: {key} has {len(values)} values for {model.input_size[0]} channels"
+                )
         if model.factory and ":" not in model.factory:
             raise StudyFileError(
                 f"{path}: [[model]] {model.name!r}: factory = {model.factory!r} is not `module:callable`"
             )
         if model.factory and model.input_size is None:
             raise StudyFileError(f"{path}: [[model]] {model.name!r}: a factory needs input_size, e.g. [3, 224, 224]")
-
-
-def _explain(message: str) -> str:
-    """msgspec's message with the place in the study file's own notation and, for an unknown key, the nearest name."""
-    reason, _, place = message.partition(" - at `")
-    place = _toml_place(place.rstrip("`"))
-    if unknown := re.search(r"unknown field `([^`]+)`", reason):
-        return f"{place}unknown key {unknown[1]!r}{nearest(unknown[1], _known_keys(place))}"
-    if missing := re.search(r"missing required field `([^`]+)`", reason):
-        return f"{place}{missing[1]!r} is missing"
-    return f"{place}{reason[0].lower()}{reason[1:]}"
-
-
-def _toml_place(path: str) -> str:
-    """`$.transfer.epochs` as `[transfer] epochs: `."""
-    parts = re.sub(r"\[[^]]*\]", "", path).removeprefix("$").strip(".").split(".")
-    if not parts[0]:
-        return ""
-    depth = 2 if parts[:2] == ["fine_tuning", "dataset"] else 1
-    head = "[[model]]" if parts[0] == "model" else f"[{'.'.join(parts[:depth])}]"
-    return " ".join([head, *parts[depth:]]) + ": "
-
-
-def _known_keys(place: str) -> list[str]:
-    sections: dict[str, type[Section]] = {
-        "[study]": StudySection,
-        "[dataset]": DatasetSection,
-        "[models]": ModelsSection,
-        "[[model]]": ModelTable,
-        "[complementarity]": ComplementaritySection,
-        "[transfer]": TransferSection,
-        "[fine_tuning]": FineTuningSection,
-        "[notify]": NotifySection,
-        "[fine_tuning.dataset]": DatasetSection,
-    }
-    return list(sections.get(place.split(":")[0].strip(), StudyFile).__struct_fields__)

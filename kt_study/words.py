@@ -111,7 +111,10 @@ class Settings(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TransferSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """One transfer: knowledge of the teachers into the student, on the `train` split, measured on `val`."""
+    """One transfer: knowledge of the teachers into the student, on the `train` split, measured on `val`.
+
+    Without teachers, the training that such transfers have in common (`kt_study.objectives.shared_training`).
+    """
 
     dataset: str
     student: str
@@ -142,6 +145,7 @@ class ComplementaritySpec(Record, frozen=True, kw_only=True, omit_defaults=True)
     teacher: str
     student: str
     seed: int = 0
+    class_similarity: str = "auto"
 
 
 class AllPairsSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -150,6 +154,7 @@ class AllPairsSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     dataset: str
     models: tuple[str, ...]
     seed: int = 0
+    class_similarity: str = "auto"
 
 
 class TrainSpec(Record, frozen=True, kw_only=True, omit_defaults=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -33,6 +35,10 @@ COMMANDS = {
     "db": "Run a PostgreSQL server without root.",
     "doctor": "Check everything a study needs here.",
 }
+
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""Why a disk takes nothing: full, over quota, broken."""
 
 
 class LazyGroup(click.Group):
@@ -99,4 +105,16 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        _give_up_writing(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _give_up_writing(error: OSError) -> NoReturn:
+    """One line, if even that can be written, and exit code 3. Python itself would try standard output again."""
+    with contextlib.suppress(OSError):
+        click.echo(f"kt-study: {error.filename or 'the output'} cannot be written: {error.strerror}", err=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(3)

@@ -25,7 +25,8 @@ from kt_study.errors import DiskError, UsageError
 from kt_study.files import write_text, written_aside
 from kt_study.hashing import digest
 from kt_study.nearest import nearest
-from kt_study.parquet import PARQUET_TABLES, arrow_schema, parquet_columns
+from kt_study.parquet import MODELS, PARQUET_TABLES, arrow_schema, parquet_columns
+from kt_study.training import UNTRAINED
 from orchestrator.rows import Mark, Source, Study, read_studies, sources
 from orchestrator.streaming import Reader, reading
 
@@ -62,11 +63,15 @@ class Manifest(msgspec.Struct):
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """What `collect` found. `rows` counts what is now in the folder for the chosen studies, `written` what was new."""
+    """What `collect` found. `rows` counts what is now in the folder for the chosen studies, `written` what was new.
+
+    Of the rows of `models`, `starts` are untrained ones that a training of the study starts from.
+    """
 
     out: Path
     studies: tuple[str, ...]
     rows: dict[str, int]
+    starts: int
     written: tuple[Path, ...]
 
 
@@ -92,6 +97,8 @@ def collect(
         DatabaseError: the database cannot be read.
         DiskError: `out` cannot be written, or another collect is writing to it.
     """
+    with reading(store_url) as reader:
+        _choose(read_studies(reader), study)  # before anything is made under `out`
     with _locked(out), reading(store_url) as reader:
         chosen = _choose(read_studies(reader), study)
         manifest = _read_manifest(out)
@@ -102,7 +109,9 @@ def collect(
                 written += _bring_up_to_date(reader, source, one, known, out, progress)
         write_text(out / "_collected.json", msgspec.json.format(msgspec.json.encode(manifest)).decode())
     names = tuple(one.name for one in chosen)
-    return Collected(out=out, studies=names, rows=_count(manifest, names), written=tuple(written))
+    return Collected(
+        out=out, studies=names, rows=_count(manifest, names), starts=_count_starts(out, names), written=tuple(written)
+    )
 
 
 def study_folder(out: Path, table: str, study: str) -> Path:
@@ -223,6 +232,14 @@ def _count(manifest: Manifest, studies: tuple[str, ...]) -> dict[str, int]:
         for key, parts in manifest.studies[study].tables.items():
             rows[key.split(":")[0]] += sum(part.rows for part in parts.values())
     return rows
+
+
+def _count_starts(out: Path, studies: tuple[str, ...]) -> int:
+    import pyarrow.parquet as pq
+
+    parts = [path for study in studies for path in study_folder(out, MODELS.name, study).glob("part-*.parquet")]
+    names = [name for path in parts for name in pq.read_table(path, columns=["model"]).column(0).to_pylist()]
+    return sum(name.endswith(UNTRAINED) for name in names)
 
 
 def _read_manifest(out: Path) -> Manifest:

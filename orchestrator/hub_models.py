@@ -6,6 +6,9 @@ Both hold timm's config.json: architecture, model_args and pretrained_cfg. It is
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +80,25 @@ def _from_hub(address: str, table: str) -> Path:
 
     model, _, revision = address.partition("@")
     try:
-        return Path(hf_hub_download(model, "config.json", revision=revision or None))
+        with _quietly():
+            return Path(hf_hub_download(model, "config.json", revision=revision or None))
     except Exception as error:  # the hub's client raises its own, the network's and the disk's
         raise WeightsError(
             f"[[model]] {table!r}: {model} cannot be had from the Hugging Face hub ({type(error).__name__}); fetch it "
             f"where there is a network (hf download {model}), or give timm = an architecture and a local checkpoint"
         ) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the hub's client logs of its own tries: our error says it in one line."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _parsed(config: Path, table: str) -> Described:

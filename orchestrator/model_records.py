@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,9 +15,10 @@ import msgspec
 from kt_study.datasets import predictions
 from kt_study.errors import StudyFileError, UnknownModelError, WeightsError
 from kt_study.files import file_digest, write_text
+from kt_study.multi_teacher import TRANSFERRED
 from kt_study.nearest import nearest
 from kt_study.study import ModelsSection, ModelTable, StudyFile
-from kt_study.training import keyed
+from kt_study.training import TRAINED, keyed
 from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.hub_models import described, is_described
 from orchestrator.universe import CatalogueModel, catalogue, resolve, select
@@ -70,6 +72,25 @@ def listed_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digest
     """The models of the [[model]] tables, sorted by name. Raises as `study_models`."""
     records = [_from_table(table, folder, dataset, digests, seed=study.study.seed) for table in study.model]
     return sorted(records, key=lambda record: record.name)
+
+
+def check_own_models(records: Iterable[ModelRecord], folder: Path) -> None:
+    """Build those of the models that the user brought, by a factory or a checkpoint, before a job fails for them.
+
+    Imports torch, but only where there are such models.
+
+    Raises:
+        UnknownModelError, WeightsError: one that cannot be built, or whose weights do not fit.
+    """
+    made_here = (TRAINED, TRANSFERRED)
+    own = [one for one in records if (one.factory or one.checkpoint) and not one.weights.startswith(made_here)]
+    if not own:
+        return
+    from orchestrator.progress import shown
+    from worker.entry import check_models
+
+    with shown("building own models", "models") as advance:
+        check_models(own, folder, advance)
 
 
 def predicted_models(study: StudyFile, dataset: DatasetRecord) -> list[ModelRecord]:

@@ -16,17 +16,17 @@ Advance = Callable[[str, int], None]
 
 
 @contextmanager
-def shown(what: str, unit: str) -> Iterator[Advance]:
-    """Show how far `what` has come, counted in `unit`; nothing of it stays on the terminal."""
-    with _bar(what, unit) if sys.stderr.isatty() else _lines(what, unit) as advance:
+def shown(what: str, unit: str, total: int | None = None) -> Iterator[Advance]:
+    """Show how far `what` has come, counted in `unit`, of `total` if that is known; nothing stays on the terminal."""
+    with _bar(what, unit, total) if sys.stderr.isatty() else _lines(what, unit, total) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(what: str, unit: str) -> Iterator[Advance]:
+def _bar(what: str, unit: str, total: int | None) -> Iterator[Advance]:
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=f" {unit}", unit_scale=True, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(desc=what, total=total, unit=f" {unit}", unit_scale=True, leave=False, dynamic_ncols=True) as bar:
 
         def advance(part: str, count: int) -> None:
             bar.set_postfix_str(part, refresh=False)
@@ -36,14 +36,15 @@ def _bar(what: str, unit: str) -> Iterator[Advance]:
 
 
 @contextmanager
-def _lines(what: str, unit: str) -> Iterator[Advance]:
+def _lines(what: str, unit: str, total: int | None) -> Iterator[Advance]:
     done, last = 0, time.monotonic()
+    of = f" of {total:,}" if total else ""
 
     def advance(part: str, count: int) -> None:
         nonlocal done, last
         done += count
         if time.monotonic() - last >= LINE_EVERY_S:
             last = time.monotonic()
-            click.echo(f"{what}: {done:,} {unit}, {part}", err=True)
+            click.echo(f"{what}: {done:,}{of} {unit}, {part}", err=True)
 
     yield advance

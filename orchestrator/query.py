@@ -14,6 +14,7 @@ import math
 import re
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -28,6 +29,7 @@ from orchestrator.streaming import open_read_only
 
 if TYPE_CHECKING:
     import psycopg
+    import pyarrow as pa
 
 FORMATS = ("table", "csv", "json", "parquet")
 
@@ -99,10 +101,27 @@ def run_query(url: str, name_or_sql: str, parameters: Mapping[str, Any] | None =
     return _query_postgresql(address, sql, values)
 
 
+def pairs_in_files(url: str, name_or_sql: str) -> int:
+    """Ordered pairs that a query of `complementarity` misses: `all_pairs` jobs leave theirs in files. 0 for others."""
+    named = named_queries().get(name_or_sql)
+    if "complementarity" not in _uncommented(named.sql if named else name_or_sql):
+        return 0
+    return int(run_query(url, "SELECT COALESCE(SUM(n_pairs), 0) FROM all_pairs").rows[0][0])
+
+
 def render(answer: Answer, style: str) -> bytes:
-    """The answer as `table` (for people), `csv`, `json` (a list of objects) or `parquet`. Raises UsageError."""
+    """The answer as `table` (for people), `csv`, `json` (a list of objects) or `parquet`.
+
+    JSON knows no infinite numbers: they are null there. A parquet column of values of several types is one of text.
+
+    Raises:
+        UsageError: no such format, or two columns of one name, which json and parquet cannot hold.
+    """
     if style not in FORMATS:
         raise UsageError(f"no format {style!r}; there are {', '.join(FORMATS)}")
+    twice = [name for name, count in Counter(answer.columns).items() if count > 1]
+    if twice and style in ("json", "parquet"):
+        raise UsageError(f"two columns of the query are called {twice[0]!r}; name them apart with AS for {style}")
     writers = {"table": _as_table, "csv": _as_csv, "json": _as_json, "parquet": _as_parquet}
     return writers[style](answer)
 
@@ -252,12 +271,14 @@ def _answer(description: Sequence[Sequence[Any]] | None, rows: Sequence[Sequence
 
 
 def _plain(value: Any) -> Any:
-    """PostgreSQL's exact decimals as int or float; not-a-number as missing."""
+    """PostgreSQL's exact decimals as int or float; not-a-number as missing; bytes as hexadecimal digits."""
+    if isinstance(value, bytes | memoryview):
+        return value.hex()
     if isinstance(value, Decimal):
         value = int(value) if value == value.to_integral_value() and value.as_tuple().exponent == 0 else float(value)
     if isinstance(value, float) and math.isnan(value):
         return None
-    return value if isinstance(value, int | float | str | bytes | None) else str(value)
+    return value if isinstance(value, int | float | str | None) else str(value)
 
 
 def _as_table(answer: Answer) -> bytes:
@@ -294,8 +315,12 @@ def _as_csv(answer: Answer) -> bytes:
 
 
 def _as_json(answer: Answer) -> bytes:
-    rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+    rows = [dict(zip(answer.columns, map(_finite, row), strict=True)) for row in answer.rows]
     return (json.dumps(rows, indent=1, ensure_ascii=False, default=str) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _as_parquet(answer: Answer) -> bytes:
@@ -304,6 +329,16 @@ def _as_parquet(answer: Answer) -> bytes:
 
     columns = list(zip(*answer.rows, strict=True)) or [()] * len(answer.columns)
     target = io.BytesIO()
-    table = pa.table([pa.array(column) for column in columns], names=list(answer.columns))
+    table = pa.table([_as_array(column) for column in columns], names=list(answer.columns))
     pq.write_table(table, target, compression="zstd")
     return target.getvalue()
+
+
+def _as_array(column: Sequence[Any]) -> pa.Array[Any]:
+    """Of the type that all values have; SQLite lets a column mix them, and counts may be beyond 64 bits: then text."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(column)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array([None if value is None else str(value) for value in column])

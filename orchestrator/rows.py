@@ -306,11 +306,14 @@ def _model_keys(reader: Reader, study: Study) -> set[str]:
 def _evaluations(reader: Reader, study: Study) -> dict[str, list[dict[str, Any]]]:
     """Model key -> its evaluations on the validation split, one for each data set."""
     rows = results["evaluations"]
-    names = ("dataset", "n", "acc", "loss", "prediction_entropy", "images_per_s", "device")
+    names = ("dataset", "params", "n", "acc", "loss", "prediction_entropy", "images_per_s", "device")
     select = _of_study(sa.select(rows.c.model_key, *(rows.c[name] for name in names)), study, rows.c.job_id)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for key, *values in reader.rows(select.where(rows.c.split == "val").order_by(rows.c.dataset, rows.c.job_id)):
-        found.setdefault(key, {}).setdefault(values[0], dict(zip(names, values, strict=True)))
+        evaluation = dict(zip(names, values, strict=True))
+        if evaluation["params"] is None:  # as the catalogue has it, then
+            del evaluation["params"]
+        found.setdefault(key, {}).setdefault(values[0], evaluation)
     return {key: list(evaluations.values()) for key, evaluations in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""Lengths of time for people."""
+"""Lengths of time and sizes for people."""
 
 from __future__ import annotations
 
@@ -9,3 +9,12 @@ def span(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit} {int(seconds % size // smaller)} {part}"
     return f"{seconds:.0f} s"
+
+
+def size(count: float) -> str:
+    """A number of bytes in the unit that leaves one to three digits before the point, e.g. `724.0 kB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -9,15 +9,18 @@ from typing import Any
 import msgspec
 
 from kt_study.errors import UsageError
+from kt_study.failures import GROUP_SHOWN
 from kt_study.pilots import LaunchFiles
 from kt_study.store import JobRow, JobStore, Selection
 from kt_study.words import JobState
+from orchestrator.plural import counted
 from orchestrator.slurm import report
 from orchestrator.slurm.report import SlurmPart
 from orchestrator.spans import span
 from orchestrator.tint import tint
 
 _RATE_WINDOW_S = 600.0
+_ALIVE_S = 180.0  # since a worker's last heartbeat
 
 
 def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
@@ -30,7 +33,10 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
     if not counts:
         raise UsageError(f"study {study!r} has no jobs in this database; kt-study plan adds them")
     pace = store.pace(study, window_s=_RATE_WINDOW_S)
-    slurm = report.slurm_part(files, store, study, eta_s=pace.eta_s)
+    slurm = report.slurm_part(files, store, study, eta_s=pace.eta_s)  # first: it takes ended workers off the list
+    workers = store.workers(alive_within_s=_ALIVE_S)
+    if not workers:
+        pace = msgspec.structs.replace(pace, eta_s=None)
     outlook = store.outlook(study)
     running = store.jobs(Selection(study=study, state=JobState.RUNNING), limit=200)
     return {
@@ -38,7 +44,7 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
         "counts": _nested(counts),
         "outlook": msgspec.to_builtins(outlook),
         "running": [_running(job) for job in running],
-        "workers": [msgspec.to_builtins(worker) for worker in store.workers(alive_within_s=180.0)],
+        "workers": [msgspec.to_builtins(worker) for worker in workers],
         "failures": [msgspec.to_builtins(group) for group in store.failures(study)],
         "slurm": msgspec.to_builtins(slurm),
         **msgspec.to_builtins(pace),
@@ -61,7 +67,7 @@ def details(seen: dict[str, Any]) -> list[str]:
     lines = []
     if seen["jobs_per_s"]:
         eta = f", about {span(seen['eta_s'])} left" if seen["eta_s"] else ""
-        lines.append(f"\n{60 * seen['jobs_per_s']:.1f} jobs a minute{eta}, {len(seen['workers'])} workers")
+        lines.append(f"\n{60 * seen['jobs_per_s']:.1f} jobs a minute{eta}, {counted(len(seen['workers']), 'worker')}")
     if seen["slurm"]:
         lines += report.lines(msgspec.convert(seen["slurm"], SlurmPart))
     if seen["running"]:
@@ -72,8 +78,9 @@ def details(seen: dict[str, Any]) -> list[str]:
         for group in seen["failures"]:
             jobs = ", ".join(map(str, group["job_ids"]))
             cause = tint(f"{group['count']:>5} x {group['error']}", "failed")
-            lines.append(f"  {group['group'][:8]}  {cause}: {group['message']}")
-            lines.append(f"            jobs {jobs}; kt-study retry --error {group['group'][:8]}")
+            name = group["group"][:GROUP_SHOWN]
+            lines.append(f"  {name}  {cause}: {group['message']}")
+            lines.append(f"            jobs {jobs}; kt-study retry --error {name}")
     if seen["outlook"]["blocked"] and is_over(seen):
         lines.append("\nblocked jobs wait for failed ones; kt-study status --why N says which")
     return lines

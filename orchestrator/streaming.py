@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from kt_study.database import Address, check_revision, connect_postgresql, parse_url, unreachable
-from kt_study.errors import DatabaseError
+from kt_study.database import Address, cannot_open, check_revision, connect_postgresql, parse_url, unreachable
 
 if TYPE_CHECKING:
     import psycopg
@@ -93,15 +93,20 @@ def _postgresql(address: Address) -> Iterator[Reader]:
 
 def open_read_only(address: Address) -> sqlite3.Connection:
     """A connection in autocommit to an SQLite file, which it cannot write. Raises DatabaseError where there is none."""
+    still = "&immutable=1" if _is_at_rest(Path(address.path)) else ""
     try:
         connection = sqlite3.connect(
-            f"file:{quote(address.path)}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None
+            f"file:{quote(address.path)}?mode=ro{still}", uri=True, timeout=BUSY_S, isolation_level=None
         )
     except sqlite3.OperationalError as error:
-        advice = "check its permissions" if Path(address.path).exists() else "`kt-study plan` makes one"
-        raise DatabaseError(f"cannot open the database {address.path}: {error}; {advice}") from error
+        raise cannot_open(address.path, error) from error
     connection.execute("PRAGMA query_only=ON")
     return connection
+
+
+def _is_at_rest(path: Path) -> bool:
+    """Whether nobody has the file open, and we may not make the two files beside it that reading it would need."""
+    return not Path(f"{path}-wal").exists() and not os.access(path.parent, os.W_OK)
 
 
 class SqliteReader:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+STUDY_FILE = Path("study.toml")
+"""The study file of a command that is not told another one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
@@ -65,7 +68,7 @@ def with_surroundings(command: Command) -> Command:
     import functools
 
     @click.option(
-        "--study", "study_path", type=click.Path(path_type=Path), default="study.toml", help="The study file."
+        "--study", "study_path", type=click.Path(path_type=Path), default=str(STUDY_FILE), help="The study file."
     )
     @click.option("--db", "db_flag", metavar="URL", help="Job database; else KT_STUDY_DB, else the study file's.")
     @functools.wraps(command)

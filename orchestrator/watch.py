@@ -14,6 +14,7 @@ import click
 
 from kt_study.words import JobState
 from orchestrator import status
+from orchestrator.plural import counted
 from orchestrator.spans import span
 from orchestrator.tint import tint
 
@@ -84,7 +85,8 @@ def _head(seen: dict[str, Any]) -> str:
         ending = "over" if outlook["failed"] or outlook["blocked"] else "complete"
         return tint(f"study {seen['study']}: {ending}", "failed" if ending == "over" else "done")
     eta = f", about {span(seen['eta_s'])} left" if seen["eta_s"] else ""
-    return f"study {seen['study']}: {outlook['running']} running, {len(seen['workers'])} workers{eta}; {time.strftime('%H:%M:%S')}"
+    workers = counted(len(seen["workers"]), "worker")
+    return f"study {seen['study']}: {outlook['running']} running, {workers}{eta}; {time.strftime('%H:%M:%S')}"
 
 
 def _bars(counts: dict[str, dict[str, int]], width: int) -> list[str]:

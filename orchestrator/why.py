@@ -15,6 +15,7 @@ from kt_study.store import JobRow, JobStore, WorkerRow
 from kt_study.words import JobState
 from orchestrator.launch import records
 from orchestrator.launch.records import LaunchRecord
+from orchestrator.plural import counted
 from orchestrator.slurm import report
 from orchestrator.slurm.report import SlurmPart
 from orchestrator.spans import span
@@ -44,7 +45,7 @@ def why(job_id: int, store: JobStore, study: str, files: LaunchFiles) -> str:
     if len(hops) > SHOWN:
         hops = [*hops[: SHOWN - 1], f"{len(hops) - SHOWN} more", hops[-1]]
     needed = sum(need.state != JobState.DONE for need in job.needs)
-    others = f"; {needed - 1} more jobs must be done first" if needed > 1 else ""
+    others = f"; {counted(needed - 1, 'more job')} must be done first" if needed > 1 else ""
     cause = _of_open_job(path[-1], store, study, files)
     return f"{before}waits for {', which waits for '.join(hops)}: {cause}{others}"
 
@@ -106,7 +107,7 @@ class _Scene:
         launches = records.launches(files, study)
         tokens = {record.token for record in launches}
         alive = store.workers(alive_within_s=ALIVE_WITHIN_S)
-        ours = [worker for worker in alive if not worker.slurm_job or report.token_of(worker) in tokens]
+        ours = [worker for worker in alive if not worker.slurm_job or records.token_of(worker) in tokens]
         return cls(store=store, study=study, workers=ours, launches=launches, slurm=slurm)
 
     @property
@@ -130,7 +131,7 @@ class _Scene:
         return job.kind in RESUMABLE and left > (60.0 * launch.time_min - launch.warning_s) / 2
 
     def _launch(self, worker: WorkerRow) -> LaunchRecord:
-        return next(record for record in self.launches if record.token == report.token_of(worker))
+        return next(record for record in self.launches if record.token == records.token_of(worker))
 
 
 def _without_worker(job: JobRow, scene: _Scene) -> str:
@@ -144,7 +145,9 @@ def _without_worker(job: JobRow, scene: _Scene) -> str:
             f"{span(scene.left_s(best) or 0.0)} on {best.host}; {_next_allocation(job, scene)}"
         )
     line, preferred = scene.store.before(job, scene.study)
-    before = f"{line} jobs are before it in line" if line else "it is the next in line"
+    before = (
+        f"{counted(line, 'job')} {'is' if line == 1 else 'are'} before it in line" if line else "it is the next in line"
+    )
     if preferred:
         before += f", {preferred} of them of higher priority"
     return f"{_at_work(scene.workers)}; {before}"
@@ -200,4 +203,5 @@ def _too_long(job: JobRow, scene: _Scene) -> str:
 def _at_work(workers: Sequence[WorkerRow]) -> str:
     gpus = sum(worker.device.startswith("cuda") for worker in workers)
     where = "none with a GPU" if not gpus else "all with a GPU" if gpus == len(workers) else f"{gpus} with a GPU"
-    return f"{len(workers)} workers are at work, {where}, with other jobs"
+    who = "1 worker is" if len(workers) == 1 else f"{len(workers)} workers are"
+    return f"{who} at work, {where}, with other jobs"

@@ -17,7 +17,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kt_study.pilots import PilotOptions
 from kt_study.store import WorkerRow
@@ -26,10 +26,9 @@ from worker.signals import END_OF_ALLOCATION, StopRequest
 log = logging.getLogger("kt-study.worker")
 
 SCONTROL_TIMEOUT_S = 30
-EARLY_WARNING_S = 90.0
-"""Slurm's time-limit signal may come up to a minute before it was asked for (sbatch --signal), and a little is ours."""
 KILL_WAIT_S = 60.0  # Slurm kills KillWait seconds after the end; 30 by default
 
+_WARNINGS = (END_OF_ALLOCATION, "SIGUSR1", "SIGUSR2")  # of the end; for any other, Slurm sends SIGTERM
 _WORKER_ID = re.compile(r"^(?P<node>.*)-(?P<job>\d+(?:_\d+)?)r(?P<run>\d+)-[0-9a-f]{8}$")
 
 
@@ -49,6 +48,16 @@ class Allocation:
     def length_s(self) -> float:
         """Time from the start of the allocation to its end; 0 where unknown."""
         return self.ends_at - self.began_at if self.ends_at else 0.0
+
+    @property
+    def lacks_times(self) -> bool:
+        """Whether Slurm, which knows them, has not said when this allocation began and ends."""
+        return bool(self.job) and not self.began_at
+
+    def with_times(self) -> Allocation:
+        """The same with its beginning and end, for which Slurm is asked; unchanged where it does not answer."""
+        facts = slurm_facts(self.job)
+        return replace(self, began_at=_moment(facts.get("StartTime", "")), ends_at=_moment(facts.get("EndTime", "")))
 
     def new_worker_id(self) -> str:
         """A name for one worker process, which says under Slurm which run of which job it belongs to."""
@@ -75,20 +84,17 @@ class Allocation:
 
 
 def this_allocation() -> Allocation:
-    """The allocation of this process, from Slurm's environment and one call of scontrol."""
+    """The allocation of this process, from Slurm's environment and one call of scontrol, which may come to nothing."""
     job = slurm_job()
     if not job:
         return Allocation(node=socket.gethostname())
-    facts = slurm_facts(job)
     return Allocation(
         node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         job=job,
         task=int(os.environ.get("SLURM_PROCID", "0")),
         tasks=int(os.environ.get("SLURM_NTASKS", "1")),
         restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        began_at=_moment(facts.get("StartTime", "")),
-        ends_at=_moment(facts.get("EndTime", "")),
-    )
+    ).with_times()
 
 
 def slurm_job() -> str:
@@ -114,7 +120,7 @@ def say_farewell(allocation: Allocation, stop: StopRequest, options: PilotOption
         return
     if _is_preempted(facts := slurm_facts(allocation.job)):
         _linger(max(options.linger_s, _moment(facts.get("EndTime", "")) - time.time() + KILL_WAIT_S))
-    elif not _is_time_limit(allocation, stop, options):
+    elif not _is_time_limit(allocation, stop):
         _linger(options.linger_s)
     elif work_left and allocation.task == 0:
         if allocation.tasks > 1:  # the others' last word comes first: requeuing kills them
@@ -125,13 +131,11 @@ def say_farewell(allocation: Allocation, stop: StopRequest, options: PilotOption
         _linger(options.linger_s)
 
 
-def _is_time_limit(allocation: Allocation, stop: StopRequest, options: PilotOptions) -> bool:
-    if stop.reason == END_OF_ALLOCATION:
+def _is_time_limit(allocation: Allocation, stop: StopRequest) -> bool:
+    """Whether Slurm will not requeue: the user's signal without a preemption, however far the end that was known."""
+    if stop.reason in _WARNINGS:
         return True
-    if not allocation.ends_at:
-        return stop.reason in ("SIGUSR1", "SIGUSR2")
-    early = 0.0 if stop.reason == "SIGTERM" else options.margin_s + EARLY_WARNING_S
-    return time.time() >= allocation.ends_at - early - 1.0
+    return bool(allocation.ends_at) and time.time() >= allocation.ends_at - 1.0
 
 
 def _is_preempted(facts: dict[str, str]) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions
+from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions, ProbeExit
 
 if TYPE_CHECKING:
     from kt_study.study import StudyFile
@@ -18,12 +22,19 @@ if TYPE_CHECKING:
     from worker.pilot import Pilot
     from worker.signals import StopRequest
 
+DETERMINISTIC_CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""What `deterministic = true` needs in the environment. torch looks once, at a process's first product of matrices."""
+
+
+Shown = Callable[[str, str, int], AbstractContextManager[Callable[[str, int], None]]]
+
 
 def run_pilot(options: PilotOptions) -> str:
     """Run one pilot in this process and return how it ended, one line.
 
     Raises:
-        EnvironmentUnusable: outside Slurm, this machine cannot run it: no database, or no GPU where one was asked for.
+        EnvironmentUnusable: outside Slurm, this machine cannot run it: no database, no GPU where one was asked for, or
+            one that has failed.
         SystemExit: the same under Slurm, with a code of `kt_study.pilots.ProbeExit`.
     """
     logging.basicConfig(
@@ -36,9 +47,10 @@ def run_pilot(options: PilotOptions) -> str:
     threads = options.threads or usable_cores()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(threads))
+    os.environ.setdefault(*DETERMINISTIC_CUBLAS)
     from kt_study.errors import EnvironmentUnusable
     from worker.allocation import this_allocation
-    from worker.probe import ProbeFailed, report
+    from worker.probe import GpuLost, ProbeFailed, report
 
     allocation = this_allocation()
     try:
@@ -51,7 +63,12 @@ def run_pilot(options: PilotOptions) -> str:
         stop.wait(HOLD_BAD_NODE_S)
         raise SystemExit(int(failed.code)) from failed
     report(options, allocation)
-    return pilot.run()
+    try:
+        return pilot.run()
+    except GpuLost as lost:
+        if not allocation.job:
+            raise
+        raise SystemExit(int(ProbeExit.LOST_GPU)) from lost
 
 
 def _pilot(options: PilotOptions, allocation: Allocation, stop: StopRequest, threads: int) -> Pilot:
@@ -73,18 +90,29 @@ def _pilot(options: PilotOptions, allocation: Allocation, stop: StopRequest, thr
 def usable_cores() -> int:
     """Cores that this process may run on, which under Slurm is fewer than the node has, also where none are bound."""
     allowed = len(os.sched_getaffinity(0))
-    given = int(os.environ.get("SLURM_CPUS_PER_TASK") or allowed)
-    return max(1, min(allowed, given))
+    return max(1, min(allowed, _cores_given() or allowed))
 
 
-def prepare_data(study: StudyFile, folder: Path, split: str, *, workers: int, **options: Any) -> BetonManifest:
-    """Write one split of the study's data set for the ffcv loader, with a progress bar.
+def _cores_given() -> int:
+    """Cores of this Slurm task: as asked for, else its share of the step's on this node; 0 outside Slurm."""
+    if each := os.environ.get("SLURM_CPUS_PER_TASK"):
+        return int(each)
+    here = int(os.environ.get("SLURM_CPUS_ON_NODE", "0"))
+    tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))  # 4, or 4(x2),3 on three nodes
+    return max(1, here // int(tasks[0])) if here and tasks else here
+
+
+def prepare_data(
+    study: StudyFile, folder: Path, split: str, shown: Shown, *, workers: int, **options: Any
+) -> BetonManifest:
+    """Write one split of the study's data set for the ffcv loader.
 
     Args:
         study: the study file.
         folder: the study folder.
         split: train or val.
-        workers: processes that write.
+        shown: shows progress: called with what is done, its unit and the total, it gives what is called with each step.
+        workers: threads that read and encode.
         options: fields of `worker.data.betons.BetonOptions`.
 
     Raises:
@@ -92,23 +120,43 @@ def prepare_data(study: StudyFile, folder: Path, split: str, *, workers: int, **
         EnvironmentUnusable: ffcv is not installed.
         DiskError: the file cannot be written.
     """
-    from tqdm import tqdm
-
     from kt_study.datasets import prepare
     from kt_study.paths import StudyPaths
     from worker.data.betons import BetonOptions, prepare_beton
 
     paths = StudyPaths(root=folder)
     dataset = prepare(study.dataset, seed=study.study.seed, folder=folder, paths=paths)
-    with tqdm(total=dataset.splits.get(split, 0), unit="img", mininterval=1.0) as bar:
-        return prepare_beton(
-            dataset,
-            split,
-            paths,
-            options=BetonOptions(**options),
-            workers=workers,
-            progress=lambda done: _move(bar, done),
-        )
+    before = 0
+
+    with shown("preparing", "pictures", dataset.splits.get(split, 0)) as advance:
+
+        def move(done: int) -> None:
+            nonlocal before
+            advance(split, done - before)
+            before = done
+
+        chosen = BetonOptions(**options)
+        return prepare_beton(dataset, split, paths, options=chosen, workers=workers, progress=move)
+
+
+def check_models(records: Iterable[ModelRecord], folder: Path, progress: Callable[[str, int], None]) -> None:
+    """Refuse the first of some models whose factory or local checkpoint no worker could build. Imports torch.
+
+    Args:
+        records: the models.
+        folder: the study folder.
+        progress: called after each model, with its name and 1.
+
+    Raises:
+        UnknownModelError, WeightsError: see `worker.models.check_model`.
+    """
+    from kt_study.paths import StudyPaths
+    from worker.models import check_model
+
+    with contextlib.redirect_stdout(sys.stderr):  # what factories print is no part of our answer
+        for record in records:
+            check_model(record, StudyPaths(root=folder))
+            progress(record.name, 1)
 
 
 def write_timm_config(record: ModelRecord, folder: Path, class_names: list[str]) -> None:
@@ -123,7 +171,3 @@ def kept_facts(weights: Path) -> dict[str, Any]:
     from worker import kept
 
     return kept.kept_facts(weights)
-
-
-def _move(bar: Any, done: int) -> None:
-    bar.update(done - bar.n)

@@ -13,7 +13,7 @@ from kt_study.words import Claim, Progress
 
 log = logging.getLogger("kt-study.worker")
 
-TICK_S = 1.0  # how often the thread looks up between two beats: Slurm leaves a stopped worker some 30 s
+TICK_S = 0.5  # how often the thread looks up between two beats: Slurm leaves a stopped worker some 30 s, or 5
 
 
 class Heartbeat:
@@ -21,15 +21,15 @@ class Heartbeat:
 
     A database that is away does not stop the work: nobody else can claim the job meanwhile, and when it is back the
     fencing number decides. A job that the database says is no longer ours, or is cancelled or paused, is asked to stop.
-    `on_tick` is called from the thread about once a second, whatever the lease.
+    `on_tick` is called from the thread about twice a second, whatever the lease.
     """
 
     def __init__(self, store: JobStore, worker: str, *, lease_s: float, on_tick: Callable[[], None]) -> None:
         self._store, self._worker, self._lease_s, self._on_tick = store, worker, lease_s, on_tick
         self._lock = threading.Lock()
         self._held: dict[Claim, Progress] = {}
-        self._lost: set[int] = set()
-        self._recalled: set[int] = set()
+        self._lost: set[Claim] = set()
+        self._recalled: set[Claim] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -51,8 +51,8 @@ class Heartbeat:
         """The claim is finished, failed or released: let its lease be."""
         with self._lock:
             self._held.pop(claim, None)
-            self._recalled.discard(claim.job_id)
-            self._lost.discard(claim.job_id)
+            self._recalled.discard(claim)
+            self._lost.discard(claim)
 
     def report(self, claim: Claim, progress: Progress) -> None:
         """Remember where a job is; the next beat carries it."""
@@ -62,11 +62,11 @@ class Heartbeat:
 
     def recalled(self, claim: Claim) -> bool:
         """Whether the job should stop: lost, cancelled or paused."""
-        return claim.job_id in self._recalled
+        return claim in self._recalled
 
     def lost(self, claim: Claim) -> bool:
         """Whether the job is no longer ours to report."""
-        return claim.job_id in self._lost
+        return claim in self._lost
 
     def _run(self) -> None:
         every = self._lease_s / 3
@@ -85,9 +85,11 @@ class Heartbeat:
         except DatabaseError as error:
             log.warning("heartbeat: %s", error)
             return
-        with self._lock:
-            self._lost |= orders.lost | orders.cancelled
-            self._recalled |= orders.lost | orders.cancelled | orders.paused
+        lost = orders.lost | orders.cancelled
+        with self._lock:  # a job that was put down meanwhile may be in hand again, under another claim
+            still = held.keys() & self._held.keys()
+            self._lost |= {claim for claim in still if claim.job_id in lost}
+            self._recalled |= {claim for claim in still if claim.job_id in lost | orders.paused}
 
 
 class LastWord:

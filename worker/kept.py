@@ -69,7 +69,19 @@ def kept_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
+def is_beaten(paths: StudyPaths, job: str, facts: Mapping[str, Any]) -> bool:
+    """Whether keep = "best" would not keep the student of `job`, going by what is kept now; `facts` as `keep_student`."""
+    mine = (-facts["acc_after"], job)
+    return any((accuracy, path.stem) < mine for accuracy, path in _rivals(paths.weights(job).parent, facts))
+
+
 def _drop_beaten(folder: Path, facts: Mapping[str, Any]) -> None:
+    for _, beaten in sorted(_rivals(folder, facts))[1:]:
+        beaten.unlink(missing_ok=True)
+
+
+def _rivals(folder: Path, facts: Mapping[str, Any]) -> list[tuple[float, Path]]:
+    """(minus accuracy, file) of the students kept as the best of the same data set, student and objective."""
     rivals = []
     for path in folder.glob("*.safetensors"):
         try:
@@ -79,6 +91,5 @@ def _drop_beaten(folder: Path, facts: Mapping[str, Any]) -> None:
         if other.get("keep") == "best" and all(
             other[name] == facts[name] for name in ("dataset_key", "student_key", "objective")
         ):
-            rivals.append((-other["acc_after"], path.stem, path))
-    for _, _, beaten in sorted(rivals)[1:]:
-        beaten.unlink(missing_ok=True)
+            rivals.append((-other["acc_after"], path))
+    return rivals

@@ -6,8 +6,9 @@ import functools
 import importlib
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ def build_model(record: ModelRecord, paths: StudyPaths, device: torch.device) ->
     return model.eval().to(device)
 
 
+def check_model(record: ModelRecord, paths: StudyPaths) -> None:
+    """Refuse what `build_model` would refuse of a factory or a local checkpoint, without computing or reading weights.
+
+    Raises:
+        UnknownModelError, WeightsError: as `build_model`.
+    """
+    model = _outline(record, paths)
+    if record.checkpoint:
+        checkpoint = paths.cache / record.checkpoint
+        _fit(model, read_state(checkpoint, lazily=True), checkpoint, record.name, assign=True)
+
+
 def initialised(record: ModelRecord, paths: StudyPaths, *, seed: int) -> nn.Module:
     """The architecture with the random weights of `seed`, on the CPU. Raises UnknownModelError."""
     with torch.random.fork_rng(devices=[]):
@@ -62,15 +75,15 @@ def load_weights(model: nn.Module, checkpoint: Path, name: str) -> None:
     Raises:
         WeightsError: with the first few names that do not fit.
     """
-    state = read_state(checkpoint)
-    try:
-        model.load_state_dict(state, strict=True)
-    except (RuntimeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"model {name!r}: {checkpoint} does not fit: {_misfit(model, state, error)}") from error
+    _fit(model, read_state(checkpoint), checkpoint, name)
 
 
-def read_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+def read_state(checkpoint: Path, *, lazily: bool = False) -> dict[str, torch.Tensor]:
     """The state dict in a .safetensors, .pth, .pt or .bin file, without the wrapping of common training scripts.
+
+    Args:
+        checkpoint: the file.
+        lazily: leave the values in the file as far as its format lets us, for a look at names and shapes.
 
     Raises:
         WeightsError: no such file, not readable without running code, or no tensors in it.
@@ -78,7 +91,7 @@ def read_state(checkpoint: Path) -> dict[str, torch.Tensor]:
     if not checkpoint.is_file():
         raise WeightsError(f"{checkpoint}: no such checkpoint; mend `checkpoint` in the study file")
     try:
-        content = _read(checkpoint)
+        content = _read(checkpoint, lazily=lazily)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{checkpoint}: holds pickled objects beside tensors, which could run code; save its state_dict() alone"
@@ -141,7 +154,9 @@ def _timm_model(record: ModelRecord, *, pretrained: bool) -> nn.Module:
 
     name = record.timm
     if not timm.is_model(name.removeprefix("hf_hub:").removeprefix("hf-hub:").split("/")[-1]) and ":" not in name:
-        raise UnknownModelError(f"model {record.name!r}: timm {timm.__version__} has no architecture {name!r}")
+        raise UnknownModelError(
+            f"model {record.name!r}: timm {timm.__version__} has no architecture {name!r}; correct `timm`"
+        )
     arguments = dict(record.arguments)
     if not pretrained:
         arguments.setdefault("num_classes", record.num_classes)
@@ -153,10 +168,14 @@ def _timm_model(record: ModelRecord, *, pretrained: bool) -> nn.Module:
                 f"model {record.name!r}: weights of timm's {name!r} cannot be had ({_first_line(error)}); fetch them"
                 " where there is a network, or give a local `checkpoint`"
             ) from error
-        raise UnknownModelError(f"model {record.name!r}: timm cannot build {name!r}: {_first_line(error)}") from error
+        raise UnknownModelError(
+            f"model {record.name!r}: timm cannot build {name!r}: {_first_line(error)}; correct `timm` or `arguments`"
+        ) from error
     classes = getattr(model, "num_classes", record.num_classes)
     if classes != record.num_classes:
-        raise WeightsError(f"model {record.name!r}: {name!r} has {classes} outputs, not {record.num_classes}")
+        raise WeightsError(
+            f"model {record.name!r}: {name!r} has {classes} outputs, not {record.num_classes}; correct `num_classes`"
+        )
     return model
 
 
@@ -170,7 +189,8 @@ def _factory_model(record: ModelRecord, paths: StudyPaths) -> nn.Module:
             model = factory(**record.arguments)
         except Exception as error:  # the user's code may raise anything
             raise UnknownModelError(
-                f"model {record.name!r}: factory {record.factory!r}: {type(error).__name__}: {_first_line(error)}"
+                f"model {record.name!r}: factory {record.factory!r}: {type(error).__name__}: {_first_line(error)}; "
+                "correct `factory` or `arguments`; its module is looked for beside the study file too"
             ) from error
     if not isinstance(model, nn.Module):
         raise UnknownModelError(f"model {record.name!r}: factory {record.factory!r} gives no torch module")
@@ -179,20 +199,44 @@ def _factory_model(record: ModelRecord, paths: StudyPaths) -> nn.Module:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let the study folder's modules be imported for a while, after everything that is installed."""
+    """Let the study folder's modules be imported for a while, after everything installed, and leave no bytecode there."""
+    bytecode = sys.dont_write_bytecode
     sys.path.append(str(folder))
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = bytecode
         sys.path.remove(str(folder))
 
 
-def _read(checkpoint: Path) -> Any:
+def _outline(record: ModelRecord, paths: StudyPaths) -> nn.Module:
+    """The architecture without the cost of its weights, where timm makes it and can do without them."""
+    if record.timm:
+        with suppress(UnknownModelError), torch.device("meta"):
+            return initialised(record, paths, seed=0)
+    return initialised(record, paths, seed=0)
+
+
+def _fit(
+    model: nn.Module, state: dict[str, torch.Tensor], checkpoint: Path, name: str, *, assign: bool = False
+) -> None:
+    try:
+        model.load_state_dict(state, strict=True, assign=assign)
+    except (RuntimeError, KeyError, AttributeError) as error:
+        raise WeightsError(
+            f"model {name!r}: {checkpoint} does not fit: {_misfit(model, state, error)}; correct `checkpoint`, `timm`, "
+            "`factory` or `num_classes`"
+        ) from error
+
+
+def _read(checkpoint: Path, *, lazily: bool) -> Any:
     if checkpoint.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(checkpoint)
-    return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    mapped = lazily and zipfile.is_zipfile(checkpoint)  # torch cannot map the format from before 1.6
+    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _unwrapped(content: Any) -> dict[str, torch.Tensor]:

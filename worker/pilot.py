@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kt_study import notify
 from kt_study.errors import DatabaseError, LeaseLost, SchemaMismatch, UsageError
-from kt_study.failures import describe
+from kt_study.failures import describe, is_transient
 from kt_study.pilots import RESUMABLE, PilotOptions, time_left_s
 from kt_study.store import JobStore, Outlook, WorkerRecord
 from kt_study.store.spool import Spool
@@ -19,6 +19,7 @@ from worker.allocation import Allocation, say_farewell, this_allocation
 from worker.context import JobContext, Rows, Stopped, WorkerOptions
 from worker.heartbeat import Heartbeat, LastWord
 from worker.kinds import TINY, job_kind
+from worker.probe import GpuLost, check_gpu
 from worker.signals import END_OF_ALLOCATION, StopRequest
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ log = logging.getLogger("kt-study.worker")
 TINY_BATCH = 16
 
 NO_FIT_PATIENCE_S = 10.0
+ASK_SLURM_AGAIN_S = 120.0
 
 
 @dataclass(kw_only=True)
@@ -65,9 +67,11 @@ class Pilot:
         self._last: Claim | None = None
         self._spooled: list[Claim] = []
         self._got_somewhere = False
+        self._asked_slurm_at = time.monotonic()
+        self._gpu_lost: GpuLost | None = None
 
     def run(self) -> str:
-        """Work until done or stopped. Returns one line that says why it ended."""
+        """Work until done or stopped. Returns one line that says why it ended. Raises GpuLost."""
         self.store.enlist(self._record())
         self._disown_earlier_runs()
         self.heartbeat.start()
@@ -78,6 +82,8 @@ class Pilot:
             self.heartbeat.end()
             self._leave()
         log.info("worker %s: %s; %s", self.name, reason, self.tally)
+        if self._gpu_lost is not None:
+            raise self._gpu_lost
         say_farewell(self.allocation, self.stop, self.options, work_left=self._is_of_use())
         return f"{reason}; {self.tally}"
 
@@ -106,6 +112,7 @@ class Pilot:
 
     def _claim(self) -> list[Claim]:
         self._deliver_spooled()
+        self._look_for_the_end()
         left = self._time_left_s()
         if left is not None and left <= 0:
             self.stop.make(END_OF_ALLOCATION)
@@ -121,6 +128,12 @@ class Pilot:
     def _ask_for(self, left: float | None, **wishes: Any) -> list[Claim]:
         study, lease_s = self.options.study or None, self.options.lease_s
         return self.store.claim(self.name, study=study, time_left_s=left, lease_s=lease_s, **wishes)
+
+    def _look_for_the_end(self) -> None:
+        """Ask slurmctld again when the allocation ends, where it was away; seldom, since it may keep us waiting."""
+        if self.allocation.lacks_times and time.monotonic() - self._asked_slurm_at >= ASK_SLURM_AGAIN_S:
+            self.allocation = self.allocation.with_times()
+            self._asked_slurm_at = time.monotonic()
 
     def _time_left_s(self) -> float | None:
         return time_left_s(self.allocation.ends_at, self.options.margin_s)
@@ -169,6 +182,14 @@ class Pilot:
                 finished.append((claim, rows))
         for claim, rows in finished:
             self._finish(claim, rows)
+        self._share_gpu()
+
+    def _share_gpu(self) -> None:
+        """Give memory that is merely cached to the other workers of this GPU."""
+        if self.device.type == "cuda" and self._gpu_lost is None:
+            import torch
+
+            torch.cuda.empty_cache()
 
     def _do(self, claim: Claim) -> Rows | None:
         """Run one job. Returns its rows, or None when it ended otherwise and the store knows."""
@@ -183,7 +204,11 @@ class Pilot:
             self._lose(claim, error)
             return None
         except Exception as error:
-            self._fail(claim, error)
+            if self.stop.made and is_transient(error):  # such as a process of the job's that the same signal ended
+                log.warning("job %d: stopped with %s: %s", claim.job_id, type(error).__name__, error)
+                self._give_back(claim)
+            else:
+                self._fail(claim, error)
             return None
         log.info("job %d (%s): computed in %.1f s", claim.job_id, claim.kind, time.monotonic() - began)
         self._last = claim
@@ -269,6 +294,16 @@ class Pilot:
             log.warning("job %d: %s", claim.job_id, again)
         self._put_down(claim)
         self._tell()
+        self._leave_a_lost_gpu()
+
+    def _leave_a_lost_gpu(self) -> None:
+        """Each further job would fail in no time, and so would the whole queue."""
+        try:
+            check_gpu(self.device)
+        except GpuLost as error:
+            log.error("%s", error)
+            self._gpu_lost = error
+            self.stop.make("the loss of its GPU")
 
     def _tell(self) -> None:
         """Whoever wants to know of the study's first failure or its end; not while a signal leaves seconds only."""

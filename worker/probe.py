@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kt_study.errors import DatabaseError, DiskError
+from kt_study.errors import DatabaseError, DiskError, EnvironmentUnusable
 from kt_study.files import write_bytes
 from kt_study.pilots import PilotOptions, Probe, ProbeExit
 from kt_study.store import JobStore, open_store
@@ -73,6 +73,23 @@ def pick_device(name: str, *, gpus: int = 0) -> torch.device:
             "nvidia-smi on that node, or launch with --device cpu",
         )
     return torch.device("cuda")
+
+
+class GpuLost(EnvironmentUnusable):
+    """The GPU answers no more in this process: whatever it is asked to do fails."""
+
+
+def check_gpu(device: torch.device) -> None:
+    """After an illegal access, a failed assertion or a memory error, CUDA is over for a process. Raises GpuLost."""
+    import torch
+
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except Exception as error:  # of which class depends on the version of torch
+        line = str(error).partition("\n")[0]
+        raise GpuLost(f"the GPU answers no more ({line}); look at dmesg and nvidia-smi -q on its node") from error
 
 
 def report(options: PilotOptions, allocation: Allocation, trouble: str = "") -> None:

@@ -73,6 +73,8 @@ def prepare(
         raise DataError(
             f"[dataset] kind = {section.kind!r} always has labels; `labels` is for {' and '.join(WITHOUT_LABELS)}"
         )
+    if section.class_names and section.kind != "predictions":
+        raise DataError(f"[dataset] class_names is for kind = 'predictions'; {section.kind!r} names its own classes")
     found = module.scan(section, seed=seed, folder=folder, progress=progress or (lambda _: None))
     if "train" in found.listings:
         train = subset_of(
@@ -109,7 +111,7 @@ def _record(section: DatasetSection, found: Found, folder: Path) -> DatasetRecor
         key=digest(content),
         name=section.name or section.kind,
         kind=section.kind,
-        location={**found.location, **_embeddings(section, folder)},
+        location={**found.location, **_similarity_files(section, folder)},
         options=found.options,
         n_classes=len(found.class_names),
         splits={split: len(listing.names) for split, listing in found.listings.items()},
@@ -119,11 +121,13 @@ def _record(section: DatasetSection, found: Found, folder: Path) -> DatasetRecor
     )
 
 
-def _embeddings(section: DatasetSection, folder: Path) -> dict[str, str]:
-    """The user's own class embeddings as an absolute path, where given. Raises DataError when there is no such file."""
-    if not section.class_embeddings:
-        return {}
-    file = (folder / Path(section.class_embeddings).expanduser()).resolve()
-    if not file.is_file():
-        raise DataError(f"{file}: no such file; mend [dataset] class_embeddings in the study file")
-    return {"class_embeddings": str(file)}
+def _similarity_files(section: DatasetSection, folder: Path) -> dict[str, str]:
+    """The user's own files for the similarity of classes, as absolute paths. Raises DataError for one that is missing."""
+    given = {name: getattr(section, name) for name in ("class_embeddings", "clip_weights", "wordnet")}
+    files = {name: (folder / Path(value).expanduser()).resolve() for name, value in given.items() if value}
+    for name, file in files.items():
+        if not (file.is_dir() if name == "wordnet" else file.is_file()):
+            raise DataError(
+                f"{file}: no such {'folder' if name == 'wordnet' else 'file'}; mend [dataset] {name} in the study file"
+            )
+    return {name: str(file) for name, file in files.items()}

@@ -1,11 +1,13 @@
 """kind = "predictions": predictions made elsewhere, one CSV or parquet file a model, named after the model.
 
 Columns: `sample_index` (an index or a file name), `predicted`, `label`. Classes are integers, or names that are
-numbered in sorted order. Samples and labels must agree over the files; the order of the rows may differ.
+numbered in sorted order; `class_names` lists them where some may not occur. Samples and labels must agree over the
+files; the order of the rows may differ.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +25,16 @@ if TYPE_CHECKING:
 
 COLUMNS = ("sample_index", "predicted", "label")
 
+MOSTLY_THERE = 1_000
+"""Classes by whole numbers are taken for 0..max below this maximum, and wherever at least half of them occur."""
+
 
 def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable[[int], None]) -> Found:  # noqa: ARG001
     """Read every file under `path` and check that all are about the same labelled samples.
 
     Raises:
-        DataError: no files, a missing column, empty cells, a sample twice, or samples or labels that differ.
+        DataError: no files, a missing column, empty cells, a sample twice, samples or labels that differ, or a class
+            that `class_names` does not list.
     """
     import numpy as np
 
@@ -40,12 +46,15 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
         _check_same(files[0], tables[files[0].stem], file, tables[file.stem])
         progress(count)
     first = tables[files[0].stem]
-    class_names = _class_names(tables)
-    number = {name: i for i, name in enumerate(class_names)}
-    labels = np.array([number[_class(value)] for value in first["label"]], np.int32)
+    seen = _classes_seen(tables)
+    class_names = _listed_classes(section, folder, seen) if section.class_names else _class_names(seen)
     names = [str(value) for value in first.index]
     return Found(
-        listings={"val": Listing(names=names, labels=labels, sizes=np.full(len(names), -1, np.int64))},
+        listings={
+            "val": Listing(
+                names=names, labels=_numbered(first["label"], class_names), sizes=np.full(len(names), -1, np.int64)
+            )
+        },
         class_names=class_names,
         location={"path": str(root)},
         options={"files": {file.name: file_digest(file) for file in files}},
@@ -75,14 +84,10 @@ def predicted_classes(
     Raises:
         DataError: no file for this model, or the file changed since the study was planned.
     """
-    import numpy as np
-
     file = Path(record.location["path"]) / _file_of(record, model)
     if not file.is_file() or file_digest(file) != model_digest(record, model):
         raise DataError(f"{file}: missing or changed since the study was planned; plan again")
-    number = {name: i for i, name in enumerate(class_names)}
-    table = _read(file)
-    return np.array([number[_class(value)] for value in table["predicted"].loc[list(names)]], np.int32)
+    return _numbered(_read(file)["predicted"].loc[list(names)], class_names)
 
 
 class NoPictures:
@@ -121,7 +126,7 @@ def _read(file: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        table = pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
+        table = _read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
     except (OSError, ValueError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{file}: cannot be read as {file.suffix[1:]}: {reason}") from error
@@ -136,6 +141,13 @@ def _read(file: Path) -> pd.DataFrame:
     if table.index.has_duplicates:
         raise DataError(f"{file}: sample {table.index[table.index.duplicated()][0]!r} stands twice")
     return _sorted(table)
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    """Only nothing is nothing: a class may be called None, NA or nan."""
+    import pandas as pd
+
+    return pd.read_csv(file, keep_default_na=False, na_values=[""])
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
@@ -164,10 +176,45 @@ def _check_same(first: Path, reference: pd.DataFrame, file: Path, table: pd.Data
         raise DataError(f"{file}: sample {sample!r} has another label than in {first.name} ({unequal.sum()} differ)")
 
 
-def _class_names(tables: dict[str, pd.DataFrame]) -> list[str]:
-    """Every class that occurs: 0..max where all are whole numbers, else the sorted names."""
+def _classes_seen(tables: dict[str, pd.DataFrame]) -> set[str]:
+    """Every class that is a label or was predicted."""
     columns = [table[name] for table in tables.values() for name in ("label", "predicted")]
-    seen = {_class(value) for column in columns for value in column.unique()}
-    if all(name.isdecimal() for name in seen):
-        return [str(i) for i in range(1 + max(map(int, seen)))]
-    return sorted(seen)
+    return {_class(value) for column in columns for value in column.unique()}
+
+
+def _class_names(seen: set[str]) -> list[str]:
+    """0..max where all are whole numbers and few of those are missing, else what is there, in order."""
+    if not all(name.isdecimal() and name == str(int(name)) for name in seen):
+        return sorted(seen)
+    highest = max(map(int, seen))
+    if highest < max(2 * len(seen), MOSTLY_THERE):
+        return [str(i) for i in range(1 + highest)]
+    return sorted(seen, key=int)
+
+
+def _listed_classes(section: DatasetSection, folder: Path, seen: set[str]) -> list[str]:
+    """The lines of the user's own list. Raises DataError where it is missing, or leaves open which class is meant."""
+    file = (folder / Path(section.class_names).expanduser()).resolve()
+    try:
+        listed = [line.strip() for line in file.read_text(encoding="utf-8").strip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read; mend [dataset] class_names in the study file") from error
+    if unknown := sorted(seen - _numbers(listed).keys()):
+        raise DataError(f"{file}: lists {len(listed)} classes, and {unknown[0]!r} is none of them by name or by number")
+    if twice := sorted(name for name, count in Counter(listed).items() if count > 1 and name in seen):
+        raise DataError(f"{file}: {twice[0]!r} stands twice in it; give the classes in the prediction files by number")
+    return listed
+
+
+def _numbers(class_names: list[str]) -> dict[str, int]:
+    """Class -> its index, by name or else by number."""
+    by_number = {str(i): i for i in range(len(class_names))}
+    return by_number | {name: i for i, name in enumerate(class_names)}
+
+
+def _numbered(values: pd.Series[Any], class_names: list[str]) -> NDArray[np.int32]:
+    """Indices of classes, int32 [n]."""
+    import numpy as np
+
+    number = _numbers(class_names)
+    return np.array([number[_class(value)] for value in values], np.int32)

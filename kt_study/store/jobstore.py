@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from kt_study import database
 from kt_study.errors import UsageError
 from kt_study.hashing import canonical_json
 from kt_study.store import listings, planning, selections, transitions
-from kt_study.store.backend import Backend, Transaction, Wish
+from kt_study.store.backend import Backend, Transaction, Wish, chunks
 from kt_study.store.records import (
     FailureGroup,
     JobRow,
@@ -28,6 +29,7 @@ from kt_study.store.results import Rows, columns_of
 from kt_study.words import Claim, DatasetRecord, Failure, JobState, ModelRecord, PlannedJob, Progress
 
 RESULTS_CHUNK = 5_000  # result rows fetched at a time
+DIGESTS_CHUNK = 10_000  # jobs looked up at a time
 
 
 class JobStore:
@@ -36,7 +38,8 @@ class JobStore:
     Promises:
 
     * Each method that changes a job is one transaction: it happens whole or not at all, whatever dies in between.
-    * A job is done once. `claim` hands out a fencing number that grows with every claim of the job; `finish`, `fail`,
+    * A job is done once; a `remake`, which planning opens again when its file is gone, once each time.
+    * `claim` hands out a fencing number that grows with every claim of the job; `finish`, `fail`,
       `release` and `beat` count only under the newest one and only while the job runs. A worker that was stopped, cut off
       or declared dead, and comes back, writes nothing.
     * A job's result rows are in the database exactly when the job is done.
@@ -120,7 +123,7 @@ class JobStore:
         return [msgspec.json.decode(record, type=DatasetRecord) for (record,) in rows]
 
     def plan(self, study: str, jobs: Iterable[PlannedJob]) -> Planned:
-        """Add jobs to a study: new ones as rows, known ones as shared, cancelled ones opened again.
+        """Add jobs to a study: new ones as rows, known ones as shared, cancelled ones and done remakes opened again.
 
         A need may be planned in the same call, before or after the job that needs it, or be in the database already; one
         that is done blocks nothing. The jobs may come from a generator: a million of them take a few hundred MB here.
@@ -258,7 +261,7 @@ class JobStore:
     # What users do
 
     def cancel(self, selection: Selection) -> int:
-        """Open jobs to cancelled; workers that run them learn it with their next heartbeat. Returns how many.
+        """Open and failed jobs to cancelled; workers that run them learn it with their next heartbeat. Returns how many.
 
         Selected by study, a job that another study still wants stays open. Planning opens cancelled jobs again.
         """
@@ -308,8 +311,27 @@ class JobStore:
         """How many jobs are in each state, told apart by whether they can be claimed now."""
         return self._backend.read(lambda tx: listings.outlook(tx, study))
 
+    def tally(self, selection: Selection) -> dict[str, int]:
+        """Number of the selected jobs by state; open ones that are paused count as `paused`."""
+        return self._backend.read(lambda tx: listings.tally(tx, selection))
+
+    def error_groups(self, study: str) -> list[str]:
+        """Every group of causes that a selection by `error_group` finds jobs of, in alphabetical order."""
+        return self._backend.read(lambda tx: listings.error_groups(tx, study))
+
+    def unfinished(self, study: str) -> list[tuple[int, str]]:
+        """(id, digest) of the study's jobs that are open or failed, less those that another study still wants."""
+        return self._backend.read(lambda tx: selections.unfinished(tx, study))
+
+    def states(self, digests: Iterable[str], study: str | None = None) -> dict[str, JobState]:
+        """The state of each of these jobs that the database, or the study, has; by digest."""
+        found: dict[str, JobState] = {}
+        for chunk in chunks(digests, DIGESTS_CHUNK):
+            found |= self._backend.read(functools.partial(listings.states, digests=chunk, study=study))
+        return found
+
     def pace(self, study: str | None = None, *, window_s: float = 600.0) -> Pace:
-        """Jobs done a second over the last `window_s` seconds, and how long the open ones will take at that rate."""
+        """Jobs done a second over the last `window_s` seconds, and how long those that can be done will take at that rate."""
         return self._backend.read(lambda tx: listings.pace(tx, study, window_s))
 
     def needed_by_open_jobs(self, kind: str) -> set[str]:

@@ -52,12 +52,25 @@ SELECT CASE WHEN j.paused AND j.state IN ('blocked', 'ready', 'running') THEN 'p
     count(*), min(CASE WHEN j.state = 'ready' THEN j.not_before - {now} END)
 FROM jobs j WHERE {where} GROUP BY 1
 """
+_TALLY = """
+SELECT CASE WHEN j.paused AND j.state IN ('blocked', 'ready', 'running') THEN 'paused' ELSE j.state END AS condition, count(*)
+FROM jobs j WHERE {where} GROUP BY 1 ORDER BY 1
+"""
+_ERROR_GROUPS = """
+SELECT DISTINCT a.error_group FROM jobs j JOIN past_attempts a ON a.job_id = j.id AND a.fence = j.fence
+WHERE a.error_group IS NOT NULL AND {where} ORDER BY 1
+"""
+# A failed or cancelled job keeps back whatever needs it, near or far.
 _PACE = """
+WITH RECURSIVE stuck (id) AS (
+    SELECT n.job_id FROM jobs f CROSS JOIN job_needs n WHERE f.state IN ('failed', 'cancelled') AND f.needed AND n.needs_id = f.id
+    UNION SELECT n.job_id FROM stuck k CROSS JOIN job_needs n WHERE n.needs_id = k.id
+)
 SELECT coalesce(sum(CASE WHEN j.state = 'done' AND j.changed_at > {now} - :window THEN 1 ELSE 0 END), 0),
     sum(CASE WHEN j.state = 'done' AND j.changed_at > {now} - :window THEN j.estimate_s END),
-    sum(CASE WHEN j.state IN ('blocked', 'ready', 'running') THEN j.estimate_s END),
+    sum(CASE WHEN j.state IN ('blocked', 'ready', 'running') AND k.id IS NULL THEN j.estimate_s END),
     {now} - min(CASE WHEN j.state = 'done' THEN j.changed_at END)
-FROM jobs j WHERE {where}
+FROM jobs j LEFT JOIN stuck k ON k.id = j.id WHERE {where}
 """
 _BEFORE = """
 SELECT count(*), coalesce(sum(CASE WHEN j.priority > :priority THEN 1 ELSE 0 END), 0) FROM jobs j
@@ -82,6 +95,25 @@ def counts(tx: Transaction, study: str | None) -> dict[tuple[str, JobState], int
         f"SELECT j.kind, j.state, count(*) FROM jobs j WHERE {terms} GROUP BY 1, 2 ORDER BY 1, 2", **parameters
     )
     return {(kind, JobState(state)): count for kind, state, count in rows}
+
+
+def tally(tx: Transaction, selection: Selection) -> dict[str, int]:
+    """Selected jobs by state; open ones that are paused count as that."""
+    terms, parameters = where(tx, selection)
+    return dict(tx.rows(_TALLY.format(where=terms), **parameters))
+
+
+def error_groups(tx: Transaction, study: str) -> list[str]:
+    """Causes from which the last attempts of the study's jobs failed."""
+    terms, parameters = where(tx, Selection(study=study))
+    return [group for (group,) in tx.rows(_ERROR_GROUPS.format(where=terms), **parameters)]
+
+
+def states(tx: Transaction, digests: list[str], study: str | None) -> dict[str, JobState]:
+    """Digest -> state of those of these jobs that there are."""
+    terms, parameters = where(tx, Selection(study=study))
+    statement = f"SELECT j.digest, j.state FROM jobs j WHERE {tx.among('j.digest', 'digests')} AND {terms}"
+    return {digest: JobState(state) for digest, state in tx.rows(statement, digests=digests, **parameters)}
 
 
 def jobs(tx: Transaction, selection: Selection, limit: int) -> list[JobRow]:
@@ -196,7 +228,7 @@ def outlook(tx: Transaction, study: str | None) -> Outlook:
 
 
 def pace(tx: Transaction, study: str | None, window_s: float) -> Pace:
-    """How fast the study goes: jobs done within the last `window_s` seconds against what is open."""
+    """How fast the study goes: jobs done within the last `window_s` seconds against what is open and can be done."""
     terms, parameters = where(tx, Selection(study=study))
     done, done_s, open_s, since = tx.rows(_PACE.format(now=tx.now, where=terms), window=window_s, **parameters)[0]
     span = min(window_s, since or window_s)

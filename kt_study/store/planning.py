@@ -7,6 +7,7 @@ from typing import Any
 
 from kt_study.errors import UsageError
 from kt_study.hashing import canonical_json
+from kt_study.store import remakes
 from kt_study.store.backend import Backend, Row, Staging, Transaction, chunks
 from kt_study.store.records import Planned
 from kt_study.words import PlannedJob
@@ -140,6 +141,7 @@ def _staged_rows(chunk: list[PlannedJob], seen: set[str]) -> tuple[list[Row], li
 def _write(tx: Transaction, study: str, distinct: int) -> Planned:
     study_id = _study_id(tx, study)
     last = tx.rows("SELECT coalesce(max(id), 0) FROM jobs")[0][0]
+    remakes.reopen_done(tx, study_id)
     tx.change("DELETE FROM known_needs")  # a first try may have filled it
     tx.change(_KNOWN)
     _require_known_needs(tx)
@@ -151,6 +153,7 @@ def _write(tx: Transaction, study: str, distinct: int) -> Planned:
     tx.rows(_HOLD.format(for_update=tx.for_update))
     tx.change(_MARK)
     tx.change(_SETTLE, last=last)
+    remakes.add_needs(tx, last)
     _keep_more(tx)
     _reopen_cancelled(tx, study_id)
     return Planned(new=new, linked=links - new, existing=distinct - links)

@@ -5,6 +5,7 @@ A worker that trains for hours holds no connection, so that hundreds of them do 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -138,3 +139,5 @@ os.register_at_fork(
     after_in_parent=_all(Pool.after_fork_in_parent),
     after_in_child=_all(Pool.after_fork_in_child),
 )
+# Python leaves them open at its end, and only the last connection that is closed brings SQLite's log back into the file.
+atexit.register(_all(Pool.close))

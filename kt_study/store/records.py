@@ -128,7 +128,7 @@ class Outlook(Record, frozen=True, kw_only=True):
 
 
 class Pace(Record, frozen=True, kw_only=True):
-    """How fast a study goes. `eta_s` is None while nothing was done lately, or nothing is open."""
+    """How fast a study goes. `eta_s` is None while nothing was done lately, or nothing is left that can be done."""
 
     jobs_per_s: float = 0.0
     eta_s: float | None = None

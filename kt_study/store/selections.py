@@ -9,6 +9,7 @@ from kt_study.store.records import Selection
 from kt_study.store.transitions import close
 
 OPEN = "('blocked', 'ready', 'running')"
+UNFINISHED = "('blocked', 'ready', 'running', 'failed')"
 
 # A job that several studies share goes on for the others: it is picked only if no other study still wants it.
 _UNWANTED = """NOT EXISTS (
@@ -70,16 +71,24 @@ def _mark_study(tx: Transaction, selection: Selection, assignment: str) -> None:
 
 
 def cancel(tx: Transaction, selection: Selection) -> int:
-    """Open jobs to cancelled, their leases ended."""
+    """Open and failed jobs to cancelled, their leases ended."""
     _mark_study(tx, selection, "cancelled = true")
     alone = [_UNWANTED.format(also="false")] if selection.study is not None else []
-    ids = _picked(tx, selection, f"j.state IN {OPEN}", *alone)
+    ids = _picked(tx, selection, f"j.state IN {UNFINISHED}", *alone)
     if ids:
         among = tx.among("id", "ids")
         close(tx, f"state = 'running' AND {among}", "cancelled", ids=ids)
         statement = f"UPDATE jobs SET state = 'cancelled', lease_until = NULL, changed_at = {tx.now} WHERE {among}"
         tx.change(statement, ids=ids)
     return len(ids)
+
+
+def unfinished(tx: Transaction, study: str) -> list[tuple[int, str]]:
+    """(id, digest) of the jobs that cancelling the whole study would pick."""
+    terms, parameters = where(tx, Selection(study=study))
+    alone = _UNWANTED.format(also="false")
+    statement = f"SELECT j.id, j.digest FROM jobs j WHERE {terms} AND j.state IN {UNFINISHED} AND {alone} ORDER BY j.id"
+    return [(job_id, digest) for job_id, digest in tx.rows(statement, **parameters)]
 
 
 def pause(tx: Transaction, selection: Selection) -> int:

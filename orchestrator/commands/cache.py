@@ -9,6 +9,9 @@ import click
 import msgspec
 
 from kt_study.errors import UsageError
+from kt_study.paths import StudyPaths
+from kt_study.study import read_study
+from orchestrator.spans import size
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -38,18 +41,15 @@ def list_entries(here: Surroundings, as_json: bool) -> None:
     """
     from kt_study.cache import entries
 
-    found = entries(here.paths)
+    paths = _study_paths(here)
+    found = entries(paths)
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(entry) for entry in found]))
         return
     for entry in found:
         what = f"{entry.split} view {entry.view}" if entry.view >= 0 else entry.split
-        click.echo(
-            f"{entry.digest[:12]}  {entry.nbytes / 1e6:>10.1f} MB  {entry.model[:12]}  {what:<14} {entry.problem}"
-        )
-    click.echo(
-        f"{len(found)} passes, {sum(entry.nbytes for entry in found) / 1e9:.2f} GB in {here.paths.cache / 'logits'}"
-    )
+        click.echo(f"{entry.digest[:12]}  {size(entry.nbytes):>8}  {entry.model[:12]}  {what:<14} {entry.problem}")
+    click.echo(f"{len(found)} passes, {size(sum(entry.nbytes for entry in found))} in {paths.cache / 'logits'}")
 
 
 @command.command("verify")
@@ -64,10 +64,11 @@ def verify_entries(ctx: click.Context, here: Surroundings) -> None:
     """
     from kt_study.cache import entries, verify
 
-    broken = verify(here.paths)
+    paths = _study_paths(here)
+    broken = verify(paths)
     for entry in broken:
         click.echo(f"{entry.folder}: {entry.problem}; it is made again when a job needs it")
-    click.echo(f"{len(entries(here.paths))} passes checked, {len(broken)} not whole")
+    click.echo(f"{len(entries(paths))} passes checked, {len(broken)} not whole")
     ctx.exit(1 if broken else 0)
 
 
@@ -84,8 +85,14 @@ def collect_entries(here: Surroundings, max_size: str) -> None:
     """
     from kt_study.cache import collect_garbage
 
-    gone = collect_garbage(here.paths, max_size=_bytes(max_size), keep=_needed(here))
-    click.echo(f"{len(gone)} passes removed, {sum(entry.nbytes for entry in gone) / 1e9:.2f} GB")
+    gone = collect_garbage(_study_paths(here), max_size=_bytes(max_size), keep=_needed(here))
+    click.echo(f"{len(gone)} passes removed, {size(sum(entry.nbytes for entry in gone))}")
+
+
+def _study_paths(here: Surroundings) -> StudyPaths:
+    """The study's files. Raises StudyFileError where there is no study, rather than tell of an empty cache."""
+    read_study(here.study_path)
+    return here.paths
 
 
 def _needed(here: Surroundings) -> set[str]:

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import click
+import msgspec
 
 from kt_study.pilots import LaunchFiles
-from kt_study.store import Selection
-from orchestrator.job_options import with_selection
+from kt_study.store import JobStore, Selection
+from orchestrator.job_options import told, with_selection
 from orchestrator.surroundings import Surroundings
 
 
 @click.command()
 @with_selection
-def command(here: Surroundings, selection: Selection) -> None:
-    """Cancel jobs that are not done; running ones stop within a heartbeat.
+@click.option("--unplanned", is_flag=True, help="Only jobs that `kt-study plan` without options would not plan now.")
+def command(here: Surroundings, selection: Selection, unplanned: bool) -> None:
+    """Cancel jobs that are not done, failed ones too; running ones stop within a heartbeat. Planning opens them again.
 
     \b
     Examples:
-      kt-study cancel  # every open job of the study
+      kt-study cancel  # every unfinished job of the study
       kt-study cancel --kind transfer --student 'resnet*'
+      kt-study cancel --unplanned  # after a model or a picture was taken out of the study
     """
     from orchestrator.launch.withdraw import say_withdrawn
 
     store = here.store()
-    click.echo(f"{store.cancel(selection)} jobs cancelled")
+    if unplanned:
+        selection = _left_over(here, store, selection)
+    click.echo(told(store, selection, store.cancel(selection), "cancelled"))
     say_withdrawn(LaunchFiles(root=here.folder), store, here.name)
+
+
+def _left_over(here: Surroundings, store: JobStore, selection: Selection) -> Selection:
+    """What is selected of the jobs that the study file does not stand for any more."""
+    from orchestrator.commands.plan import plan_of_the_file
+    from orchestrator.plan import left_over
+
+    ids = left_over(plan_of_the_file(here), store)
+    if selection.job_ids is not None:
+        ids = [job_id for job_id in ids if job_id in selection.job_ids]
+    return msgspec.structs.replace(selection, job_ids=tuple(ids))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.plural import counted
 from orchestrator.progress import shown
 from orchestrator.surroundings import Surroundings, with_surroundings
+
+if TYPE_CHECKING:
+    from orchestrator.collect import Collected
 
 
 @click.command()
@@ -32,5 +37,13 @@ def command(here: Surroundings, out: Path | None, everything: bool, as_json: boo
     if as_json:
         click.echo(json.dumps({"out": str(found.out), "rows": found.rows, "written": len(found.written)}))
         return
-    rows = ", ".join(f"{count:,} {table}" for table, count in found.rows.items() if count)
-    click.echo(f"{found.out}: {rows or 'no rows yet'}; {len(found.written)} files written")
+    click.echo(f"{found.out}: {_rows(found) or 'no rows yet'}; {counted(len(found.written), 'file')} written")
+
+
+def _rows(found: Collected) -> str:
+    """How many rows each table has; what a training starts from is no model of the study."""
+    counts = found.rows | {"models": found.rows["models"] - found.starts}
+    parts = {table: f"{count:,} {table}" for table, count in counts.items() if count}
+    if found.starts and "models" in parts:
+        parts["models"] += f" (and {counted(found.starts, 'untrained start')})"
+    return ", ".join(parts.values())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from orchestrator.progress import shown
+from orchestrator.spans import size
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 
@@ -30,7 +32,16 @@ def command() -> None:
 @click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Threads that read and encode."
 )
-def prepare(here: Surroundings, split: str, max_side: int, jpeg_quality: int, jpeg_share: float, workers: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def prepare(
+    here: Surroundings,
+    split: str,
+    max_side: int,
+    jpeg_quality: int,
+    jpeg_share: float,
+    workers: int,
+    as_json: bool,
+) -> None:
     """Write a split as an ffcv file; goes on where an interrupted run stopped.
 
     \b
@@ -45,10 +56,17 @@ def prepare(here: Surroundings, split: str, max_side: int, jpeg_quality: int, jp
         here.study,
         here.folder,
         split,
+        shown,
         max_side=max_side,
         jpeg_quality=jpeg_quality,
         jpeg_share=jpeg_share,
         workers=workers,
     )
-    click.echo(msgspec.json.encode(written).decode())
-    click.echo('kt-study plan now plans transfers with the ffcv loader, unless the study file says loader = "torch"')
+    if as_json:
+        click.echo(msgspec.json.encode(written).decode())
+        return
+    click.echo(f"{written.n:,} pictures, {size(written.nbytes)}")
+    if split == "train":
+        click.echo(
+            'kt-study plan now plans transfers with the ffcv loader, unless the study file says loader = "torch"'
+        )

@@ -72,6 +72,8 @@ def _on_a_node(
     from orchestrator.slurm.cluster import look_at_cluster
 
     request = read_request(profile, flags)
+    if any(finding.what == "slurm" and finding.verdict == "wrong" for finding in findings):
+        return [Finding(what="node", verdict="note", found="not looked at, since Slurm does not answer here")]
     try:
         wish = NodeWish(request=fitted(request, look_at_cluster(), device), node=node, patience_s=patience_s)
         return examine_node(here.folder, here.database_url, wish, findings)

@@ -14,8 +14,13 @@ from orchestrator.surroundings import Surroundings, with_surroundings
 
 @click.command()
 @with_surroundings
-@click.option("--student", metavar="NAME", help="The model that learned.")
-@click.option("--teacher", metavar="NAME", help="The model it learned from; several as the rows have them, A+B.")
+@click.option("--student", metavar="NAME", shell_complete=completion.models, help="The model that learned.")
+@click.option(
+    "--teacher",
+    metavar="NAME",
+    shell_complete=completion.models,
+    help="The model it learned from; several as the rows have them, A+B.",
+)
 @click.option(
     "--objective", metavar="NAME", shell_complete=completion.objectives, help="Only transfers with this objective."
 )

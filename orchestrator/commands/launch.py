@@ -12,11 +12,14 @@ from kt_study import notify
 from kt_study.pilots import LaunchFiles, PilotOptions
 from orchestrator.launch.options import with_slurm_options
 from orchestrator.launch.speed import with_speed_options
+from orchestrator.plural import counted
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore, Outlook
     from orchestrator.launch.slurm import SlurmCrew
+
+_LAST_WORD_S = 1.5  # of KillWait, for the last word of a pilot that does not stop to reach the database
 
 
 @click.command()
@@ -33,10 +36,16 @@ if TYPE_CHECKING:
     help="Most Slurm jobs of kt-study that you may have in the queue, whatever --workers says.",
 )
 @click.option("--now", is_flag=True, help="Launch although the last launches came to nothing.")
+@click.option("--all-nodes", is_flag=True, help="Also on nodes where workers ended badly within the last day.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where models run.")
 @click.option("--threads", type=click.IntRange(min=1), help="Torch threads of a worker; the cores shared out.")
 @click.option(
-    "--lease", "lease_s", type=float, default=60.0, show_default=True, help="Seconds a silent worker keeps a job."
+    "--lease",
+    "lease_s",
+    type=click.FloatRange(min=3),
+    default=60.0,
+    show_default=True,
+    help="Seconds a silent worker keeps a job.",
 )
 @with_speed_options
 @click.pass_context
@@ -50,6 +59,7 @@ def command(
     dry_run: bool,
     max_submitted: int,
     now: bool,
+    all_nodes: bool,
     device: str,
     threads: int | None,
     lease_s: float,
@@ -71,7 +81,7 @@ def command(
         _refuse_slurm_flags(flags, dry_run=dry_run)
         ctx.exit(_launch_here(here, options, workers, wait=wait))
     crew = _slurm_crew(here, options, profile, flags, workers, max_submitted)
-    crew.patient = not now
+    crew.patient, crew.wary = not now, not all_nodes
     ctx.exit(_show_script(crew) if dry_run else _launch_on_slurm(here, crew, wait=wait))
 
 
@@ -91,7 +101,7 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
 
     wanted = workers or default_workers()
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // wanted)
-    options = msgspec.structs.replace(options, database=here.database_url, threads=threads)
+    options = msgspec.structs.replace(options, database=_url_for_workers(here), threads=threads)
     store = here.store()
     crew = LocalCrew(store=store, options=options, wanted=wanted)
     store.expire()
@@ -100,7 +110,7 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
     outlook = store.outlook(here.name)
     if not added and not outlook.running and not outlook.ready_now and not outlook.ready_later:
         return _nothing_to_do(outlook)
-    click.echo(f"{added} workers started on this machine; logs in {options.paths.logs}")
+    click.echo(f"{counted(added, 'worker')} started on this machine; logs in {options.paths.logs}")
     if not wait:
         click.echo("follow with: kt-study status --watch")
         return 0
@@ -110,9 +120,23 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
         notify.look(store, here.name, LaunchFiles(root=here.folder))
     except KeyboardInterrupt:
         asked = crew.stop()
-        click.echo(f"\nstopping: {asked} workers give their jobs back; kt-study launch goes on from there", err=True)
+        click.echo(
+            f"\nstopping: {counted(asked, 'worker')} asked to give their jobs back; kt-study launch goes on from there",
+            err=True,
+        )
         return 130
     return _complete(outlook)
+
+
+def _url_for_workers(here: Surroundings) -> str:
+    """The database's URL as submitit may write it down. Empty where it holds a password: then a private file has it."""
+    from kt_study.database import parse_url
+    from orchestrator.launch.private import prepare_study_folder
+
+    if "password" not in parse_url(here.database_url).conninfo:
+        return here.database_url
+    prepare_study_folder(LaunchFiles(root=here.folder), here.database_url)
+    return ""
 
 
 def _slurm_crew(
@@ -133,13 +157,14 @@ def _slurm_crew(
     request = read_request(profile, flags)
     cluster = look_at_cluster()
     request = fitted(request, cluster, options.device)
-    gpus = sum(node.gpus for node in cluster.nodes_of(cluster.partition(request.partition)))
+    gpus = sum(node.gpus for node in cluster.nodes_of(*cluster.chosen(request.partition)))
     return SlurmCrew(
         store=here.store(),
         options=msgspec.structs.replace(
             options,
-            gpus=request.gpus_per_node or 0,
+            gpus=request.gpus,
             margin_s=float(request.warning_s),
+            grace_s=min(options.grace_s, max(1.0, cluster.kill_wait_s - _LAST_WORD_S)),
             linger_s=max(options.linger_s, cluster.kill_wait_s + 60.0),
         ),
         request=request,
@@ -151,13 +176,20 @@ def _slurm_crew(
 
 
 def _show_script(crew: SlurmCrew) -> int:
+    from kt_study.errors import SlurmError
     from orchestrator.launch.submission import script
 
     crew.check()
-    allocations = min(-(-crew.wanted // crew.request.pilots_each), crew.most_submitted, crew.cluster.largest_array)
-    click.echo(script(crew.package(allocations=allocations, token="TOKEN", excluded=crew.left_out(), marker="MARKER")))
+    try:
+        allocations, why_none = crew.missing(), "no worker is missing"
+    except SlurmError as refusal:
+        allocations, why_none = 0, str(refusal)
+    package = crew.package(allocations=max(1, allocations), token="TOKEN", excluded=crew.left_out(), marker="MARKER")
+    click.echo(script(package))
     for note in crew.notes:
         click.echo(note, err=True)
+    if not allocations:
+        click.echo(f"{why_none}: nothing would be sent now; this is the script that one allocation would get", err=True)
     click.echo("dry run: nothing submitted", err=True)
     return 0
 
@@ -178,7 +210,9 @@ def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
         return _nothing_to_do(outlook)
     if added:
         latest = crew.launches()[-1]
-        click.echo(f"{added} workers in Slurm job {latest.slurm_id}; logs in {crew.options.paths.logs / latest.token}")
+        click.echo(
+            f"{counted(added, 'worker')} in Slurm job {latest.slurm_id}; logs in {crew.options.paths.logs / latest.token}"
+        )
         watch_first_minute(crew)
     else:
         click.echo(f"{crew.present()} workers are at work or in the queue; none is missing")
@@ -201,16 +235,21 @@ def _arm(here: Surroundings, store: JobStore) -> None:
 
 
 def _nothing_to_do(outlook: Outlook) -> int:
-    from orchestrator.launch.follow import describe
-
-    click.echo(f"nothing to do: {describe(outlook)}")
-    return 1 if outlook.failed else 0
+    return _at_the_end(outlook, "nothing to do")
 
 
 def _complete(outlook: Outlook) -> int:
-    from orchestrator.launch.follow import describe
+    return _at_the_end(outlook, "complete")
 
-    click.echo(f"complete: {describe(outlook)}")
+
+def _at_the_end(outlook: Outlook, word: str) -> int:
+    from orchestrator.launch.follow import describe, standstill
+
+    stuck = standstill(outlook)
+    click.echo(f"nothing can run: {stuck}" if stuck else f"{word}: {describe(outlook)}")
     if outlook.failed:
         click.echo("see kt-study status for the failures, grouped by cause; kt-study retry tries them again", err=True)
-    return 1 if outlook.failed else 0
+        return 1
+    if outlook.done and not (stuck or outlook.paused):
+        click.echo("next: kt-study collect")
+    return 0

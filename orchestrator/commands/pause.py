@@ -6,7 +6,7 @@ import click
 
 from kt_study.pilots import LaunchFiles
 from kt_study.store import Selection
-from orchestrator.job_options import with_selection
+from orchestrator.job_options import told, with_selection
 from orchestrator.surroundings import Surroundings
 
 
@@ -23,5 +23,5 @@ def command(here: Surroundings, selection: Selection) -> None:
     from orchestrator.launch.withdraw import say_withdrawn
 
     store = here.store()
-    click.echo(f"{store.pause(selection)} jobs paused")
+    click.echo(told(store, selection, store.pause(selection), "paused"))
     say_withdrawn(LaunchFiles(root=here.folder), store, here.name)

@@ -16,14 +16,17 @@ import click
 import msgspec
 
 from kt_study.errors import DatabaseError, StudyFileError, UsageError
+from kt_study.mistakes import readable, unusable_number
 from kt_study.nearest import nearest
 from kt_study.study import TransferSection
-from kt_study.words import JobState, Settings
+from kt_study.words import JobState, Settings, TransferSpec
 from orchestrator import completion
+from orchestrator.plural import counted
+from orchestrator.spans import size
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 if TYPE_CHECKING:
-    from kt_study.store.records import JobRow
+    from kt_study.store import JobRow, JobStore
     from orchestrator.plan import Plan, Ran, Sources, Wishes
 
 _NO_AXES = ("multi_teacher", "teacher_order", "keep")
@@ -78,7 +81,8 @@ def command(
     presets: paper-10pct, paper-full, paper-multi, paper-contrastive, paper-hyperparameters, paper-datasets,
              paper-domain-shift
     """
-    from orchestrator.plan import Wishes, plan_cost, write_plan
+    from orchestrator.model_records import check_own_models
+    from orchestrator.plan import Wishes, left_over
 
     wishes = Wishes(
         pairs=pairs, complementarity_pairs=_pairs_or_all(complementarity_pairs), grid=dict(map(_grid_axis, grid))
@@ -88,11 +92,43 @@ def command(
             plan = _plan(here, preset_name, sources, wishes, dry_run=dry_run)
         else:
             plan = _recommended(here, recommendation, preset_name, sources, wishes)
-        cost = msgspec.to_builtins(plan_cost(plan))
-        if not dry_run:
-            written = write_plan(plan, sources, here.store(create=True))
-            cost |= {"new": written.new, "linked": written.linked, "existing": written.existing}
-    click.echo(json.dumps(cost) if as_json else _as_text(plan.name, preset_name, cost))
+        check_own_models([*plan.models, *plan.others], here.folder)
+        store = _store_if_any(here) if dry_run else here.store(create=True)
+        said = _put_down(plan, sources, store, dry_run=dry_run)
+    if store and preset_name is None and recommendation is None and wishes == Wishes():
+        said["unplanned"] = len(left_over(plan, store))
+    click.echo(json.dumps(said) if as_json else _as_text(plan.name, preset_name, said, dry_run=dry_run))
+
+
+def _put_down(plan: Plan, sources: Sources, store: JobStore | None, *, dry_run: bool) -> dict[str, Any]:
+    """Write the plan, or look what that would do. Returns what there is to say of it."""
+    from kt_study.store import Planned
+    from orchestrator.plan import foreseen, plan_cost, write_plan
+
+    if store is None:
+        written, states = Planned(new=len(plan.jobs)), {}
+    else:
+        written = foreseen(plan, store) if dry_run else write_plan(plan, sources, store)
+        states = store.states(plan.jobs)
+    done = {digest for digest, state in states.items() if state == JobState.DONE}
+    counts = {str(state): list(states.values()).count(state) for state in JobState}
+    said: dict[str, Any] = msgspec.to_builtins(plan_cost(plan, done=done)) | msgspec.to_builtins(written) | counts
+    return said
+
+
+def plan_of_the_file(here: Surroundings) -> Plan:
+    """What `kt-study plan` without options would plan now. Writes nothing."""
+    from orchestrator.plan import Wishes, make_plan
+
+    with _sources(here) as sources:
+        return make_plan(here.study, sources, Wishes())
+
+
+def _store_if_any(here: Surroundings) -> JobStore | None:
+    try:
+        return here.store()
+    except (DatabaseError, StudyFileError):
+        return None
 
 
 def _plan(here: Surroundings, preset_name: str | None, sources: Sources, wishes: Wishes, *, dry_run: bool) -> Plan:
@@ -137,6 +173,7 @@ def _sources(here: Surroundings) -> Iterator[Sources]:
             scratch=Path(scratch),
             accuracies=_accuracies(here),
             ran=_ran(here),
+            acc_after=_acc_after(here),
             progress=progress,
             digests=FileDigests(here.paths.cache / "digests.json"),
         )
@@ -147,9 +184,8 @@ def _accuracies(here: Surroundings) -> Callable[[str], Mapping[str, float]]:
 
     @functools.cache
     def look_up(dataset_key: str) -> dict[str, float]:
-        try:
-            store = here.store()
-        except DatabaseError:
+        store = _store_if_any(here)
+        if store is None:
             return {}
         rows = (row for batch in store.results("evaluations") for row in batch)
         return {
@@ -163,27 +199,51 @@ def _accuracies(here: Surroundings) -> Callable[[str], Mapping[str, float]]:
 
 def _ran(here: Surroundings) -> Callable[[str], Ran | None]:
     """Looks up the transfers and soups of the database that run or are done, by digest."""
+    from kt_study.multi_teacher import transfer_digest
     from kt_study.store import Selection
     from orchestrator.plan import Ran
 
+    def jobs(*picked: Selection) -> list[JobRow]:
+        store = _store_if_any(here)
+        return [job for each in picked for job in store.jobs(each, limit=sys.maxsize)] if store else []
+
     @functools.cache
-    def jobs() -> dict[str, JobRow]:
-        try:
-            store = here.store()
-        except (DatabaseError, StudyFileError):
-            return {}
+    def ran() -> dict[str, JobRow]:
         kinds, states = ("transfer", "soup"), (JobState.RUNNING, JobState.DONE)
-        picked = [Selection(kind=kind, state=state) for kind in kinds for state in states]
-        return {job.digest: job for each in picked for job in store.jobs(each, limit=sys.maxsize)}
+        return {job.digest: job for job in jobs(*(Selection(kind=k, state=s) for k in kinds for s in states))}
+
+    @functools.cache
+    def made_again() -> dict[str, str]:
+        specs = [msgspec.convert(job.spec, TransferSpec) for job in jobs(Selection(kind="remake", state=JobState.DONE))]
+        return {transfer_digest(spec): spec.settings.keep for spec in specs}
 
     def look_up(digest: str) -> Ran | None:
-        if digest not in jobs():
+        if digest not in ran():
             return None
-        job = jobs()[digest]
-        done, kept = job.state == JobState.DONE, job.spec.get("settings", {}).get("keep") == "all"
-        return Ran(done=done, kept=kept, there=kept and (not done or here.paths.weights(digest).exists()))
+        job = ran()[digest]
+        done = job.state == JobState.DONE
+        asked = {job.spec.get("settings", {}).get("keep", "none"), made_again().get(digest, "none")}
+        keep = next(each for each in ("all", "best", "none") if each in asked)
+        return Ran(done=done, keep=keep, there=keep == "all" and (not done or here.paths.weights(digest).exists()))
 
     return look_up
+
+
+def _acc_after(here: Surroundings) -> Callable[[str], float | None]:
+    """Looks up the accuracy after a transfer or soup that is done, %, by digest."""
+    from kt_study.store import Selection
+
+    @functools.cache
+    def accuracies() -> dict[str, float | None]:
+        store = _store_if_any(here)
+        if store is None:
+            return {}
+        picked = [Selection(kind=kind, state=JobState.DONE) for kind in ("transfer", "soup")]
+        digests = {job.id: job.digest for each in picked for job in store.jobs(each, limit=sys.maxsize)}
+        rows = (row for batch in store.results("transfers") for row in batch)
+        return {digests[row["job_id"]]: row["acc_after"] for row in rows if row["job_id"] in digests}
+
+    return lambda digest: accuracies().get(digest)
 
 
 @contextmanager
@@ -227,28 +287,60 @@ def _grid_axis(text: str) -> tuple[str, tuple[Any, ...]]:
         hint = nearest(name, known) if name not in known else ""
         raise UsageError(f"--grid {text}: give KEY=V1,V2 with a key of [transfer]{hint} (there are {', '.join(known)})")
     try:
-        return name, tuple(msgspec.convert(value, types[name], strict=False) for value in values.split(","))
+        axis = [msgspec.convert(value, types[name], strict=False) for value in values.split(",")]
     except msgspec.ValidationError as error:
-        reason = str(error).replace(" | null", "")
-        raise UsageError(f"--grid {text}: {reason[0].lower()}{reason[1:]}") from error
+        reason = readable(str(error).replace(" | null", ""), types[name])
+        raise UsageError(f"--grid {text}: {reason}") from error
+    if unusable := unusable_number(axis):
+        raise UsageError(f"--grid {text}: {unusable}")
+    return name, tuple(axis)
 
 
-def _as_text(name: str, preset_name: str | None, cost: dict[str, Any]) -> str:
+def _as_text(name: str, preset_name: str | None, cost: dict[str, Any], *, dry_run: bool) -> str:
     head = f"study {name}" if preset_name is None else f"study {name}, preset {preset_name}"
-    lines = [f"{head}: {cost['models']} models", *_pair_lines(cost)]
+    lines = [f"{head}: {counted(cost['models'], 'model')}", *_pair_lines(cost)]
     lines.append("  jobs: " + ", ".join(f"{count:,} {kind}" for kind, count in cost["jobs"].items()))
-    kept = f" and {_bytes(cost['kept_bytes'])} of kept weights" if cost["kept_bytes"] else ""
-    lines.append(
-        f"  cost: {cost['forwards']:,} pictures forwarded once, {_bytes(cost['cache_bytes'])} of logits cache{kept}"
-    )
-    by_kind = ", ".join(f"{_hours(hours)} {kind}" for kind, hours in cost["gpu_hours_by_kind"].items())
-    lines.append(f"  about {_hours(cost['gpu_hours'])} GPU-hours of an A100's class: {by_kind}")
+    lines += _cost_lines(cost)
     lines += [f"  note: {note}" for note in cost["notes"]]
-    if "new" in cost:
-        lines.append(f"{cost['new']:,} new jobs, {cost['existing']:,} planned before; next: kt-study launch")
-    else:
-        lines.append("dry run: nothing written")
+    if cost.get("unplanned"):
+        lines.append(
+            f"unfinished jobs of this study that are not in this plan any more: {cost['unplanned']:,}; "
+            "`kt-study cancel --unplanned` drops them"
+        )
+    lines.append(f"{_standing(cost)}; {'dry run: nothing written' if dry_run else _next_step(cost)}")
     return "\n".join(lines)
+
+
+def _standing(cost: dict[str, Any]) -> str:
+    """How much of the plan was there before, and how far that is."""
+    parts = [counted(cost["new"], "new job"), f"{cost['existing']:,} planned before"]
+    if cost["linked"]:
+        parts.append(f"{cost['linked']:,} shared with another study")
+    if cost["done"]:
+        parts.append("all done" if cost["done"] == _planned(cost) else f"{cost['done']:,} of them done")
+    if cost["failed"]:
+        parts.append(f"{cost['failed']:,} failed")
+    return ", ".join(parts)
+
+
+def _next_step(cost: dict[str, Any]) -> str:
+    if cost["done"] == _planned(cost):
+        return "next: kt-study collect"
+    return f"next: kt-study {'launch' if cost['ready'] or cost['running'] else 'status'}"
+
+
+def _cost_lines(cost: dict[str, Any]) -> Iterator[str]:
+    if cost["done"] == _planned(cost):
+        return
+    what = "cost of the jobs that are not done" if cost["done"] else "cost"
+    kept = f" and {size(cost['kept_bytes'])} of kept weights" if cost["kept_bytes"] else ""
+    yield f"  {what}: {cost['forwards']:,} pictures forwarded once, {size(cost['cache_bytes'])} of logits cache{kept}"
+    by_kind = ", ".join(f"{_hours(hours)} {kind}" for kind, hours in cost["gpu_hours_by_kind"].items())
+    yield f"  about {_hours(cost['gpu_hours'])} GPU-hours of an A100's class: {by_kind}"
+
+
+def _planned(cost: dict[str, Any]) -> int:
+    return sum(cost["jobs"].values())
 
 
 def _pair_lines(cost: dict[str, Any]) -> Iterator[str]:
@@ -263,11 +355,3 @@ def _pair_lines(cost: dict[str, Any]) -> Iterator[str]:
 def _hours(hours: float) -> str:
     """Three digits at most say more than the estimate knows."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    raise AssertionError

@@ -23,7 +23,7 @@ def command(here: Surroundings, name_or_select: str | None, style: str, given: t
       kt-study query success-rate --format csv
       kt-study query "SELECT teacher, avg(delta_transf) FROM transfers GROUP BY teacher"
     """
-    from orchestrator.query import named_queries, render, run_query
+    from orchestrator.query import named_queries, pairs_in_files, render, run_query
 
     if name_or_select is None:
         for query in named_queries().values():
@@ -31,6 +31,12 @@ def command(here: Surroundings, name_or_select: str | None, style: str, given: t
         return
     parameters = dict(_parameter(text) for text in given)
     click.echo(render(run_query(here.database_url, name_or_select, parameters), style), nl=False)
+    if pairs := pairs_in_files(here.database_url, name_or_select):
+        click.echo(
+            f"{pairs:,} pairs of --complementarity-pairs all are not in the database but in parquet: `kt-study collect`, "
+            'then kt_study.load("results/").all_pairs',
+            err=True,
+        )
 
 
 def _parameter(text: str) -> tuple[str, str]:

@@ -12,7 +12,9 @@ from orchestrator.surroundings import Surroundings, with_surroundings
 
 @click.command()
 @with_surroundings
-@click.option("--student", required=True, metavar="NAME", help="The model that is to learn.")
+@click.option(
+    "--student", required=True, metavar="NAME", shell_complete=completion.models, help="The model that is to learn."
+)
 @click.option("--classes", default="", metavar="A,B", help="Rank by what teachers know of these classes.")
 @click.option(
     "--objective", default="kl_dp", show_default=True, shell_complete=completion.objectives, help="Transfer objective."

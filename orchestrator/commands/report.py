@@ -7,13 +7,15 @@ from pathlib import Path
 import click
 
 from orchestrator.progress import shown
-from orchestrator.surroundings import Surroundings, with_surroundings
+from orchestrator.surroundings import STUDY_FILE, Surroundings, with_surroundings
 
 
 @click.command()
 @with_surroundings
 @click.option(
-    "--results", type=click.Path(path_type=Path), help="Parquet of kt-study collect; results/ when not given."
+    "--results",
+    type=click.Path(path_type=Path),
+    help="Parquet of kt-study collect; results/ when not given. Where no study file is, all its studies.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report; report/ when not given.")
 @click.option("--all", "everything", is_flag=True, help="Report every study of the results, not only this one.")
@@ -27,9 +29,14 @@ def command(here: Surroundings, results: Path | None, out: Path | None, everythi
     """
     from orchestrator.report import write_report
 
-    study = None if everything else here.name
+    study = None if everything or _elsewhere(here, results) else here.name
     with shown("reporting", "steps") as advance:
         page = write_report(
             results or here.paths.results, out or here.paths.report, study, progress=lambda step: advance(step, 1)
         )
     click.echo(f"{page}")
+
+
+def _elsewhere(here: Surroundings, results: Path | None) -> bool:
+    """Whether only the parquet was brought along, and no study file that would choose among its studies."""
+    return results is not None and here.study_path == STUDY_FILE and not STUDY_FILE.exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from kt_study.store import Selection
-from orchestrator.job_options import with_selection
+from orchestrator.job_options import told, with_selection
 from orchestrator.surroundings import Surroundings
 
 
@@ -18,4 +18,5 @@ def command(here: Surroundings, selection: Selection) -> None:
     Examples:
       kt-study resume
     """
-    click.echo(f"{here.store().resume(selection)} jobs resumed")
+    store = here.store()
+    click.echo(told(store, selection, store.resume(selection), "resumed"))

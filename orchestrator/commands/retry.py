@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from kt_study.store import Selection
-from orchestrator.job_options import with_selection
+from orchestrator.job_options import told, with_selection
 from orchestrator.surroundings import Surroundings
 
 
@@ -19,4 +19,5 @@ def command(here: Surroundings, selection: Selection) -> None:
       kt-study retry               # every failed job of the study
       kt-study retry --error 3f2a  # those of one cause, as kt-study status groups them
     """
-    click.echo(f"{here.store().retry(selection)} jobs put back to ready")
+    store = here.store()
+    click.echo(told(store, selection, store.retry(selection), "put back to ready"))

@@ -17,7 +17,12 @@ from orchestrator.surroundings import Surroundings, with_surroundings
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Torch threads; 0 for all usable cores.")
 @click.option("--idle", "idle_s", type=float, default=600.0, show_default=True, help="Seconds to wait for work.")
 @click.option(
-    "--lease", "lease_s", type=float, default=60.0, show_default=True, help="Seconds a job is held in silence."
+    "--lease",
+    "lease_s",
+    type=click.FloatRange(min=3),
+    default=60.0,
+    show_default=True,
+    help="Seconds a job is held in silence.",
 )
 @with_speed_options
 def command(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from kt_study.errors import SlurmError
 from orchestrator.doctor.findings import Finding
 from orchestrator.slurm.cluster import Cluster, Partition, look_at_cluster
-from orchestrator.slurm.commands import run
+from orchestrator.slurm.commands import LOOK_AT, run
 from orchestrator.spans import span
 
 _LIMITS = ("MaxJobs", "MaxSubmit", "MaxWall", "GrpTRES")
@@ -28,7 +28,8 @@ def slurm() -> Iterator[Finding]:
     try:
         version, cluster = run("sinfo", "--version").strip(), look_at_cluster()
     except SlurmError as error:
-        yield Finding(what="slurm", verdict="wrong", found=str(error), do="look at `scontrol ping` and at SLURM_CONF")
+        said = str(error)
+        yield Finding(what="slurm", verdict="wrong", found=said, do="" if "scontrol ping" in said else LOOK_AT)
         return
     yield Finding(
         what="slurm",

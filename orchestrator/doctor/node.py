@@ -87,10 +87,11 @@ def _srun(name: str, wish: NodeWish, script: str) -> list[str]:
     request = wish.request
     given = {
         "partition": request.partition, "account": request.account, "qos": request.qos,
-        "constraint": request.constraint, "mem": request.mem, "exclude": request.exclude, "nodelist": wish.node,
-        "cpus-per-task": request.cpus_per_task, "gpus-per-node": request.gpus_per_node,
+        "constraint": request.constraint, "mem": str(request.mem), "exclude": request.exclude, "nodelist": wish.node,
+        "cpus-per-task": request.cpus_per_task, "gpus-per-node": request.gpus_per_node if request.gpus else "",
+        "gres": request.gres, **request.other_options,
     }  # fmt: skip
-    options = [f"--{option}={value}" for option, value in given.items() if value]
+    options = [f"--{option}" if value is True else f"--{option}={value}" for option, value in given.items() if value]
     return ["srun", f"--job-name={name}", "--nodes=1", "--ntasks=1", f"--time={MINUTES}", "--chdir=/", *options,
             "bash", "-c", script]  # fmt: skip
 
@@ -159,9 +160,9 @@ def _judged(outcome: _Outcome, root: Path, wish: NodeWish, here: Sequence[Findin
 def _with_gpu(there: Sequence[Finding], wish: NodeWish) -> Iterator[Finding]:
     """A node that gave a GPU on which torch sees none cannot be worked on."""
     for finding in there:
-        if finding.what == "gpu" and finding.verdict == "note" and wish.request.gpus_per_node:
+        if finding.what == "gpu" and finding.verdict == "note" and wish.request.gpus:
             do = "look at `nvidia-smi` on that node, or launch with --device cpu"
-            found = f"Slurm gave {wish.request.gpus_per_node} GPUs, and torch sees none; {finding.found}"
+            found = f"Slurm gave {wish.request.gpus} GPUs, and torch sees none; {finding.found}"
             yield Finding(what="gpu", verdict="wrong", found=found, do=do)
         else:
             yield finding

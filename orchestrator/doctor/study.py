@@ -17,6 +17,7 @@ from kt_study.files import write_text
 from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore, open_store
 from orchestrator.doctor.findings import Finding
+from orchestrator.plural import counted
 
 ROOMY_GB, NEARLY_FULL_GB = 10.0, 0.5
 SLOW_MS = 50.0
@@ -73,7 +74,7 @@ def database(url: str, *, has_slurm: bool = False) -> Iterator[Finding]:
     yield Finding(
         what="database",
         verdict="ok" if latency < SLOW_MS else "note",
-        found=f"{kind}, {store.url}, {studies} studies, {latency:.1f} ms a query",
+        found=f"{kind}, {store.url}, {counted(studies, 'study', 'studies')}, {latency:.1f} ms a query",
         do="" if latency < SLOW_MS else "is it far away, or busy? workers ask it a few times for each job",
     )
     if address.is_sqlite and has_slurm:

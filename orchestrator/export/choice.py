@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kt_study.errors import UsageError
 from kt_study.nearest import nearest
+from kt_study.objectives import OBJECTIVES
 from kt_study.paths import StudyPaths
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def choose(store: JobStore, study: str, paths: StudyPaths, wanted: Wanted) -> Ch
     rows = [row for batch in store.results("transfers", study) for row in batch]
     if not rows:
         raise UsageError(f"study {study!r} has no finished transfers yet; `kt-study status` says how far it is")
-    fitting = _fitting(rows, wanted)
+    fitting = _fitting(rows, wanted, store)
     digests = {row["job_id"]: store.job(row["job_id"]).digest for row in fitting}
     kept = {job for job, digest in digests.items() if paths.weights(digest).is_file()}
     if len(fitting) > 1 and any(row["acc_after"] is None for row in fitting):
@@ -66,7 +67,7 @@ def choose(store: JobStore, study: str, paths: StudyPaths, wanted: Wanted) -> Ch
     return Chosen(row=best, digest=digest, weights=paths.weights(digest), matches=len(fitting))
 
 
-def _fitting(rows: list[Row], wanted: Wanted) -> list[Row]:
+def _fitting(rows: list[Row], wanted: Wanted, store: JobStore) -> list[Row]:
     """Narrow the rows down one wish after another, so that the error names the one that nothing fits."""
     wishes = {"job_id": wanted.job, "student": wanted.student, "teacher": wanted.teacher}
     wishes |= {"objective": wanted.objective, "seed": wanted.seed}
@@ -75,16 +76,17 @@ def _fitting(rows: list[Row], wanted: Wanted) -> list[Row]:
             continue
         fitting = [row for row in rows if row[column] == wish]
         if not fitting:
-            raise UsageError(_none_fits(column, wish, [row[column] for row in rows]))
+            mistyped = wish not in {*OBJECTIVES, *(model.name for model in store.models())}
+            raise UsageError(_none_fits(column, wish, [row[column] for row in rows], mistyped=mistyped))
         rows = fitting
     return rows
 
 
-def _none_fits(column: str, wish: Any, there: Sequence[Any]) -> str:
+def _none_fits(column: str, wish: Any, there: Sequence[Any], *, mistyped: bool) -> str:
     known = sorted(set(there))
     flag = "--job" if column == "job_id" else f"--{column}"
     listed = ", ".join(map(str, known[:LISTED])) + (", ..." if len(known) > LISTED else "")
-    hint = nearest(wish, known) if isinstance(wish, str) else ""
+    hint = nearest(wish, known) if isinstance(wish, str) and mistyped else ""
     return f"no finished transfer with {flag} {wish}{hint} (there: {listed})"
 
 

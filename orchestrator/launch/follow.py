@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 import click
 
 from kt_study.errors import EnvironmentUnusable, SlurmError
 from kt_study.store import JobStore, Outlook
+from orchestrator.plural import counted
 
 _MAX_BARREN_STARTS = 5
+_LONGEST_PAUSE_S = 60.0
+
+
+class BackingOff(SlurmError):
+    """Launches came to nothing; the next has to wait `left_s` seconds."""
+
+    def __init__(self, line: str, left_s: float) -> None:
+        super().__init__(line)
+        self.left_s = left_s
 
 
 class Crew(Protocol):
@@ -27,7 +36,7 @@ class Crew(Protocol):
         ...
 
     def add(self) -> int:
-        """Start the workers that are missing; returns how many."""
+        """Start the workers that are missing; returns how many. Raises BackingOff when it is too early for that."""
         ...
 
     def wait_for_first(self) -> None:
@@ -49,7 +58,7 @@ class Follower:
             EnvironmentUnusable: workers end again and again without finishing a single job.
         """
         show = _bar if sys.stderr.isatty() else _lines
-        barren, done_before = 0, -1
+        barren, done_before = 0, -1  # starts in a row, and the jobs that were done before them
         with show() as progress:
             while True:
                 self._store.expire()
@@ -57,35 +66,58 @@ class Follower:
                 progress.show(outlook)
                 if not (outlook.running or outlook.ready_now or outlook.ready_later):
                     return outlook
-                self._patiently(self._crew.tend)
+                self._tend()
                 if self._crew.is_alone():
-                    barren = barren + 1 if outlook.done == done_before else 0
-                    done_before = outlook.done
+                    if outlook.done != done_before:
+                        barren, done_before = 0, outlook.done
                     if barren > _MAX_BARREN_STARTS:
                         raise EnvironmentUnusable(
                             f"workers ended {barren} times without finishing a job; read the newest log under logs/"
                         )
-                    time.sleep(min(60.0, 2.0**barren - 1))
-                    self._patiently(self._crew.add)
-                    self._crew.wait_for_first()
+                    time.sleep(min(_LONGEST_PAUSE_S, 2.0**barren - 1))
+                    barren += self._start()
                 time.sleep(poll_s)
 
-    def _patiently(self, act: Callable[[], object]) -> None:
+    def _tend(self) -> None:
         """Slurm may be away, or want us to wait, in the middle of a study: say so once and go on."""
         try:
-            act()
+            self._crew.tend()
         except SlurmError as error:
-            if str(error) != self._told:
-                click.echo(str(error), err=True)
-            self._told = str(error)
+            self._say(error)
+
+    def _start(self) -> bool:
+        """Whether workers were started. Where it is too early for that, some of the time is waited here."""
+        try:
+            if not self._crew.add():
+                return False
+        except BackingOff as wait:
+            self._say(wait)
+            time.sleep(min(_LONGEST_PAUSE_S, wait.left_s))
+            return False
+        except SlurmError as error:
+            self._say(error)
+            return False
+        self._told = ""
+        self._crew.wait_for_first()
+        return True
+
+    def _say(self, error: SlurmError) -> None:
+        """Once, though the seconds that are left change."""
+        told = type(error).__name__ if isinstance(error, BackingOff) else str(error)
+        if told != self._told:
+            click.echo(str(error), err=True)
+        self._told = told
+
+
+_LINE_S, _SAME_LINE_S = 10.0, 600.0
 
 
 class _lines:
-    """Plain lines for a log: when a percent is done, at most one every ten seconds."""
+    """Plain lines for a log: at most one every ten seconds, and when nothing has changed, one every ten minutes."""
 
     def __init__(self) -> None:
-        self._last = 0.0
         self._began = time.monotonic()
+        self._last, self._said = self._began - _LINE_S, ""
 
     def __enter__(self) -> _lines:
         return self
@@ -95,10 +127,10 @@ class _lines:
 
     def show(self, outlook: Outlook) -> None:
         """Print a line if it is time."""
-        now = time.monotonic()
-        if now - self._last >= 10:
-            self._last = now
-            click.echo(f"{_clock(now - self._began)} {describe(outlook)}", err=True)
+        now, line = time.monotonic(), describe(outlook)
+        if now - self._last >= (_SAME_LINE_S if line == self._said else _LINE_S):
+            self._last, self._said = now, line
+            click.echo(f"{_clock(now - self._began)} {line}", err=True)
 
 
 class _bar:
@@ -143,6 +175,16 @@ def describe(outlook: Outlook) -> str:
         if count:
             parts.append(f"{count} {word}")
     return ", ".join(parts)
+
+
+def standstill(outlook: Outlook) -> str:
+    """What the blocked jobs wait for, when nothing can run; else empty."""
+    if not outlook.blocked or outlook.running or outlook.ready_now or outlook.ready_later:
+        return ""
+    holding = ((outlook.failed, "failed"), (outlook.cancelled, "cancelled"), (outlook.paused, "paused"))
+    causes = " and ".join(f"{count:,} {word}" for count, word in holding if count)
+    ones = "one" if outlook.failed + outlook.cancelled + outlook.paused == 1 else "ones"
+    return f"{counted(outlook.blocked, 'job')} {'waits' if outlook.blocked == 1 else 'wait'} for {causes} {ones}"
 
 
 def _clock(seconds: float) -> str:

@@ -7,6 +7,7 @@ starts them and ends.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -30,7 +31,7 @@ _A_YEAR_MIN = 60 * 24 * 365
 
 @dataclass(kw_only=True)
 class LocalCrew:
-    """The workers of one study on this machine. Those that others started elsewhere count as well."""
+    """The workers of one study on this machine. Those of the study that others started elsewhere count as well."""
 
     store: JobStore
     options: PilotOptions
@@ -70,7 +71,7 @@ class LocalCrew:
         return len(here)
 
     def _live(self) -> list[WorkerRow]:
-        return live_workers(self.store, beat_within_s=2 * self.options.lease_s)
+        return live_workers(self.store, self.options)
 
 
 def start_local_workers(options: PilotOptions, count: int, *, first: int = 0) -> None:
@@ -107,8 +108,9 @@ def submit() -> None:
     request = msgspec.json.decode(sys.stdin.buffer.read())
     options = msgspec.convert(request["options"], PilotOptions)
     gpus = gpu_count()
+    folder = options.paths.logs / secrets.token_hex(4)  # submitit's own `%j` leaves a folder of that name behind
     for number in range(request["first"], request["first"] + request["count"]):
-        executor = submitit.LocalExecutor(folder=options.paths.logs / "%j")
+        executor = submitit.LocalExecutor(folder=folder)
         visible = (number % gpus,) if gpus and options.device != "cpu" else ()
         executor.update_parameters(
             timeout_min=_A_YEAR_MIN, gpus_per_node=len(visible), visible_gpus=visible, stderr_to_stdout=True

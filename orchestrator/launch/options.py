@@ -11,14 +11,17 @@ import click
 from click import IntRange
 
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--partition", {"help": "Run on Slurm, in this partition."}),
+    ("--partition", {"help": "Run on Slurm, in this partition, or in any of a list with commas."}),
     ("--account", {"help": "Account to charge."}),
     ("--qos", {"help": "Quality of service."}),
     ("--constraint", {"help": "Features of nodes, as in sbatch."}),
     ("--time", {"help": "Limit of one allocation, not of the study; 4 hours, or the partition's limit."}),
     ("--mem", {"help": "Memory of an allocation, e.g. 16G."}),
     ("--cpus-per-task", {"type": IntRange(min=1), "help": "Cores of a worker."}),
-    ("--gpus-per-node", {"type": IntRange(min=0), "help": "GPUs of an allocation; 1 where the partition has some."}),
+    (
+        "--gpus-per-node",
+        {"metavar": "[TYPE:]N", "help": "GPUs of an allocation, e.g. 2 or a100:2; 1 where the partition has some."},
+    ),
     ("--workers-per-gpu", {"type": IntRange(min=1), "help": "Workers that share a GPU."}),
     ("--exclude", {"help": "Nodes never to use, as in sbatch."}),
 )

@@ -9,13 +9,11 @@ import socket
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from kt_study.database import Address, parse_url
+from kt_study.database import Address, is_this_machine, parse_url
 from kt_study.errors import DatabaseError
 from kt_study.files import write_text
 from kt_study.pilots import LaunchFiles
 from orchestrator.slurm.cluster import Node
-
-_LOOPBACK = ("localhost", "ip6-localhost", "::1", "")
 
 
 def prepare_study_folder(files: LaunchFiles, database_url: str) -> str:
@@ -38,24 +36,20 @@ def prepare_study_folder(files: LaunchFiles, database_url: str) -> str:
 
 
 def require_reachable(address: Address, nodes: Sequence[Node]) -> None:
-    """Refuse a database that listens on this machine's loopback only when pilots would sit elsewhere.
+    """Refuse a database that is found on this machine's loopback or Unix socket only when pilots would sit elsewhere.
 
     Raises:
         DatabaseError: the address in the URL is that of this machine only, and a node is not this machine.
     """
-    host = address.conninfo.get("host", "")
-    if address.is_sqlite or not (host in _LOOPBACK or host.startswith("127.")):
+    host = address.conninfo.get("hostaddr") or address.conninfo.get("host", "")
+    if address.is_sqlite or not is_this_machine(host):
         return
-    elsewhere = [node.name for node in nodes if node.host != socket.gethostname() and not _is_loopback(node.address)]
+    elsewhere = [node.name for node in nodes if node.host != socket.gethostname() and not is_this_machine(node.address)]
     if elsewhere:
         raise DatabaseError(
             f"the database's address {host or 'localhost'} means this machine only, and pilots would run on "
             f"{elsewhere[0]} too; start it with `kt-study db start --host` and this machine's name, and give that URL"
         )
-
-
-def _is_loopback(address: str) -> bool:
-    return address in _LOOPBACK or address.startswith("127.")
 
 
 def _escaped(password: str) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import msgspec
 
 from kt_study.files import write_bytes
 from kt_study.pilots import LaunchFiles, Probe
+from kt_study.store import WorkerRow
 from kt_study.words import Record
 from orchestrator.launch.request import warning_of
 from orchestrator.slurm.listing import NAME_PREFIX
 
 MOST_RECENT = 50
+"""Launches whose past is looked at; those in the queue count however old they are."""
 
 
 class LaunchRecord(Record, frozen=True, kw_only=True):
@@ -27,6 +30,7 @@ class LaunchRecord(Record, frozen=True, kw_only=True):
     time_min: int
     done_before: int  # jobs of the study that were done then
     slurm_id: str = ""
+    lease_s: float = 60.0  # of its pilots
 
     @property
     def name(self) -> str:
@@ -55,7 +59,7 @@ def write(files: LaunchFiles, record: LaunchRecord) -> None:
 
 
 def launches(files: LaunchFiles, study: str) -> list[LaunchRecord]:
-    """The study's latest launches, oldest first."""
+    """The study's launches, oldest first."""
     found = []
     for path in files.launches.glob("*.json"):
         try:
@@ -63,7 +67,24 @@ def launches(files: LaunchFiles, study: str) -> list[LaunchRecord]:
         except (OSError, msgspec.MsgspecError):
             continue
     ours = [record for record in found if record.study == study]
-    return sorted(ours, key=lambda record: record.sent_at)[-MOST_RECENT:]
+    return sorted(ours, key=lambda record: record.sent_at)
+
+
+def latest(launches: Sequence[LaunchRecord]) -> Sequence[LaunchRecord]:
+    """Those launches whose past is looked at."""
+    return launches[-MOST_RECENT:]
+
+
+def watched(launches: Sequence[LaunchRecord]) -> tuple[tuple[str, ...], float]:
+    """Names of the Slurm jobs of the latest launches, and the moment since when accounting is asked about them."""
+    recent = latest(launches)
+    since = min((record.sent_at for record in recent), default=time.time()) - 60.0
+    return tuple(record.name for record in recent), since
+
+
+def token_of(worker: WorkerRow) -> str:
+    """The token of the launch that sent a worker, from the folder of its log."""
+    return worker.log.rpartition("/")[0].rpartition("/")[2]
 
 
 def unfit_nodes(found: Sequence[Probe]) -> dict[str, str]:
@@ -72,13 +93,14 @@ def unfit_nodes(found: Sequence[Probe]) -> dict[str, str]:
     return {node: line for node, line in latest.items() if line}
 
 
-def probes(files: LaunchFiles, records: Sequence[LaunchRecord]) -> list[Probe]:
-    """What the pilots of these launches found on their nodes, in the order of the launches."""
+def probes(files: LaunchFiles, launches: Sequence[LaunchRecord], *, since: float = 0.0) -> list[Probe]:
+    """What the pilots of these launches found on their nodes since a moment, in the order of the launches."""
     found = []
-    for record in records:
+    for record in launches:
         for path in sorted(files.probe(record.token, "*").parent.glob("*.json")):
             try:
-                found.append(msgspec.json.decode(path.read_bytes(), type=Probe))
+                if path.stat().st_mtime >= since:
+                    found.append(msgspec.json.decode(path.read_bytes(), type=Probe))
             except (OSError, msgspec.MsgspecError):
                 continue
     return found

@@ -9,42 +9,61 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
 
 from kt_study.errors import SlurmError, UsageError
 from kt_study.words import Record
-from orchestrator.slurm.cluster import Cluster, Node, Partition, minutes
+from orchestrator.slurm.cluster import Cluster, Node, Partition, count_gpus, minutes
 
 DEFAULT_TIME_MIN = 240
 LONGEST_WARNING_S, SHORTEST_WARNING_S = 90, 10
 
 Count = Annotated[int, Meta(ge=1)]
+GpuCount = Annotated[int, Meta(ge=0)] | Annotated[str, Meta(pattern=r"^([\w.-]+:)?\d+$")]
+
+_DECIDED = ("nodes", "ntasks", "ntasks-per-node", "job-name", "array", "output", "error", "open-mode", "signal",
+            "requeue", "no-requeue", "wckey", "gpus", "gpus-per-task")  # fmt: skip
+"""Options of sbatch that a profile cannot set: the pilots depend on them."""
 
 
 class SlurmRequest(Record, frozen=True, kw_only=True):
     """One allocation, and how many pilots share it. What is left out is left to the cluster, but for time and GPUs."""
 
-    partition: str = ""  # the cluster's default one when empty
+    partition: str = ""  # the cluster's default one when empty; of a list with commas, any
     account: str = ""
     qos: str = ""
     constraint: str = ""  # features of nodes, as in sbatch --constraint
     time: str | int = ""  # of one allocation; the lesser of 4 hours and the partition's limit when empty
-    mem: str = ""  # of a node, as in sbatch --mem
+    mem: str | Annotated[int, Meta(ge=0)] = ""  # of a node, as in sbatch --mem
     cpus_per_task: Count | None = None  # of a pilot
-    gpus_per_node: Annotated[int, Meta(ge=0)] | None = None  # of an allocation; 1 where the partition has GPUs
+    gpus_per_node: GpuCount | None = None  # of an allocation, 2 or "a100:2"; 1 where the partition has GPUs
+    gres: str = ""  # as in sbatch --gres, e.g. for sites where that is how GPUs are asked for
     workers_per_gpu: Count = 1
     exclude: str = ""  # nodes, as in sbatch --exclude
     setup: tuple[str, ...] = ()  # shell lines before the pilot
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)  # other options; true for one without a value
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one allocation, of whatever type."""
+        if self.gpus_per_node is None:
+            return count_gpus(self.gres)
+        return int(str(self.gpus_per_node).rpartition(":")[2])
+
+    @property
+    def other_options(self) -> dict[str, str | int | bool]:
+        """The options of the table `sbatch` in sbatch's spelling, without those that are false."""
+        return {name.replace("_", "-"): value for name, value in self.sbatch.items() if value is not False}
 
     @property
     def pilots_each(self) -> int:
         """Pilots in one allocation."""
-        return max(1, self.gpus_per_node or 0) * self.workers_per_gpu
+        return max(1, self.gpus) * self.workers_per_gpu
 
     @property
     def time_min(self) -> int:
         """The time limit of one allocation in minutes. Raises SlurmError."""
-        return minutes(str(self.time)) if self.time else DEFAULT_TIME_MIN
+        return DEFAULT_TIME_MIN if self.time == "" else minutes(str(self.time))
 
     @property
     def warning_s(self) -> int:
@@ -61,7 +80,7 @@ def read_request(profile: Path | None, flags: Mapping[str, Any]) -> SlurmRequest
     """The profile's settings, and over them the flags that were given (those that are not None).
 
     Raises:
-        UsageError: no such profile, not TOML, or an unknown or ill-typed key.
+        UsageError: no such profile, not TOML, an unknown or ill-typed key, or one in the wrong table.
     """
     settings: dict[str, Any] = {}
     if profile is not None:
@@ -73,10 +92,16 @@ def read_request(profile: Path | None, flags: Mapping[str, Any]) -> SlurmRequest
             raise UsageError(f"{profile}: {error}") from error
     settings |= {name: value for name, value in flags.items() if value is not None}
     try:
-        return msgspec.convert(settings, SlurmRequest)
+        request = msgspec.convert(settings, SlurmRequest)
     except msgspec.ValidationError as error:
         keys = ", ".join(SlurmRequest.__struct_fields__)
         raise UsageError(f"{profile or 'the options'}: {error}; a profile has {keys}") from error
+    own = {name.replace("_", "-") for name in SlurmRequest.__struct_fields__}
+    for name in request.other_options:
+        if name in own or name in _DECIDED:
+            instead = "it is a key of the profile itself" if name in own else "kt-study decides it"
+            raise UsageError(f"{profile}: {name!r} cannot stand in the table [sbatch]: {instead}")
+    return request
 
 
 def fitted(request: SlurmRequest, cluster: Cluster, device: str) -> SlurmRequest:
@@ -85,31 +110,41 @@ def fitted(request: SlurmRequest, cluster: Cluster, device: str) -> SlurmRequest
     Raises:
         SlurmError: an unknown partition, one that is down, or more time, GPUs, cores or memory than it has.
     """
-    partition = cluster.partition(request.partition)
-    nodes = cluster.nodes_of(partition)
+    partitions = cluster.chosen(request.partition)
+    nodes = cluster.nodes_of(*partitions)
     gpus = request.gpus_per_node
-    if gpus is None:
+    if gpus is None and not request.gpus:
         gpus = int(device != "cpu" and any(node.gpus for node in nodes))
     time_min = request.time_min
-    if not request.time and partition.longest_min:
-        time_min = min(time_min, partition.longest_min)
-    wanted = msgspec.structs.replace(request, partition=partition.name, gpus_per_node=gpus, time=time_min)
-    _check(wanted, partition, nodes)
+    limits = [partition.longest_min for partition in partitions if partition.longest_min]
+    if request.time == "":
+        time_min = min([time_min, *limits])
+    names = ",".join(partition.name for partition in partitions)
+    wanted = msgspec.structs.replace(request, partition=names, gpus_per_node=gpus, time=time_min)
+    for partition in partitions:
+        _check_partition(wanted, partition, cluster.nodes_of(partition))
+    _check_nodes(wanted, nodes)
     return wanted
 
 
-def _check(request: SlurmRequest, partition: Partition, nodes: tuple[Node, ...]) -> None:
-    where = f"partition {partition.name!r}"
+def _check_partition(request: SlurmRequest, partition: Partition, nodes: tuple[Node, ...]) -> None:
+    where, longest = f"partition {partition.name!r}", partition.longest_min
     if not partition.is_up:
         raise SlurmError(f"{where} is down; ask your cluster's staff, or give another --partition")
-    if partition.longest_min and request.time_min > partition.longest_min:
-        raise SlurmError(f"{where} allows {partition.longest_min} min at most; {request.time_min} were asked by --time")
+    if not request.time_min:
+        bound = f"allows {longest} min at most" if longest else "has no limit of its own"
+        raise SlurmError(f"--time must be longer than 0 and finite, since pilots stop in time; {where} {bound}")
+    if longest and request.time_min > longest:
+        raise SlurmError(f"{where} allows {longest} min at most; {request.time_min} were asked by --time")
     if not nodes:
         raise SlurmError(f"{where} has no nodes")
-    tasks, gpus = request.pilots_each, request.gpus_per_node or 0
-    cores, memory = tasks * (request.cpus_per_task or 1), _mebibytes(request.mem)
+
+
+def _check_nodes(request: SlurmRequest, nodes: tuple[Node, ...]) -> None:
+    where, tasks = f"partition {request.partition!r}", request.pilots_each
+    cores, memory = tasks * (request.cpus_per_task or 1), _mebibytes(str(request.mem))
     for asked, most, what, option in (
-        (gpus, max(node.gpus for node in nodes), "GPUs", "--gpus-per-node"),
+        (request.gpus, max(node.gpus for node in nodes), "GPUs", "--gpus-per-node"),
         (cores, max(node.cpus for node in nodes), "cores", f"--cpus-per-task for {tasks} pilots on a node"),
         (memory, max(node.memory_mib for node in nodes), "MiB of memory", "--mem"),
     ):

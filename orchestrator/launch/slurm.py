@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,13 +14,17 @@ from kt_study.errors import SlurmError
 from kt_study.pilots import PilotOptions
 from kt_study.store import JobStore, Outlook
 from orchestrator.launch import records, submission
+from orchestrator.launch.follow import BackingOff
 from orchestrator.launch.live import live_workers
+from orchestrator.launch.lock import only_launch
+from orchestrator.launch.nodes import nodes_to_avoid
 from orchestrator.launch.private import prepare_study_folder, require_reachable
-from orchestrator.launch.records import LaunchRecord
+from orchestrator.launch.records import LaunchRecord, token_of, watched
 from orchestrator.launch.request import SlurmRequest
 from orchestrator.launch.submission import LostAnswer, Package
-from orchestrator.slurm.cluster import Cluster
-from orchestrator.slurm.endings import BadNode, bad_nodes, trouble
+from orchestrator.plural import counted
+from orchestrator.slurm.cluster import Cluster, Node
+from orchestrator.slurm.endings import BadNode, trouble
 from orchestrator.slurm.view import FRESH_S, SlurmView, look
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 30.0, 3600.0
@@ -30,22 +33,25 @@ FREE_TRIES = 2
 """Launches in a row that may end without one job done before the next has to wait."""
 
 
-def watched(records_: Sequence[LaunchRecord]) -> tuple[tuple[str, ...], float]:
-    """Names of the Slurm jobs of these launches, and the moment since when accounting is to be asked about them."""
-    since = min((record.sent_at for record in records_), default=time.time()) - 60.0
-    return tuple(record.name for record in records_), since
+def disown_ended(store: JobStore, view: SlurmView, launches: Sequence[LaunchRecord]) -> int:
+    """Free the jobs of the launches' workers that Slurm says have ended and that have missed a heartbeat.
 
+    A queue in which a worker's job is pending proves that only if it was seen after the worker's last heartbeat.
 
-def disown_ended(store: JobStore, view: SlurmView, *, lease_s: float) -> int:
-    """Free the jobs of workers that Slurm says have ended and that have missed a heartbeat. Returns how many."""
+    Returns:
+        How many workers were found to have ended.
+    """
+    leases = {record.token: record.lease_s for record in launches}
     queued = {job.job for job in view.queue if job.is_pending}
     gone: dict[str, list[str]] = {}
     for worker in store.workers():
-        if not worker.slurm_job or worker.ended_at is not None or worker.beat_age_s < 0.4 * lease_s:
+        lease_s = leases.get(token_of(worker), 0.0)
+        if not worker.slurm_job or not lease_s or worker.ended_at is not None or worker.beat_age_s < 0.4 * lease_s:
             continue
+        is_queued = worker.slurm_job in queued and time.time() - worker.beat_age_s < view.controller.answered_at
         over = [run for run in view.runs if run.job == worker.slurm_job and run.is_over]
         over = [run for run in over if run.ended_at >= worker.started_at + 2.0]
-        if worker.slurm_job in queued or over:
+        if is_queued or over:
             last = trouble(over[-1], root="", python="") if over else ""
             gone.setdefault(f"Slurm says: {last}" if last else "Slurm says that its job has ended", []).append(
                 worker.id
@@ -65,6 +71,7 @@ class SlurmCrew:
     wanted: int
     most_submitted: int
     patient: bool = True  # wait after launches that came to nothing
+    wary: bool = True  # keep away from nodes on which pilots ended badly
     notes: list[str] = field(default_factory=list)
     _looked: float = -FRESH_S
     _refilled: float = field(default_factory=time.monotonic)
@@ -76,11 +83,9 @@ class SlurmCrew:
             DatabaseError: SQLite for several nodes, or a database that listens on this machine only.
             SlurmError: slurmctld would refuse the script.
         """
-        partition = self.cluster.partition(self.request.partition)
-        address = parse_url(self.database_url)
-        nodes = min(partition.nodes, -(-self.wanted // self.request.pilots_each))
-        self.store.require_single_node(nodes)
-        require_reachable(address, self.cluster.nodes_of(partition))
+        address, nodes = parse_url(self.database_url), self._nodes()
+        self.store.require_single_node(min(len(nodes), -(-self.wanted // self.request.pilots_each)))
+        require_reachable(address, nodes)
         submission.check(self.package(allocations=1, token="check", excluded=()))
 
     def package(self, *, allocations: int, token: str, excluded: Sequence[BadNode], marker: str = "") -> Package:
@@ -113,7 +118,7 @@ class SlurmCrew:
         """Pilots at work or in the queue, here and on Slurm."""
         view = view or self.view()
         each = {record.token: record.pilots_each for record in self.launches()}
-        here = [w for w in live_workers(self.store, beat_within_s=2 * self.options.lease_s) if not w.slurm_job]
+        here = [worker for worker in live_workers(self.store, self.options) if not worker.slurm_job]
         return len(here) + sum(each[job.token] for job in view.queue if job.token in each)
 
     def is_alone(self) -> bool:
@@ -126,32 +131,55 @@ class SlurmCrew:
         now = time.monotonic()
         if now - self._looked >= FRESH_S:
             self._looked = now
-            disown_ended(self.store, self.view(), lease_s=self.options.lease_s)
+            disown_ended(self.store, self.view(), self.launches())
         if now - self._refilled >= REFILL_EVERY_S:
             self._refilled = now
             self.add()
 
     def add(self) -> int:
-        """Send the pilots that are missing: no more than wanted, than there is work, than may be in the queue.
+        """Send the pilots that are missing, unless another launch of the user is about to do that.
 
         Returns:
             How many pilots were sent; 0 when none is missing.
 
         Raises:
-            SlurmError: Slurm refuses or does not answer, the cap is reached, or the last launches came to nothing.
+            SlurmError: as for `missing`; Slurm refuses, or another launch is at work.
         """
+        with only_launch():
+            view = self._answered_view()
+            self._settle_open_questions(view)
+            outlook = self.store.outlook(self.options.study)
+            allocations = self._missing(outlook, view)
+            if allocations:
+                self._send(allocations, outlook.done, self._excluded(view))
+        return allocations * self.request.pilots_each
+
+    def missing(self) -> int:
+        """Allocations that `add` would send: no more than wanted, than there is work, than may be in the queue.
+
+        Raises:
+            SlurmError: Slurm does not answer, the cap is reached, or the last launches came to nothing (BackingOff).
+        """
+        return self._missing(self.store.outlook(self.options.study), self._answered_view())
+
+    def _answered_view(self) -> SlurmView:
         view = self.view(fresh_s=0.0)
         if view.controller.trouble:
             raise SlurmError(view.controller.trouble)
-        self._settle_open_questions()
-        outlook = self.store.outlook(self.options.study)
-        missing = min(self.wanted, open_jobs(outlook)) - self.present(view)
+        return view
+
+    def _missing(self, outlook: Outlook, view: SlurmView) -> int:
+        ready = outlook.ready_now + outlook.ready_later + outlook.running
+        missing = min(self.wanted, ready) - self.present(view)
         if missing <= 0:
             return 0
         self._wait_after_barren_launches(outlook, view)
-        allocations = self._allowed(-(-missing // self.request.pilots_each), view)
-        self._send(allocations, outlook.done, self._excluded(view))
-        return allocations * self.request.pilots_each
+        if ready < min(self.wanted, open_jobs(outlook)):
+            self.notes.append(
+                f"{counted(ready, 'job')} can run now, {outlook.blocked:,} more wait for others; `kt-study launch` "
+                "again, or --wait, adds workers as they become ready"
+            )
+        return self._allowed(-(-missing // self.request.pilots_each), view)
 
     def wait_for_first(self) -> None:
         """Until the queue has been looked at again."""
@@ -164,13 +192,20 @@ class SlurmCrew:
                 f"{len(view.queue)} of your kt-study jobs are in the queue, and no more than {self.most_submitted} "
                 "may be; wait, or raise --max-submitted"
             )
-        return min(allocations, room, self.cluster.largest_array)
+        largest = max(1, self.cluster.largest_array)  # 0 where there are no arrays
+        allowed = min(allocations, room, largest)
+        if allowed < allocations:
+            bound = "an array of this cluster may have" if allowed == largest else "--max-submitted leaves room for"
+            self.notes.append(f"{allowed} of {counted(allocations, 'Slurm job')} that are missing: {bound} no more")
+        return allowed
+
+    def _nodes(self) -> tuple[Node, ...]:
+        return self.cluster.nodes_of(*self.cluster.chosen(self.request.partition))
 
     def _excluded(self, view: SlurmView) -> list[BadNode]:
-        said = records.unfit_nodes(records.probes(self.options.files, self.launches()))
-        found = bad_nodes(view.runs, said, root=self.options.root, python=sys.executable)
-        partition = self.cluster.partition(self.request.partition)
-        if len(found) >= partition.nodes:
+        ours = {node.name for node in self._nodes()} if self.wary else set()
+        found = [bad for bad in nodes_to_avoid(self.options.files, self.launches(), view) if bad.node in ours]
+        if found and len(found) == len(ours):
             self.notes.append(f"pilots end badly on every node, last on {found[-1].node}: {found[-1].reason}")
             return []
         self.notes += [f"{bad.node} is left out: {bad.reason}" for bad in found]
@@ -200,11 +235,11 @@ class SlurmCrew:
         return max([record.sent_at, *(run.ended_at for run in view.runs if run.token == record.token)])
 
     def _that_started(self, view: SlurmView) -> list[LaunchRecord]:
-        """Launches of which a pilot began: not those that were cancelled in the queue."""
+        """The latest launches of which a pilot began: not those that were cancelled in the queue."""
         began = {run.token for run in view.runs if run.started_at}
         return [
             record
-            for record in self.launches()
+            for record in records.latest(self.launches())
             if record.token in began or records.probes(self.options.files, [record])
         ]
 
@@ -222,27 +257,32 @@ class SlurmCrew:
         except SlurmError:
             records.write(files, msgspec.structs.replace(record, slurm_id="-"))
             raise
-        records.write(files, msgspec.structs.replace(record, slurm_id=slurm_id or "-"))
-        if not slurm_id:
-            raise SlurmError("sbatch gave no answer, and Slurm has no such job; nothing was submitted, launch again")
+        records.write(files, msgspec.structs.replace(record, slurm_id=slurm_id))
 
     def _search(self, package: Package, lost: LostAnswer) -> str:
+        after = "the next launch looks for it before it sends anything"
         self.notes.append(f"{lost}; looked for {package.name} in the queue instead of sending it again")
         try:
-            return submission.find(package)
+            slurm_id = submission.find(package)
         except SlurmError as error:
             raise SlurmError(
-                f"{lost}, nor does squeue: {error}; nobody knows whether {package.name} was submitted. The next launch "
-                "looks for it before it sends anything"
+                f"{lost}, nor does squeue: {error}; nobody knows whether {package.name} was submitted; {after}"
             ) from error
+        if not slurm_id:
+            raise SlurmError(f"{lost}, and Slurm has no job {package.name}; launch again: {after}")
+        return slurm_id
 
-    def _settle_open_questions(self) -> None:
-        """Launches of which nobody knew whether Slurm took them: it answers now."""
+    def _settle_open_questions(self, view: SlurmView) -> None:
+        """Launches that Slurm was not known to have taken: those that it shows all the same get their pickles."""
         for record in self.launches():
-            if record.is_open_question:
+            jobs = [] if record.was_sent else view.queue_of([record.token])
+            if jobs:
+                slurm_id = jobs[0].job.partition("_")[0]
                 package = self.package(allocations=record.allocations, token=record.token, excluded=())
-                slurm_id = submission.find(package, patience_s=0.0)
-                records.write(self.options.files, msgspec.structs.replace(record, slurm_id=slurm_id or "-"))
+                submission.hand_over(package, slurm_id)
+                records.write(self.options.files, msgspec.structs.replace(record, slurm_id=slurm_id))
+            elif record.is_open_question:
+                records.write(self.options.files, msgspec.structs.replace(record, slurm_id="-"))
 
     def _record(self, token: str, allocations: int, done: int) -> LaunchRecord:
         return LaunchRecord(
@@ -251,18 +291,11 @@ class SlurmCrew:
             sent_at=time.time(),
             allocations=allocations,
             pilots_each=self.request.pilots_each,
-            gpus_each=self.request.gpus_per_node or 0,
+            gpus_each=self.request.gpus,
             time_min=self.request.time_min,
             done_before=done,
+            lease_s=self.options.lease_s,
         )
-
-
-class BackingOff(SlurmError):
-    """Launches came to nothing; the next has to wait `left_s` seconds."""
-
-    def __init__(self, line: str, left_s: float) -> None:
-        super().__init__(line)
-        self.left_s = left_s
 
 
 def open_jobs(outlook: Outlook) -> int:

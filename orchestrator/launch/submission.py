@@ -6,8 +6,11 @@ environment that a batch job should not see goes along.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from kt_study.errors import SlurmError
+from kt_study.errors import DiskError, SlurmError
 from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions, ProbeExit
 from kt_study.words import Record
 from orchestrator.launch.request import SlurmRequest
@@ -25,6 +28,7 @@ from orchestrator.slurm.commands import complaint, environment, run
 
 SEND_TIMEOUT_S = 180.0
 SEARCH_S = 45.0
+_REFUSED = 3  # exit code of the helper: sbatch itself said no
 _LOST = ("timed out", "timeout", "unable to contact", "zero bytes", "communication", "connection", "did not answer")
 
 
@@ -46,12 +50,12 @@ class Package(Record, frozen=True, kw_only=True):
     def parameters(self) -> dict[str, Any]:
         """For submitit's SlurmExecutor, in Slurm's words."""
         request, tasks = self.request, self.request.pilots_each
-        chosen = {name: getattr(request, name) for name in ("partition", "account", "qos", "constraint", "mem")}
+        chosen = {name: getattr(request, name) for name in ("partition", "account", "qos", "constraint", "mem", "gres")}
         nodes = ",".join(part for part in (request.exclude, *self.exclude) if part)
-        return {name: value for name, value in chosen.items() if value} | {
+        return {name: str(value) for name, value in chosen.items() if value != ""} | {
             **({"exclude": nodes} if nodes else {}),
-            **({"cpus_per_task": request.cpus_per_task} if request.cpus_per_task else {}),
-            **({"gpus_per_node": request.gpus_per_node} if request.gpus_per_node else {}),
+            **_cores(request),
+            **({"gpus_per_node": request.gpus_per_node} if request.gpus_per_node and request.gpus else {}),
             "job_name": self.name,
             "time": request.time_min,
             "nodes": 1,
@@ -61,8 +65,19 @@ class Package(Record, frozen=True, kw_only=True):
             "stderr_to_stdout": True,
             "wckey": None,
             "setup": [*request.setup, *look_around(self.options.root, self.marker, self.options.files.marker)],
-            "additional_parameters": {"requeue": True},
+            "additional_parameters": {**request.other_options, "requeue": True},
         }
+
+    @property
+    def settled(self) -> tuple[str, ...]:
+        """The options that the script decides, whatever the user's environment says of them."""
+        return (*self.parameters(), *self.request.other_options)
+
+
+def _cores(request: SlurmRequest) -> dict[str, Any]:
+    """Said twice: since Slurm 22.05 srun does not take --cpus-per-task from the script that it stands in."""
+    cores = request.cpus_per_task
+    return {"cpus_per_task": cores, "srun_args": [f"--cpus-per-task={cores}"]} if cores else {}
 
 
 def look_around(root: str, marker: str, file: Path, *, hold_s: int = HOLD_BAD_NODE_S) -> list[str]:
@@ -96,47 +111,58 @@ def check(package: Package) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script(package))
         file.flush()
-        run("sbatch", "--test-only", file.name)
+        run("sbatch", "--test-only", file.name, overridden=package.settled)
 
 
 def send(package: Package) -> str:
     """Submit the pilots. Returns the Slurm job's id.
 
     Raises:
-        SlurmError: Slurm refused; nothing was submitted.
+        SlurmError: sbatch refused; nothing was submitted.
         LostAnswer: nobody knows whether it was submitted. Do not submit it again before `find` has an answer.
     """
+    helper = subprocess.Popen(
+        [sys.executable, "-P", "-c", _STARTER, str(Path(__file__).resolve().parents[2])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(package.settled),
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", _STARTER, str(Path(__file__).resolve().parents[2])],
-            input=msgspec.json.encode(package),
-            capture_output=True,
-            timeout=SEND_TIMEOUT_S,
-            env=environment(tuple(package.parameters())),
-            check=False,
-        )
+        out, err = helper.communicate(msgspec.json.encode(package), timeout=SEND_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise LostAnswer(f"sbatch did not answer within {SEND_TIMEOUT_S:.0f} s") from None
-    if done.returncode == 0:
-        slurm_id: str = json.loads(done.stdout)["id"]
+    finally:
+        _end(helper)
+    if helper.returncode == 0:
+        slurm_id: str = json.loads(out)["id"]
         return slurm_id
-    said = complaint(done.stderr.decode(errors="replace"))
-    if any(word in said.lower() for word in _LOST):
+    said = complaint(err.decode(errors="replace")) or f"ended without a word ({helper.returncode})"
+    if helper.returncode != _REFUSED or any(word in said.lower() for word in _LOST):
         raise LostAnswer(f"sbatch: {said}")
     raise SlurmError(f"sbatch: {said}")
+
+
+def _end(helper: subprocess.Popen[bytes]) -> None:
+    """End a helper that hangs, and the sbatch that it waits for: it could go through when nobody expects it any more."""
+    if helper.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(helper.pid, signal.SIGKILL)
+        helper.communicate()
 
 
 class LostAnswer(SlurmError):
     """sbatch ended without a word on whether the job is in the queue."""
 
 
-def find(package: Package, patience_s: float | None = None) -> str:
+def find(package: Package) -> str:
     """The id of a job whose sbatch gave no answer, looked for by its name, and made ready to run; "" if Slurm lacks it.
 
     Raises:
         SlurmError: slurmctld does not answer either, so that nobody knows.
     """
-    deadline = time.monotonic() + (SEARCH_S if patience_s is None else patience_s)
+    deadline = time.monotonic() + SEARCH_S
     while True:
         try:
             ids = {job.job.partition("_")[0] for job in listing.queue() if job.name == package.name}
@@ -154,11 +180,19 @@ def find(package: Package, patience_s: float | None = None) -> str:
 
 
 def hand_over(package: Package, slurm_id: str) -> None:
-    """Give the pickles the names under which the pilots of job `slurm_id` look for theirs. All of them are equal."""
+    """Give the pickles the names under which the pilots of job `slurm_id` look for theirs. All of them are equal.
+
+    Raises:
+        DiskError: the folder cannot be written.
+    """
     names = [slurm_id] if package.allocations == 1 else [f"{slurm_id}_{task}" for task in range(package.allocations)]
+    targets = [package.folder / f"{name}_submitted.pkl" for name in names]
     waiting = sorted(path for path in package.folder.glob("*.pkl") if "_" not in path.name)
-    for path, name in zip(waiting, names, strict=False):
-        path.rename(package.folder / f"{name}_submitted.pkl")
+    try:
+        for path, target in zip(waiting, (target for target in targets if not target.exists()), strict=False):
+            path.rename(target)
+    except OSError as error:
+        raise DiskError(f"{package.folder}: cannot be written: {error.strerror}; launch again when it can") from error
 
 
 _STARTER = "import sys; sys.path.insert(0, sys.argv[1]); from orchestrator.launch.submission import submit; submit()"
@@ -166,15 +200,22 @@ _STARTER = "import sys; sys.path.insert(0, sys.argv[1]); from orchestrator.launc
 
 def submit() -> None:
     """In the helper process: read a package from standard input, submit it through submitit, print the job's id."""
+    from submitit.core.utils import FailedJobError
+
     from kt_study.__main__ import start_pilot
 
     package = msgspec.json.decode(sys.stdin.buffer.read(), type=Package)
     executor = _executor(package)
     try:
         jobs = executor.map_array(start_pilot, [package.options] * package.allocations)
-    except Exception as error:
-        sys.exit(f"sbatch: error: {complaint(str(error)) or type(error).__name__}")
+    except FailedJobError as error:  # submitit has printed what sbatch said
+        sys.exit(_REFUSED if _is_refusal(error.__cause__) else 1)
     print(json.dumps({"id": jobs[0].job_id.partition("_")[0]}))
+
+
+def _is_refusal(cause: BaseException | None) -> bool:
+    """Whether sbatch ended by itself and said why: whatever else went wrong may have gone wrong after it."""
+    return isinstance(cause, subprocess.CalledProcessError) and cause.returncode > 0 and "error" in str(cause.stderr)
 
 
 def _executor(package: Package) -> Any:

@@ -8,7 +8,8 @@ from kt_study.errors import SlurmError
 from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore
 from orchestrator.launch import records
-from orchestrator.launch.slurm import open_jobs, watched
+from orchestrator.launch.slurm import open_jobs
+from orchestrator.plural import counted
 from orchestrator.slurm.commands import run
 from orchestrator.slurm.view import look
 
@@ -21,7 +22,7 @@ def withdraw_pending(files: LaunchFiles, store: JobStore, study: str) -> int:
     launches = records.launches(files, study)
     if not launches:
         return 0
-    names, since = watched(launches)
+    names, since = records.watched(launches)
     view = look(files, names, since, fresh_s=0.0)
     if view.controller.trouble:
         raise SlurmError(f"{view.controller.trouble}; pending workers stay in the queue and leave when they start")
@@ -43,6 +44,6 @@ def say_withdrawn(files: LaunchFiles, store: JobStore, study: str) -> None:
     """`withdraw_pending`, told on the terminal; Slurm being away is no failure of the cancel."""
     try:
         if count := withdraw_pending(files, store, study):
-            click.echo(f"{count} pending Slurm jobs cancelled")
+            click.echo(f"{counted(count, 'pending Slurm job')} cancelled")
     except SlurmError as error:
         click.echo(str(error), err=True)

@@ -9,7 +9,7 @@ from orchestrator.plan.cost import Cost, plan_cost
 from orchestrator.plan.from_preset import nominal_plan, preset_plan
 from orchestrator.plan.from_study import make_plan
 from orchestrator.plan.record import Pair, Plan, Ran, Sources, Wishes
-from orchestrator.plan.write import write_plan
+from orchestrator.plan.write import foreseen, left_over, write_plan
 
 __all__ = [
     "Cost",
@@ -18,6 +18,8 @@ __all__ = [
     "Ran",
     "Sources",
     "Wishes",
+    "foreseen",
+    "left_over",
     "make_plan",
     "nominal_plan",
     "plan_cost",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kt_study.errors import DataError, PairsError, UsageError
 from kt_study.words import DatasetRecord, ModelRecord
+from orchestrator.plural import counted
 
 
 def check_models(models: Sequence[ModelRecord]) -> None:
@@ -17,7 +18,7 @@ def check_models(models: Sequence[ModelRecord]) -> None:
     """
     if len(models) < 2:
         raise PairsError(
-            f"the study has {len(models)} models and a pair needs 2; widen [models] or add [[model]] tables"
+            f"the study has {counted(len(models), 'model')} and a pair needs 2; widen [models] or add [[model]] tables"
         )
     names: dict[str, str] = {}
     for model in models:
@@ -26,6 +27,12 @@ def check_models(models: Sequence[ModelRecord]) -> None:
                 f"models {first!r} and {model.name!r} are the same: architecture, weights and preprocessing are equal; "
                 "leave one out"
             )
+
+
+def check_names(zoo: Iterable[ModelRecord], own: Iterable[ModelRecord]) -> None:
+    """Refuse a [[model]] table with the name of a model of the zoo: results name models. Raises UsageError."""
+    for name in sorted({model.name for model in zoo} & {model.name for model in own}):
+        raise UsageError(f"[[model]] {name!r} has the name of one of the zoo's models; give it another")
 
 
 def check_classes(models: Iterable[ModelRecord], dataset: DatasetRecord) -> None:

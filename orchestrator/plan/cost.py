@@ -9,6 +9,7 @@ decoded once a view, a larger one in every epoch. Assumptions, not measurements:
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, Record, Settings, TrainSpec
@@ -91,16 +92,19 @@ def train_s(start: ModelRecord, dataset: DatasetRecord, spec: TrainSpec) -> floa
 
 
 def all_pairs_s(models: int, dataset: DatasetRecord) -> float:
-    """Seconds for every ordered pair of `models` models: one pass over bits."""
-    return START_S + 1.5e-6 * models**2 * max(1.0, dataset.splits.get("val", 0) / 50_000)
+    """Seconds for every ordered pair of `models` models: a pass over bits, and the similarity of the top classes."""
+    bits = 1.5e-6 * max(1.0, dataset.splits.get("val", 0) / 50_000)
+    similarity = 1e-4 * dataset.n_classes / 1_000 if dataset.n_classes > 1 else 0.0
+    return START_S + models**2 * (bits + similarity)
 
 
-def plan_cost(plan: Plan) -> Cost:
-    """The sums of a plan."""
+def plan_cost(plan: Plan, *, done: Collection[str] = ()) -> Cost:
+    """The sums of a plan. Jobs that are `done`, by digest, are counted and cost nothing more."""
     datasets = {dataset.key: dataset for dataset in plan.datasets}
-    logits = [job.spec for job in plan.jobs.values() if job.kind == "logits"]
+    left = [job for digest, job in plan.jobs.items() if digest not in done]
+    logits = [job.spec for job in left if job.kind == "logits"]
     pairs = plan.pairs_by_objective()
-    seconds = _seconds_by_kind(plan)
+    seconds = _seconds_by_kind(left)
     return Cost(
         jobs=dict(sorted(plan.by_kind().items())),
         models=len({model.name for model in plan.models}),
@@ -113,7 +117,7 @@ def plan_cost(plan: Plan) -> Cost:
         transfers=plan.by_kind()["transfer"],
         forwards=sum(datasets[spec["dataset"]].splits.get(spec["split"], 0) for spec in logits),
         cache_bytes=sum(_logits_bytes(datasets[spec["dataset"]], spec) for spec in logits),
-        kept_bytes=_kept_bytes(plan),
+        kept_bytes=_kept_bytes(plan, left),
         gpu_hours=round(sum(seconds.values()) / 3600, 2),
         gpu_hours_by_kind={kind: round(total / 3600, 2) for kind, total in sorted(seconds.items())},
         notes=plan.notes,
@@ -138,9 +142,9 @@ def _pass_s(
     return max(decoding, n * passes * forwards * 2e9 * _gmacs(model) / FLOPS)
 
 
-def _seconds_by_kind(plan: Plan) -> dict[str, float]:
+def _seconds_by_kind(jobs: Iterable[PlannedJob]) -> dict[str, float]:
     seconds: dict[str, float] = defaultdict(float)
-    for job in plan.jobs.values():
+    for job in jobs:
         seconds[job.kind] += job.estimate_s
     return seconds
 
@@ -159,19 +163,15 @@ def _logits_bytes(dataset: DatasetRecord, spec: dict[str, Any]) -> int:
     return int(dataset.splits.get(spec["split"], 0) * (2 * wide + SIDE_BYTES))
 
 
-def _kept_bytes(plan: Plan) -> int:
+def _kept_bytes(plan: Plan, jobs: Iterable[PlannedJob]) -> int:
     """float32 weights of trained models and of students under keep = "all"; under "best" one of each objective."""
     params = {model.key: 4e6 * (model.params or 0.0) for model in [*plan.models, *plan.others]}
-    kept = {_kept_as(job): params[job.spec["start" if job.kind == "train" else "student"]] for job in _keeping(plan)}
+    kept = {_kept_as(job): params[job.spec["start" if job.kind == "train" else "student"]] for job in _keeping(jobs)}
     return int(sum(kept.values()))
 
 
-def _keeping(plan: Plan) -> list[PlannedJob]:
-    return [
-        job
-        for job in plan.jobs.values()
-        if job.kind == "train" or job.spec.get("settings", {}).get("keep", "none") != "none"
-    ]
+def _keeping(jobs: Iterable[PlannedJob]) -> list[PlannedJob]:
+    return [job for job in jobs if job.kind == "train" or job.spec.get("settings", {}).get("keep", "none") != "none"]
 
 
 def _kept_as(job: PlannedJob) -> tuple[str, ...]:

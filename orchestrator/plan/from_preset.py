@@ -68,7 +68,7 @@ def _plan(
 ) -> Plan:
     """`homes` are the data sets by the names of the preset's needs; an arm without its data set is left out."""
     arms = [arm for arm in preset.arms if arm.dataset in homes]
-    layout = Layout(sources.ran)
+    layout = Layout(sources.ran, sources.acc_after)
     layout.know(homes.values(), [])
     plan = Plan(
         name=study.study.name,

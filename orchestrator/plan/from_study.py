@@ -9,7 +9,7 @@ from orchestrator import universe
 from orchestrator.digits_zoo import digits_zoo
 from orchestrator.hub_models import is_described
 from orchestrator.model_records import listed_models, narrowed, predicted_models, study_models
-from orchestrator.plan.checks import check_classes, check_embeddings, check_models
+from orchestrator.plan.checks import check_classes, check_embeddings, check_models, check_names
 from orchestrator.plan.fine_tuning import fine_tuned
 from orchestrator.plan.layout import Layout, maker_of
 from orchestrator.plan.record import Pair, Plan, Sources, Wishes
@@ -29,7 +29,7 @@ def make_plan(study: StudyFile, sources: Sources, wishes: Wishes | None = None) 
     wishes = wishes or Wishes()
     dataset = sources.dataset(study.dataset, seed=study.study.seed)
     check_embeddings(dataset)
-    layout = Layout(sources.ran)
+    layout = Layout(sources.ran, sources.acc_after)
     layout.know([dataset], [])
     models = _models(study, dataset, layout, sources)
     check_models(models)
@@ -41,7 +41,7 @@ def make_plan(study: StudyFile, sources: Sources, wishes: Wishes | None = None) 
         settings=recorded(study),
         datasets=[dataset, *further],
         models=models,
-        notes=[*_reading_notes(study), *_label_notes(dataset)],
+        notes=[*_reading_notes(study), *_name_notes(study), *_top1_notes(study), *_label_notes(dataset)],
     )
     compare(plan, layout, study, wishes.complementarity_pairs)
     transfers = StudyTransfers(study, dataset, models, wishes, sources)
@@ -59,15 +59,15 @@ def compare(plan: Plan, layout: Layout, study: StudyFile, wished: int | str | No
         PairsError: impossible numbers, with the bounds.
     """
     wanted = wished if wished is not None else study.complementarity.pairs
-    dataset = plan.datasets[0]
+    dataset, similarity = plan.datasets[0], study.dataset.class_similarity
     if wanted == "all":
         plan.all_pairs = True
-        layout.all_pairs(dataset, plan.models)
+        layout.all_pairs(dataset, plan.models, similarity=similarity)
         return
     by_name = {model.name: model for model in plan.models}
     plan.complementarity_pairs = _complementarity_pairs(study, list(by_name), wanted)
     for teacher, student in plan.complementarity_pairs:
-        layout.complementarity(dataset, by_name[teacher], by_name[student])
+        layout.complementarity(dataset, by_name[teacher], by_name[student], similarity=similarity)
 
 
 def _models(study: StudyFile, dataset: DatasetRecord, layout: Layout, sources: Sources) -> list[ModelRecord]:
@@ -84,7 +84,9 @@ def _models(study: StudyFile, dataset: DatasetRecord, layout: Layout, sources: S
                 f"[models] universe = 'digits-zoo' goes with [dataset] kind = 'digits', not with {dataset.kind!r}"
             )
         zoo = _digits_zoo(study, dataset, layout)
-        return zoo + listed_models(study, sources.folder, dataset, sources.digests)
+        own = listed_models(study, sources.folder, dataset, sources.digests)
+        check_names(zoo, own)
+        return zoo + own
     return study_models(study, sources.folder, dataset, sources.digests)
 
 
@@ -108,6 +110,18 @@ def _complementarity_pairs(study: StudyFile, names: list[str], wanted: int | str
     return sample_pairs(names, n_pairs=n_pairs, n_models=n_models, seed=study.study.seed)
 
 
+def _top1_notes(study: StudyFile) -> list[str]:
+    """How few of timm's models a filter by published top-1 chooses among."""
+    section = study.models
+    if section.universe != "timm" or (section.top1_min is None and section.top1_max is None):
+        return []
+    models = universe.catalogue()
+    known = sum(model.top1 is not None for model in models)
+    return [
+        f"timm publishes a top-1 for {known:,} of its {len(models):,} models: top1_min and top1_max leave out all others"
+    ]
+
+
 def _label_notes(dataset: DatasetRecord) -> list[str]:
     """What a data set without labels leaves unmeasured."""
     if dataset.has_labels("val"):
@@ -116,6 +130,12 @@ def _label_notes(dataset: DatasetRecord) -> list[str]:
         f"data set {dataset.name!r} has no labels: accuracies, flips, gain and loss stay empty; measured are the models' "
         "agreement, the entropy of their predictions, and which predictions a transfer changes"
     ]
+
+
+def _name_notes(study: StudyFile) -> list[str]:
+    """Which [[model]] tables take the place of a model of timm's, by its name."""
+    theirs = {model.name for model in universe.catalogue()} if study.models.universe == "timm" else set()
+    return [f"[[model]] {table.name!r} takes the place of timm's own" for table in study.model if table.name in theirs]
 
 
 def _reading_notes(study: StudyFile) -> list[str]:

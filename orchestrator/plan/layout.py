@@ -14,7 +14,7 @@ from kt_study.multi_teacher import (
     needed_transfers,
     transfer_digest,
 )
-from kt_study.objectives import needed_logits
+from kt_study.objectives import needed_logits, shared_training
 from kt_study.training import TRAINED, train_job, trained_record
 from kt_study.words import (
     AllPairsSpec,
@@ -38,6 +38,7 @@ _PRIORITY = {
     "transfer": 0,
     "soup": 0,
     "remake": 0,
+    "shared": 0,
 }
 
 _COMPARE_S = 0.1
@@ -52,14 +53,20 @@ class Layout:
 
     Args:
         ran: looks up a transfer by its digest. The student of one that is done is made again for those who read it.
+        acc_after: the accuracy in % after a transfer that is done, by digest; goes with keep = "best".
     """
 
-    def __init__(self, ran: Callable[[str], Ran | None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        ran: Callable[[str], Ran | None] = lambda _: None,
+        acc_after: Callable[[str], float | None] = lambda _: None,
+    ) -> None:
         self.jobs: dict[str, PlannedJob] = {}
         self.others: dict[str, ModelRecord] = {}
         self._datasets: dict[str, DatasetRecord] = {}
         self._models: dict[str, ModelRecord] = {}
         self._ran = ran
+        self._acc_after = acc_after
         self._remade: dict[str, str] = {}  # digest of a transfer -> digest of the job that makes its student again
         self._passes: dict[LogitsSpec, str] = {}  # digests; thousands of transfers share a few passes
 
@@ -83,26 +90,46 @@ class Layout:
         self._models[trained.key] = trained
         return trained
 
-    def complementarity(self, dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord) -> None:
-        """One pair, and the predictions it needs."""
-        spec = ComplementaritySpec(dataset=dataset.key, teacher=teacher.key, student=student.key)
+    def complementarity(
+        self, dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord, *, similarity: str = "auto"
+    ) -> None:
+        """One pair, and the predictions it needs; `similarity` says what measures that of the classes."""
+        spec = ComplementaritySpec(
+            dataset=dataset.key, teacher=teacher.key, student=student.key, class_similarity=similarity
+        )
         needs = [self._predictions(dataset, model) for model in (teacher, student)]
         self._add(
             "complementarity", as_spec(spec), needs=needs, estimate_s=_COMPARE_S, teacher=teacher, student=student
         )
 
-    def all_pairs(self, dataset: DatasetRecord, models: Sequence[ModelRecord]) -> None:
-        """Every ordered pair as one job, and the predictions it needs."""
-        spec = AllPairsSpec(dataset=dataset.key, models=tuple(sorted(model.key for model in models)))
+    def all_pairs(self, dataset: DatasetRecord, models: Sequence[ModelRecord], *, similarity: str = "auto") -> None:
+        """Every ordered pair as one job, and the predictions it needs; `similarity` as for one pair."""
+        keys = tuple(sorted(model.key for model in models))
+        spec = AllPairsSpec(dataset=dataset.key, models=keys, class_similarity=similarity)
         needs = [self._predictions(dataset, model) for model in models]
         self._add("all_pairs", as_spec(spec), needs=needs, estimate_s=cost.all_pairs_s(len(models), dataset))
 
     def transfers(self, runs: Iterable[TransferSpec]) -> None:
         """Every run with its stages or parts. What two runs share is planned once, kept if one of them reads it."""
         specs = merge_kept(spec for run in runs for spec in self._parts(run))
+        self._share_trainings(specs)
         lost = self._lost(specs)
         for spec in specs:
             self._transfer(spec, remake=transfer_digest(spec) in lost)
+
+    def _share_trainings(self, specs: Sequence[TransferSpec]) -> None:
+        """The trainings that transfers to come have in common, whose student is kept where one of them keeps one."""
+        waiting = [spec for spec in specs if self._ran(transfer_digest(spec)) is None]
+        for spec in merge_kept(shared for spec in waiting if (shared := shared_training(spec)) is not None):
+            dataset, student = self._datasets[spec.dataset], self._models[spec.student]
+            passes = needed_logits(spec, dataset=dataset, model=self._models.__getitem__)
+            self._add(
+                "shared",
+                as_spec(spec),
+                needs=map(self._logits, passes),
+                estimate_s=cost.transfer_s(student, dataset, spec.settings),
+                student=student,
+            )
 
     def _parts(self, run: TransferSpec) -> list[TransferSpec]:
         mode = run.settings.multi_teacher
@@ -117,7 +144,7 @@ class Layout:
 
         One that was kept and removed since is wanted only by those who have yet to read it.
         """
-        lost: set[str] = set()
+        lost = self._best_unkept(specs)
         read: set[str] = set()
         for spec in reversed(specs):  # readers before what they read
             parts = needed_transfers(spec)
@@ -131,12 +158,30 @@ class Layout:
                 read.update(map(transfer_digest, parts))
         return lost
 
+    def _best_unkept(self, specs: Sequence[TransferSpec]) -> set[str]:
+        """Digests of the transfers whose student keep = "best" would have kept of those that are done, but was not told.
+
+        The rule is that of `worker.kept`: the highest accuracy, of equal ones the smallest digest.
+        """
+        best: dict[tuple[str, str, str], tuple[float, str]] = {}
+        for spec in specs:
+            job = transfer_digest(spec)
+            if spec.settings.keep != "best" or not (ran := self._ran(job)) or not ran.done:
+                continue
+            if (accuracy := self._acc_after(job)) is not None:
+                group = (spec.dataset, spec.student, spec.objective)
+                best[group] = min(best.get(group, (0.0, "~")), (-accuracy, job))
+        return {job for _, job in best.values() if (ran := self._ran(job)) and ran.keep == "none"}
+
     def _transfer(self, spec: TransferSpec, *, remake: bool) -> None:
         dataset, student = self._datasets[spec.dataset], self._models[spec.student]
         logits = needed_logits(spec, dataset=dataset, model=self._models.__getitem__)
         parts = [maker for part in needed_transfers(spec) for maker in self._makers(transfer_digest(part))]
         needs = [*parts, *(self._logits(one) for one in logits)]
         estimate_s = cost.transfer_s(student, dataset, spec.settings)
+        training = shared_training(spec)
+        if training is not None and (job := job_digest("shared", as_spec(training))) in self.jobs:
+            needs, estimate_s = [job, *needs], cost.START_S
         teacher = self._models[spec.teachers[-1]]
 
         def add(kind: str, needs: list[str]) -> str:

@@ -32,8 +32,13 @@ class Ran:
     """What the database knows of a transfer, or a soup, that runs or is done."""
 
     done: bool
-    kept: bool  # planned with keep = "all"
-    there: bool  # its student's file is there, or will be
+    keep: str  # the most that it was planned with, or made again with since
+    there: bool  # its student is kept and its file there, or will be
+
+    @property
+    def kept(self) -> bool:
+        """Whether its student is kept whatever others do."""
+        return self.keep == "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class Sources:
     scratch: Path
     accuracies: Callable[[str], Mapping[str, float]] = lambda _: {}  # data set key -> top-1 in % by model key
     ran: Callable[[str], Ran | None] = lambda _: None  # by digest; None for what no worker has taken yet
+    acc_after: Callable[[str], float | None] = lambda _: None  # % of a transfer that is done, by digest
     progress: Callable[[int], None] = lambda _: None  # samples seen while a data set is scanned
     digests: FileDigests
 

@@ -28,3 +28,16 @@ def write_plan(plan: Plan, sources: Sources, store: JobStore) -> Planned:
     store.add_datasets(plan.datasets)
     store.add_models([*plan.models, *plan.others])
     return store.plan(plan.name, plan.jobs.values())
+
+
+def foreseen(plan: Plan, store: JobStore) -> Planned:
+    """What `write_plan` would do. Writes nothing."""
+    from kt_study.store import Planned
+
+    known, held = store.states(plan.jobs), store.states(plan.jobs, plan.name)
+    return Planned(new=len(plan.jobs) - len(known), linked=len(known) - len(held), existing=len(held))
+
+
+def left_over(plan: Plan, store: JobStore) -> list[int]:
+    """Ids of the study's jobs that are not finished and not in this plan, as after a model was taken out of the file."""
+    return [job_id for job_id, digest in store.unfinished(plan.name) if digest not in plan.jobs]

@@ -6,10 +6,11 @@ rows that it lets through, so that boxes and counts are of the rows shown.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report.palette import colours_of
+from orchestrator.report.palette import MARKED, colours_of
 from orchestrator.report.plot import FILTERS, PUBLISHED, Drawing, Layer, Panel, colour_names
 
 if TYPE_CHECKING:
@@ -18,24 +19,31 @@ if TYPE_CHECKING:
 Spec = dict[str, Any]
 
 HEIGHT = 300
+ASIDE = 40  # pixels over which equal points lie beside each other
 
 
 def specifications(drawing: Drawing) -> list[Spec]:
-    """A Vega-Lite specification for each panel; as wide as its place on the page."""
+    """A Vega-Lite specification for each panel; as wide as its place on the page.
+
+    `usermeta.ours` lists the layers with rows of the study that the filters choose from: without any of these left, the
+    page shows no axes.
+    """
     return [_panel(panel) for panel in drawing.panels]
 
 
 def _panel(panel: Panel) -> Spec:
     names = colour_names(panel)
     scale = {"domain": names, "range": [f"var(--{name})" for name in colours_of(names)]}
-    layers = [part for layer in panel.layers for part in _MARKS[layer.mark](layer, panel, scale)]
+    made = [(layer, part) for layer in panel.layers for part in _MARKS[layer.mark](layer, panel, scale)]
+    ours = [at for at, (layer, part) in enumerate(made) if part["transform"] and layer.fixed != PUBLISHED]
     return {
         "title": panel.title,
         "width": "container",
         "height": HEIGHT,
-        "autosize": {"type": "fit", "contains": "padding"},
+        "autosize": {"type": "fit", "contains": "padding", "resize": True},
         "params": [{"name": name, "value": ""} for name in FILTERS],
-        "layer": layers,
+        "layer": [part for _, part in made],
+        "usermeta": {"ours": ours},
     }
 
 
@@ -53,7 +61,7 @@ def _filters(layer: Layer) -> list[str]:
     tests = []
     for name in FILTERS:
         if name in layer.defaults:
-            tests.append(f"datum.{name} == ({name} || '{layer.defaults[name]}')")
+            tests.append(f"datum.{name} == ({name} || {json.dumps(layer.defaults[name])})")
         elif name in layer.data:
             tests.append(f"!{name} || datum.{name} == {name}")
     return tests
@@ -61,7 +69,7 @@ def _filters(layer: Layer) -> list[str]:
 
 def _records(layer: Layer) -> list[Spec]:
     """The rows, with the columns that the layer uses and no more digits than can be seen."""
-    used = {layer.x, layer.y, layer.colour, layer.low, layer.high, layer.label, *layer.tooltip, *FILTERS}
+    used = {layer.x, layer.y, layer.colour, layer.low, layer.high, layer.label, layer.offset, *layer.tooltip, *FILTERS}
     rows = layer.data[[name for name in layer.data if name in used]].to_dict("records")
     return [{str(name): _plain(value) for name, value in row.items()} for row in rows]
 
@@ -105,12 +113,21 @@ def _turned(labels: list[str]) -> Spec:
 def _colour(layer: Layer, scale: Spec) -> Spec:
     if not layer.colour:
         return {"value": f"var(--{layer.fixed or 'c1'})"}
-    return {
-        "field": layer.colour,
-        "type": "nominal",
-        "scale": scale,
-        "legend": {"title": None, "orient": "top", "columns": _columns(scale["domain"])},
-    }
+    return _named(layer, scale)
+
+
+def _named(layer: Layer, scale: Spec) -> Spec:
+    """A channel by the layer's names, with the legend that all channels of the panel share."""
+    legend = {"title": None, "orient": "top", "columns": _columns(scale["domain"])}
+    return {"field": layer.colour, "type": "nominal", "scale": scale, "legend": legend}
+
+
+def _besides(layer: Layer, scale: Spec, channel: str, plain: object, marked: object) -> Spec:
+    """A second channel beside the colour, where the panel has a colour that needs one."""
+    names = [colour.removeprefix("var(--").removesuffix(")") for colour in scale["range"]]
+    if not layer.colour or MARKED.isdisjoint(names):
+        return {}
+    return {channel: _named(layer, {**scale, "range": [marked if name in MARKED else plain for name in names]})}
 
 
 def _tooltip(layer: Layer) -> list[Spec]:
@@ -134,7 +151,10 @@ def _points(layer: Layer, panel: Panel, scale: Spec) -> list[Spec]:
         "size": layer.size if ours else 70,
     }
     mark |= {"opacity": 0.5 if ours and many else 0.95, "strokeWidth": 2 if not ours else 0}
+    if layer.offset:
+        mark["xOffset"] = {"expr": f"{ASIDE} * datum.{layer.offset}"}
     encoding = {**_axes(layer, panel), "color": _colour(layer, scale), "tooltip": _tooltip(layer)}
+    encoding |= _besides(layer, scale, "shape", "circle", "triangle-up")
     return [_part(layer, mark, encoding)]
 
 
@@ -143,7 +163,8 @@ def _line(layer: Layer, panel: Panel, scale: Spec) -> list[Spec]:
     mark: Spec = {"type": "line", "strokeWidth": 2, "clip": True}
     if len(layer.data) < 400:
         mark["point"] = {"size": 26}
-    parts = [_part(layer, mark, {**axes, "color": colour, "tooltip": _tooltip(layer)})]
+    dashes = _besides(layer, scale, "strokeDash", [1, 0], [5, 3])
+    parts = [_part(layer, mark, {**axes, "color": colour, "tooltip": _tooltip(layer), **dashes})]
     if layer.low:
         low = {**axes["y"], "field": layer.low}
         band = {"x": axes["x"], "y": low, "y2": {"field": layer.high}, "color": colour}

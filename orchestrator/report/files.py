@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kt_study.files import written_aside
-from orchestrator.report.palette import LIGHT, colours_of
+from orchestrator.report.palette import LIGHT, MARKED, colours_of
 from orchestrator.report.plot import PUBLISHED, Drawing, Layer, Panel, colour_names, shown
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+WIDEST = 3  # panels in a row
+LETTERS = 60  # of a legend in a row, at its size over the axes of one panel
 
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "kt-study",
@@ -49,11 +53,14 @@ def write_files(drawing: Drawing, title: str, stem: Path) -> list[Path]:
 def _draw(drawing: Drawing, title: str) -> Figure:
     from matplotlib.figure import Figure
 
-    wide = len(drawing.panels)
-    figure = Figure(figsize=(max(5.2, 3.6 * wide), 3.8), layout="constrained")
+    wide, high = min(len(drawing.panels), WIDEST), math.ceil(len(drawing.panels) / WIDEST)
+    figure = Figure(figsize=(max(5.2, 3.6 * wide), 3.8 * high), layout="constrained")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    for axes, panel in zip(figure.subplots(1, wide, squeeze=False)[0], drawing.panels, strict=True):
+    places = figure.subplots(high, wide, squeeze=False).ravel()
+    for axes, panel in zip(places, drawing.panels, strict=False):
         _draw_panel(axes, panel)
+    for axes in places[len(drawing.panels) :]:
+        axes.remove()
     return figure
 
 
@@ -63,7 +70,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     names = colour_names(panel)
     colours = dict(zip(names, (LIGHT[name] for name in colours_of(names)), strict=True))
     places = {name: at for at, name in enumerate(panel.x_order)}
-    axes.set(xlabel=panel.x_label, ylabel=panel.y_label, title=panel.title)
+    axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
     if panel.x_kind == "log":
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -75,18 +82,29 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.set_xlim(-0.6, len(places) - 0.4)
     for layer in panel.layers:
         _MARKS[layer.mark](axes, layer, shown(layer), colours, places)
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        unique = dict(zip(labels, handles, strict=True))
-        axes.legend(unique.values(), unique.keys())
+    _legend(axes, panel.title)
+
+
+def _legend(axes: Axes, title: str) -> None:
+    """Above the axes, where it hides no point, under the title; as many names side by side as fit."""
+    unique = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if not unique:
+        axes.set_title(title)
+        return
+    side_by_side = max(1, LETTERS // (max(map(len, unique)) + 5))
+    axes.legend(
+        unique.values(), unique.keys(), loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0.2,
+        ncols=side_by_side, title=title or None, title_fontsize=9, alignment="left",
+    )  # fmt: skip
 
 
 Colours = dict[str, str]
+_MARKED = {LIGHT[name] for name in MARKED}
 Places = dict[str, int]
 
 
 def _xs(rows: pd.DataFrame, layer: Layer, places: Places) -> Any:
-    return rows[layer.x].astype(str).map(places) if places else rows[layer.x].astype(float)
+    return (rows[layer.x].astype(str).map(places) if places else rows[layer.x]).astype(float)
 
 
 def _groups(rows: pd.DataFrame, layer: Layer, colours: Colours) -> list[tuple[str, str, pd.DataFrame]]:
@@ -100,9 +118,10 @@ def _groups(rows: pd.DataFrame, layer: Layer, colours: Colours) -> list[tuple[st
 
 def _points(axes: Axes, layer: Layer, rows: pd.DataFrame, colours: Colours, places: Places) -> None:
     for label, colour, group in _groups(rows, layer, colours):
-        marker = "D" if layer.fixed == PUBLISHED else "o"
+        marker = "D" if layer.fixed == PUBLISHED else "^" if colour in _MARKED else "o"
+        aside = 0.5 * group[layer.offset] if layer.offset else 0.0
         axes.scatter(
-            _xs(group, layer, places),
+            _xs(group, layer, places) + aside,
             group[layer.y],
             s=layer.size * 0.6,
             c=colour,
@@ -117,7 +136,8 @@ def _points(axes: Axes, layer: Layer, rows: pd.DataFrame, colours: Colours, plac
 def _line(axes: Axes, layer: Layer, rows: pd.DataFrame, colours: Colours, places: Places) -> None:
     for label, colour, group in _groups(rows, layer, colours):
         xs = _xs(group, layer, places)
-        axes.plot(xs, group[layer.y], color=colour, linewidth=1.8, label=label or None, zorder=5,
+        style = "--" if colour in _MARKED else "-"
+        axes.plot(xs, group[layer.y], color=colour, linewidth=1.8, linestyle=style, label=label or None, zorder=5,
                   marker="o" if len(group) < 30 else None, markersize=3.5)  # fmt: skip
         if layer.low:
             low, high = (group[name].astype(float) for name in (layer.low, layer.high))

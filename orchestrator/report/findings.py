@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from orchestrator.report.material import Material, order_of
+from kt_study.published import read_table
+from orchestrator.report.material import SETTINGS, Material, order_of
 from orchestrator.report.plot import OBJECTIVES
-from orchestrator.report.published import claim, success_medians
-from orchestrator.report.statistics import Interval, bootstrap, by_student, median
+from orchestrator.report.published import SETTING, claim, success_medians
+from orchestrator.report.statistics import FEWEST, Interval, bootstrap, by_student, counted, median
+from orchestrator.report.tables.several import SETTING as SEVERAL
+from orchestrator.report.tables.several import against_single
 
 LABELS = {label: name for name, label in OBJECTIVES.items()}
+MODES = ("sequential", "parallel", "soup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,7 @@ class Finding:
 
     figure: str  # short, large on the page
     sentence: str
-    paper: str = ""
+    paper: str = ""  # with what data and models
 
 
 def findings(material: Material) -> list[Finding]:
@@ -44,9 +48,9 @@ def _complementarity(material: Material) -> Finding | None:
     return Finding(
         figure=f"{pairs['rho_pos'].median():.1f} %",
         sentence=f"of the validation samples the teacher gets right and the student wrong, in the median of "
-        f"{len(pairs):,} "
-        f"ordered pairs; {share:.0f} % of pairs have some.{behind}",
-        paper=f"some in every one of {claim('pairs_complementarity'):.0f} pairs",
+        f"{len(pairs):,} ordered pairs; {share:.0f} % of pairs have some.{behind}",
+        paper=f"some in every one of {claim('pairs_complementarity'):.0f} pairs (ImageNet, "
+        f"{claim('models_complementarity'):.0f} models)",
     )
 
 
@@ -73,16 +77,29 @@ def _success(material: Material) -> Finding | None:
     best = max(rates, key=lambda name: rates[name].value)
     return Finding(
         figure=f"{rates[best].value:.4g} %",
-        sentence=f"of teachers raise the median student under {best}. {_all_rates(rates)} In brackets: 95 % interval "
-        f"over "
-        f"{students['student'].nunique()} students.",
-        paper=", ".join(f"{name} {success_medians()[LABELS[name]]:g} %" for name in rates
-                        if LABELS.get(name) in success_medians()),
-    )  # fmt: skip
+        sentence=f"of teachers raise the median student under {best}. {_all_rates(rates)} "
+        f"{_over_students(students['student'].nunique())}",
+        paper=_paper_rates(list(rates)),
+    )
 
 
 def _all_rates(rates: dict[str, Interval]) -> str:
     return "; ".join(f"{name} {rate.text(' %')}" for name, rate in rates.items()) + "."
+
+
+def _over_students(n: int) -> str:
+    if n < FEWEST:
+        return f"Over {counted(n, 'student')}, too few for an interval."
+    return f"In brackets: 95 % interval over {n} students."
+
+
+def _paper_rates(objectives: Sequence[str]) -> str:
+    known = [
+        f"{name} {success_medians()[LABELS[name]]:g} %" for name in objectives if LABELS.get(name) in success_medians()
+    ]
+    if OBJECTIVES["kl_label_smoothing"] in objectives:
+        known.append(f"{OBJECTIVES['kl_label_smoothing']} {claim('success_label_smoothing'):g} %")
+    return f"{', '.join(known)} ({SETTING})" if known else ""
 
 
 def _delta(material: Material) -> Finding | None:
@@ -118,7 +135,8 @@ def _paper_deltas(objectives: Sequence[str]) -> str:
     rows = pd.DataFrame(students())
     means = rows.groupby("objective")["delta_mean"].median()
     known = [name for name in objectives if LABELS.get(name) in means]
-    return ", ".join(f"{name} {round(means[LABELS[name]], 2) + 0.0:+.2f}" for name in known)
+    listed = ", ".join(f"{name} {round(means[LABELS[name]], 2) + 0.0:+.2f}" for name in known)
+    return f"{listed} ({SETTING})" if known else ""
 
 
 def _partition(material: Material) -> Finding | None:
@@ -130,29 +148,77 @@ def _partition(material: Material) -> Finding | None:
     return Finding(
         figure=f"{positive:.0f} % / {negative:.0f} %",
         sentence=f"of positive and of negative flips go to the teacher by the data partition, on average over "
-        f"{len(rows)} "
-        "transfers with KL+DP.",
-        paper=f"{claim('dp_pos_to_teacher'):g} % and {claim('dp_neg_to_teacher'):g} %",
+        f"{len(rows)} transfers with KL+DP.",
+        paper=f"{claim('dp_pos_to_teacher'):g} % and {claim('dp_neg_to_teacher'):g} % (ImageNet in full, 8 students x 4 "
+        "teachers)",
     )
 
 
 def _several(material: Material) -> Finding | None:
-    rows = material.several[material.several["objective"] == OBJECTIVES["kl_dp"]]
-    if rows.empty:
+    table = against_single(material, "kl_dp", MODES)
+    gains = {mode: (table[mode] - table["single max"]).dropna() for mode in MODES if len(table)}
+    over = {mode: values.mean() for mode, values in gains.items() if len(values)}
+    if not over:
         return None
-    single = material.single[material.single["objective"] == OBJECTIVES["kl_dp"]]
-    best = single.groupby("student")["delta_transf"].max()
-    over = rows.assign(over=rows["delta_transf"] - rows["student"].map(best)).dropna(subset=["over"])
-    if over.empty:
-        return None
-    modes = over.groupby("multi_teacher")["over"].mean().sort_values(ascending=False)
-    listed = ", ".join(f"{mode} {value:+.2f}" for mode, value in modes.items())
+    best = max(over, key=lambda mode: over[mode])
+    listed = ", ".join(f"{mode} {value:+.2f}" for mode, value in over.items())
     return Finding(
-        figure=f"{modes.iloc[0]:+.2f}",
-        sentence=f"points over the best single teacher with {modes.index[0]} transfer from several (KL+DP, "
-        f"{over['student'].nunique()} students): {listed}.",
-        paper=f"sequential {claim('sequential_gain'):g} % above the best single teacher",
+        figure=f"{over[best]:+.2f}",
+        sentence=f"points over the best of the same teachers alone with {best} transfer from several (KL+DP, "
+        f"{counted(table['student'].nunique(), 'student')}): {listed}.{_relative(table, best)}",
+        paper=_paper_several(),
     )
+
+
+def _relative(table: pd.DataFrame, mode: str) -> str:
+    """The same in % of what the best teacher alone brings, as the paper has it; only where that is a gain."""
+    gained = table[(table["single max"] > 0) & table[mode].notna()]
+    if gained.empty:
+        return ""
+    share = 100.0 * (gained[mode] / gained["single max"] - 1.0).mean()
+    of = f"the {len(gained)} of {len(table)} where it gains"
+    return f" In % of what the best alone brings: {share:+.0f} %, on average over {of}."
+
+
+def _paper_several() -> str:
+    rows = read_table("table4_multi_teacher_kl_dp")
+    points = sum(float(row["sequential"]) - float(row["single_max"]) for row in rows) / len(rows)
+    return f"sequential {points:+.2f} points, {claim('sequential_gain'):+.0f} % ({SEVERAL})"
+
+
+def _soft_targets(material: Material) -> Finding | None:
+    """Soft-target cross-entropy against KL (paper, Section B.1)."""
+    rows = material.single
+    soft, plain = (rows[rows["objective"] == OBJECTIVES[name]] for name in ("soft_xe", "kl"))
+    gains = _differences(soft, plain, ["student_key", "teacher_key"])
+    if gains.empty:
+        return None
+    return Finding(
+        figure=f"{gains.mean():+.2f}",
+        sentence=f"points by soft-target cross-entropy instead of KL, in the mean of {counted(len(gains), 'pair')}.",
+        paper=f"{claim('soft_xe_vs_kl'):+g} points (ImageNet, 60 pairs)",
+    )
+
+
+def _top_classes(material: Material) -> Finding | None:
+    """KL over the teacher's ten highest classes against KL over all (paper, Section B.1)."""
+    rows = material.all_single[material.all_single["objective"] == OBJECTIVES["kl"]]
+    same = ["dataset", "student_key", "teacher_key", "seed", *(name for name in SETTINGS if name != "top_k")]
+    gains = _differences(rows[rows["top_k"] == 10], rows[rows["top_k"] == 0], same)
+    if gains.empty:
+        return None
+    return Finding(
+        figure=f"{gains.mean():+.2f}",
+        sentence=f"points by KL over the teacher's ten highest classes instead of all, in the mean of "
+        f"{counted(len(gains), 'pair')}.",
+        paper=f"{claim('topk10_gain'):+.2f} points (ImageNet, 6 pairs)",
+    )
+
+
+def _differences(ours: pd.DataFrame, others: pd.DataFrame, same: list[str]) -> pd.Series[float]:
+    """delta_transf of ours minus that of others, where these columns are equal."""
+    both = ours[[*same, "delta_transf"]].merge(others[[*same, "delta_transf"]], on=same, suffixes=("", "_other"))
+    return both["delta_transf"] - both["delta_transf_other"]
 
 
 _FINDINGS: tuple[Callable[[Material], Finding | None], ...] = (
@@ -162,4 +228,6 @@ _FINDINGS: tuple[Callable[[Material], Finding | None], ...] = (
     _delta,
     _partition,
     _several,
+    _soft_targets,
+    _top_classes,
 )

@@ -34,19 +34,30 @@ class Choice(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Material:
-    """One study. Frames carry `family` (of the student), `teacher_family`, `student_params` and `objective` by "
-    "label."""
+    """One study. Frames carry `family` (of the student), `teacher_family`, `student_params` and `objective` by label."""
 
     results: Results
     study: str
 
     @functools.cached_property
     def models(self) -> pd.DataFrame:
-        """A row a model, families by their label; students that a transfer left are no models of the study."""
+        """A row a model, families by their label.
+
+        Students that a transfer left are no models of the study, and neither are random weights that nothing has
+        evaluated: the study trains from them.
+        """
         models = self.results.models
         weights = models["weights"].fillna("").astype(str)
-        models = models[~weights.str.startswith("transfer:")].drop_duplicates("model_key")
-        return models.assign(family=models["family"].map(FAMILIES))
+        start = weights.str.startswith("random:") & models["dataset"].isna()
+        models = models[~weights.str.startswith("transfer:") & ~start].drop_duplicates("model_key")
+        params = models["params"].fillna(models["model_key"].map(self._counted_params))
+        return models.assign(family=models["family"].map(FAMILIES), params=params)
+
+    @property
+    def _counted_params(self) -> pd.Series[float]:
+        """Millions of parameters by model key, as they were counted when the model was built."""
+        rows = self.results.evaluations.dropna(subset=["params"])
+        return rows.drop_duplicates("model_key").set_index("model_key")["params"]
 
     @functools.cached_property
     def _every_pair(self) -> pd.DataFrame:
@@ -84,12 +95,15 @@ class Material:
 
     @functools.cached_property
     def several(self) -> pd.DataFrame:
-        """Transfers from several teachers: of a sequential one its last stage."""
+        """Transfers from several teachers on the main data set, under the main settings of each objective and mode.
+
+        Of a chain of teachers its last stage. `teacher_set` is the keys of the teachers, sorted and joined by +.
+        """
         frame = self.results.transfers
-        frame = self._with_models(frame[frame["multi_teacher"].fillna("single") != "single"])
-        teachers = frame["teacher_key"].fillna("").astype(str).str.count(r"\+")
-        last = teachers.groupby([frame["student_key"], frame["objective"], frame["multi_teacher"]]).transform("max")
-        return frame[teachers == last]
+        frame = self._on_main_dataset(frame[frame["multi_teacher"].fillna("single") != "single"])
+        frame = self._mark_main(_without_earlier_stages(self._with_models(frame)))
+        sets = ["+".join(sorted(str(keys).split("+"))) for keys in frame["teacher_key"]]
+        return frame.assign(teacher_set=sets)[frame["shown"]]
 
     @functools.cached_property
     def choices(self) -> list[Choice]:
@@ -112,9 +126,17 @@ class Material:
 
     @functools.cached_property
     def classes(self) -> int:
-        """Classes of the main data set with a flip in any pair; 0 where nobody counted."""
-        flips = self.results.class_flips
-        return int(flips.loc[flips["dataset"] == self.dataset, "class_index"].nunique())
+        """Classes of the main data set; 0 where the rows do not say, as those of earlier versions."""
+        counted = [
+            frame.loc[frame["dataset"] == self.dataset, "n_classes"].dropna()
+            for frame in (self.results.complementarity, self.results.all_pairs)
+        ]
+        return max((int(counts.max()) for counts in counted if len(counts)), default=0)
+
+    @property
+    def is_imagenet(self) -> bool:
+        """Whether the paper's own plans fit this study's data."""
+        return self.classes == 1000 if self.classes else "imagenet" in self.dataset.lower()
 
     def _on_main_dataset(self, frame: pd.DataFrame) -> pd.DataFrame:
         return frame[frame["dataset"] == self.dataset]
@@ -131,16 +153,31 @@ class Material:
         return frame
 
     def _mark_main(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Mark, for each data set and objective, the rows of the combination of settings that has most of them."""
+        """Mark, for each data set, objective and mode, the rows of the combination of settings that has most of them."""
         import pandas as pd
 
         shown = pd.Series(False, index=frame.index)
-        for _, rows in frame.groupby(["dataset", "objective"], sort=False):
-            spelled = rows[[*SETTINGS, "seed"]].astype(str).agg("\x1f".join, axis=1)
+        spelled_out = _joined(frame, *SETTINGS, "seed")
+        for _, rows in frame.groupby(["dataset", "objective", frame["multi_teacher"].fillna("single")], sort=False):
+            spelled = spelled_out[rows.index]
             counts = spelled.value_counts()
             best = sorted(counts[counts == counts.max()].index)[0]
             shown.loc[rows.index[spelled == best]] = True
         return frame.assign(shown=shown)
+
+
+def _without_earlier_stages(transfers: pd.DataFrame) -> pd.DataFrame:
+    """Without the stages of a chain after which another one follows, of the same student, objective and settings."""
+    named = _joined(transfers, "student_key", "objective", *SETTINGS, "seed", "teacher_key")
+    chained = (transfers["multi_teacher"] == "sequential").fillna(False).astype(bool)
+    followed = {name.rpartition("+")[0] for name in named[chained]}
+    return transfers[~(chained & named.isin(followed))]
+
+
+def _joined(frame: pd.DataFrame, first: str, *others: str) -> pd.Series[str]:
+    """The values of these columns as one text a row; a missing one as nothing."""
+    columns = frame[[first, *others]].astype("string").fillna("")
+    return columns[first].str.cat(columns[list(others)], sep="\x1f")
 
 
 def order_of(labels: pd.Series[str]) -> tuple[str, ...]:

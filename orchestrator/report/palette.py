@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from orchestrator.report.plot import FAMILIES, OBJECTIVES, PUBLISHED
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
-    "#0072B2", "#D55E00", "#009E73", "#B0578D", "#C98500", "#3C9BD0", "#222222",
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BROWN, OLIVE, SLATE, VIOLET, BLACK = (
+    "#0072B2", "#D55E00", "#009E73", "#B0578D", "#C98500", "#3C9BD0", "#7A4A1E", "#7F8C00", "#66717C", "#5B3FB5", "#222222",
 )  # fmt: skip
 
 LIGHT = {
@@ -17,12 +17,17 @@ LIGHT = {
     "c4": PURPLE,
     "c5": ORANGE,
     "c6": SKY,
+    "c7": BROWN,
+    "c8": OLIVE,
+    "c9": SLATE,
+    "c10": VIOLET,
     "paper": BLACK,
     "ink": BLACK,
     "grey": "#999999",
 }
 DARK = {
     "c1": "#5AAEE6", "c2": "#F08A4B", "c3": "#3CC39A", "c4": "#DD8FBF", "c5": "#E9B44C", "c6": "#8CCBF2",
+    "c7": "#B98A5E", "c8": "#C3CE3C", "c9": "#A3AEB8", "c10": "#A58CF5",
     "paper": "#F2F2F2", "ink": "#E8E8E8", "grey": "#777777",
 }  # fmt: skip
 """Names that the page's style sheet defines for both grounds; files on disk are light."""
@@ -38,10 +43,17 @@ _FIXED = {
     OBJECTIVES["kl_dp"]: "c1",
     OBJECTIVES["kl_dp_unsupervised"]: "c3",
     OBJECTIVES["cd"]: "c4",
+    OBJECTIVES["kl_label_smoothing"]: "c7",
+    OBJECTIVES["soft_xe"]: "c8",
+    OBJECTIVES["crd"]: "c9",
+    OBJECTIVES["self_distillation"]: "c10",
     PUBLISHED: "paper",
 }
 
-CYCLE = ("c1", "c2", "c3", "c4", "c5", "c6")
+CYCLE = ("c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9", "c10")
+
+MARKED = frozenset(CYCLE[6:])
+"""Colours that have triangles and dashes besides, since no ten colours stay apart for every reader."""
 
 
 def colours_of(names: Sequence[str]) -> list[str]:

@@ -48,6 +48,7 @@ class Layer:
     high: str = ""
     label: str = ""
     tooltip: tuple[str, ...] = ()
+    offset: str = ""  # column of shifts sideways, -0.5 to 0.5 of a category's room, so that equal points lie apart
     size: float = 22.0  # of points, in square pixels
     defaults: Mapping[str, str] = field(default_factory=dict)
     """Column of a filter -> the value shown while the filter is not set. Without one, all rows are."""

@@ -18,22 +18,23 @@ if TYPE_CHECKING:
     Statistic = Callable[[Values], Any]
 
 DRAWS = 2000  # of a bootstrap
+FEWEST = 3  # to draw from: the draws from one or two values say nothing of how far others may lie
 ALL = "*"
 """Family of a row that stands for all families together."""
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """A value with its 95 % interval."""
+    """A value with its 95 % interval; the bounds are nan where too few were drawn from to know them."""
 
     value: float
     low: float
     high: float
 
     def text(self, unit: str, digits: int = 1) -> str:
-        """Such as `32.5 % [20.0, 45.0]`."""
+        """Such as `32.5 % [20.0, 45.0]`, or `32.5 %` without bounds."""
         # rounded first, so that -0.001 does not read -0.00
         numbers = [f"{round(number, digits) + 0.0:.{digits}f}" for number in (self.value, self.low, self.high)]
-        return f"{numbers[0]}{unit} [{numbers[1]}, {numbers[2]}]"
+        return f"{numbers[0]}{unit}" + ("" if math.isnan(self.low) else f" [{numbers[1]}, {numbers[2]}]")
 
 
 def wilson(successes: int, n: int) -> Interval:
@@ -49,16 +50,14 @@ def bootstrap(values: Sequence[float], statistic: Statistic, seed: int = 0) -> I
     """`mean` or `median` of values with its percentile bootstrap interval.
 
     Args:
-        values: not empty.
+        values: not empty; fewer than three have no interval.
         statistic: applied to the values and, along the last axis, to the draws from them.
         seed: of the draws; the same values give the same interval.
     """
     import numpy as np
 
     known = np.asarray(values, dtype=np.float64)
-    drawn = statistic(known[_draws(len(known), seed)])
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(float(statistic(known)), float(low), float(high))
+    return _interval(float(statistic(known)), len(known), lambda chosen: statistic(known[chosen]), seed)
 
 
 def bootstrap_mean(groups: Sequence[Values], seed: int = 0) -> Interval:
@@ -66,17 +65,24 @@ def bootstrap_mean(groups: Sequence[Values], seed: int = 0) -> Interval:
     import numpy as np
 
     sums, counts = np.array([group.sum() for group in groups]), np.array([len(group) for group in groups])
-    chosen = _draws(len(groups), seed)
-    drawn = sums[chosen].sum(axis=-1) / counts[chosen].sum(axis=-1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
+    whole = float(sums.sum() / counts.sum())
+    return _interval(whole, len(groups), lambda chosen: sums[chosen].sum(-1) / counts[chosen].sum(-1), seed)
 
 
-def _draws(n: int, seed: int) -> NDArray[np.int64]:
-    """Indices int64[DRAWS, n], drawn with replacement."""
+def _interval(value: float, n: int, statistic: Callable[[NDArray[np.int64]], Values], seed: int) -> Interval:
+    """Bounds by percentiles of a statistic of indices int64[DRAWS, n], drawn with replacement."""
     import numpy as np
 
-    return np.random.Generator(np.random.PCG64(seed)).integers(0, n, (DRAWS, n))
+    if n < FEWEST:
+        return Interval(value, math.nan, math.nan)
+    drawn = statistic(np.random.Generator(np.random.PCG64(seed)).integers(0, n, (DRAWS, n)))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
+def counted(n: float, name: str) -> str:
+    """Such as `1 student` or `2.5 teachers`."""
+    return f"{n:g} {name}" if n == 1 else f"{n:g} {name}s"
 
 
 def median(values: Values) -> Any:

@@ -17,6 +17,7 @@ from orchestrator.report.figures.figure import Figure
 from orchestrator.report.files import write_files
 from orchestrator.report.findings import Finding, findings
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing
 from orchestrator.report.page import render
 from orchestrator.report.plot import Drawing
 from orchestrator.report.settings import facts, fixed_settings
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyReport:
-    """One study, ready for the page. A figure or table without rows has None."""
+    """One study, ready for the page."""
 
     study: str
     findings: list[Finding]
-    figures: list[tuple[Figure, Drawing | None]]
-    tables: list[tuple[Table, pd.DataFrame | None]]
+    figures: list[tuple[Figure, Drawing | Missing]]
+    tables: list[tuple[Table, pd.DataFrame | Missing]]
     facts: dict[str, str]
     settings: dict[str, str]
     choices: list[str]
+    is_imagenet: bool  # the paper's own plans fit it
 
 
 def write(results: Path, out: Path, study: str | None, progress: Callable[[str], None]) -> Path:
@@ -78,13 +80,14 @@ def _prepare(material: Material) -> StudyReport:
         facts=facts(material),
         settings=fixed_settings(material),
         choices=choices,
+        is_imagenet=material.is_imagenet,
     )
 
 
 def _write_figures(report: StudyReport, folder: Path, progress: Callable[[str], None]) -> None:
     for figure, drawing in report.figures:
         stem = folder / f"figure-{figure.key}"
-        if drawing is None:
+        if isinstance(drawing, Missing):
             for suffix in (".png", ".svg"):
                 stem.with_name(stem.name + suffix).unlink(missing_ok=True)
             continue
@@ -95,7 +98,7 @@ def _write_figures(report: StudyReport, folder: Path, progress: Callable[[str], 
 def _write_tables(report: StudyReport, folder: Path) -> None:
     for table, rows in report.tables:
         path = folder / f"table-{table.key}.csv"
-        if rows is None:
+        if isinstance(rows, Missing):
             path.unlink(missing_ok=True)
         else:
             write_text(path, rows.to_csv(index=False, lineterminator="\n", float_format="%.6g"))

@@ -54,17 +54,22 @@ class Cluster(Record, frozen=True, kw_only=True):
         hint = nearest(name, [partition.name for partition in self.partitions])
         raise SlurmError(f"no partition {name!r} on this cluster{hint} (--partition may be {names})")
 
-    def nodes_of(self, partition: Partition) -> tuple[Node, ...]:
-        """The nodes of a partition."""
-        return tuple(node for node in self.nodes if partition.name in node.partitions)
+    def chosen(self, names: str) -> tuple[Partition, ...]:
+        """The partitions of a list with commas, any of which will do; the default one for none. Raises SlurmError."""
+        return tuple(self.partition(name.strip()) for name in names.split(","))
+
+    def nodes_of(self, *partitions: Partition) -> tuple[Node, ...]:
+        """The nodes of some partitions, each once."""
+        names = {partition.name for partition in partitions}
+        return tuple(node for node in self.nodes if names & set(node.partitions))
 
 
 def look_at_cluster() -> Cluster:
     """Ask slurmctld. Raises SlurmError."""
     config = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", run("scontrol", "show", "config"), re.MULTILINE))
     return Cluster(
-        partitions=tuple(map(_partition, _records(run("scontrol", "-o", "show", "partition")))),
-        nodes=tuple(map(_node, _records(run("scontrol", "-o", "show", "node")))),
+        partitions=tuple(map(_partition, _records(run("scontrol", "--all", "-o", "show", "partition")))),
+        nodes=tuple(map(_node, _records(run("scontrol", "--all", "-o", "show", "node")))),
         largest_array=int(config.get("MaxArraySize", "1001")),
         kill_wait_s=int(config.get("KillWait", "30 sec").split()[0]),
     )
@@ -94,7 +99,8 @@ def minutes(text: str) -> int:
 
 
 def _records(text: str) -> list[dict[str, str]]:
-    return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if "=" in line]
+    """Of a name that comes twice the first counts: comments, which anybody writes, come last."""
+    return [dict(reversed(re.findall(r"(\w+)=(\S*)", line))) for line in text.splitlines() if "=" in line]
 
 
 def _partition(facts: dict[str, str]) -> Partition:
@@ -115,11 +121,12 @@ def _node(facts: dict[str, str]) -> Node:
         address=facts.get("NodeAddr", facts["NodeName"]),
         cpus=int(facts.get("CPUTot", "0")),
         memory_mib=int(facts.get("RealMemory", "0")),
-        gpus=_gpus(facts.get("Gres", "")),
+        gpus=count_gpus(facts.get("Gres", "")),
         partitions=tuple(facts.get("Partitions", "").split(",")),
     )
 
 
-def _gpus(gres: str) -> int:
-    """GPUs in a node's generic resources, e.g. `gpu:a100:4(S:0-1),gpu:t4:2`."""
-    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[\w.-]+)?:(\d+)", gres))
+def count_gpus(gres: str) -> int:
+    """GPUs among generic resources, e.g. 7 in `gpu:a100:4(S:0,1),gpu:t4:no_consume:2,gpu`."""
+    entries = [entry.split(":") for entry in re.sub(r"\(.*?\)", "", gres).split(",")]
+    return sum(int(words[-1]) if words[-1].isdigit() else 1 for words in entries if words[0] == "gpu")

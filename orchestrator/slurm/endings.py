@@ -19,6 +19,7 @@ _PROBE = {
     "share",
     ProbeExit.NO_DATABASE: "the job database cannot be reached from there",
     ProbeExit.NO_GPU: "torch sees no GPU there",
+    ProbeExit.LOST_GPU: "its GPU failed in the middle of a job, or a job broke it",
 }  # fmt: skip
 _DEADLY = (Signals.SIGILL, Signals.SIGABRT, Signals.SIGBUS, Signals.SIGFPE, Signals.SIGKILL, Signals.SIGUSR1,
            Signals.SIGSEGV, Signals.SIGUSR2, Signals.SIGTERM)  # fmt: skip
@@ -70,8 +71,14 @@ def signal_of(run: Run) -> str:
 
 
 def is_fault_of_node(run: Run) -> bool:
-    """Whether one such ending is enough to keep away from the node."""
-    return run.is_over and (run.exit_code in list(ProbeExit) or run.signal == SLURM_IO_SETUP)
+    """Whether one such ending is enough to keep away from the node. A lost GPU may be the fault of a job."""
+    unfit = run.exit_code in set(ProbeExit) - {ProbeExit.LOST_GPU}
+    return run.is_over and (unfit or run.signal == SLURM_IO_SETUP)
+
+
+def is_nobodys_fault(run: Run) -> bool:
+    """Whether a bad ending says nothing about its node: a job too large, or a database that was away for everybody."""
+    return run.state == "OUT_OF_MEMORY" or run.exit_code == ProbeExit.NO_DATABASE
 
 
 def bad_nodes(runs: Iterable[Run], said: Mapping[str, str], *, root: str, python: str) -> list[BadNode]:
@@ -86,7 +93,7 @@ def bad_nodes(runs: Iterable[Run], said: Mapping[str, str], *, root: str, python
     surely: set[str] = set()
     for run in sorted((run for run in runs if run.is_over and run.node), key=lambda run: run.ended_at):
         line = trouble(run, root=root, python=python)
-        if line and run.state != "OUT_OF_MEMORY":
+        if line and not is_nobodys_fault(run):
             faults.setdefault(run.node, []).append(line)
             surely |= {run.node} if is_fault_of_node(run) else set()
         elif run.state == "COMPLETED":

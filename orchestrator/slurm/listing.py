@@ -70,7 +70,7 @@ def queue() -> list[QueuedJob]:
     Raises:
         SlurmError: slurmctld does not answer.
     """
-    said = run("squeue", "--me", "--array", "--noheader", f"--format={_QUEUE_FORMAT}")
+    said = run("squeue", "--me", "--all", "--array", "--noheader", f"--format={_QUEUE_FORMAT}")
     rows = [line.strip().split("|") for line in said.splitlines() if line.count("|") == 7]
     return [_queued(row) for row in rows if row[1].startswith(NAME_PREFIX)]
 

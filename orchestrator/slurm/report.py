@@ -14,14 +14,13 @@ import msgspec
 from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore, WorkerRow
 from orchestrator.launch import records
-from orchestrator.launch.records import LaunchRecord
-from orchestrator.launch.slurm import disown_ended, watched
-from orchestrator.slurm.endings import bad_nodes, by_node
+from orchestrator.launch.nodes import nodes_to_avoid
+from orchestrator.launch.records import LaunchRecord, token_of, watched
+from orchestrator.launch.slurm import disown_ended
+from orchestrator.slurm.endings import by_node
 from orchestrator.slurm.listing import QueuedJob
 from orchestrator.slurm.view import SlurmView, look
 from orchestrator.spans import span
-
-_SILENT_S = 60.0
 
 
 class SlurmPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +43,7 @@ def slurm_part(files: LaunchFiles, store: JobStore, study: str, *, eta_s: float 
         return None
     names, since = watched(launches)
     view = look(files, names, since)
-    disown_ended(store, view, lease_s=_SILENT_S)
+    disown_ended(store, view, launches)
     queue = view.queue_of([record.token for record in launches])
     pending = [job for job in queue if job.is_pending]
     troubles = _troubles(files, view, launches)
@@ -71,11 +70,6 @@ def gpu_hours(workers: Sequence[WorkerRow], launches: Sequence[LaunchRecord]) ->
     for worker in workers:
         total += share.get(token_of(worker), 0.0) * _held_s(worker)
     return total / 3600
-
-
-def token_of(worker: WorkerRow) -> str:
-    """The token of the launch that sent a worker, from the folder of its log."""
-    return worker.log.rpartition("/")[0].rpartition("/")[2]
 
 
 def lines(part: SlurmPart) -> list[str]:
@@ -121,8 +115,8 @@ class _Troubles:
 
 
 def _troubles(files: LaunchFiles, view: SlurmView, launches: Sequence[LaunchRecord]) -> _Troubles:
-    said, root = records.unfit_nodes(records.probes(files, launches)), str(files.root)
+    said = records.unfit_nodes(records.probes(files, records.latest(launches)))
     return _Troubles(
-        by_node=by_node(view.runs, said, root=root, python=sys.executable),
-        left_out={bad.node: bad.reason for bad in bad_nodes(view.runs, said, root=root, python=sys.executable)},
+        by_node=by_node(view.runs, said, root=str(files.root), python=sys.executable),
+        left_out={bad.node: bad.reason for bad in nodes_to_avoid(files, launches, view)},
     )

@@ -1,8 +1,14 @@
--- Share of transfers that gain accuracy, by objective: over all pairs, and the median over students as the paper counts it
+-- Share of transfers that gain accuracy, by objective and setting: over all pairs, and the median over students
 -- parameters: study
 WITH runs AS (
-    SELECT st.name AS study, t.objective, t.reading, t.batchnorm, t.student, t.delta_transf,
-           CASE WHEN t.delta_transf > 0 THEN 100.0 ELSE 0.0 END AS success
+    SELECT st.name AS study, t.dataset, t.objective, t.student, t.delta_transf, t.reading, t.batchnorm, t.epochs, t.lr,
+           t.temperature, t.top_k, CASE WHEN t.delta_transf > 0 THEN 100.0 ELSE 0.0 END AS success,
+           DENSE_RANK() OVER (
+               PARTITION BY st.name, t.dataset, t.objective
+               ORDER BY t.reading DESC, t.batchnorm DESC, t.epochs, t.lr, t.temperature, t.top_k, t.batch_size,
+                        t.momentum, t.weight_decay, t.kl_weight, t.label_smoothing, t.warmup_epochs, t.flips, t.views,
+                        t.augment, t.crop, t.crop_pct, t.mcl_tau, t.mcl_every, t.precision, t.grad_clip
+           ) AS setting
     FROM transfers t
     JOIN study_jobs sj ON sj.job_id = t.job_id
     JOIN studies st ON st.id = sj.study_id
@@ -10,33 +16,34 @@ WITH runs AS (
       AND (CAST(:study AS TEXT) IS NULL OR st.name = CAST(:study AS TEXT))
 ),
 students AS (
-    SELECT study, objective, reading, batchnorm, student, AVG(success) AS success
+    SELECT study, dataset, objective, setting, student, AVG(success) AS success
     FROM runs
-    GROUP BY study, objective, reading, batchnorm, student
+    GROUP BY study, dataset, objective, setting, student
 ),
 ranked AS (
-    SELECT study, objective, reading, batchnorm, success,
-           ROW_NUMBER() OVER (PARTITION BY study, objective, reading, batchnorm ORDER BY success) AS place,
-           COUNT(*) OVER (PARTITION BY study, objective, reading, batchnorm) AS students
+    SELECT study, dataset, objective, setting, success,
+           ROW_NUMBER() OVER (PARTITION BY study, dataset, objective, setting ORDER BY success) AS place,
+           COUNT(*) OVER (PARTITION BY study, dataset, objective, setting) AS students
     FROM students
 ),
 medians AS (
-    SELECT study, objective, reading, batchnorm, MAX(students) AS students, AVG(success) AS median_success_rate
+    SELECT study, dataset, objective, setting, MAX(students) AS students, AVG(success) AS median_success_rate
     FROM ranked
     WHERE place IN ((students + 1) / 2, (students + 2) / 2)
-    GROUP BY study, objective, reading, batchnorm
+    GROUP BY study, dataset, objective, setting
 ),
 pooled AS (
-    SELECT study, objective, reading, batchnorm, COUNT(*) AS pairs, AVG(success) AS success_rate,
-           AVG(delta_transf) AS mean_delta_transf, MIN(delta_transf) AS min_delta_transf,
+    SELECT study, dataset, objective, setting, MAX(reading) AS reading, MAX(batchnorm) AS batchnorm,
+           MAX(epochs) AS epochs, MAX(lr) AS lr, MAX(temperature) AS temperature, MAX(top_k) AS top_k,
+           COUNT(*) AS pairs, AVG(success) AS success_rate, AVG(delta_transf) AS mean_delta_transf, MIN(delta_transf) AS min_delta_transf,
            MAX(delta_transf) AS max_delta_transf
     FROM runs
-    GROUP BY study, objective, reading, batchnorm
+    GROUP BY study, dataset, objective, setting
 )
-SELECT pooled.study, pooled.objective, pooled.reading, pooled.batchnorm, pooled.pairs, medians.students,
-       pooled.success_rate, medians.median_success_rate, pooled.mean_delta_transf, pooled.min_delta_transf,
-       pooled.max_delta_transf
+SELECT pooled.study, pooled.dataset, pooled.objective, pooled.setting, pooled.reading, pooled.batchnorm, pooled.epochs,
+       pooled.lr, pooled.temperature, pooled.top_k, pooled.pairs, medians.students, pooled.success_rate,
+       medians.median_success_rate, pooled.mean_delta_transf, pooled.min_delta_transf, pooled.max_delta_transf
 FROM pooled
-JOIN medians ON medians.study = pooled.study AND medians.objective = pooled.objective
-            AND medians.reading = pooled.reading AND medians.batchnorm = pooled.batchnorm
-ORDER BY pooled.study, medians.median_success_rate DESC, pooled.objective, pooled.reading, pooled.batchnorm
+JOIN medians ON medians.study = pooled.study AND medians.dataset = pooled.dataset
+            AND medians.objective = pooled.objective AND medians.setting = pooled.setting
+ORDER BY pooled.study, pooled.dataset, medians.median_success_rate DESC, pooled.objective, pooled.setting

@@ -11,6 +11,7 @@ from kt_study.study import read_study
 from orchestrator.templates import digits_study, imagenet_study
 
 MINIMAL = '[study]\nname = "x"\n[dataset]\nkind = "digits"\n'
+OWN = MINIMAL + '[[model]]\nname = "a"\ntimm = "resnet18"\n'
 
 
 def _read(folder: Path, text: str):  # type: ignore[no-untyped-def]
@@ -37,6 +38,35 @@ def test_a_minimal_file_has_the_papers_defaults(tmp_path: Path) -> None:
         (MINIMAL + '[transfer]\nepochs = "3"\n', "[transfer] epochs: expected `int`, got `str`"),
         (MINIMAL + "[transfer]\nepochs = 0\n", "[transfer] epochs: expected `int` >= 1"),
         (MINIMAL + '[transfer]\nbatchnorm = "off"\n', "[transfer] batchnorm: invalid enum value 'off'"),
+        (MINIMAL + "[transfer]\nlr = inf\n", "[transfer] lr: inf is no finite number"),
+        (MINIMAL + "[transfer]\nweight_decay = inf\n", "[transfer] weight_decay: inf is no finite number"),
+        (MINIMAL + "[transfer]\ntemperature = inf\n", "[transfer] temperature: inf is no finite number"),
+        (MINIMAL + "[transfer]\nlr = nan\n", "[transfer] lr: expected `float` >= 0.0"),
+        (OWN + "mean = [nan, 0.5, 0.5]\n", "[[model]] mean: nan is no finite number"),
+        (OWN + "arguments = { depth = [1, inf] }\n", "[[model]] arguments depth: inf is no finite number"),
+        (MINIMAL + f"[transfer]\nviews = {2**63}\n", "[transfer] views: a whole number of more than 64 bits"),
+        (MINIMAL + "[transfer]\nepochs = 99999999999999999999\n", "[transfer] epochs: expected `int` <= 1000000"),
+        (
+            MINIMAL + '[transfer]\naugment = "flips"\n',
+            "augment: invalid enum value 'flips'; did you mean 'flip'? (it may be none, flip, crop_flip, authors)",
+        ),
+        (MINIMAL + '[transfer]\nkeep = "al"\n', "'al'; did you mean 'all'? (it may be none, best, all)"),
+        (MINIMAL + '[models]\nuniverse = "zoo"\n', "'zoo' (it may be timm, listed, digits-zoo)"),
+        (MINIMAL + '[transfer]\nmulti_teacher = ["soups"]\n', "did you mean 'soup'? (it may be sequential, parallel,"),
+        (MINIMAL + '[notify]\non = ["finish"]\n', "[notify] on: invalid enum value 'finish'; did you mean 'finished'?"),
+        (
+            OWN + 'family = "cnm"\n',
+            "[[model]] family: invalid enum value 'cnm'; did you mean 'cnn'? (it may be cnn, tr",
+        ),
+        (MINIMAL + '[complementarity]\npairs = "every"\n', "'every' (it may be a whole number, all)"),
+        (MINIMAL + 'labels = "yes"\n', "[dataset] labels: invalid enum value 'yes' (it may be true, false, val)"),
+        (MINIMAL.replace('"x"', '"ä/ü"'), "[study] name: expected `str` of letters, digits, . _ - only"),
+        (OWN + "std = [0, 0, 0]\n", "[[model]] std: expected `float` > 0.0"),
+        (OWN + "std = [1, 1]\ninput_size = [3, 8, 8]\n", "[[model]] 'a': std has 2 values for 3 channels"),
+        (OWN + "input_size = [3, 0, 32]\n", "[[model]] input_size: expected `int` >= 1"),
+        (MINIMAL + "[transfer]\nstudents = []\n", "[transfer] students: expected `array` of length >= 1"),
+        (MINIMAL + "[transfer]\nteachers = []\n", "[transfer] teachers: expected `array` of length >= 1"),
+        (MINIMAL + '[notify]\nwebhook = "foo"\n', "[notify] webhook: no http:// or https:// address"),
         (MINIMAL + "[tranfer]\n", "unknown key 'tranfer'; did you mean 'transfer'?"),
         (MINIMAL + '[[model]]\nname = "a"\n', "[[model]] 'a' needs exactly one of `timm` and `factory`"),
         (MINIMAL + '[[model]]\nname = "a"\nfactory = "mine"\ninput_size = [3, 8, 8]\n', "is not `module:callable`"),

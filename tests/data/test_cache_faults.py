@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -14,16 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kt_study import cache as cache_files
-from kt_study.errors import DiskError
+from kt_study.errors import DataError, DiskError
+from kt_study.files import file_digest
 from kt_study.paths import StudyPaths
 from kt_study.words import LogitsSpec
-from tests.data.support import digits, job_context, tiny_model
+from tests.data.support import CPU, digits, job_context, tiny_model
 from worker.logits import LogitsCache
 from worker.logits.forward import cached_logits
-from worker.logits.near import near
+from worker.logits.near import near, nearby
 from worker.logits.writer import EntryWriter
+from worker.trainer.rows import StreamedTable, merged_table
 
 
 def _spec(paths: StudyPaths, model: str = "tiny") -> LogitsSpec:
@@ -156,6 +160,42 @@ def test_rows_written_after_the_last_save_are_written_again(tmp_path: Path) -> N
     assert fresh.rows == 0, "a split of another size starts anew"
 
 
+@pytest.mark.parametrize("rows", [5, 7])
+def test_an_entry_with_too_few_or_too_many_rows_is_never_published(tmp_path: Path, rows: int) -> None:
+    writer = EntryWriter(tmp_path / "entry", 6)
+    writer.append({"a": np.zeros((rows, 2), np.float32)})
+    with pytest.raises(DataError, match=f"{rows} rows, not the 6"):
+        writer.publish(tmp_path / "done", spec={}, n_classes=2, weights="", versions="", device="")
+    assert not (tmp_path / "done").exists()
+    assert not (tmp_path / "entry").exists(), "the next maker starts anew"
+
+
+def test_an_entry_that_an_earlier_version_scrambled_is_noticed_and_made_again(paths: StudyPaths) -> None:
+    """Gone on with under another batch size, it has every row that was asked for and some twice, and fitting checksums."""
+    folder = _make(paths)
+    whole = {file.name: file.read_bytes() for file in folder.glob("*.npy")}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, row_bytes in {"logits.npy": 2 * 10, "side.npy": 4 * 7}.items():
+        content = whole[name] + whole[name][-8 * row_bytes :]
+        (folder / name).write_bytes(content)
+        manifest["files"][name] = [len(content), file_digest(folder / name)]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (bad,) = cache_files.verify(paths)
+    assert "rows" in bad.problem
+    assert LogitsCache(paths).open(_spec(paths)) is None
+    assert _make(paths) == folder
+    assert {file.name: file.read_bytes() for file in folder.glob("*.npy")} == whole
+
+
+def test_rows_that_an_earlier_version_saved_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Nobody can say whether they are in order."""
+    killed = EntryWriter(tmp_path / "entry", 6)
+    killed.append({"a": np.ones((2, 2), np.float32)})
+    killed.save()
+    (tmp_path / "entry" / "progress.json").write_text('{"rows": 2, "n": 6}')
+    assert EntryWriter(tmp_path / "entry", 6).rows == 0
+
+
 def test_garbage_collection_takes_the_least_recently_used(paths: StudyPaths) -> None:
     folders = [_make(paths, f"m{i}") for i in range(4)]
     for age, folder in zip((400, 300, 200, 100), folders, strict=True):
@@ -219,7 +259,33 @@ def test_files_of_a_network_are_read_from_a_local_copy(paths: StudyPaths, scratc
     assert copy.read_bytes() == file.read_bytes()
     assert near(file) == copy, "copied once"
     assert np.array_equal(entry.logits, np.load(file)), "also mapped into memory"
+    assert np.array_equal(nearby(entry.logits), np.load(file)), "also as an array"
     assert list(scratch.iterdir()) == [], "nothing that a killed process would leave behind"
+
+
+def _copies(scratch: Path) -> int:
+    """Nameless files in the scratch folder that this process has open; a mapping has a handle of its own."""
+    handles = [handle for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink()]
+    return sum(str(scratch) in str(handle.readlink()) for handle in handles)
+
+
+def test_a_table_read_at_random_has_a_local_copy_for_as_long_as_it_is_read(paths: StudyPaths, scratch: Path) -> None:
+    entries = [
+        cached_logits(_spec(paths, name), job_context(paths, digits(paths), tiny_model(key=name)))
+        for name in ("a", "b")
+    ]
+    source = np.arange(entries[0].n, dtype=np.uint8) % 2
+    expected = [np.load(entry.folder / "logits.npy") for entry in entries]
+    assert _copies(scratch) == 0
+    merged_table(source, [entry.logits for entry in entries], CPU)
+    assert _copies(scratch) == 0, "a table that is read once, in order, is read where it lies"
+    table = StreamedTable(source, [entry.logits for entry in entries], CPU)
+    assert _copies(scratch) == 2
+    chosen = np.array([700, 3, 3, 44])
+    rows = table.rows(torch.from_numpy(chosen), chosen).numpy()
+    assert np.array_equal(rows, [expected[sample % 2][sample] for sample in chosen])
+    del table
+    assert _copies(scratch) == 0, "its space is free again"
 
 
 def test_where_the_copy_does_not_fit_the_file_itself_is_read(

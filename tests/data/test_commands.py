@@ -17,12 +17,14 @@ from kt_study.paths import StudyPaths
 from kt_study.pilots import PilotOptions
 from kt_study.store import open_store
 from kt_study.words import Claim, LogitsSpec
+from orchestrator.commands.data import command as data_command
 from orchestrator.commands.worker import command as worker_command
+from orchestrator.spans import size
 from tests.cli import kt_study, refused, succeeds
 from tests.data.support import digits, image_folder, job_context, tiny_model
 from tests.databases import Databases, url_of
 from tests.require import require
-from worker.data.betons import read_beton_manifest
+from worker.data.betons import BetonManifest, BetonOptions, read_beton_manifest
 from worker.logits.forward import cached_logits
 from worker.pilot import Pilot
 
@@ -59,7 +61,22 @@ def test_cache_ls_lists_every_pass_the_least_recently_used_first(folder: Path) -
     listed = json.loads(succeeds(folder, "cache", "ls", "--json"))
     assert [entry["model"] for entry in listed] == ["old", "middle", "new"]
     assert all(entry["problem"] == "" for entry in listed)
-    assert "3 passes" in succeeds(folder, "cache", "ls")
+    said = succeeds(folder, "cache", "ls").splitlines()
+    assert [line.split()[1:3] for line in said[:-1]] == [size(entry["nbytes"]).split() for entry in listed]
+    assert said[-1].startswith(f"3 passes, {size(sum(entry['nbytes'] for entry in listed))} in ")
+
+
+@pytest.mark.parametrize("arguments", ["ls", "verify", "gc --max-size 0"])
+def test_a_folder_without_a_study_has_no_empty_cache(tmp_path: Path, arguments: str) -> None:
+    said = refused(tmp_path, "cache", *arguments.split(), "--db", "sqlite:///nowhere.db")
+    assert "study.toml: no such study file; `kt-study init` writes one" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_are_for_people() -> None:
+    assert [size(n) for n in (0, 999, 724_200, 8_900_000, 1.25e9, 2e12, 3e15)] == [
+        "0 B", "999 B", "724.2 kB", "8.9 MB", "1.2 GB", "2.0 TB", "3000.0 TB",
+    ]  # fmt: skip
 
 
 def test_cache_verify_ends_with_1_when_something_is_torn(folder: Path) -> None:
@@ -113,9 +130,28 @@ def test_data_prepare_writes_what_its_options_say(tmp_path: Path) -> None:
     image_folder(tmp_path / "val", {"ant": 2, "bee": 1})
     (tmp_path / "study.toml").write_text(STUDY.format(kind="imagefolder", keys='train = "train"\nval = "val"'))
     options = ("--max-side", "30", "--jpeg-quality", "70", "--jpeg-share", "0.5")
-    written = json.loads(succeeds(tmp_path, "data", "prepare", *options).splitlines()[0])
+    done = kt_study(tmp_path, "data", "prepare", "--json", *options)
+    assert done.returncode == 0
+    assert "\r" not in done.stderr
+    assert all(line.startswith("preparing: ") for line in done.stderr.splitlines())
+    written = json.loads(done.stdout)
     beton = StudyPaths(root=tmp_path).beton(written["dataset"], "train")
     manifest = read_beton_manifest(beton)
     assert manifest is not None
     assert (manifest.n, manifest.nbytes, manifest.content) == (9, beton.stat().st_size, written["content"])
     assert (manifest.options.max_side, manifest.options.jpeg_quality, manifest.options.jpeg_share) == (30, 70, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("split", "more"), [("train", "kt-study plan now plans transfers with the ffcv loader"), ("val", "")]
+)
+def test_data_prepare_says_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, more: str
+) -> None:
+    (tmp_path / "study.toml").write_text(STUDY.format(kind="digits", keys=""))
+    manifest = BetonManifest(dataset="d", split=split, n=5040, nbytes=8_900_000, options=BetonOptions(), content="c")
+    monkeypatch.setattr("worker.entry.prepare_data", lambda *_, **__: manifest)
+    done = CliRunner().invoke(data_command, ["prepare", "--study", str(tmp_path / "study.toml"), "--split", split])
+    first, *rest = done.output.splitlines()
+    assert first == "5,040 pictures, 8.9 MB"
+    assert [line.partition(",")[0] for line in rest] == ([more] if more else [])

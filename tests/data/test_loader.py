@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import subprocess
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +20,21 @@ from kt_study.errors import DataError
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord
 from tests.data.support import CPU, folder_dataset, image_folder, tiny_model
+from worker.context import Stopped
 from worker.data import loader as loader_module
-from worker.data.loader import MemoryViews, StreamedViews, Views, evaluation_views, training_views
+from worker.data.loader import (
+    MemoryViews,
+    Rendering,
+    StreamedViews,
+    Views,
+    evaluation_views,
+    picture_budget,
+    picture_bytes,
+    training_views,
+)
 from worker.data.pictures import TrainingPictures
 from worker.data.views import ViewRecipe, boxes, epoch_order, flips
+from worker.trainer.rows import table_budget
 
 CLASSES = {"ant": 90, "bee": 45, "cat": 15}
 N = 150
@@ -173,6 +189,138 @@ def test_the_shelf_keeps_within_its_budget(
     assert views.rendered(2) is rendered[2]
     assert views.rendered(1) is rendered[1]
     assert views.rendered(0) is not rendered[0], "the least recently used was let go"
+
+
+def test_what_is_not_all_kept_is_streamed(
+    dataset: DatasetRecord, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view that pushes another out would be rendered again in every epoch."""
+    one = picture_bytes(dataset, "val", tiny_model())
+    assert one == N * 3 * 32 * 32
+    monkeypatch.setattr(loader_module, "picture_budget", lambda _: 3 * one)
+
+    def made(**rendering: Any) -> type[Views]:
+        how = {"device": CPU, "rendering": Rendering(**rendering)}
+        return type(training_views(dataset, "val", tiny_model(), ViewRecipe(), paths, **how))  # type: ignore[arg-type]
+
+    assert made(views=3) is made(views=2, beside=one) is made() is MemoryViews
+    assert made(views=4) is made(views=2, beside=one + 1) is made(allowed=False) is StreamedViews
+
+
+def test_a_stop_ends_the_rendering(dataset: DatasetRecord, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "_RENDER_BATCH", 20)
+    asked = iter([False, False, True])
+    shelf: dict[str, Any] = {}
+    how = {"device": CPU, "shelf": shelf, "rendering": Rendering(stopping=lambda: next(asked))}
+    views = evaluation_views(dataset, "val", tiny_model(), paths, **how)  # type: ignore[arg-type]
+    with pytest.raises(Stopped):
+        next(views.batches(np.arange(N), 64))
+    assert list(asked) == []
+    again = evaluation_views(dataset, "val", tiny_model(), paths, device=CPU, shelf=shelf)
+    fresh = evaluation_views(dataset, "val", tiny_model(), paths, device=CPU)
+    assert torch.equal(_by_sample(again, np.arange(N), 64), _by_sample(fresh, np.arange(N), 64)), "nothing half done"
+
+
+def test_budgets_leave_other_workers_of_a_gpu_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    free, own = 10 << 30, 2 << 30  # of 80 GiB, the rest is others'
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: own)
+    assert (picture_budget(gpu), table_budget(gpu)) == (12 * (1 << 30) // 8, 3 << 30)
+    own = 70 << 30
+    assert (picture_budget(gpu), table_budget(gpu)) == (4 << 30, 20 << 30)
+
+
+@pytest.mark.usefixtures("streamed")
+def test_loader_processes_outlive_slurms_signal_and_end_with_their_parent(
+    dataset: DatasetRecord, paths: StudyPaths
+) -> None:
+    """Slurm signals every process of a step; the transfer must come to its checkpoint."""
+    before = set(multiprocessing.active_children())
+    views = evaluation_views(dataset, "val", tiny_model(), paths, device=CPU, workers=2)
+    batches = views.batches(np.arange(N), 10)
+    seen = [positions for _, positions in (next(batches), next(batches))]
+    children = set(multiprocessing.active_children()) - before
+    assert len(children) == 2
+    for name in ("TERM", "USR1", "USR2", "INT"):  # from elsewhere: torch forgives its own SIGTERM
+        subprocess.run(["/bin/kill", f"-{name}", *(str(child.pid) for child in children)], check=True)
+    seen += [positions for _, positions in batches]
+    assert torch.cat(seen).tolist() == list(range(N))
+    for child in children:  # as multiprocessing does when the worker ends
+        child.terminate()
+        child.join(60)
+        assert child.exitcode == 0
+
+
+class _Pinned:
+    """A host buffer whose copies to the device are made late, when somebody waits for them."""
+
+    under_way: list[Any] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.value = -1
+
+    def to(self, *_: Any, **__: Any) -> _OnDevice:
+        copy = _OnDevice(self)
+        self.under_way.append(copy)
+        return copy
+
+
+class _OnDevice:
+    def __init__(self, buffer: _Pinned) -> None:
+        self.value, self._buffer = -1, buffer
+
+    def arrive(self) -> None:
+        self.value = self._buffer.value
+
+    def record_stream(self, _: Any) -> None: ...
+
+
+class _LazyStream:
+    """A side stream, and its event, that do nothing before they must."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def record_event(self) -> _LazyStream:
+        return self
+
+    def wait_stream(self, _: Any) -> None: ...
+
+    def synchronize(self) -> None:
+        while _Pinned.under_way:
+            _Pinned.under_way.pop().arrive()
+
+
+def test_a_buffer_is_filled_again_only_after_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ffcv does with its pinned buffers, about which torch knows nothing."""
+    monkeypatch.setattr(torch.cuda, "Stream", _LazyStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", _LazyStream)
+    buffer = _Pinned()
+
+    def batches() -> Iterator[Any]:
+        for i in range(5):
+            buffer.value = i
+            yield buffer, buffer
+
+    got = list(loader_module.ahead(batches(), torch.device("cuda")))
+    _LazyStream().synchronize()
+    assert [images.value for images, _ in got] == [0, 1, 2, 3, 4]  # type: ignore[attr-defined]
+
+
+def test_a_buffer_of_a_gpu_too() -> None:
+    from tests.require import require
+
+    require("cuda", torch.cuda.is_available(), "no GPU")
+    device = torch.device("cuda")
+    buffer = torch.empty((64, 3, 224, 224), dtype=torch.uint8).pin_memory()
+
+    def batches() -> Iterator[Any]:
+        for i in range(20):
+            yield buffer.fill_(i), torch.arange(64)
+
+    got = [int(images.float().mean()) for images, _ in loader_module.ahead(batches(), device)]
+    assert got == list(range(20))
 
 
 def test_ahead_on_a_gpu_gives_the_batches_in_order() -> None:

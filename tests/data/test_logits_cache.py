@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.special import log_softmax
 from timm.data import create_transform
 
@@ -22,11 +24,16 @@ from tests.data.support import CPU, digits, folder_dataset, image_folder, job_co
 from worker.context import Stopped
 from worker.kinds import logits as logits_kind
 from worker.logits import CachedLogits, LogitsCache
-from worker.logits.columns import half, side_columns
+from worker.logits.columns import as_side, half, side_bits
 from worker.logits.forward import cached_logits
+from worker.logits.writer import EntryWriter
 from worker.models import build_model
 
 TRAIN = {"split": "train", "view": 1, "view_seed": 7, "augment": "crop_flip", "crop_pct": 0.875}
+
+
+def _side_columns(logits: torch.Tensor, labels: torch.Tensor | None) -> NDArray[np.void]:
+    return as_side(side_bits(logits, labels).numpy())
 
 
 def _made(paths: StudyPaths, seed: int = 1, batch_size: int = 64, **spec: object) -> CachedLogits:
@@ -86,7 +93,7 @@ def test_masks_equal_those_of_live_float32_models(sharpness: float) -> None:
     teacher = sharpness * torch.randn(n, classes, generator=rng)
     student = teacher + 1e-3 * sharpness * torch.randn(n, classes, generator=rng)
     student[::7] = teacher[::7]
-    sides = [side_columns(logits, labels) for logits in (teacher, student)]
+    sides = [_side_columns(logits, labels) for logits in (teacher, student)]
     p = [torch.softmax(logits, 1) for logits in (teacher, student)]
     rows = torch.arange(n)
     assert np.array_equal(sides[0]["p_label"] > sides[1]["p_label"], (p[0][rows, labels] > p[1][rows, labels]).numpy())
@@ -102,7 +109,7 @@ def test_side_columns_against_float64(n: int, classes: int, scale: float, seed: 
     rng = np.random.default_rng(seed)
     logits = (scale * rng.standard_normal((n, classes))).astype(np.float32)
     labels = rng.integers(0, classes, n)
-    side = side_columns(torch.from_numpy(logits), torch.from_numpy(labels))
+    side = _side_columns(torch.from_numpy(logits), torch.from_numpy(labels))
     exact = log_softmax(logits.astype(np.float64), axis=1)
     assert np.array_equal(side["argmax"], logits.argmax(1))
     assert np.allclose(side["log_p_label"], exact[np.arange(n), labels], rtol=2e-7, atol=1e-15)
@@ -116,18 +123,11 @@ def test_large_logits_stay_finite_in_float16() -> None:
     assert half(torch.tensor([[1e6, -1e6, 3.0]])).tolist() == [[65504.0, -65504.0, 3.0]]
 
 
-def test_gather_is_indexing(paths: StudyPaths) -> None:
+def test_features_lie_beside_the_logits(paths: StudyPaths) -> None:
     entry = _made(paths, features=True, **TRAIN)
-    chosen = torch.tensor([5, 3, 500, 3, 0])
-    batch = entry.gather(chosen, CPU)
-    assert torch.equal(batch.logits, torch.from_numpy(entry.logits[chosen.numpy()].astype(np.float32)))
-    assert torch.equal(batch.p_label, torch.from_numpy(entry.p_label[chosen.numpy()]))
-    assert torch.equal(batch.argmax, torch.from_numpy(entry.argmax[chosen.numpy()].astype(np.int64)))
     assert entry.features is not None
-    assert batch.features is not None
-    assert torch.equal(batch.features, torch.from_numpy(entry.features[chosen.numpy()].astype(np.float32)))
-    assert batch.features.shape == (5, 96)
-    assert (batch.log_p_max >= batch.log_p_label).all()
+    assert entry.features.shape == (entry.n, 96)
+    assert (entry.log_p_max >= entry.log_p_label).all()
 
 
 def test_stopping_and_going_on_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -150,6 +150,27 @@ def test_stopping_and_going_on_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("logits.npy", "side.npy"):
         assert (entry.folder / name).read_bytes() == (expected.folder / name).read_bytes()
     assert len(cache_files.forwards(paths)) == 1
+
+
+@pytest.mark.parametrize(("first", "then"), [(64, 100), (100, 64), (64, 64)])
+def test_going_on_with_another_batch_size_leaves_no_sample_out_and_takes_none_twice(
+    tmp_path: Path, first: int, then: int
+) -> None:
+    expected = _made(StudyPaths(root=tmp_path / "whole"))
+    paths = StudyPaths(root=tmp_path / "pieces")
+    dataset, model = digits(paths), tiny_model(key="m1", seed=1)
+    spec = LogitsSpec(dataset=dataset.key, model="m1", split="val")
+    answers = iter([False] * 3)
+    with pytest.raises(Stopped):
+        cached_logits(
+            spec,
+            job_context(paths, dataset, model, batch_size=first, stopping=lambda: next(answers, True)),
+        )
+    entry = cached_logits(spec, job_context(paths, dataset, model, batch_size=then))
+    assert np.array_equal(entry.labels, expected.labels)
+    assert np.allclose(entry.logits.astype(np.float64), expected.logits.astype(np.float64), rtol=2e-3, atol=1e-4)
+    for name in ("logits.npy", "side.npy"):
+        assert (entry.folder / name).stat().st_size == (expected.folder / name).stat().st_size
 
 
 def test_an_unreadable_image_fails_the_job_and_names_the_file(tmp_path: Path, paths: StudyPaths) -> None:
@@ -184,6 +205,43 @@ def test_logits_that_are_not_finite_are_refused(paths: StudyPaths) -> None:
     dataset, model = digits(paths), tiny_model(weights="train:bad")
     with pytest.raises(WeightsError, match="not finite, first at sample 0"):
         cached_logits(LogitsSpec(dataset=dataset.key, model="tiny", split="val"), job_context(paths, dataset, model))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_one_logit_that_is_not_finite_is_seen_among_finite_ones(
+    wrong: float, monkeypatch: pytest.MonkeyPatch, paths: StudyPaths
+) -> None:
+    """-inf leaves the log of the sum of exp finite, and would be stored as float16's lowest number."""
+    network = build_model(tiny_model(), paths, CPU)
+
+    def spoil(_module: object, _images: object, logits: torch.Tensor) -> None:
+        logits[5, 3] = wrong
+
+    network.register_forward_hook(spoil)
+    monkeypatch.setattr("worker.logits.forward.build_model", lambda *_: network)
+    dataset = digits(paths)
+    with pytest.raises(WeightsError, match=r"not finite, first at sample 5$"):
+        cached_logits(
+            LogitsSpec(dataset=dataset.key, model="tiny", split="val"), job_context(paths, dataset, tiny_model())
+        )
+
+
+def test_a_batch_is_written_while_the_next_one_is_forwarded(paths: StudyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    network = build_model(tiny_model(), paths, CPU)
+    network.register_forward_hook(lambda *_: done.append("forward"))
+    append = EntryWriter.append
+
+    def written(writer: EntryWriter, columns: dict[str, NDArray[Any]]) -> None:
+        done.append("write")
+        append(writer, columns)
+
+    monkeypatch.setattr("worker.logits.forward.build_model", lambda *_: network)
+    monkeypatch.setattr(EntryWriter, "append", written)
+    dataset = digits(paths)
+    spec = LogitsSpec(dataset=dataset.key, model="tiny", split="val")
+    cached_logits(spec, job_context(paths, dataset, tiny_model(), batch_size=300))
+    assert done == ["forward", "forward", "write", "forward", "write", "write"]
 
 
 def _race(root: Path, barrier: object) -> None:

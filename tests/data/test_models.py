@@ -16,8 +16,10 @@ from torch import nn
 from kt_study.errors import UnknownModelError, WeightsError
 from kt_study.files import file_digest
 from kt_study.paths import StudyPaths
-from tests.data.support import CPU, tiny_model
-from worker.models import build_model, read_state, weights_digest, with_features
+from kt_study.words import LogitsSpec, as_spec
+from tests.data.support import CPU, digits, job_context, tiny_model
+from worker.kinds import logits
+from worker.models import build_model, check_model, read_state, weights_digest, with_features
 
 ARCHITECTURE = "test_resnet"
 
@@ -100,6 +102,19 @@ def test_factory_in_the_study_folder(paths: StudyPaths) -> None:
             build_model(tiny_model(timm="", factory=factory), paths, CPU)
         assert "\n" not in str(caught.value)
         assert factory in str(caught.value)
+
+
+def test_an_evaluation_counts_the_parameters_of_what_was_built(paths: StudyPaths) -> None:
+    """Of a factory nothing else could say them."""
+    paths.root.mkdir()
+    (paths.root / "my_flat_net.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))\n"
+    )
+    model, dataset = tiny_model(timm="", factory="my_flat_net:net"), digits(paths)
+    spec = as_spec(LogitsSpec(dataset=dataset.key, model=model.key, split="val"))
+    for _ in ("forwarded", "from the cache"):
+        (row,) = logits.run(spec, job_context(paths, dataset, model))["evaluations"]
+        assert row["params"] == pytest.approx((3 * 32 * 32 * 10 + 10) / 1e6, rel=1e-12)
 
 
 def test_tensors_that_do_not_fit_are_listed(tmp_path: Path, paths: StudyPaths, trained: nn.Module) -> None:
@@ -215,3 +230,51 @@ def test_features_of_any_module() -> None:
     assert features.shape == (4, 5)
     with pytest.raises(WeightsError, match="no linear layer"):
         with_features(nn.Conv2d(3, 3, 1))
+
+
+@pytest.mark.parametrize("save", ["zip", "legacy", "safetensors"])
+def test_a_check_needs_no_weights_of_its_own_and_says_what_a_build_says(
+    tmp_path: Path, paths: StudyPaths, trained: nn.Module, monkeypatch: pytest.MonkeyPatch, save: str
+) -> None:
+    file = tmp_path / ("w.safetensors" if save == "safetensors" else "w.pth")
+
+    def put(state: dict[str, torch.Tensor]) -> None:
+        if save == "safetensors":
+            save_file(state, file)
+        else:
+            torch.save(state, file, _use_new_zipfile_serialization=save == "zip")
+
+    put(trained.state_dict())
+    devices: list[str] = []
+    create = timm.create_model
+
+    def watched(*given: Any, **named: Any) -> nn.Module:
+        model: nn.Module = create(*given, **named)
+        devices.append(next(model.parameters()).device.type)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", watched)
+    check_model(_record(file), paths)
+    assert devices == ["meta"]
+
+    put({name: value for name, value in trained.state_dict().items() if name != "fc.bias"})
+    with pytest.raises(WeightsError, match=r"1 missing \(fc\.bias\); correct `checkpoint`") as checked:
+        check_model(_record(file), paths)
+    with pytest.raises(WeightsError) as built:
+        build_model(_record(file), paths, CPU)
+    assert str(checked.value) == str(built.value)
+
+
+def test_an_architecture_that_computes_with_its_weights_is_checked_with_them(
+    tmp_path: Path, paths: StudyPaths, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    create = timm.create_model
+
+    def computes(*given: Any, **named: Any) -> nn.Module:
+        model: nn.Module = create(*given, **named)
+        next(model.parameters()).sum().item()
+        return model
+
+    monkeypatch.setattr(timm, "create_model", computes)
+    check_model(_record(tmp_path / "w.safetensors"), paths)

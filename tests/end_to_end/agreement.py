@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-EXACT = ("n", "n_positive_flips", "n_negative_flips")
+EXACT = ("n", "n_classes", "n_positive_flips", "n_negative_flips")
 MEASURED = (
     "acc_teacher", "acc_student", "delta_acc", "rho_pos", "rho_neg", "agreement", "error_overlap", "kappa", "entropy",
     "entropy_null", "top2_classes", "top5_classes", "top20_classes", "top50_classes",

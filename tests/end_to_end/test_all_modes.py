@@ -75,6 +75,7 @@ def test_every_job_is_done_at_the_first_try(folder: Path) -> None:
     assert seen["counts"]["transfer"] == {"done": singles + stages + parallel}
     assert seen["counts"]["soup"] == {"done": len(OBJECTIVES)}
     assert seen["counts"]["remake"] == {"done": 2}  # kl_dp's students, which nobody wanted the first time
+    assert seen["counts"]["shared"] == {"done": 1}  # self_distillation, whoever the teacher
     assert all(set(states) == {"done"} for states in seen["counts"].values())
     assert seen["failures"] == []
     assert ask(folder, "SELECT job_id FROM attempts GROUP BY job_id HAVING count(*) > 1") == []

@@ -84,20 +84,37 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
     assert databases.is_empty(small)
 
 
-def test_a_checkpoint_that_does_not_fit_fails_with_the_tensors_named(small: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused_and_one_swapped_later_fails_its_jobs_alone(
+    small: Path, databases: Databases
+) -> None:
     import timm
     from safetensors.torch import save_file
 
-    save_file(timm.create_model("test_vit", num_classes=3).state_dict(), small / "other.safetensors")
-    study = small / "study.toml"
-    study.write_text(study.read_text().replace("random_weights = true", 'checkpoint = "other.safetensors"', 1))
-    succeeds(small, "plan")
+    def save(architecture: str) -> None:
+        save_file(timm.create_model(architecture, num_classes=3).state_dict(), small / "own.safetensors")
 
+    study = small / "study.toml"
+    study.write_text(study.read_text().replace("random_weights = true", 'checkpoint = "own.safetensors"', 1))
+    save("test_vit")
+    line = refused(small, "plan")
+    for part in (
+        "'tiny0'",
+        "own.safetensors does not fit",
+        "missing (conv1",
+        "unexpected (blocks",
+        "correct `checkpoint`",
+    ):
+        assert part in line
+    assert databases.is_empty(small)
+
+    save("test_resnet")
+    succeeds(small, "plan")
+    save("test_vit")
     assert kt_study(small, "launch", "--workers", "1", "--wait", timeout=400).returncode == 1
 
     seen = json.loads(kt_study(small, "status", "--json").stdout)
     assert any(
-        "other.safetensors" in failure["message"] and "tiny0" in failure["message"] for failure in seen["failures"]
+        "own.safetensors" in failure["message"] and "tiny0" in failure["message"] for failure in seen["failures"]
     )
     assert seen["counts"]["logits"]["done"] == 4  # the other two models' passes over both splits
 

@@ -27,6 +27,9 @@ class Store:
         assert table == "transfers" and study == "s"
         yield from ([row] for row in self.rows)
 
+    def models(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in ("digits/vit_a", "digits/deit", "digits/gmlp")]
+
     def job(self, number: int) -> Any:
         return SimpleNamespace(digest=f"job{number}")
 
@@ -86,3 +89,22 @@ def test_without_accuracies_the_user_chooses(tmp_path: Path) -> None:
     assert chosen(rows, paths, job=4) == 4
     with pytest.raises(UsageError, match="no finished transfers yet"):
         chosen([], paths)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [
+        ({"teacher": "digits/vit_a"}, ""),  # a model of the study, which has taught nobody
+        ({"teacher": "digits/deits"}, "; did you mean 'digits/deit'?"),
+        ({"objective": "kl_dp"}, ""),
+        ({"objective": "kll"}, "; did you mean 'kl'?"),
+    ],
+)
+def test_another_name_is_suggested_only_for_one_that_nothing_has(
+    tmp_path: Path, wanted: dict[str, str], hint: str
+) -> None:
+    ((column, wish),) = wanted.items()
+    with pytest.raises(UsageError) as refusal:
+        chosen([row(3, 61.0, student="digits/gmlp", teacher="digits/deit")], keep(tmp_path, 3), **wanted)
+    there = {"teacher": "digits/deit", "objective": "kl"}[column]
+    assert str(refusal.value) == f"no finished transfer with --{column} {wish}{hint} (there: {there})"

@@ -76,9 +76,16 @@ def test_every_ordered_pair_comes_once_whatever_the_blocks(monkeypatch: pytest.M
         np.testing.assert_array_equal(values, whole[name])
 
 
-def test_similarity_is_that_of_single_pairs() -> None:
-    labels, predictions = draw_models(6, 900, 25, seed=5)
-    similarity = some_similarity(30)  # five classes have no images
+def test_equally_alike_classes_have_no_relative_similarity() -> None:
+    labels, predictions = draw_models(3, 400, 10, seed=5)
+    columns = joined(iter_all_pairs(labels, predictions, 10, similarity=np.full((10, 10), 1 / 3)))
+    assert np.isnan([columns[f"top{percent}_similarity"] for percent in (2, 5, 20, 50)]).all()
+
+
+@pytest.mark.parametrize(("n", "classes"), [(900, 25), (90, 6), (6_000, 3)], ids=["ties", "few flips", "many flips"])
+def test_similarity_is_that_of_single_pairs(n: int, classes: int) -> None:
+    labels, predictions = draw_models(6, n, classes, seed=5)
+    similarity = some_similarity(30)  # the other classes have no images
     columns = joined(iter_all_pairs(labels, predictions, 30, similarity=similarity))
     for i, (teacher, student) in enumerate(zip(columns["teacher"], columns["student"], strict=True)):
         flips = measure_pair(labels, predictions[teacher], predictions[student], 30).positive_flips

@@ -57,6 +57,7 @@ def test_a_pair_counted_by_hand() -> None:
     teacher = np.array([0, 0, 1, 1, 1, 2, 0, 1])
     student = np.array([0, 1, 1, 2, 1, 0, 2, 0])
     row = measure_pair(labels, teacher, student, 4).row()
+    assert (row["n"], row["n_classes"]) == (8, 4)  # no sample is of class 3
     assert row["acc_teacher"] == 62.5
     assert row["acc_student"] == 37.5
     assert row["delta_acc"] == 25.0

@@ -72,6 +72,17 @@ def test_average_similarity_leaves_out_the_diagonal() -> None:
     assert np.isnan(average_similarity(np.ones((1, 1))))
 
 
+def test_classes_that_are_all_equally_alike_have_no_relative_similarity() -> None:
+    """WordNet finds all ten digits equally alike; sums of a third come out unequal in their last bits."""
+    alike = np.full((10, 10), 1 / 3)
+    alike[2, 5] = alike[5, 2] = 1 / 3 + 1e-16
+    assert np.isnan(average_similarity(alike))
+    assert np.isnan(list(top_similarity(np.arange(10), alike).values())).all()
+    alike[2, 5] = alike[5, 2] = 1 / 3 + 1e-6
+    assert average_similarity(alike) == pytest.approx(1 / 3 + 1e-6 / 45)
+    assert average_similarity(np.array([[1.0, 0.2], [0.2, 1.0]])) == pytest.approx(0.2)  # the one pair there is
+
+
 def test_neighbouring_classes_gain_nothing_from_their_place() -> None:
     """All classes tied and a similarity that follows the order of classes: the top classes are average."""
     place = np.arange(40.0)

@@ -11,6 +11,7 @@ from kt_study.pilots import PilotOptions, time_left_s
 from kt_study.store import WorkerRow
 from worker import allocation
 from worker.allocation import Allocation, say_farewell, this_allocation
+from worker.entry import usable_cores
 from worker.signals import END_OF_ALLOCATION, StopRequest
 
 
@@ -59,12 +60,14 @@ def stopped(reason: str) -> StopRequest:
     return stop
 
 
+@pytest.mark.parametrize("left_s", [80, 3 * 3600])
 @pytest.mark.parametrize("reason", ["SIGUSR2", "SIGUSR1", END_OF_ALLOCATION])
 def test_at_the_time_limit_the_pilot_requeues_itself_by_its_array_name(
-    scontrol: Scontrol, lingered: list[float], reason: str
+    scontrol: Scontrol, lingered: list[float], reason: str, left_s: float
 ) -> None:
+    """Also where the limit was shortened meanwhile, or a person sent the signal: 3 h were left when the pilot looked."""
     scontrol.facts.write_text("JobId=15 JobState=RUNNING PreemptTime=None")
-    say_farewell(ending_in(80), stopped(reason), OPTIONS, work_left=True)
+    say_farewell(ending_in(left_s), stopped(reason), OPTIONS, work_left=True)
     assert scontrol.requeued() == ["12_3"]
     assert lingered == [120.0]
 
@@ -136,6 +139,47 @@ def test_the_environment_of_an_array_task(scontrol: Scontrol, monkeypatch: pytes
     assert (found.node, found.job, found.task, found.tasks, found.restarts) == ("node7", "12_3", 1, 2, 4)
     assert found.length_s == 3600
     assert time.localtime(found.began_at)[:6] == (2026, 3, 4, 5, 6, 7)
+
+
+def test_the_times_are_asked_for_again_where_slurm_was_away(
+    scontrol: Scontrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "15")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    first = this_allocation()
+    assert first.lacks_times
+    assert (first.job, first.length_s, first.with_times()) == ("15", 0.0, first)
+    scontrol.facts.write_text("JobId=15 StartTime=2026-03-04T05:06:07 EndTime=2026-03-04T06:06:07")
+    assert first.with_times().length_s == 3600
+    scontrol.facts.write_text("JobId=15 StartTime=2026-03-04T05:06:07 EndTime=Unknown TimeLimit=UNLIMITED")
+    endless = this_allocation()
+    assert (endless.lacks_times, endless.ends_at) == (False, 0.0)
+    assert not Allocation(node="outside Slurm").lacks_times
+
+
+@pytest.mark.parametrize(
+    ("given", "cores"),
+    [
+        ({}, 8),
+        ({"CPUS_PER_TASK": "3", "CPUS_ON_NODE": "4"}, 3),
+        ({"CPUS_PER_TASK": "64"}, 8),
+        ({"CPUS_ON_NODE": "6", "STEP_TASKS_PER_NODE": "1"}, 6),
+        ({"CPUS_ON_NODE": "6", "STEP_TASKS_PER_NODE": "2"}, 3),
+        ({"CPUS_ON_NODE": "6", "STEP_TASKS_PER_NODE": "3(x2),1"}, 2),
+        ({"CPUS_ON_NODE": "1", "STEP_TASKS_PER_NODE": "4"}, 1),
+        ({"CPUS_ON_NODE": "5"}, 5),  # in the batch script itself
+        ({"CPUS_ON_NODE": "64", "STEP_TASKS_PER_NODE": "1"}, 8),
+    ],
+)
+def test_cores_of_a_pilot_where_slurm_binds_none(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], cores: int
+) -> None:
+    for name in ("CPUS_PER_TASK", "CPUS_ON_NODE", "STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(8)))
+    assert usable_cores() == cores
 
 
 def worker(worker_id: str, job: str, ended: float | None = None) -> WorkerRow:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
@@ -20,8 +20,8 @@ from worker.heartbeat import Heartbeat, LastWord
 from worker.signals import StopRequest
 
 
-def claim(job_id: int) -> Claim:
-    return Claim(job_id=job_id, attempt_id=job_id, fence=1, kind="transfer", digest="", spec={}, attempt=1)
+def claim(job_id: int, fence: int = 1) -> Claim:
+    return Claim(job_id=job_id, attempt_id=job_id, fence=fence, kind="transfer", digest="", spec={}, attempt=1)
 
 
 class FakeStore:
@@ -32,12 +32,14 @@ class FakeStore:
         self.error: Exception | None = None
         self.beats: list[dict[int, Progress]] = []
         self.released: list[tuple[int, str]] = []
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def beat(self, _worker: str, held: Mapping[Claim, Progress], lease_s: float) -> Orders:
         assert lease_s > 0
         if self.error:
             raise self.error
         self.beats.append({each.job_id: progress for each, progress in held.items()})
+        self.meanwhile()
         return self.orders
 
     def release(self, given: Claim, *, reason: str) -> None:
@@ -83,6 +85,30 @@ def test_orders_recall_jobs(heartbeat: Heartbeat, store: FakeStore) -> None:
     assert heartbeat.lost(cancelled)
     assert not heartbeat.lost(paused)
     assert not heartbeat.recalled(kept)
+
+
+@pytest.mark.parametrize("claimed_again", ["during the beat", "after it"])
+def test_orders_for_a_job_that_was_put_down_meanwhile_spare_its_next_claim(
+    store: FakeStore, claimed_again: str
+) -> None:
+    """A paused job is released while a beat still counts it as held: to the database the claim of the beat is lost."""
+    heartbeat = Heartbeat(store, "me", lease_s=60.0, on_tick=lambda: None)  # type: ignore[arg-type]
+    first, second, other = claim(1), claim(1, fence=2), claim(2)
+
+    def put_down() -> None:
+        heartbeat.drop(first)
+        if claimed_again == "during the beat":
+            heartbeat.hold([second])
+
+    heartbeat.hold([first, other])
+    store.orders, store.meanwhile = Orders(lost=frozenset({1}), paused=frozenset({2})), put_down
+    heartbeat._beat()
+    heartbeat.hold([second])
+    assert (heartbeat.recalled(second), heartbeat.lost(second)) == (False, False)
+    assert heartbeat.recalled(other)
+    store.meanwhile = lambda: None
+    heartbeat._beat()
+    assert (heartbeat.recalled(second), heartbeat.lost(second)) == (True, True)
 
 
 def test_a_database_that_is_away_recalls_nothing(heartbeat: Heartbeat, store: FakeStore) -> None:

@@ -166,6 +166,24 @@ def test_the_pilots_own_clock_stops_a_job_before_the_end(store: JobStore, kind: 
     assert store.job(1).attempts[0].outcome == "released"
 
 
+def test_a_pilot_whose_slurm_was_away_at_its_start_learns_its_end_later(
+    store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Allocation] = []
+
+    def with_times(mine: Allocation) -> Allocation:
+        asked.append(mine)
+        return mine if len(asked) == 1 else hours(0.0, 1.0)
+
+    monkeypatch.setattr(Allocation, "with_times", with_times)
+    monkeypatch.setattr(pilot_module, "ASK_SLURM_AGAIN_S", 0.0)
+    plan(store, 10_000, kind="logits")
+    kind.work = lambda _context: plan(store, 10_000, 10_001, kind="logits")
+    pilot = make(store, tmp_path, Allocation(node="n1", job="7_1"))
+    assert "1 jobs are ready, and none is estimated to fit" in pilot.run()
+    assert (kind.ran, len(asked)) == ([1], 2)
+
+
 @pytest.mark.usefixtures("kind")
 def test_a_requeued_pilot_frees_what_its_earlier_run_held(store: JobStore, tmp_path: Path) -> None:
     plan(store, 1)

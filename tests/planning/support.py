@@ -39,6 +39,17 @@ FOUR = [model_table(f"m{seed}", arguments={"drop_rate": seed / 10}) for seed in 
 """Models m0 .. m3: different by an argument that no test looks at."""
 
 
+def save_resnet(path: Path, *, classes: int = 10) -> Path:
+    """Weights that fit the tables of `model_table`, as a file of either format."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    state = timm.create_model("test_resnet", num_classes=classes).state_dict()
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return path
+
+
 def write_study(folder: Path, *parts: str) -> Path:
     """study.toml in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.cli import main
 from tests.cli import refused, succeeds
-from tests.planning.support import DIGITS, FOUR, model_table, write_study
+from tests.planning.support import DIGITS, FOUR, model_table, save_resnet, write_study
 
 FOLDER = '[study]\nname = "x"\n[dataset]\nkind = "imagefolder"\n'
 Said = Callable[..., str]
@@ -91,7 +91,7 @@ def _files(folder: Path) -> dict[Path, int]:
             (),
             "[transfer] teachers: 'n*' matches none of the study's 4",
         ),
-        ((DIGITS, FOUR[0]), (), "the study has 1 models and a pair needs 2"),
+        ((DIGITS, FOUR[0]), (), "the study has 1 model and a pair needs 2"),
         ((DIGITS, FOUR[0], FOUR[0].replace('"m0"', '"twin"')), (), "models 'm0' and 'twin' are the same"),
         (
             (DIGITS, *FOUR, model_table("big", num_classes=1000)),
@@ -111,6 +111,13 @@ def _files(folder: Path) -> dict[Path, int]:
         ),
         ((DIGITS, *FOUR), ("--grid", "lr=fast"), "--grid lr=fast: expected `float`"),
         ((DIGITS, *FOUR), ("--grid", "batchnorm=off"), "--grid batchnorm=off: invalid enum value 'off'"),
+        ((DIGITS, *FOUR), ("--grid", "batchnorm=frozn"), "'frozn'; did you mean 'frozen'? (it may be train, frozen)"),
+        ((DIGITS, *FOUR), ("--grid", "lr=1,inf"), "--grid lr=1,inf: inf is no finite number"),
+        (
+            (DIGITS, '[models]\nuniverse = "digits-zoo"\n', model_table("digits/gmlp")),
+            (),
+            "[[model]] 'digits/gmlp' has the name of one of the zoo's models; give it another",
+        ),
         ((DIGITS, *FOUR), ("--grid", "multi_teacher=soup"), "give KEY=V1,V2 with a key of [transfer]"),
         ((DIGITS, *FOUR, '[fine_tuning]\nscope = "body"\n'), (), "give [fine_tuning.dataset]"),
         ((DIGITS, *FOUR, '[models]\nuniverse = "timm"\n'), (), "has 1000 outputs, data set 'digits' 10 classes"),
@@ -120,6 +127,13 @@ def _files(folder: Path) -> dict[Path, int]:
         ((PREDICTED, *FOUR), (), "[dataset] kind = 'predictions' brings its own models"),
         ((FOLDER, 'val = "v"\n', *FOUR), ("--pairs", "1"), "has no training samples (give [dataset] train)"),
         ((DIGITS, 'class_embeddings = "none.npy"\n', *FOUR), (), "none.npy: no such file"),
+        ((DIGITS, 'clip_weights = "none.pt"\n', *FOUR), (), "none.pt: no such file; mend [dataset] clip_weights in"),
+        ((DIGITS, 'wordnet = "study.toml"\n', *FOUR), (), "study.toml: no such folder; mend [dataset] wordnet in the"),
+        (
+            (DIGITS, 'class_names = "study.toml"\n', *FOUR),
+            (),
+            "class_names is for kind = 'predictions'; 'digits' names",
+        ),
         ((DIGITS, 'class_embeddings = "study.toml"\n', *FOUR), (), "study.toml: not a matrix in .npy format"),
         ((DIGITS, 'class_embeddings = "nine.npy"\n', *FOUR), (), "has shape [9, 4], and data set 'digits' 10 classes"),
     ],
@@ -144,6 +158,47 @@ def test_one_line_and_nothing_written(
     assert _files(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"timm": "test_vit"},
+            "model 'own': {folder}/good.safetensors does not fit: 80 missing (cls_token, pos_embed, patch_embed.proj.weig",
+        ),
+        (
+            {"checkpoint": "seven.safetensors"},
+            "does not fit: 2 of another shape (fc.weight (7, 96) for (10, 96), fc.bias (7,) for (10,)); correct `che",
+        ),
+        ({"checkpoint": "junk.pth"}, "{folder}/junk.pth: not a readable checkpoint (unpack"),
+        ({"checkpoint": "cut.pth"}, "{folder}/cut.pth: not a readable checkpoint ("),
+        (
+            {"timm": None, "factory": "no_such_module:net"},
+            "model 'own': factory 'no_such_module:net': ModuleNotFoundErr",
+        ),
+        ({"timm": None, "factory": "my_nets:no_net"}, "has no attribute 'no_net'; correct `factory` or `arguments`"),
+        ({"timm": None, "factory": "my_nets:small"}, "model 'own': {folder}/good.safetensors does not fit: 2 missing"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)], ids=" ".join)
+def test_own_models_are_built_before_anything_is_planned(
+    tmp_path: Path, said: Said, changes: dict[str, str], told: str, arguments: tuple[str, ...]
+) -> None:
+    save_resnet(tmp_path / "good.safetensors")
+    save_resnet(tmp_path / "seven.safetensors", classes=7)
+    (tmp_path / "junk.pth").write_text("junk")
+    (tmp_path / "cut.pth").write_bytes(save_resnet(tmp_path / "good.pth").read_bytes()[:5000])
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n\n\ndef small():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n"
+    )
+    own = {"random_weights": None, "checkpoint": "good.safetensors", **changes}
+    write_study(tmp_path, DIGITS, *FOUR, model_table("own", **own))
+    before = _files(tmp_path)
+    line = said(*arguments)
+    assert told.format(folder=tmp_path) in line
+    assert "\n" not in line
+    assert _files(tmp_path) == before
+
+
 def test_the_same_from_another_process(tmp_path: Path) -> None:
     write_study(tmp_path, FOLDER, 'val = "nowhere"\n')
     assert "nowhere: no such folder" in refused(tmp_path, "plan")
@@ -153,8 +208,7 @@ def test_the_same_from_another_process(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing_either(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "w.safetensors"
-    checkpoint.write_bytes(b"weights")
+    checkpoint = save_resnet(tmp_path / "w.safetensors")
     write_study(tmp_path, DIGITS, *FOUR, model_table("own", random_weights=None, checkpoint=checkpoint.name))
     before = sorted(tmp_path.rglob("*"))
     succeeds(tmp_path, "plan", "--dry-run")

@@ -20,6 +20,7 @@ from kt_study.training import trained_record
 from kt_study.words import ModelRecord, TrainSpec, as_spec
 from tests.data.support import CPU, digits, job_context, tiny_model
 from worker.context import Stopped
+from worker.data import loader
 from worker.heads import new_head, own_head
 from worker.kinds import train
 from worker.models import build_model
@@ -157,7 +158,8 @@ def test_a_resumed_run_ends_with_the_same_bits(
     row = whole.run(spec)
     steps = 3 * -(-row["n"] // 32)
     job = parts.job(spec)
-    for stop in (0, 2, 3, 1):  # before the first step, within an epoch, and on its edge
+    rendering = () if streamed else (5, 1, 6)  # which asks three times for each view, in every run
+    for stop in (0, 2, 3, 1, *rendering):  # before the first step, within an epoch, and on its edge
         with pytest.raises(Stopped):
             parts.run(spec, stopping_after(stop))
         assert parts.paths.checkpoint(job).is_file()
@@ -166,6 +168,24 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert not unequal(whole.state(spec), parts.state(spec))
     assert (again["loss"], again["model_key"]) == (row["loss"], row["model_key"])
     assert not parts.paths.checkpoint(job).exists()
+
+
+def test_views_that_are_not_all_kept_are_streamed_and_give_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, streamed = Bench(tmp_path / "kept"), Bench(tmp_path / "streamed")
+    spec = kept.spec("all", epochs=3, lr=0.01, pixel_noise=0.3, share=0.1, augment="crop_flip")
+    rendered: list[int] = []
+    original = loader._render_all
+    monkeypatch.setattr(loader, "_render_all", lambda *given: rendered.append(given[1]) or original(*given))
+    three_views = 3 * kept.dataset.splits["zoo"] * 3 * 32 * 32
+    monkeypatch.setattr(loader, "picture_budget", lambda _: three_views)
+    kept.run(spec)
+    assert rendered == [0, 1, 2]
+    monkeypatch.setattr(loader, "picture_budget", lambda _: three_views - 1)
+    streamed.run(spec)
+    assert rendered == [0, 1, 2]
+    assert not unequal(kept.state(spec), streamed.state(spec))
 
 
 def test_a_checkpoint_is_written_now_and_then(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

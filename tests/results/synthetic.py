@@ -105,8 +105,8 @@ def complementarity(world: World, teacher: str, student: str) -> tuple[Row, list
     agreement = percent(t == s)
     chance = percent(t) * percent(s) / 100 + (100 - percent(t)) * (100 - percent(s)) / 100
     row = {
-        **names(world, (teacher,), student), "n": world.n, "acc_teacher": percent(t), "acc_student": percent(s),
-        "delta_acc": percent(t) - percent(s), "rho_pos": percent(gained), "rho_neg": percent(lost),
+        **names(world, (teacher,), student), "n": world.n, "n_classes": world.classes, "acc_teacher": percent(t),
+        "acc_student": percent(s), "delta_acc": percent(t) - percent(s), "rho_pos": percent(gained), "rho_neg": percent(lost),
         "n_positive_flips": int(gained.sum()), "n_negative_flips": int(lost.sum()), "agreement": agreement,
         "error_overlap": 100.0 * (~t & ~s).sum() / max((~t | ~s).sum(), 1),
         "kappa": (agreement - chance) / max(100 - chance, 1e-9), "entropy": entropy(flips),

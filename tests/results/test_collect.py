@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 import kt_study
 from kt_study.errors import DatabaseError, DiskError, UsageError
 from kt_study.parquet import PARQUET_TABLES, arrow_schema, parquet_columns
 from kt_study.store import JobStore, Selection, open_store
-from kt_study.words import AllPairsSpec, Settings
+from kt_study.words import AllPairsSpec, LogitsSpec, Settings
 from orchestrator import collect as module
 from orchestrator.collect import collect, study_folder
 from orchestrator.rows import MANY_ROWS
@@ -264,6 +265,25 @@ def test_all_pairs_files_become_rows(store: JobStore, url: str, world: World, tm
     assert found["kappa"].isna().all()
     assert list(found.columns)[:3] == ["study", "job_id", "dataset"]
     assert set(kt_study.load(out).models["model_key"]) == set(keys)
+
+
+def test_the_models_parameters_are_those_measured_else_those_known(store: JobStore, url: str, tmp_path: Path) -> None:
+    world = make_world(models=3, n=50)
+    built, known, unknown = (
+        replace(model, params=params) for model, params in zip(world.models, (None, 7.5, None), strict=True)
+    )
+    store.add_study("built", {})
+    store.add_models([built, known, unknown])
+    specs = [LogitsSpec(dataset="data", model=model.key, split="val") for model in (built, known, unknown)]
+    store.plan("built", [planned("logits", spec) for spec in specs])
+    for claim in store.claim("worker", limit=3):
+        row = synthetic.evaluation(world, claim.spec["model"])
+        store.finish(claim, {"evaluations": [row | ({"params": 0.25} if row["model_key"] == built.key else {})]})
+    collect(url, tmp_path / "results")
+    found = kt_study.load(tmp_path / "results").models.set_index("model_key")["params"]
+    assert {key: None if pd.isna(params) else params for key, params in found.items()} == {
+        built.key: 0.25, known.key: 7.5, unknown.key: None,
+    }  # fmt: skip
 
 
 def test_text_of_all_kinds_survives(store: JobStore, url: str, tmp_path: Path) -> None:

@@ -112,6 +112,53 @@ def test_nothing_is_wider_than_the_screen(browser: Chrome) -> None:
     assert 0.8 * place <= chart <= place + 1
 
 
+CUT_OFF = """[...document.querySelectorAll('article:not([hidden]) .chart svg')].flatMap((svg) => {
+  const room = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].filter((text) => {
+    const box = text.getBoundingClientRect();
+    return text.textContent.trim() && box.width && (box.top < room.top - 2 || box.bottom > room.bottom + 2
+      || box.left < room.left - 2 || box.right > room.right + 2);
+  }).map((text) => svg.closest('.chart').id + ': ' + text.textContent);
+})"""
+"""Texts of the charts that reach over the edge of their picture by more than a rounding."""
+
+
+def test_no_text_is_cut_off_also_when_the_phone_is_turned(browser: Chrome) -> None:
+    charts = browser.execute_script(
+        "return [...document.querySelectorAll('article:not([hidden]) .chart')].map((e) => e.id)"
+    )
+    for chart in charts:
+        draw(browser, chart)
+    assert browser.execute_script(f"return {CUT_OFF}") == []
+    for width in (700, 360):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        wait(browser, "[...document.querySelectorAll('article:not([hidden]) .chart')].every((e) => "
+                      "Math.abs(e.clientWidth - e.querySelector('svg').clientWidth) < 2)")  # fmt: skip
+        wait(browser, f"{CUT_OFF}.length == 0")
+
+
+def test_a_choice_without_rows_shows_no_axes_and_no_warning(browser: Chrome) -> None:
+    for chart in ("first-figure-7-0", "first-figure-7-1", "first-figure-4a-0"):
+        draw(browser, chart)
+    told = "document.getElementById('first-figure-7-1').nextElementSibling"
+    assert browser.execute_script(f"return {told}.hidden")
+    choose(browser, "objective", "KL")
+    wait(browser, f"!{told}.hidden")
+    assert browser.execute_script(f"return {told}.textContent") == "No rows for this choice."
+    visible = "getComputedStyle(document.getElementById('first-figure-7-{}')).visibility"
+    assert browser.execute_script(f"return [{visible.format(0)}, {visible.format(1)}]") == ["visible", "hidden"]
+    assert browser.execute_script("return [...document.querySelectorAll('.whole')].every((e) => !e.hidden)")
+    choose(browser, "family", "hybrid")
+    choose(browser, "objective", "XE-KL")
+    wait(browser, "!document.getElementById('first-figure-7-0').nextElementSibling.hidden")
+    choose(browser, "family", "")
+    choose(browser, "objective", "")
+    wait(browser, f"{told}.hidden")
+    assert browser.execute_script("return [...document.querySelectorAll('.whole')].every((e) => e.hidden)")
+    assert browser.get_log("browser") == []
+
+
 def test_a_filter_changes_a_figure_and_a_table(browser: Chrome) -> None:
     chart = "first-figure-4a-0"
     draw(browser, chart)
@@ -119,8 +166,9 @@ def test_a_filter_changes_a_figure_and_a_table(browser: Chrome) -> None:
     assert marks(browser, chart) == students * objectives + objectives  # a student each, and the paper's diamonds
     choose(browser, "family", "MLP")
     wait(browser, f"document.querySelectorAll('#{chart} .mark-symbol.role-mark path').length == {2 * objectives}")
-    choose(browser, "objective", "KL+DP")
-    wait(browser, f"document.querySelectorAll('#{chart} .mark-symbol.role-mark path').length == 2")
+    for objective in ("XE-KL", "KL+DP"):
+        choose(browser, "objective", objective)
+        wait(browser, f"document.querySelectorAll('#{chart} .mark-symbol.role-mark path').length == 2")
     rows = "[...document.querySelectorAll('#first-table-students tbody tr')].filter((row) => !row.hidden)"
     assert browser.execute_script(
         f"return {rows}.map((row) => row.cells[0].textContent + row.cells[2].textContent)"

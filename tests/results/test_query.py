@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import sqlite3
 import statistics
 from collections import defaultdict
@@ -17,8 +18,9 @@ import pytest
 from kt_study.database import connect_postgresql, parse_url
 from kt_study.errors import DatabaseError, UsageError
 from kt_study.store import JobStore, open_store
-from kt_study.words import Settings
-from orchestrator.query import Answer, named_queries, queries_folder, render, run_query
+from kt_study.words import AllPairsSpec, Settings, TransferSpec
+from orchestrator.query import Answer, named_queries, pairs_in_files, queries_folder, render, run_query
+from tests.cli import kt_study
 from tests.postgres import Server
 from tests.results import synthetic
 from tests.results.synthetic import World, fill, make_world
@@ -102,6 +104,69 @@ def test_failures_hours_progress_and_multi_teacher(store: JobStore, url: str, wo
     for row in rows(url, "multi-teacher"):
         assert row["single_min"] <= row["single_mean"] <= row["single_max"]
         assert row["sequential"] is not None
+
+
+def transfers(url: str, *made: dict[str, Any]) -> None:
+    """A study `by hand` of these rows, a job each; keys are names."""
+    store = open_store(url, create=True)
+    store.add_study("by hand", {})
+    usual = {"dataset": "imagenet", "objective": "kl", "multi_teacher": "single", "lr": 1e-4, "epochs": 20}
+    usual |= {"reading": "paper", "batchnorm": "train", "temperature": 1.0, "top_k": 0}
+    full = [usual | {f"{key}_key": row[key] for key in ("student", "teacher")} | row for row in made]
+    full = [row | {"dataset_key": row["dataset"]} for row in full]
+    specs = [TransferSpec(dataset="d", student=str(n), teachers=("t",), objective="kl") for n in range(len(full))]
+    store.plan("by hand", [synthetic.planned("transfer", spec) for spec in specs])
+    for claim in store.claim("worker", limit=len(full)):
+        store.finish(claim, {"transfers": [full[int(claim.spec["student"])]]})
+
+
+def test_data_sets_and_settings_are_not_pooled(url: str) -> None:
+    """Twenty good transfers on one data set do not hide a bad one on another, nor one with another learning rate."""
+    by_teacher = [{"student": "s", "teacher": f"t{n}", "delta_transf": 1.0} for n in range(3)]
+    odd = {"student": "s", "teacher": "t0", "delta_transf": -4.0}
+    transfers(url, *by_teacher, odd | {"dataset": "cars"}, odd | {"lr": 0.1}, odd | {"weight_decay": 0.5})
+    asked = ("dataset", "setting", "lr", "pairs", "success_rate", "mean_delta_transf")
+    found = {tuple(row[name] for name in asked) for row in rows(url, "success-rate")}
+    assert {(dataset, *rest) for dataset, _, *rest in found} == {
+        ("cars", 1e-4, 1, 0.0, -4.0),
+        ("imagenet", 1e-4, 3, 100.0, 1.0),
+        ("imagenet", 0.1, 1, 0.0, -4.0),
+        ("imagenet", 1e-4, 1, 0.0, -4.0),  # with another weight decay
+    }
+    numbers = {(dataset, setting) for dataset, setting, *_ in found}
+    assert numbers == {("cars", 1), ("imagenet", 1), ("imagenet", 2), ("imagenet", 3)}
+    best = [(row["dataset"], row["setting"], row["mean_delta_transf"]) for row in rows(url, "best-teachers")]
+    assert len([mean for dataset, _, mean in best if dataset == "imagenet" and mean == 1.0]) == 3
+    assert {(dataset, setting) for dataset, setting, _ in best} == numbers
+
+
+def test_each_team_of_teachers_is_a_row_of_its_own(url: str) -> None:
+    """Two sequences of one student, one on another data set; a stage on the way to a longer one is none."""
+    several = [
+        ("imagenet", "sequential", "b+c", 1.0), ("imagenet", "sequential", "b+c+d", 4.0), ("imagenet", "parallel", "b+c+d", 2.0),
+        ("imagenet", "sequential", "d+e", 3.0), ("cars", "parallel", "b+c+d", -5.0), ("imagenet", "soup", "d+e", 0.5),
+    ]  # fmt: skip
+    alone = {"b": 0.1, "c": 0.3, "d": 0.8, "e": 1.0, "x": 9.0, "be": 9.0}
+    transfers(
+        url,
+        *(
+            {"dataset": d, "multi_teacher": m, "teacher": t, "delta_transf": v, "student": "s"}
+            for d, m, t, v in several
+        ),
+        *({"teacher": teacher, "delta_transf": value, "student": "s"} for teacher, value in alone.items()),
+        {"teacher": "b", "delta_transf": 7.0, "student": "s", "lr": 0.1},
+    )
+    found = {(row["dataset"], row["teachers"]): row for row in rows(url, "multi-teacher")}
+    modes = {key: tuple(row[mode] for mode in ("sequential", "parallel", "soup")) for key, row in found.items()}
+    assert modes == {
+        ("cars", "b+c+d"): (None, -5.0, None),
+        ("imagenet", "b+c+d"): (4.0, 2.0, None),
+        ("imagenet", "d+e"): (3.0, None, 0.5),
+    }
+    singles = {key: (row["single_runs"], row["single_mean"], row["single_max"]) for key, row in found.items()}
+    assert singles["imagenet", "b+c+d"] == (3, pytest.approx(0.4), 0.8)
+    assert singles["imagenet", "d+e"] == (2, pytest.approx(0.9), 1.0)
+    assert singles["cars", "b+c+d"] == (0, None, None)
 
 
 def test_identities_hold_in_every_row(filled: str) -> None:
@@ -262,6 +327,40 @@ def test_formats_hold_the_same_values() -> None:
     assert render(empty, "table").decode() == "a  b\n-  -\n"
     assert json.loads(render(empty, "json")) == []
     assert pq.read_table(io.BytesIO(render(empty, "parquet"))).column_names == ["a", "b"]
+
+
+def test_values_that_a_format_has_no_word_for(url: str, store: JobStore) -> None:  # noqa: ARG001
+    odd = Answer(columns=("mixed", "number", "huge"), rows=[(1, math.inf, 2**70), ("x", 2.5, 1), (None, None, None)])
+    table = pq.read_table(io.BytesIO(render(odd, "parquet")))
+    assert table["mixed"].to_pylist() == ["1", "x", None]
+    assert table["number"].to_pylist() == [math.inf, 2.5, None]
+    assert table["huge"].to_pylist() == [str(2**70), "1", None]
+    assert [row["number"] for row in json.loads(render(odd, "json"), parse_constant=pytest.fail)] == [None, 2.5, None]
+    blob = "'\\xDEAD'::bytea" if url.startswith("postgresql") else "x'DEAD'"
+    assert rows(url, f"SELECT {blob} AS blob") == [{"blob": "dead"}]
+    twice = run_query(url, "SELECT 1 AS a, 2 AS a")
+    assert render(twice, "csv") == b"a,a\n1,2\n"
+    for style in ("json", "parquet"):
+        with pytest.raises(
+            UsageError, match=f"two columns of the query are called 'a'; name them apart with AS for {style}"
+        ):
+            render(twice, style)
+
+
+def test_pairs_that_are_in_files_alone_are_pointed_to(store: JobStore, url: str, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text('[study]\nname = "wide"\n[dataset]\nkind = "digits"\n')
+    assert pairs_in_files(url, "complementarity") == 0
+    store.add_study("wide", {})
+    store.plan("wide", [synthetic.planned("all_pairs", AllPairsSpec(dataset="d", models=("a", "b")))])
+    (claim,) = store.claim("worker")
+    store.finish(claim, {"all_pairs": [{"dataset": "d", "n_models": 40, "n_pairs": 1560, "file": "runs/p.parquet"}]})
+    for query in ("complementarity", "flip-identities", "SELECT * FROM complementarity"):
+        done = kt_study(tmp_path, "query", query, "--db", url, "--format", "csv")
+        assert "1,560 pairs of --complementarity-pairs all are not in the database but in parquet" in done.stderr
+        assert 'kt_study.load("results/").all_pairs' in done.stderr
+        assert "1,560" not in done.stdout
+    for query in ("success-rate", "SELECT 'complementarity' AS word", "SELECT 1 -- complementarity"):
+        assert pairs_in_files(url, query) == 0
 
 
 def test_a_query_does_not_wait_for_a_writer(store: JobStore, url: str, world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -25,7 +26,7 @@ from orchestrator.collect import collect
 from orchestrator.report import write_report
 from orchestrator.report.figures import FIGURES
 from orchestrator.report.material import Material
-from orchestrator.report.plot import OBJECTIVES, shown
+from orchestrator.report.plot import FAMILIES, OBJECTIVES, Drawing, shown
 from orchestrator.report.statistics import (
     Interval,
     bootstrap,
@@ -72,8 +73,8 @@ def test_every_figure_and_table_is_there_or_says_what_to_plan(report: Path) -> N
     for key in ["1", "2", "3", "4", "7", "8", "9"]:
         assert f"<h3>Table {key}. " in page, key
     drawn = {path.name for path in (report.parent / "figures" / "synthetic").iterdir()}
-    missing = re.findall(r"<h3>Figure (\w+)\. [^<]*</h3><p>[^<]*</p><p class=\"missing\">No rows for this yet\. "
-                         r"Plan them: <code>kt-study plan [^<]+</code>", page)  # fmt: skip
+    missing = re.findall(r"<h3>Figure (\w+)\. [^<]*</h3><p>[^<]*</p><p class=\"missing\">[^<]+ "
+                         r"<code>kt-study plan</code> plans what study.toml asks for\.</p>", page)  # fmt: skip
     assert missing == ["9", "10"]
     expected = {f"figure-{f.key}{s}" for f in FIGURES if f.key not in missing for s in (".png", ".svg")}
     assert drawn == expected
@@ -84,12 +85,40 @@ def test_every_figure_and_table_is_there_or_says_what_to_plan(report: Path) -> N
 def test_the_page_stands_alone(report: Path) -> None:
     page = report.read_text(encoding="utf-8")
     outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
-    assert not re.search(r"(?:src|href)=\"(?!figures/|tables/|data:,)", outside)
+    assert not re.search(r"(?:src|href)=\"(?!figures/|tables/|data:,|#)", outside)
     assert "@import" not in outside
     assert "url(" not in outside
     assert "/tmp/" not in page
-    charts = json.loads(re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
-    assert "synthetic-figure-4a-0" in charts
+    assert "synthetic-figure-4a-0" in charts_of(page)
+
+
+def charts_of(page: str) -> dict[str, Any]:
+    """The charts of a page by their id."""
+    return dict(json.loads(re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)[1]))  # type: ignore[index]
+
+
+def test_filters_offer_the_very_values_of_the_rows(report: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    for name, expected in (
+        ("objective", [OBJECTIVES[key] for key in OBJECTIVES_PLANNED]),
+        ("family", FAMILIES.values()),
+    ):
+        (select,) = re.findall(rf'<select data-filter="{name}">(.*?)</select>', page)
+        values = [html.unescape(value) for value in re.findall(r'<option value="([^"]*)"', select)]
+        rows = [
+            row for chart in charts_of(page).values() for layer in chart["layer"] for row in layer["data"]["values"]
+        ]
+        assert values[0] == ""
+        assert set(values[1:]) == {row[name] for row in rows if name in row} - {"*"} <= set(expected)
+        in_tables = {html.unescape(value) for value in re.findall(rf'<tr[^>]* data-{name}="([^"]*)"', page)}
+        assert in_tables == set(values[1:])
+
+
+def test_every_entry_of_the_contents_is_on_the_page(report: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    links = re.findall(r'<li><a href="#([^"]+)">', page)
+    assert len(links) == len(FIGURES) + len(TABLES)
+    assert all(page.count(f' id="{link}"') == 1 for link in links)
 
 
 def test_the_same_rows_give_the_same_bytes(report: Path, results: Path, tmp_path: Path) -> None:
@@ -105,7 +134,8 @@ def test_a_study_without_results_says_so(tmp_path: Path, url: str) -> None:
     collect(url, tmp_path / "results")
     page = write_report(tmp_path / "results", tmp_path / "report").read_text(encoding="utf-8")
     assert "No results yet." in page
-    assert page.count("No rows for this yet.") == len(FIGURES) + len(TABLES)
+    assert page.count('class="missing"') == 1 + len(FIGURES) + len(TABLES)
+    assert page.count("plans what study.toml asks for") == len(FIGURES) + len(TABLES)
     with pytest.raises(UsageError, match="no study 'x'"):
         write_report(tmp_path / "results", tmp_path / "report", "x")
     with pytest.raises(UsageError, match="no collected results here"):
@@ -158,7 +188,7 @@ def test_changes_of_rho_add_up(report: Path) -> None:
 def test_figure_4b_is_the_mean_above_the_75th_percentile(material: Material) -> None:
     figure = next(figure for figure in FIGURES if figure.key == "4b")
     drawing = figure.build(material)
-    assert drawing is not None
+    assert isinstance(drawing, Drawing)
     points, lines, _ = drawing.panels[0].layers
     rows = points.data
     edges = np.linspace(rows["difference"].min(), rows["difference"].max(), 11)
@@ -203,7 +233,7 @@ def test_random_teachers_are_a_baseline_of_their_own(tmp_path: Path, url: str) -
     assert len(material.baseline) == len(others)
     assert first.name not in set(material.pairs["teacher"])
     drawing = next(figure for figure in FIGURES if figure.key == "1a").build(material)
-    assert drawing is not None
+    assert isinstance(drawing, Drawing)
     assert f"8 with a random teacher have {material.baseline['rho_pos'].mean():.2f} %" in drawing.sample
 
 
@@ -235,12 +265,18 @@ def test_bootstrap_against_scipy(values: list[float]) -> None:
 
 
 def test_bootstrap_draws_whole_groups() -> None:
-    groups = [np.zeros(50), np.ones(50)]
+    groups = [np.zeros(50), np.ones(50)] * 2
     clustered, plain = bootstrap_mean(groups), bootstrap(np.concatenate(groups).tolist(), mean)
     assert (clustered.low, clustered.value, clustered.high) == (0.0, 0.5, 1.0)
     assert bootstrap_mean([np.zeros(30), np.ones(10)]).value == 0.25
     assert plain.high - plain.low < 0.3
-    assert bootstrap([3.0], median).text(" %") == "3.0 % [3.0, 3.0]"
+    assert bootstrap([3.0] * 3, median).text(" %") == "3.0 % [3.0, 3.0]"
+
+
+def test_one_or_two_values_have_no_interval() -> None:
+    assert bootstrap([3.0], median).text(" %") == "3.0 %"
+    assert bootstrap([3.0, 5.0], mean).text("", 2) == "4.00"
+    assert np.isnan([bootstrap_mean([np.ones(9), np.zeros(9)]).low, bootstrap([1.0, 2.0], median).high]).all()
 
 
 @given(st.lists(st.floats(-9, 9), min_size=1, max_size=30))

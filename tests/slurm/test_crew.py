@@ -1,7 +1,9 @@
-"""The launcher's bookkeeping, without a cluster: who is dead, when to wait, what became of a lost sbatch."""
+"""The launcher's bookkeeping, without a cluster: who is dead, when to wait, what is missing, which nodes to avoid."""
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,109 +13,60 @@ import msgspec
 import pytest
 
 from kt_study.errors import SlurmError
-from kt_study.pilots import PilotOptions, Probe
-from kt_study.store import JobStore, WorkerRecord, open_store
+from kt_study.pilots import ProbeExit
+from kt_study.store import JobStore, Selection, WorkerRecord
 from kt_study.words import PlannedJob
-from orchestrator.launch import records, submission
+from orchestrator.commands.launch import _show_script
+from orchestrator.launch import records
 from orchestrator.launch import slurm as slurm_module
-from orchestrator.launch.records import LaunchRecord, launches
-from orchestrator.launch.request import SlurmRequest
-from orchestrator.launch.slurm import BackingOff, SlurmCrew, disown_ended
-from orchestrator.slurm.cluster import Cluster, Partition
-from orchestrator.slurm.listing import QueuedJob, Run
-from orchestrator.slurm.view import SlurmView
-from tests.databases import Databases
-
-CLUSTER = Cluster(
-    partitions=(Partition(name="gpu", is_default=True, is_up=True, nodes=2, longest_min=120, default_min=10),),
-    nodes=(),
-    largest_array=3,
-    kill_wait_s=30,
-)
+from orchestrator.launch.follow import BackingOff
+from orchestrator.launch.local import LocalCrew
+from orchestrator.launch.nodes import FORGIVEN_AFTER_S
+from orchestrator.launch.slurm import SlurmCrew, disown_ended
+from orchestrator.slurm.view import Answer, SlurmView
+from tests.slurm.crews import CLUSTER, began, ended, enlist, launched, queued
 
 
-@pytest.fixture
-def store(tmp_path: Path, databases: Databases) -> JobStore:
-    made = open_store(databases.url(tmp_path), create=True)
-    made.add_study("s", {})
-    made.plan("s", [PlannedJob(kind="logits", spec={"n": n}, digest=str(n)) for n in range(10)])
-    return made
-
-
-@pytest.fixture
-def crew(store: JobStore, tmp_path: Path) -> SlurmCrew:
-    return SlurmCrew(
-        store=store,
-        options=PilotOptions(root=str(tmp_path), study="s", token=""),
-        request=SlurmRequest(partition="gpu", gpus_per_node=1, time=60),
-        cluster=CLUSTER,
-        database_url=store.url,
-        wanted=8,
-        most_submitted=4,
-    )
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Puts small scripts in the place of Slurm's commands."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-
-    def put(name: str, lines: str) -> None:
-        (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
-        (folder / name).chmod(0o755)
-
-    put("squeue", "true")
-    put("sacct", "true")
-    return put
-
-
-def launched(crew: SlurmCrew, token: str, *, ago_s: float, done_before: int = 0, slurm_id: str = "5") -> LaunchRecord:
-    record = LaunchRecord(
-        token=token, study="s", sent_at=time.time() - ago_s, allocations=2, pilots_each=1, gpus_each=1, time_min=60,
-        done_before=done_before, slurm_id=slurm_id,
-    )  # fmt: skip
-    records.write(crew.options.files, record)
-    return record
-
-
-def began(crew: SlurmCrew, token: str) -> None:
-    from kt_study.files import write_bytes
-
-    probe = Probe(node="a", slurm_job="5_0")
-    write_bytes(crew.options.files.probe(token, "5_0"), msgspec.json.encode(probe))
-
-
-def ended(job: str, state: str, at: float) -> Run:
-    return Run(
-        job=job, name="kt-s-t", state=state, exit_code=0, signal=0, node="a", submitted_at=1.0, started_at=1.0,
-        ended_at=at,
-    )  # fmt: skip
-
-
-def test_a_worker_is_dead_when_slurm_says_so_and_it_is_silent(store: JobStore) -> None:
+def test_a_worker_is_dead_when_slurm_says_so_and_it_is_silent(store: JobStore, crew: SlurmCrew) -> None:
     now = time.time()
     for job in ("7_0", "7_1", "7_2", "7_3"):
-        store.enlist(WorkerRecord(id=job, host="a", pid=1, slurm_job=job))
+        enlist(store, job)
         assert store.claim(job, lease_s=3600)
-    pending = QueuedJob(
-        job="7_2", name="kt-s-t", state="PENDING", reason="BeginTime", node="", starts_at=0.0, ends_at=0.0,
-        partition="gpu",
-    )  # fmt: skip
     view = SlurmView(
-        queue=(pending,),
+        controller=Answer(answered_at=now + 60),
+        queue=(queued("7_2"),),
         runs=(
             ended("7_0", "NODE_FAIL", now + 30),
             ended("7_1", "PREEMPTED", now - 30),  # an earlier run than the worker's
             ended("7_3", "UNHEARD_OF", now + 30),
         ),
     )
-    assert disown_ended(store, view, lease_s=60.0) == 0, "all of them have just sent a heartbeat"
+    record = launched(crew, "t", ago_s=0.0)
+    assert disown_ended(store, view, [record]) == 0, "all of them have just sent a heartbeat"
     time.sleep(0.5)
-    assert disown_ended(store, view, lease_s=1.0) == 2
+    assert disown_ended(store, view, [msgspec.structs.replace(record, lease_s=3600.0)]) == 0, "they beat seldom"
+    assert disown_ended(store, view, [msgspec.structs.replace(record, lease_s=1.0)]) == 2
     alive = {worker.id for worker in store.workers() if worker.ended_at is None}
     assert alive == {"7_1", "7_3"}
+
+
+def test_a_queue_seen_before_the_last_heartbeat_says_nothing_of_a_worker(store: JobStore, crew: SlurmCrew) -> None:
+    """slurmctld has been away for hours: when it last answered, the worker's job was still pending."""
+    record = msgspec.structs.replace(launched(crew, "t", ago_s=0.0), lease_s=1e-3)
+    old = SlurmView(queue=(queued("7_0"),), controller=Answer(answered_at=time.time() - 3 * 3600))
+    enlist(store, "7_0")
+    assert store.claim("7_0", lease_s=3600)
+    assert disown_ended(store, old, [record]) == 0
+    fresh = msgspec.structs.replace(old, controller=Answer(answered_at=time.time() + 60))
+    assert disown_ended(store, fresh, [record]) == 1
+
+
+def test_a_launch_writes_down_how_often_its_workers_beat(crew: SlurmCrew, fake_queue: Path) -> None:
+    crew.options = msgspec.structs.replace(crew.options, lease_s=123.0)
+    crew.wanted = 1
+    assert crew.add() == 1
+    assert fake_queue.read_text().count("PENDING") == 1
+    assert [record.lease_s for record in crew.launches()] == [123.0]
 
 
 def test_launches_that_come_to_nothing_make_the_next_one_wait_longer_and_longer(
@@ -164,39 +117,17 @@ def test_a_launch_that_was_cancelled_in_the_queue_or_did_something_is_not_held_a
 
 
 def test_the_array_is_bounded_by_the_cap_and_by_the_cluster(crew: SlurmCrew) -> None:
-    queued = [
-        QueuedJob(
-            job=str(n), name="kt-other-t", state="RUNNING", reason="", node="", starts_at=0, ends_at=0, partition=""
-        )
-        for n in range(4)
-    ]  # fmt: skip
+    others = [queued(str(n), state="RUNNING") for n in range(4)]
+    assert crew._allowed(3, SlurmView()) == 3
+    assert crew.notes == []
     assert crew._allowed(100, SlurmView()) == 3  # MaxArraySize
-    assert crew._allowed(100, SlurmView(queue=tuple(queued[:2]))) == 2  # the cap of 4
+    assert crew.notes.pop() == "3 of 100 Slurm jobs that are missing: an array of this cluster may have no more"
+    assert crew._allowed(100, SlurmView(queue=tuple(others[:2]))) == 2  # the cap of 4
+    assert crew.notes.pop() == "2 of 100 Slurm jobs that are missing: --max-submitted leaves room for no more"
     with pytest.raises(SlurmError, match="no more than 4 may be"):
-        crew._allowed(1, SlurmView(queue=tuple(queued)))
-
-
-def test_an_open_question_is_settled_before_anything_is_sent(
-    crew: SlurmCrew, slurm: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """sbatch was lost and squeue did not answer either; the next launch finds the job, and its pickles."""
-    record = launched(crew, "0a0b0c0d", ago_s=100.0, slurm_id="")
-    folder = crew.options.paths.logs / record.token
-    folder.mkdir(parents=True)
-    for name in ("aa.pkl", "bb.pkl"):
-        (folder / name).write_bytes(b"")
-    rows = "\\n".join(f"31_{task}|{record.name}|PENDING|Priority||N/A|N/A|gpu" for task in range(2))
-    slurm("squeue", f"printf '{rows}\\n'")
-    sent: list[int] = []
-    monkeypatch.setattr(submission, "send", lambda package: sent.append(package.allocations) or "32")
-    monkeypatch.setattr(crew, "wanted", 2)
-    assert crew.add() == 0
-    assert sent == []
-    assert [known.slurm_id for known in launches(crew.options.files, "s")] == ["31"]
-    assert sorted(path.name for path in folder.iterdir()) == ["31_0_submitted.pkl", "31_1_submitted.pkl"]
-    monkeypatch.setattr(crew, "wanted", 3)
-    assert crew.add() == 1
-    assert sent == [1]
+        crew._allowed(1, SlurmView(queue=tuple(others)))
+    crew.cluster = msgspec.structs.replace(CLUSTER, largest_array=0)
+    assert crew._allowed(100, SlurmView()) == 1, "a cluster without arrays takes one job at a time"
 
 
 def test_while_slurm_does_not_answer_nobody_is_taken_for_dead(
@@ -208,15 +139,102 @@ def test_while_slurm_does_not_answer_nobody_is_taken_for_dead(
         crew.add()
 
 
-def test_an_unanswered_sbatch_without_squeue_stays_a_question(
-    crew: SlurmCrew, slurm: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def lost(_package: submission.Package) -> str:
-        slurm("squeue", "echo 'error: Unable to contact slurm controller' >&2; exit 1")
-        raise submission.LostAnswer("sbatch: Socket timed out on send/recv operation")
+def test_only_a_partitions_own_nodes_of_late_are_left_out(crew: SlurmCrew) -> None:
+    launched(crew, "t", ago_s=0.0)
+    probe = began(crew, "t", node="gpu0", job="5_0", trouble="no GPU")
+    for job, node in (("5_1", "other0"), ("5_2", "other1"), ("5_3", "gone7")):
+        began(crew, "t", node=node, job=job, trouble="no GPU")
+    assert [bad.node for bad in crew._excluded(SlurmView())] == ["gpu0"]
+    crew.wary = False
+    assert crew._excluded(SlurmView()) == []
+    crew.wary, crew.notes = True, []
+    began(crew, "t", node="gpu1", job="5_4", trouble="no GPU")
+    assert crew._excluded(SlurmView()) == []
+    assert crew.notes == ["pilots end badly on every node, last on gpu1: no GPU"]
+    long_ago = time.time() - FORGIVEN_AFTER_S - 60
+    os.utime(probe, (long_ago, long_ago))
+    assert [bad.node for bad in crew._excluded(SlurmView())] == ["gpu1"]
 
-    monkeypatch.setattr(submission, "send", lost)
-    monkeypatch.setattr(submission, "SEARCH_S", 0.0)
-    with pytest.raises(SlurmError, match=r"nobody knows whether kt-s-\w+ was submitted"):
-        crew.add()
-    assert [record.is_open_question for record in launches(crew.options.files, "s")] == [True]
+
+def test_old_deaths_and_a_database_that_was_away_are_not_held_against_a_node(crew: SlurmCrew) -> None:
+    launched(crew, "t", ago_s=0.0)
+    began(crew, "t", node="gpu0", job="5_0", trouble="the database does not answer")
+    now = time.time()
+
+    def runs(code: int, ended_at: float) -> SlurmView:
+        run = msgspec.structs.replace(ended("5_0", "FAILED", ended_at), exit_code=code, node="gpu0")
+        return SlurmView(runs=(run,) * 3)
+
+    assert crew._excluded(runs(ProbeExit.NO_DATABASE, now)) == []
+    assert [bad.node for bad in crew._excluded(runs(ProbeExit.NO_GPU, now))] == ["gpu0"]
+    crew.options.files.probe("t", "5_0").unlink()
+    assert [bad.reason for bad in crew._excluded(runs(1, now))] == [
+        "3 pilots died there: the pilot ended with exit code 1 (FAILED)"
+    ]
+    assert crew._excluded(runs(1, now - FORGIVEN_AFTER_S - 60)) == []
+
+
+def test_an_array_is_no_larger_than_the_work_that_is_ready(store: JobStore, crew: SlurmCrew, fake_queue: Path) -> None:
+    store.cancel(Selection())
+    needed = PlannedJob(kind="train", spec={}, digest="first")
+    store.plan("s", [needed, *(PlannedJob(kind="logits", spec={"m": n}, digest=f"m{n}", needs=("first",))
+                               for n in range(50))])  # fmt: skip
+    assert crew.add() == 1
+    assert len(fake_queue.read_text().splitlines()) == 1
+    assert "1 job can run now, 50 more wait for others" in crew.notes[0]
+
+
+def test_workers_of_another_study_in_the_same_database_are_not_ours(
+    store: JobStore, crew: SlurmCrew, tmp_path: Path
+) -> None:
+    def local(name: str, log: Path) -> None:
+        store.enlist(WorkerRecord(id=name, host=socket.gethostname(), pid=os.getpid(), slurm_job="", log=str(log)))
+
+    here = LocalCrew(store=store, options=crew.options, wanted=1)
+    local("theirs", tmp_path / "another" / "logs" / "7" / "7_0_log.out")
+    assert (crew.present(SlurmView()), here.is_alone()) == (0, True)
+    local("ours", tmp_path / "logs" / "8" / "8_0_log.out")
+    assert (crew.present(SlurmView()), here.is_alone()) == (1, False)
+
+
+def test_pilots_of_an_old_launch_count_as_long_as_they_are_in_the_queue(crew: SlurmCrew) -> None:
+    for number in range(60):
+        launched(crew, f"{number:08d}", ago_s=1000.0 - number)
+    view = SlurmView(queue=tuple(queued(f"1_{task}", "00000000", "RUNNING") for task in range(16)))
+    assert crew.present(view) == 16
+    names, since = records.watched(crew.launches())
+    assert (len(names), names[0]) == (records.MOST_RECENT, "kt-s-00000010"), "accounting is asked of the latest only"
+    assert since == pytest.approx(crew.launches()[10].sent_at - 60.0)
+
+
+def test_a_dry_run_says_what_would_be_sent(
+    crew: SlurmCrew, fake_queue: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JobStore, "require_single_node", lambda _store, _nodes: None)
+
+    def shown() -> tuple[str, str]:
+        crew.notes.clear()
+        assert _show_script(crew) == 0
+        out, err = capsys.readouterr()
+        array = [line for line in out.splitlines() if "--array" in line]
+        return " ".join(array), err
+
+    script, said = shown()
+    assert script == "#SBATCH --array=0-2%3"
+    assert "3 of 8 Slurm jobs that are missing" in said
+    launched(crew, "t", ago_s=0.0)
+    fake_queue.write_text("5_0|kt-s-t|RUNNING|None|gpu0|1|2|gpu\n")
+    crew.wanted = 3
+    assert shown()[0] == "#SBATCH --array=0-1%2"
+    crew.wanted = 1
+    script, said = shown()
+    assert script == ""
+    assert said.startswith("no worker is missing: nothing would be sent now; this is the script that one allocation")
+    fake_queue.write_text("")
+    for token in ("t", "u"):
+        launched(crew, token, ago_s=0.0)
+        began(crew, token)
+    assert "the last 2 launches ended without one job done" in shown()[1]
+    crew.store.cancel(Selection())
+    assert "no worker is missing" in shown()[1]
+    assert len(crew.launches()) == 2

@@ -49,7 +49,7 @@ def test_this_machine(tmp_path: Path) -> None:
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free / 1e9, rel=0.2)
     assert found["study file"]["found"] == "study.toml: study 'here'"
     assert found["database"]["found"].startswith(f"SQLite {sqlite3.sqlite_version} on ")
-    assert f"sqlite:///{tmp_path}/kt-study.db, 1 studies, " in found["database"]["found"]
+    assert f"sqlite:///{tmp_path}/kt-study.db, 1 study, " in found["database"]["found"]
     assert found["slurm"]["found"] == "no Slurm commands here; kt-study launch uses this machine"
     assert done.returncode == (3 if any(each["verdict"] == "wrong" for each in found.values()) else 0)
     assert list(tmp_path.glob(".kt-study/*")) == []
@@ -153,6 +153,33 @@ def test_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = ask_driver()
     assert isinstance(said, str)
     assert said.startswith("nvidia-smi: NVIDIA-SMI has failed")
+
+
+UNCONFIGURED = """#!/bin/sh
+echo 'scontrol: error: fetch_config: DNS SRV lookup failed' >&2
+echo 'scontrol: error: _establish_config_source: failed to fetch config' >&2
+exit 1
+"""
+
+
+def test_a_slurm_without_its_configuration(tmp_path: Path) -> None:
+    for name in ("sinfo", "scontrol"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(UNCONFIGURED)
+        program.chmod(0o755)
+    (tmp_path / "study.toml").write_text(untrained_study("here"))
+    open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True)
+    path = {"PATH": f"{tmp_path}/bin:/bin", "KT_STUDY_DB": ""}
+    done = kt_study(tmp_path, "doctor", "--partition", "gpu", environment=path)
+    (line,) = [line for line in done.stdout.splitlines() if "failed to fetch config" in line]
+    advice = "; look at `scontrol ping` and at SLURM_CONF"
+    assert line.startswith("wrong slurm") and line.endswith(f"failed to fetch config{advice}")
+    assert line.count(advice) == 1
+    assert "not looked at, since Slurm does not answer here" in done.stdout
+    assert done.returncode == 3
+    with_path = kt_study(tmp_path, "launch", "--partition", "gpu", environment=path)
+    assert with_path.stderr.endswith(f"failed to fetch config{advice}\n")
 
 
 def test_a_torch_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +303,6 @@ def test_a_node_of_the_cluster(study: ClusterStudy, cluster: DevCluster) -> None
     }  # fmt: skip
     assert there["study folder"]["found"] == here["study folder"]["found"]
     assert there["database"]["found"].startswith("PostgreSQL ")
-    assert "1 studies" in there["database"]["found"]
+    assert "1 study" in there["database"]["found"]
     assert there["as here"]["verdict"] == "ok"
     assert cluster.run("squeue", "-h") == ""

@@ -54,7 +54,7 @@ def test_a_page_from_its_first_block_to_its_last(page: str, cluster: DevCluster,
     folder.mkdir()
     environment = {"SLURM_CONF": str(cluster.slurm_conf), "HOME": str(home)}
     said = run(_whole(page), folder, substitutions=FAKE_GPUS, environment=environment)
-    assert "workers in Slurm job" in said
+    assert "1 worker in Slurm job " in said
     assert (folder / "results" / "transfers").is_dir()
 
 

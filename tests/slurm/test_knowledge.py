@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from kt_study.database import parse_url
 from kt_study.errors import DatabaseError, SlurmError, UsageError
 from kt_study.pilots import LaunchFiles, PilotOptions, Probe, ProbeExit
+from orchestrator.launch import submission
 from orchestrator.launch.private import prepare_study_folder, require_reachable
 from orchestrator.launch.records import unfit_nodes
 from orchestrator.launch.request import SlurmRequest, fitted, read_request
 from orchestrator.launch.submission import Package
 from orchestrator.slurm import listing
-from orchestrator.slurm.cluster import Cluster, Node, Partition, look_at_cluster, minutes
+from orchestrator.slurm.cluster import Cluster, Node, Partition, count_gpus, look_at_cluster, minutes
 from orchestrator.slurm.commands import complaint, environment, run
 from orchestrator.slurm.endings import bad_nodes, trouble
 from orchestrator.slurm.listing import Run
@@ -68,7 +69,14 @@ def test_complaints_are_one_line_without_the_programs_name() -> None:
         "sbatch: error: invalid partition specified: nowhere\n"
         "sbatch: error: Batch job submission failed: Invalid partition name specified\n"
     )
-    assert complaint(said) == "Batch job submission failed: Invalid partition name specified"
+    assert complaint(said) == (
+        "invalid partition specified: nowhere; Batch job submission failed: Invalid partition name specified"
+    )
+    advice = (
+        "sbatch: error: Please give an account (see the wiki)\nsbatch: error: Unspecified error\nsbatch: retrying\n"
+    )
+    assert complaint(advice + advice) == "Please give an account (see the wiki); Unspecified error"
+    assert complaint("one\nlast words\n") == "last words"
     assert complaint("allocation failure: Invalid qos specification") == "Invalid qos specification"
     assert complaint("") == ""
 
@@ -93,6 +101,54 @@ def test_neither_secrets_nor_our_own_allocation_reach_a_batch_job(monkeypatch: p
         monkeypatch.setenv(name, value)
     kept = environment(["partition", "time"])
     assert {name for name in given if name in kept} == {"SLURM_CONF", "SBATCH_MAIL_USER", "HOME_OF_MINE"}
+
+
+OVERRIDING = ("TIMELIMIT", "MEM_PER_NODE", "MEM_PER_CPU", "SIGNAL", "REQUEUE", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "ERROR",
+              "ARRAY_INX", "GPUS", "GPUS_PER_NODE", "CPUS_PER_GPU", "PARTITION", "RESERVATION", "WAIT", "WCKEY")  # fmt: skip
+
+
+def test_the_users_defaults_for_sbatch_do_not_change_what_we_ask_for(
+    bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch's variables win over a script, so --test-only must be as free of them as the sbatch that follows."""
+    for name in OVERRIDING:
+        monkeypatch.setenv(f"SBATCH_{name}", "7")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    request = SlurmRequest(
+        partition="gpu", mem="4G", cpus_per_task=2, gpus_per_node=0, time=60, sbatch={"reservation": "course"}
+    )
+    package = Package(options=PilotOptions(root=str(tmp_path)), request=request, name="kt-s-t", allocations=1)
+    script(bin_folder, "srun", "true")
+    script(bin_folder, "sbatch", f"env | grep ^SBATCH_ > {tmp_path}/seen; echo Submitted batch job 5")
+    submission.check(package)
+    assert (tmp_path / "seen").read_text() == "SBATCH_ACCOUNT=mine\n"
+    (tmp_path / "seen").unlink()
+    assert submission.send(package) == "5"
+    assert (tmp_path / "seen").read_text() == "SBATCH_ACCOUNT=mine\n"
+
+
+def test_nothing_in_the_users_environment_hides_jobs_from_us(
+    bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hiding = {"SQUEUE_STATES", "SQUEUE_PARTITION", "SACCT_FORMAT", "SCANCEL_INTERACTIVE"}
+    for name in hiding:
+        monkeypatch.setenv(name, "x")
+    script(bin_folder, "squeue", f"env > {tmp_path}/seen")
+    listing.queue()
+    seen = {line.partition("=")[0] for line in (tmp_path / "seen").read_text().splitlines()}
+    assert "SLURM_TIME_FORMAT" in seen
+    assert not hiding & seen
+
+
+def test_hidden_partitions_are_asked_for(bin_folder: Path, tmp_path: Path) -> None:
+    for name in ("squeue", "scontrol"):
+        script(bin_folder, name, f'echo {name} "$@" >> {tmp_path}/calls')
+    listing.queue()
+    look_at_cluster()
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    asked = [call for call in calls if "config" not in call]
+    assert len(asked) == 3
+    assert all("--all" in call for call in asked), calls
 
 
 def test_the_cluster_is_read_from_scontrol(bin_folder: Path) -> None:
@@ -121,10 +177,13 @@ esac""",
 
 
 CLUSTER = Cluster(
-    partitions=(Partition(name="gpu", is_default=True, is_up=True, nodes=2, longest_min=120, default_min=10),),
+    partitions=(
+        Partition(name="gpu", is_default=True, is_up=True, nodes=2, longest_min=120, default_min=10),
+        Partition(name="long", is_default=False, is_up=True, nodes=1, longest_min=0, default_min=10),
+    ),
     nodes=tuple(
-        Node(name=name, host=name, address=f"10.0.0.{n}", cpus=16, memory_mib=64_000, gpus=4, partitions=("gpu",))
-        for n, name in enumerate(("a1", "a2"), 1)
+        Node(name=name, host=name, address=f"10.0.0.{n}", cpus=16, memory_mib=64_000, gpus=4, partitions=partitions)
+        for n, (name, partitions) in enumerate({"a1": ("gpu",), "a2": ("gpu", "long")}.items(), 1)
     ),
     largest_array=1001,
     kill_wait_s=30,
@@ -139,6 +198,102 @@ def test_a_request_takes_its_gaps_from_the_cluster() -> None:
     assert shared.pilots_each == 6
 
 
+def test_of_several_partitions_the_shortest_limit_counts(tmp_path: Path) -> None:
+    wanted = fitted(SlurmRequest(partition="long,gpu"), CLUSTER, "auto")
+    assert (wanted.partition, wanted.time_min) == ("long,gpu", 120)
+    assert fitted(SlurmRequest(partition="long"), CLUSTER, "auto").time_min == 240
+    both = CLUSTER.nodes_of(*CLUSTER.chosen(wanted.partition))
+    assert [node.name for node in both] == ["a1", "a2"]
+    package = Package(options=PilotOptions(root=str(tmp_path)), request=wanted, name="kt-s-t", allocations=1)
+    assert package.parameters()["partition"] == "long,gpu"
+
+
+def test_gpus_of_a_type_or_among_generic_resources(tmp_path: Path) -> None:
+    typed = fitted(read_request(None, {"gpus_per_node": "a100:2"}), CLUSTER, "auto")
+    generic = fitted(read_request(None, {"gres": "gpu:a100:3,tmpdisk:900"}), CLUSTER, "auto")
+    assert [(each.gpus, each.pilots_each) for each in (typed, generic)] == [(2, 2), (3, 3)]
+    asked = [
+        Package(options=PilotOptions(root=str(tmp_path)), request=each, name="kt-s-t", allocations=1).parameters()
+        for each in (typed, generic)
+    ]
+    assert (asked[0]["gpus_per_node"], "gres" in asked[0]) == ("a100:2", False)
+    assert (asked[1]["gres"], "gpus_per_node" in asked[1]) == ("gpu:a100:3,tmpdisk:900", False)
+    assert fitted(read_request(None, {"gpus_per_node": "0"}), CLUSTER, "auto").gpus == 0
+    with pytest.raises(UsageError, match="gpus_per_node"):
+        read_request(None, {"gpus_per_node": "many"})
+
+
+def test_a_profile_may_hand_any_other_option_to_sbatch(bin_folder: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "site.toml"
+    profile.write_text(
+        'mem = 16000\ncpus_per_task = 4\n[sbatch]\nreservation = "course"\nmail_type = "FAIL"\nexclusive = true\nhold = false\n'
+    )
+    request = fitted(read_request(profile, {}), CLUSTER, "auto")
+    package = Package(options=PilotOptions(root=str(tmp_path)), request=request, name="kt-s-t", allocations=1)
+    script(bin_folder, "srun", "true")
+    lines = submission.script(package).splitlines()
+    asked = {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}
+    assert {"mem=16000", "reservation=course", "mail-type=FAIL", "exclusive", "requeue", "cpus-per-task=4"} <= asked
+    assert not any("hold" in option for option in asked)
+    assert any(re.match(r"srun .*--cpus-per-task=4 ", line) for line in lines), "srun does not inherit it since 22.05"
+    for key, why in (("time", "a key of the profile"), ("open_mode", "kt-study decides it")):
+        profile.write_text(f'[sbatch]\n{key} = "1"\n')
+        with pytest.raises(UsageError, match=why):
+            read_request(profile, {})
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("gpu:4", 4), ("gpu", 1), ("gpu:a100", 1), ("(null)", 0), ("", 0), ("gpu:a100:no_consume:4", 4),
+        ("gpu:no_consume:4", 4), ("gpu:h100:8(S:0,1),tmpdisk:900G", 8), ("craynetwork:4,gpu:2", 2),
+        ("gpu:nvidia_a100_80gb_pcie_1g.10gb:7", 7), ("gpu:a100:2,gpu:t4:1", 3),
+    ],
+)  # fmt: skip
+def test_gpus_of_a_node(gres: str, gpus: int) -> None:
+    assert count_gpus(gres) == gpus
+
+
+def test_what_anybody_wrote_into_a_comment_does_not_move_a_node(bin_folder: Path) -> None:
+    node = "NodeName=n1 CPUTot=4 Gres=gpu:4 Partitions=gpu,gpu2 Comment=moved from Partitions=old CPUTot=9"
+    script(bin_folder, "scontrol", f"case $* in *node) echo '{node}';; esac")
+    (found,) = look_at_cluster().nodes
+    assert (found.partitions, found.cpus) == (("gpu", "gpu2"), 4)
+
+
+@pytest.mark.parametrize(
+    ("row", "state", "code", "signal", "started_at", "is_over"),
+    [
+        ("12_[0-3%2]|kt-s-aa|PENDING|0:0|None assigned|1700000000|Unknown|Unknown", "PENDING", 0, 0, 0.0, False),
+        ("12_0|kt-s-aa|CANCELLED by 0|0:0|None assigned|1700000000|None|1700000100", "CANCELLED", 0, 0, 0.0, True),
+        (
+            "12_1|kt-s-aa|CANCELLED by 1000|0:15|n1|1700000000|1700000050|1700000100",
+            "CANCELLED",
+            0,
+            15,
+            1.7e9 + 50,
+            True,
+        ),
+        ("12|kt-s-aa|NODE_FAIL|1:0|n1|1|2|3", "NODE_FAIL", 1, 0, 2.0, True),
+        (
+            "12_2|kt-s-aa|OUT_OF_MEMORY|0:125|n1|1700000000|1700000050|Unknown",
+            "OUT_OF_MEMORY",
+            0,
+            125,
+            1.7e9 + 50,
+            False,
+        ),
+    ],
+)
+def test_rows_of_sacct(
+    row: str, state: str, code: int, signal: int, started_at: float, is_over: bool, bin_folder: Path
+) -> None:
+    script(bin_folder, "sacct", f"echo '{row}'")
+    (run_,) = listing.runs(["kt-s-aa"], 0.0)
+    assert (run_.state, run_.exit_code, run_.signal, run_.started_at) == (state, code, signal, started_at)
+    assert (run_.is_over, run_.token, run_.node == "") == (is_over, "aa", "None assigned" in row)
+
+
 @pytest.mark.parametrize(
     ("request_", "line"),
     [
@@ -148,6 +303,15 @@ def test_a_request_takes_its_gaps_from_the_cluster() -> None:
         ({"cpus_per_task": 9, "gpus_per_node": 2}, "has 18 cores, the largest has 16"),
         ({"mem": "1T"}, "has 1048576 MiB of memory"),
         ({"mem": "much"}, "cannot read --mem 'much'"),
+        ({"mem": 65000}, "has 65000 MiB of memory"),
+        ({"gpus_per_node": "a100:5"}, "has 5 GPUs, the largest has 4"),
+        ({"gres": "gpu:a100:5"}, "has 5 GPUs, the largest has 4"),
+        ({"time": "UNLIMITED"}, "--time must be longer than 0 and finite, .* 'gpu' allows 120 min at most"),
+        ({"time": "0"}, "--time must be longer than 0 and finite"),
+        ({"time": 0}, "--time must be longer than 0 and finite"),
+        ({"partition": "long", "time": "UNLIMITED"}, "finite, .* partition 'long' has no limit of its own"),
+        ({"partition": "gpu,cpu"}, "no partition 'cpu'"),
+        ({"partition": "long,gpu", "time": "3:00:00"}, "'gpu' allows 120 min at most; 180 were asked"),
     ],
 )
 def test_what_the_cluster_can_never_give_is_refused_at_once(request_: dict[str, object], line: str) -> None:

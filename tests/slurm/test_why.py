@@ -109,7 +109,7 @@ def test_what_it_waits_for_down_to_the_job_that_failed(store: JobStore, ask: Ask
     store.fail(held, Failure(error="ValueError", message="wrong shape", traceback="", group="g"))
     assert ask(5) == (
         "waits for job 3 (transfer, blocked), which waits for job 2 (logits, blocked), which waits for job 1 (train, "
-        "failed): failed with ValueError: wrong shape; `kt-study retry` starts it afresh; 1 more jobs must be done first"
+        "failed): failed with ValueError: wrong shape; `kt-study retry` starts it afresh; 1 more job must be done first"
     )
 
 
@@ -117,7 +117,7 @@ def test_the_gravest_of_several_causes_is_named(store: JobStore, ask: Ask) -> No
     store.plan("s", [job("a"), job("b"), job("c"), job("d"), job("e", "a", "b", "c", "d", kind="transfer")])
     at_work(store, "w")
     (held,) = store.claim("w")
-    assert "waits for job 2 (logits, ready): ready; 1 workers are at work" in ask(5)
+    assert "waits for job 2 (logits, ready): ready; 1 worker is at work" in ask(5)
     store.pause(Selection(job_ids=(3,)))
     assert "waits for job 3 (logits, ready): paused; `kt-study resume` lets it go on" in ask(5)
     store.cancel(Selection(job_ids=(4,)))
@@ -258,7 +258,7 @@ def test_a_transfer_is_begun_by_whoever_has_half_an_allocation(store: JobStore, 
     slurm.launch(time_min=60)
     at_work(store, "w", slurm_job="7_0")
     slurm.queue(running(0, "node1", left_s=2400))
-    assert ask(1) == "ready; 1 workers are at work, none with a GPU, with other jobs; it is the next in line"
+    assert ask(1) == "ready; 1 worker is at work, none with a GPU, with other jobs; it is the next in line"
 
 
 def test_the_line_before_it(store: JobStore, ask: Ask) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kt_study.hashing import job_digest
 from kt_study.store import JobStore, Planned
-from kt_study.words import Claim, Failure, JobState, PlannedJob
+from kt_study.words import Claim, Failure, JobState, ModelRecord, PlannedJob
 
 STUDY = "study"
 
@@ -18,6 +18,13 @@ def job(number: int, kind: str = "logits", needs: Iterable[PlannedJob] = (), **f
     spec = {"number": number}
     return PlannedJob(
         kind=kind, spec=spec, digest=job_digest(kind, spec), needs=tuple(need.digest for need in needs), **fields
+    )
+
+
+def model(key: str, name: str) -> ModelRecord:
+    """A model that no worker builds."""
+    return ModelRecord(
+        key=key, name=name, family="cnn", weights="random:0", input_size=(3, 8, 8), mean=(0.0,), std=(1.0,), timm="x"
     )
 
 

@@ -145,12 +145,12 @@ class Model:
         return len(over)
 
     def cancel(self, numbers: set[int], study: str | None) -> int:
-        """Open ones among them, less those that another study wants when a study was named."""
+        """Open and failed ones among them, less those that another study wants when a study was named."""
         picked = [
             job
             for job in self.jobs.values()
             if job.number in numbers
-            and job.state in OPEN
+            and job.state in (*OPEN, "failed")
             and not (study and self._others(study, job.number, unpaused=False))
         ]
         for job in picked:
@@ -158,6 +158,14 @@ class Model:
                 job.outcomes.append("cancelled")
             job.state = "cancelled"
         return len(picked)
+
+    def unfinished(self, study: str) -> set[int]:
+        """Numbers of the jobs that cancelling the whole study would take."""
+        return {
+            number
+            for number in self.studies[study].jobs
+            if self.jobs[number].state in (*OPEN, "failed") and not self._others(study, number, unpaused=False)
+        }
 
     def pause(self, numbers: set[int], study: str | None) -> int:
         """Open ones among them that were not paused, less those that another study wants now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import psycopg
 import pytest
 
 from kt_study import database
-from kt_study.database import parse_url, place, require_local_disk, sqlalchemy_url, without_password
-from kt_study.errors import DatabaseError
+from kt_study.database import is_this_machine, parse_url, place, require_local_disk, sqlalchemy_url, without_password
+from kt_study.errors import DatabaseError, NothingPlanned
 from kt_study.store import open_store
 from tests.postgres import Server
 from tests.store.making import claim_one, job, plan, wait_until
@@ -64,6 +65,49 @@ def test_passwords_are_taken_out(url: str) -> None:
         assert ("passfile=/f" in without_password(url)) == ("passfile" in url)
 
 
+@pytest.mark.parametrize(
+    "password", ["hun/ter2", "hun?ter2", "hun#ter2", "12/ter2", "12?ter2", "12#ter2", "70000/ter2", "hun[ter2", "[hun]ter2",
+                 "a/b@c:ter2"],
+)  # fmt: skip
+@pytest.mark.parametrize("user", ["me", "me@realm", ""])
+def test_a_password_that_is_not_percent_encoded_is_refused_and_not_repeated(user: str, password: str) -> None:
+    with pytest.raises(DatabaseError) as caught:
+        parse_url(f"postgresql://{user}:{password}@db.example:5432/kt?sslmode=require")
+    said = str(caught.value)
+    assert "@db.example:5432/kt?sslmode=require'" in said
+    assert "write / as %2F, @ as %40" in said
+    assert not any(piece in said for piece in re.split(r"[/?#@:\[\]]", password) if len(piece) > 1)
+
+
+@pytest.mark.parametrize("user", ["me", "me@realm", ""])
+@pytest.mark.parametrize("password", ["hunt@er2", "hunt:er2", "h@nt:er2", "hunt%2Fer2"])
+@pytest.mark.parametrize("query", ["", "?passfile=/x/y&sslmode=require", "?user=you@realm"])
+def test_the_url_for_others_is_the_same_but_for_the_password(user: str, password: str, query: str) -> None:
+    address = parse_url(f"postgresql://{user}:{password}@db.example:5433/kt{query}")
+    assert address.conninfo["password"] == password.replace("%2F", "/")
+    assert address.url == f"postgresql://{user}@db.example:5433/kt{query}"
+    for each in ("password", "p%61ssword"):
+        among = query + ("&" if query else "?") + f"{each}={password}&connect_timeout=3"
+        given = parse_url(f"postgresql://db.example/kt{among}")
+        assert given.conninfo["password"] == password.replace("%2F", "/")
+        assert given.url == f"postgresql://db.example/kt{query}{'&' if query else '?'}connect_timeout=3"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://h:5433/x?user=me@realm", "postgresql://[::1]:5433/x", "postgresql:///x?host=/run/pg&user=me@realm"],
+)
+def test_a_url_without_a_password_is_left_as_it_is(url: str) -> None:
+    assert parse_url(url).url == url
+
+
+def test_hosts_that_mean_whichever_machine_asks() -> None:
+    for host in ("", "localhost", "127.0.0.1", "127.1.2.3", "::1", "0.0.0.0", "::", "/run/postgresql", "@abstract"):
+        assert is_this_machine(host), host
+    for host in ("db.example", "10.0.0.1", "localhost.db.example", "fe80::1", "node127.0"):
+        assert not is_this_machine(host), host
+
+
 def test_an_unreachable_server_is_said_with_host_and_port_and_without_password() -> None:
     with pytest.raises(DatabaseError) as caught:
         open_store("postgresql://me:s3cret@127.0.0.1:1/x")
@@ -81,15 +125,20 @@ def test_a_wrong_password_is_said_without_it(postgres_server: Server) -> None:
 
 
 def test_an_absent_file_is_said_and_not_made(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match="`kt-study plan` makes one"):
+    with pytest.raises(
+        NothingPlanned, match=r"nothing is planned here yet: .*none.db; `kt-study plan` makes one"
+    ) as said:
         open_store(f"sqlite:///{tmp_path}/none.db")
+    assert said.value.exit_code == 2
+    with pytest.raises(DatabaseError, match=f"there is no folder {tmp_path}/nope; correct the URL"):
+        open_store(f"sqlite:///{tmp_path}/nope/none.db", create=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_database_without_our_tables_is_said(postgres_server: Server, tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE x (y)")
     for url in (f"sqlite:///{tmp_path}/other.db", postgres_server.database("template0")):
-        with pytest.raises(DatabaseError, match="holds no kt-study tables"):
+        with pytest.raises(NothingPlanned, match=r"nothing is planned here yet: .* holds no kt-study tables"):
             open_store(url)
 
 

@@ -51,6 +51,38 @@ def test_outlook_and_counts_agree_with_the_jobs(store: JobStore) -> None:
     assert [found.id for found in store.jobs(limit=3)] == [1, 2, 3]
 
 
+def test_the_time_left_leaves_out_what_waits_for_a_failed_job(store: JobStore) -> None:
+    """Two jobs of 10 s done; one of 100 s can be done, four of 1000 s wait for a failed or a cancelled one, near or far."""
+    done = [job(n, estimate_s=10.0, priority=9) for n in (0, 1)]
+    failed, cancelled = job(2, priority=8), job(3)
+    open_one, near = job(4, estimate_s=100.0), job(5, estimate_s=1000.0, needs=[failed])
+    far = job(6, estimate_s=1000.0, needs=[near])
+    both = job(7, estimate_s=1000.0, needs=[open_one, far])
+    other = job(8, estimate_s=1000.0, needs=[cancelled])
+    plan(store, *done, failed, cancelled, open_one, near, far, both, other)
+    for claim in store.claim("worker", limit=2):
+        store.finish(claim, {})
+    store.fail(claim_one(store), lasting())
+    store.cancel(Selection(job_ids=(4,)))
+    pace = store.pace(STUDY)
+    assert pace.eta_s is not None and pace.eta_s == pytest.approx(100.0 / 20.0 * 2 / pace.jobs_per_s, rel=1e-6)
+    store.fail(claim_one(store), lasting())
+    assert store.pace(STUDY).eta_s is None, "nothing is left that can be done"
+    store.retry(Selection())
+    assert store.pace(STUDY).eta_s is not None
+
+
+def test_states_are_looked_up_by_digest(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobstore_module, "DIGESTS_CHUNK", 2)
+    plan(store, *(job(n) for n in range(5)), study="one")
+    plan(store, job(4), job(5), study="two")
+    store.finish(claim_one(store), {})
+    asked = [job(n).digest for n in (0, 1, 3, 4, 7)]
+    assert store.states(asked) == dict(zip(asked, ["done", "ready", "ready", "ready"], strict=False))
+    assert store.states(asked, "two") == {asked[3]: "ready"}
+    assert store.states([]) == {}
+
+
 def test_every_state_has_its_reason(store: JobStore) -> None:
     plan(store, *(job(n) for n in range(1, 6)), job(9, kind="transfer", needs=[job(n) for n in range(1, 6)]))
     claims = store.claim("w-1", limit=4)

@@ -156,6 +156,24 @@ def test_attempts_that_move_into_their_jobs_rows_say_what_they_said(old: str) ->
     assert open_store(old).failures()[0].group == "abc"
 
 
+def test_pairs_of_before_get_the_number_of_classes_of_their_data_set(old: str) -> None:
+    """Revision 0007, over rows of two data sets and one that was never recorded."""
+    migrate(parse_url(old), "0006")
+    with engine_of(old).begin() as connection:
+        for key, record in {"k10": '{"n_classes":10}', "k1000": '{"n_classes":1000}'}.items():
+            connection.execute(
+                sa.text("INSERT INTO datasets VALUES (:key, :key, :record)"), {"key": key, "record": record}
+            )
+        for job_id, key in {1: "k10", 2: "k1000", 3: "gone"}.items():
+            connection.exec_driver_sql(
+                f"INSERT INTO complementarity (id, job_id, dataset_key) VALUES ({job_id}, {job_id}, '{key}')"
+            )
+    migrate(parse_url(old))
+    with engine_of(old).connect() as connection:
+        rows = connection.exec_driver_sql("SELECT dataset_key, n_classes FROM complementarity").all()
+    assert {key: classes for key, classes in rows} == {"k10": 10, "k1000": 1000, "gone": None}
+
+
 def test_an_old_database_goes_on_working(old: str) -> None:
     store = open_store(old, create=True)
     assert store.expire(grace_s=0.0) == 1  # the lease of job 2 ended long ago

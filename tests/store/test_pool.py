@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -103,3 +105,21 @@ def _drain(url: str, worker: str) -> None:
     store = open_store(url)
     while claims := store.claim(worker):
         store.finish(claims[0], {})
+
+
+_WORKS_AND_ENDS = """
+import sys
+from kt_study.store import open_store
+from tests.store.making import claim_one, job, plan
+store = open_store(sys.argv[1], create=True)
+plan(store, job(1))
+store.finish(claim_one(store), {})
+"""
+
+
+def test_once_every_process_has_ended_the_file_alone_is_the_database(tmp_path: Path) -> None:
+    """Who copies kt-study.db, and not SQLite's log beside it, has every result."""
+    url = f"sqlite:///{tmp_path / 'kt-study.db'}"
+    subprocess.run([sys.executable, "-c", _WORKS_AND_ENDS, url], cwd=Path(__file__).parents[2], check=True, timeout=300)
+    assert [path.name for path in tmp_path.iterdir()] == ["kt-study.db"]
+    assert open_store(url).outlook().done == 1

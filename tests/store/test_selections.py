@@ -6,18 +6,12 @@ import pytest
 
 from kt_study.errors import LeaseLost
 from kt_study.store import JobStore, Selection
-from kt_study.words import JobState, ModelRecord
-from tests.store.making import STUDY, claim_one, job, lasting, number, passing, plan, result_rows, row, states
-
-
-def _model(key: str, name: str) -> ModelRecord:
-    return ModelRecord(
-        key=key, name=name, family="cnn", weights="random:0", input_size=(3, 8, 8), mean=(0.0,), std=(1.0,), timm="x"
-    )
+from kt_study.words import JobState
+from tests.store.making import STUDY, claim_one, job, lasting, model, number, passing, plan, result_rows, row, states
 
 
 def _pairs(store: JobStore) -> None:
-    store.add_models([_model("k1", "resnet18"), _model("k2", "resnet50"), _model("k3", "vit_tiny")])
+    store.add_models([model("k1", "resnet18"), model("k2", "resnet50"), model("k3", "vit_tiny")])
     pairs = [("k1", "k2"), ("k1", "k3"), ("k2", "k3"), ("k3", "k1")]
     plan(store, *(job(n, kind="transfer", teacher=t, student=s) for n, (t, s) in enumerate(pairs)), job(9))
 
@@ -58,6 +52,37 @@ def test_cancel_stops_open_jobs_and_fences_running_ones_out(store: JobStore) -> 
     (attempt,) = store.job(running.job_id).attempts
     assert attempt.outcome == "cancelled"
     assert store.cancel(Selection(study=STUDY)) == 0
+
+
+def test_cancel_takes_failed_jobs_out_and_planning_opens_them_again(store: JobStore) -> None:
+    plan(store, job(1), job(2), job(3, needs=[job(1)]))
+    claims = store.claim("worker", limit=2)
+    for claim in claims:
+        store.fail(claim, lasting(group=f"cause {number(claim)}"))
+    assert store.cancel(Selection(study=STUDY, error_group="cause 2")) == 1
+    assert states(store) == {1: "failed", 2: "cancelled", 3: "blocked"}
+    assert store.cancel(Selection(study=STUDY)) == 2
+    assert set(states(store).values()) == {"cancelled"}
+    assert (store.failures(STUDY), store.outlook(STUDY).failed) == ([], 0)
+    assert store.retry(Selection(study=STUDY)) == 0
+    assert [attempt.outcome for attempt in store.job(claims[0].job_id).attempts] == ["failed"]
+    plan(store, job(1), job(3, needs=[job(1)]))
+    assert states(store) == {1: "ready", 2: "cancelled", 3: "blocked"}
+    assert store.job(claims[0].job_id).attempts_used == 0
+
+
+def test_unfinished_jobs_are_those_that_cancel_would_take(store: JobStore) -> None:
+    jobs = [job(n) for n in range(4)]
+    plan(store, *jobs, study="one")
+    plan(store, jobs[3], job(9), study="two")
+    finished, failed = store.claim("worker", limit=2)
+    store.finish(finished, {})
+    store.fail(failed, lasting())
+    expected = [(found.id, found.digest) for found in store.jobs() if found.spec["number"] in (1, 2)]
+    assert store.unfinished("one") == expected
+    assert store.cancel(Selection(study="one")) == 2
+    assert store.unfinished("one") == []
+    assert len(store.unfinished("two")) == 2  # nobody else wants job 3 any more
 
 
 def test_cancelling_a_study_spares_jobs_that_another_study_wants(store: JobStore) -> None:

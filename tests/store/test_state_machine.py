@@ -200,6 +200,9 @@ class StoreMachine(RuleBasedStateMachine):
             outcomes = [str(attempt.outcome) for attempt in detail.attempts if attempt.outcome]
             assert (number, outcomes) == (number, job.outcomes)
             assert written.count(detail.id) == job.rows == (job.state == "done")
+        for study in self.model.studies:
+            unfinished = {job_id for job_id, _ in self.store.unfinished(study)}
+            assert unfinished == {self.ids[number] for number in self.model.unfinished(study)}
         self.store.close()
 
 

@@ -29,6 +29,7 @@ from tests.transfer.toy import (
 )
 from worker.checkpoints import load_checkpoint, save_checkpoint
 from worker.context import Stopped
+from worker.trainer.guard import Guard
 from worker.trainer.live import LiveTeacher
 from worker.trainer.loop import CHECK_EVERY, Feed, Hooks, TransferLoop
 from worker.trainer.step import TransferStep
@@ -168,6 +169,21 @@ def test_the_curve_holds_the_mean_loss_and_the_accuracy_at_that_epoch() -> None:
     with torch.no_grad():
         right = (loop.step.model(world.val_images[0]).argmax(1).numpy() == world.val_labels).mean()
     assert outcome.curve[1]["acc"] == pytest.approx(100 * right)
+
+
+def test_throughput_counts_the_time_until_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's work may be far behind its launches; a step takes no time here, and the wait for the device 10 s."""
+    now = 0.0
+    monkeypatch.setattr("worker.trainer.loop.time.monotonic", lambda: now)
+    looked = Guard.bad_step
+
+    def waiting(guard: Guard) -> int:
+        nonlocal now
+        now += 10.0
+        return looked(guard)
+
+    monkeypatch.setattr(Guard, "bad_step", waiting)
+    assert World().loop("kl", epochs=3).run().images_per_s == pytest.approx(37 / 10.0)
 
 
 class TestDivergence:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from kt_study.errors import DataError
 from kt_study.words import Settings
 from worker.objectives import Batch, Setup, build_objective
 from worker.objectives.crd import ContrastiveRepresentationDistillation, OtherClasses
@@ -264,6 +265,13 @@ class TestContrastiveRepresentationDistillation:
             crd.student_memory[:B].double(), blended / blended.norm(dim=1, keepdim=True), rtol=1e-5, atol=1e-6
         )
         assert torch.equal(crd.student_memory[B:], before[B:])
+
+    def test_samples_of_one_class_have_no_negatives(self) -> None:
+        """On a GPU the draw would end in an index out of range, and with it every later job of the worker."""
+        for labels in (torch.zeros(9, dtype=torch.int64), torch.full((9,), 3)):
+            with pytest.raises(DataError, match="all 9 that it could train on are of one"):
+                OtherClasses(labels)
+        assert OtherClasses(torch.tensor([3, 3, 1])).draw(torch.tensor([1]), 5).max() < 2
 
     def test_negatives_are_of_other_classes_and_uniform(self) -> None:
         labels = torch.tensor([2, 0, 1, 1, 0, 2, 1, 1])

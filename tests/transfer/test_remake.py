@@ -16,6 +16,7 @@ from tests.transfer.study import Study, make_study
 from worker.context import Rows, Stopped
 from worker.kept import kept_facts
 from worker.kinds import job_kind
+from worker.trainer.loop import TransferLoop
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return make_study(tmp_path_factory.mktemp("study"))
 
 
-def remake(study: Study, spec: TransferSpec, stopping: Callable[[], bool] = lambda: False) -> Rows:
+def remake(
+    study: Study, spec: TransferSpec, stopping: Callable[[], bool] = lambda: False, *, keep: str = "all"
+) -> Rows:
     """Do the job that planning adds for a student that is wanted and was not kept."""
-    kept = replace(spec, settings=replace(spec.settings, keep="all"))
+    kept = replace(spec, settings=replace(spec.settings, keep=keep))
     return job_kind("remake").run(as_spec(kept), study.context(kept, stopping=stopping))
 
 
@@ -84,3 +87,23 @@ def test_a_soup_of_remade_parts_is_the_soup_of_kept_ones(study: Study) -> None:
     assert remake(study, soup) == {}
     again = load_file(kept_file(study, soup))
     assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_the_best_of_finished_transfers_is_kept_unless_a_better_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, trained = make_study(tmp_path), []
+    specs = [study.spec("kl", "a", lr=lr) for lr in (0.001, 0.02, 0.05)]
+    accuracies = [study.run(spec)["transfers"][0]["acc_after"] for spec in specs]
+    assert len(set(accuracies)) == 3
+    worst, middle, best = (spec for _, spec in sorted(zip(accuracies, specs, strict=True), key=lambda pair: pair[0]))
+    run = TransferLoop.run
+    monkeypatch.setattr(TransferLoop, "run", lambda loop: trained.append(loop) or run(loop))
+    files = {id(spec): kept_file(study, spec) for spec in specs}
+
+    remake(study, middle, keep="best")
+    assert (len(trained), files[id(middle)].exists()) == (1, True)
+    remake(study, worst, keep="best")
+    assert (len(trained), files[id(worst)].exists()) == (1, False), "beaten before it begins"
+    remake(study, best, keep="best")
+    assert (len(trained), [files[id(spec)].exists() for spec in (worst, middle, best)]) == (2, [False, False, True])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kt_study.errors import UsageError
+from kt_study.failures import is_transient
 from kt_study.hashing import hash64
 from kt_study.objectives import settings_for
 from tests.transfer.toy import CLASSES, SIDE, World, made, small_cnn, small_mlp
@@ -150,6 +151,66 @@ def test_cuda_graphs_are_refused_where_they_cannot_be(monkeypatch: pytest.Monkey
         forward_of(model, settings_for("kl", {"compile": True}), torch.device("cpu"), cuda_graphs=True)
     with pytest.raises(UsageError, match="set \\[transfer\\] compile = true"):
         forward_of(model, settings_for("kl", {}), torch.device("cuda"), cuda_graphs=True)
+    with pytest.raises(UsageError, match="micro_batch = 4 splits them; set micro_batch = 0 or leave out --cuda-graphs"):
+        forward_of(
+            model, settings_for("kl", {"compile": True, "micro_batch": 4}), torch.device("cuda"), cuda_graphs=True
+        )
+
+
+def test_batches_that_had_to_be_split_are_no_longer_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of one part lie where the graph of the next part would write: torch refuses to add them up."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda model, **how: asked.append(how) or model)
+    step = step_of(made(small_cnn, 1), compile=True, batchnorm="frozen")
+    step._cuda_graphs = True
+    assert step.shrink(8) == ""
+    assert (step.micro_batch, asked) == (4, [{}, {}])
+    marked: list[int] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(1))
+    run(step, 1)
+    assert not marked
+
+
+@pytest.mark.parametrize(
+    ("objective", "given", "says"),
+    [
+        ("kl_dp", {}, "the student's 1 batch norms see whole batches; set batchnorm = 'frozen', a smaller batch_size"),
+        ("cd", {"batchnorm": "frozen"}, "cd compares the samples of a whole batch; set a smaller batch_size or"),
+        (
+            "xe_kl_mcl",
+            {"batchnorm": "frozen", "reading": "authors"},
+            "reading = 'authors' weighs the samples of a whole",
+        ),
+        ("kl_dp", {"batchnorm": "frozen"}, "not even one sample fits; use a GPU with more memory. CUDA"),
+        ("cd", {"batchnorm": "frozen", "precision": "bf16"}, "a whole batch; set a smaller batch_size. CUDA"),
+    ],
+)
+def test_where_a_batch_cannot_be_split_the_error_says_what_to_do(
+    objective: str, given: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(TransferStep, "_losses", no_memory)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        World(student=lambda: made(small_cnn, 1)).loop(objective, **given).run()
+    assert str(caught.value).startswith("no memory for a batch of 8: ")
+    assert says in str(caught.value)
+    assert "Tried to allocate 2.00 GiB" in str(caught.value)
+    assert is_transient(caught.value)
+
+
+def test_a_step_is_not_repeated_once_the_weights_have_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        taken.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("worker.trainer.slow_weights.SlowWeights.update", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        World(student=lambda: made(small_cnn, 1)).loop("xe_kl_mcl", batchnorm="frozen", mcl_every=1).run()
+    assert taken == [1]
 
 
 def test_a_step_is_seeded_as_torch_seeds() -> None:

@@ -1,12 +1,14 @@
 """Batches on the device: float32 [b, 3, h, w], normalised, with the positions of their samples.
 
-A split whose pictures fit the memory budget is rendered once a view and then only gathered; a larger one is streamed by
-torch's DataLoader. Both give the same pixels.
+Where all pictures that a job comes back to fit the memory budget, a split is rendered once a view and then only gathered;
+else it is streamed by torch's DataLoader. Both give the same pixels.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,8 +24,11 @@ from kt_study.errors import DataError
 from kt_study.hashing import digest
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, ModelRecord
+from worker.context import Stopped
 from worker.data.pictures import EvaluationPictures, Pictures, TrainingPictures
 from worker.data.views import ViewRecipe
+from worker.memory import within_reach
+from worker.signals import STOP_SIGNALS
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images float32 [b, 3, h, w] and sample positions int64 [b], both on the device."""
@@ -44,8 +49,19 @@ class Views(Protocol):
 
         Raises:
             DataError: an unreadable image, named.
+            Stopped: asked to stop while the split was being rendered.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """What a job says about keeping its pictures rendered; one that goes over a split once need not say anything."""
+
+    views: int = 1  # of the split, which the job comes back to
+    beside: int = 0  # bytes of other pictures that it comes back to as well
+    allowed: bool = True  # False where memory has run out before
+    stopping: Callable[[], bool] = lambda: False  # asked while a split is rendered
 
 
 def evaluation_views(
@@ -57,6 +73,7 @@ def evaluation_views(
     device: torch.device,
     workers: int = 0,
     shelf: dict[str, Any] | None = None,
+    rendering: Rendering | None = None,
 ) -> Views:
     """A split under the model's own evaluation preprocessing.
 
@@ -66,12 +83,13 @@ def evaluation_views(
         device: where batches go.
         workers: processes that render, when the split is streamed.
         shelf: `JobContext.shelf`, where small splits stay rendered between jobs.
+        rendering: what else the job wants to keep.
     """
     pictures = EvaluationPictures.of(open_split(dataset, split, paths), model)
     name = digest(
         ["evaluation", dataset.key, split, _preprocessing(model), model.crop_pct, model.crop_mode, model.mean]
     )
-    return _views(pictures, name, model, device, workers, shelf)
+    return _views(pictures, name, model, device, workers, shelf, rendering or Rendering())
 
 
 def training_views(
@@ -84,6 +102,7 @@ def training_views(
     device: torch.device,
     workers: int = 0,
     shelf: dict[str, Any] | None = None,
+    rendering: Rendering | None = None,
     loader: str = "torch",
 ) -> Views:
     """A split under a recipe of training views; arguments as for `evaluation_views`.
@@ -97,16 +116,17 @@ def training_views(
     pictures = TrainingPictures(open_split(dataset, split, paths), model, recipe)
     what = [recipe.augment, recipe.seed, recipe.crop_pct]
     name = digest(["training", dataset.key, split, _preprocessing(model), what])
-    return _views(pictures, name, model, device, workers, shelf)
+    return _views(pictures, name, model, device, workers, shelf, rendering or Rendering())
 
 
 def picture_budget(device: torch.device) -> int:
-    """Bytes of rendered pictures that a worker keeps on a device: an eighth of its memory, at most 4 GiB."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-    else:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(total // 8, 4 << 30)
+    """Bytes of rendered pictures that a worker keeps on a device: an eighth of the memory in reach, at most 4 GiB."""
+    return min(within_reach(device) // 8, 4 << 30)
+
+
+def picture_bytes(dataset: DatasetRecord, split: str, model: ModelRecord) -> int:
+    """Bytes of one view of a split, rendered for a model."""
+    return _rendered_bytes(dataset.splits[split], model.input_size[1:])
 
 
 class Normaliser:
@@ -185,12 +205,16 @@ class StreamedViews:
                 collate_fn=_as_it_is,
                 pin_memory=self._device.type == "cuda",
                 persistent_workers=self._workers > 0,
+                worker_init_fn=_outlive_a_stop,
             )
         return self._loader
 
 
 def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy each batch to a GPU while the one before it is worked on; on the CPU, the batches as they are."""
+    """Copy each batch to a GPU while the one before it is worked on; on the CPU, the batches as they are.
+
+    A batch is asked for only when the one before it has left the host: its buffer may be the same.
+    """
     if device.type != "cuda":
         yield from batches
         return
@@ -199,12 +223,14 @@ def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     for batch in batches:
         with torch.cuda.stream(side):
             coming = tuple(part.to(device, non_blocking=True) for part in batch)
+            copied = side.record_event()
         if waiting is not None:
             yield waiting[0], waiting[1]
         torch.cuda.current_stream(device).wait_stream(side)
         for part in coming:
             part.record_stream(torch.cuda.current_stream(device))
         waiting = coming
+        copied.synchronize()
     if waiting is not None:
         yield waiting[0], waiting[1]
 
@@ -240,27 +266,58 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
+def _outlive_a_stop(_: int) -> None:
+    """In a loader's process: Slurm's signals reach every process of a step, but this one is needed up to the checkpoint.
+
+    A SIGTERM from the parent, by which torch and Python end such processes, still ends it.
+    """
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
 def _views(
-    pictures: Pictures, name: str, model: ModelRecord, device: torch.device, workers: int, shelf: dict[str, Any] | None
+    pictures: Pictures,
+    name: str,
+    model: ModelRecord,
+    device: torch.device,
+    workers: int,
+    shelf: dict[str, Any] | None,
+    rendering: Rendering,
 ) -> Views:
     normalise = Normaliser(model.mean, model.std, device)
-    nbytes = pictures.n * 3 * pictures.size[0] * pictures.size[1]
-    if nbytes > picture_budget(device):
+    nbytes, budget = _rendered_bytes(pictures.n, pictures.size), picture_budget(device)
+    if not rendering.allowed or rendering.views * nbytes + rendering.beside > budget:
         return StreamedViews(pictures, normalise, device, workers)
-    kept = _Kept.on(shelf if shelf is not None else {}, picture_budget(device))
+    kept = _Kept.on(shelf if shelf is not None else {}, budget)
 
     def rendered(view: int) -> torch.Tensor:
-        return kept.get(f"{name}/{view}/{device}", nbytes, lambda: _render_all(pictures, view, workers).to(device))
+        key = f"{name}/{view}/{device}"
+        return kept.get(key, nbytes, lambda: _render_all(pictures, view, workers, rendering.stopping).to(device))
 
     return MemoryViews(pictures=pictures, normalise=normalise, device=device, rendered=rendered)
 
 
-def _render_all(pictures: Pictures, view: int, workers: int) -> torch.Tensor:
+def _rendered_bytes(n: int, size: tuple[int, int]) -> int:
+    return n * 3 * size[0] * size[1]
+
+
+def _render_all(pictures: Pictures, view: int, workers: int, stopping: Callable[[], bool]) -> torch.Tensor:
     everything = torch.empty((pictures.n, 3, *pictures.size), dtype=torch.uint8)
     cpu = torch.device("cpu")
     stream = StreamedViews(pictures, Normaliser((0.0,), (1.0,), cpu), cpu, workers if pictures.n > _RENDER_BATCH else 0)
     for batch, positions in stream.raw(np.arange(pictures.n), _RENDER_BATCH, view):
         everything[positions] = batch
+        if stopping():
+            raise Stopped
     return everything
 
 
@@ -274,6 +331,7 @@ class _Kept:
     @classmethod
     def on(cls, shelf: dict[str, Any], budget: int) -> _Kept:
         kept: _Kept = shelf.setdefault("pictures", cls(budget))
+        kept._budget = budget  # others may have taken some of the device's memory, or given it back
         return kept
 
     def get(self, name: str, nbytes: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:

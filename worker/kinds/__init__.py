@@ -16,6 +16,7 @@ KINDS = {
     "transfer": "worker.kinds.transfer",
     "soup": "worker.kinds.soup",
     "remake": "worker.kinds.remake",
+    "shared": "worker.kinds.shared",
 }
 
 TINY = frozenset({"complementarity"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +14,9 @@ from kt_study.hashing import job_digest
 from kt_study.words import AllPairsSpec
 from worker.context import JobContext, Rows
 from worker.kinds.complementarity import similarity_of, validation_pass
+from worker.logits.entry import CachedLogits
 from worker.measures.allpairs import write_all_pairs
+from worker.measures.arrays import Ints
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
@@ -27,10 +30,10 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     dataset = context.records.dataset(wanted.dataset)
     models = sorted((context.records.model(key) for key in wanted.models), key=lambda model: model.name)
     passes = [validation_pass(dataset, model, context) for model in models]
-    matrix = np.stack([one.argmax.astype(np.int16) for one in passes])
+    matrix = _predictions(passes)
     labelled = dataset.has_labels("val")
     names = open_split(dataset, "val", context.paths).class_names
-    similarity = similarity_of(dataset, names, context) if labelled else None
+    similarity = similarity_of(dataset, names, wanted.class_similarity, context) if labelled else None
     file = context.paths.all_pairs(job_digest("all_pairs", spec))
     n_pairs = write_all_pairs(
         file,
@@ -49,9 +52,17 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     )
     row = {
         "dataset": dataset.name,
+        "n_classes": dataset.n_classes if labelled else None,
         "n_models": len(models),
         "n_pairs": n_pairs,
         "file": context.paths.relative(file),
         "seconds": round(time.monotonic() - began, 3),
     }
     return {"all_pairs": [row]}
+
+
+def _predictions(passes: Sequence[CachedLogits]) -> Ints:
+    """Predicted classes [models, n]: int16, which the engine is fastest with, wherever every class fits into it."""
+    highest = max(int(one.argmax.max(initial=0)) for one in passes)
+    dtype = np.int16 if highest <= np.iinfo(np.int16).max else np.int32
+    return np.stack([one.argmax.astype(dtype) for one in passes])

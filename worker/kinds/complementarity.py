@@ -14,7 +14,7 @@ from worker.logits.forward import cached_logits
 from worker.measures.class_similarity import ClassSimilarity, class_similarity
 from worker.measures.pair import PairMeasures, measure_pair
 from worker.measures.similarity import top_similarity
-from worker.measures.similarity_settings import SimilaritySettings
+from worker.measures.similarity_settings import SIMILARITY_FILES, SimilaritySettings
 from worker.rows import plain
 
 
@@ -36,7 +36,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
         **pair,
         **_keys(dataset, teacher, student),
         **measures.row(),
-        **_similarity(measures, similarity_of(dataset, names, context)),
+        **_similarity(measures, similarity_of(dataset, names, wanted.class_similarity, context)),
         "source": of_teacher.manifest.source,
     }
     return {
@@ -50,12 +50,18 @@ def validation_pass(dataset: DatasetRecord, model: ModelRecord, context: JobCont
     return cached_logits(LogitsSpec(dataset=dataset.key, model=model.key, split="val"), context)
 
 
-def similarity_of(dataset: DatasetRecord, class_names: list[str], context: JobContext) -> ClassSimilarity | None:
-    """How alike the classes are; computed once a worker and data set."""
-    shelf_key = f"similarity:{dataset.key}"
+def similarity_of(
+    dataset: DatasetRecord, class_names: list[str], provider: str, context: JobContext
+) -> ClassSimilarity | None:
+    """How alike the classes are; computed once a worker, data set and provider.
+
+    Raises:
+        UsageError: the provider cannot be used on this machine.
+    """
+    shelf_key = f"similarity:{dataset.key}:{provider}"
     if shelf_key not in context.shelf:
-        settings = SimilaritySettings(class_embeddings=dataset.location.get("class_embeddings", ""))
-        context.shelf[shelf_key] = class_similarity(class_names, settings)
+        files = {name: dataset.location[name] for name in SIMILARITY_FILES if name in dataset.location}
+        context.shelf[shelf_key] = class_similarity(class_names, SimilaritySettings(provider=provider, **files))
     similarity: ClassSimilarity | None = context.shelf[shelf_key]
     return similarity
 

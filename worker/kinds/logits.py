@@ -51,6 +51,7 @@ def _evaluation(spec: LogitsSpec, entry: CachedLogits, context: JobContext) -> d
         "model": model.name,
         "model_key": model.key,
         "split": spec.split,
+        "params": entry.manifest.params,
         "n": entry.n,
         "acc": 100.0 * float(entry.right.mean()) if labelled else None,
         "loss": -float(entry.log_p_label.mean(dtype=np.float64)) if labelled and here else None,

@@ -10,18 +10,21 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from kt_study.multi_teacher import transfer_digest
 from kt_study.words import TransferSpec
 from worker.context import JobContext, Rows
+from worker.kept import is_beaten
 from worker.kinds.soup import mix_student
 from worker.kinds.transfer import train_student
-from worker.trainer.opened import open_transfer
+from worker.trainer.opened import OpenedTransfer, open_transfer
 from worker.trainer.result import keep_trained, measured_columns
+from worker.trainer.shared import shared_student
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
-    """Leave the student's file where `keep = "all"` would have left it. No rows.
+    """Leave the student's file where `keep` would have left it; under "best" only if no better one is kept. No rows.
 
     Raises:
         Stopped: asked to stop; the checkpoint is written and the next attempt ends with the same bits.
@@ -31,7 +34,25 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     job = transfer_digest(wanted)
     opened = open_transfer(wanted, context)
     soup = wanted.settings.multi_teacher == "soup"
-    student = mix_student(opened, context) if soup else train_student(opened, job, context)
+    if wanted.settings.keep == "best" and _is_beaten(opened, job, context):
+        return {}
+    student = shared_student(wanted, context)
+    if student is None:
+        student = mix_student(opened, context) if soup else train_student(opened, job, context)
     keep_trained(opened, job, student, measured_columns(opened, student), context)
     context.paths.checkpoint(job).unlink(missing_ok=True)
     return {}
+
+
+def _is_beaten(opened: OpenedTransfer, job: str, context: JobContext) -> bool:
+    """Whether a better student is kept, going by the predictions of the first time; no where these are gone."""
+    file = context.paths.predictions(job)
+    if not file.exists():
+        return False
+    facts = {
+        "dataset_key": opened.dataset.key,
+        "student_key": opened.student.key,
+        "objective": opened.spec.objective,
+        "acc_after": np.count_nonzero(np.load(file) == opened.val_labels) * 100.0 / len(opened.val_labels),
+    }
+    return is_beaten(context.paths, job, facts)

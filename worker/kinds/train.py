@@ -28,7 +28,7 @@ from kt_study.training import trained_record
 from kt_study.words import DatasetRecord, ModelRecord, Progress, TrainSpec
 from worker.checkpoints import load_checkpoint, save_checkpoint
 from worker.context import JobContext, Rows, Stopped
-from worker.data.loader import training_views
+from worker.data.loader import Rendering, training_views
 from worker.data.views import ViewRecipe, epoch_order
 from worker.heads import Head, new_head, own_head
 from worker.models import build_model
@@ -49,8 +49,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     job = job_digest("train", spec)
     dataset, start = context.records.dataset(wanted.dataset), context.records.model(wanted.start)
     training = _Training(wanted, dataset, start, job, context)
-    if (state := load_checkpoint(context.paths.checkpoint(job), job, context.device)) is not None:
-        training.load_state_dict(state)
+    training.resume()
     loss = training.run()
     _save(training.result(), context, job)
     context.paths.checkpoint(job).unlink(missing_ok=True)
@@ -97,6 +96,7 @@ class _Training:
             device=context.device,
             workers=context.options.loader_workers,
             shelf=context.shelf,
+            rendering=Rendering(views=spec.epochs, stopping=context.stopping),
         )
         self.chosen = chosen_samples(spec, labels)
         self._labels = torch.from_numpy(noisy_labels(spec, labels, dataset.n_classes)).to(context.device, torch.int64)
@@ -110,8 +110,26 @@ class _Training:
         self._earlier_s, self._began = 0.0, time.monotonic()
         self._saved = self._began
 
+    def resume(self) -> None:
+        """Go to the checkpoint's position, if there is one; its tensors are let go with this frame."""
+        file = self._context.paths.checkpoint(self._job)
+        if (state := load_checkpoint(file, self._job, self._context.device)) is not None:
+            self.load_state_dict(state)
+
     def run(self) -> float:
-        """Train to the end from the current position. Returns the mean loss of the last epoch, nats."""
+        """Train to the end from the current position. Returns the mean loss of the last epoch, nats.
+
+        Raises:
+            Stopped: asked to stop; the checkpoint is written.
+            UsageError: the loss stopped being finite.
+        """
+        try:
+            return self._run()
+        except Stopped:
+            self._save()
+            raise
+
+    def _run(self) -> float:
         loss = float("nan")
         _train_mode(self._model, self._head, self._spec.scope)
         while self._epoch < self._spec.epochs:
@@ -145,7 +163,7 @@ class _Training:
             "epoch": self._epoch,
             "step": self._step,
             "total": self._total,
-            "random": _random_state(self._context.device),
+            "random": self._random or _random_state(self._context.device),
             "seconds": self.seconds(),
         }
 
@@ -189,12 +207,14 @@ class _Training:
         self._optimizer.step()
 
     def _pause_if_asked(self) -> None:
-        stopping = self._context.stopping()
-        if stopping or time.monotonic() - self._saved >= self._context.options.checkpoint_every_s:
-            save_checkpoint(self._context.paths.checkpoint(self._job), self._job, self.state_dict())
-            self._saved = time.monotonic()
-        if stopping:
+        if self._context.stopping():
             raise Stopped
+        if time.monotonic() - self._saved >= self._context.options.checkpoint_every_s:
+            self._save()
+
+    def _save(self) -> None:
+        save_checkpoint(self._context.paths.checkpoint(self._job), self._job, self.state_dict())
+        self._saved = time.monotonic()
 
 
 def chosen_samples(spec: TrainSpec, labels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

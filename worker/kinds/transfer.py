@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -20,18 +21,20 @@ from kt_study.objectives import facts_of, needs_live_teacher
 from kt_study.words import ModelRecord, TransferSpec
 from worker.checkpoints import load_checkpoint, save_checkpoint
 from worker.context import JobContext, Rows
-from worker.data.loader import Views, evaluation_views, training_views
+from worker.data.loader import Rendering, Views, evaluation_views, picture_bytes, training_views
 from worker.data.views import ViewRecipe
 from worker.kept import kept_facts
 from worker.logits import CachedLogits
 from worker.models import build_model
 from worker.objectives import Setup, build_objective
+from worker.trainer.compiled import forget_compiled
 from worker.trainer.deterministic import deterministic_kernels, seed_step
 from worker.trainer.live import LiveTeacher
 from worker.trainer.loop import Feed, Hooks, Outcome, TransferLoop, Validation
 from worker.trainer.opened import OpenedTransfer, open_transfer
 from worker.trainer.result import TrainedStudent, result_rows
 from worker.trainer.rows import RowTable, row_tables
+from worker.trainer.shared import leave_outcome, shared_student
 from worker.trainer.step import TransferStep
 from worker.trainer.student import check_micro_batch, feature_dim
 
@@ -40,7 +43,7 @@ log = logging.getLogger("kt-study.worker")
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
     """Do one transfer: a `transfers` row, its curve in `transfer_epochs`, predictions, and the student if it is to be
-    kept.
+    kept. A training that it has in common with other transfers, and that is done, is measured only.
 
     A run whose loss stops being finite is a result too, flagged `diverged`, measured with its last finite weights.
 
@@ -52,25 +55,50 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     wanted = msgspec.convert(spec, TransferSpec)
     job = job_digest("transfer", spec)
     opened = open_transfer(wanted, context)
-    rows = result_rows(opened, job, train_student(opened, job, context), context)
+    student = shared_student(wanted, context)
+    if student is None:
+        student = train_student(opened, job, context)
+        leave_outcome(wanted, student, context)
+    rows = result_rows(opened, job, student, context)
     context.paths.checkpoint(job).unlink(missing_ok=True)
     return rows
 
 
 def train_student(opened: OpenedTransfer, job: str, context: JobContext) -> TrainedStudent:
-    """Train from the start, or from the checkpoint of `job`, to the end. Raises as `run`; leaves the checkpoint."""
+    """Train from the start, or from the checkpoint of `job`, to the end. Raises as `run`; leaves the checkpoint.
+
+    Where a GPU's memory runs out, once more from the checkpoint, with nothing on it but what a step needs.
+    """
+    try:
+        return _train(opened, job, context)
+    except torch.OutOfMemoryError as error:
+        if not context.options.resident:
+            raise
+        log.warning("%s; again from the last checkpoint, with logits and pictures left in the host's memory", error)
+    context.shelf.pop("pictures", None)
+    return train_student(opened, job, replace(context, options=replace(context.options, resident=False)))
+
+
+def _train(opened: OpenedTransfer, job: str, context: JobContext) -> TrainedStudent:
     if context.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(context.device)
     with deterministic_kernels(opened.spec.settings.deterministic):
         loop = build_loop(opened, job, context)
-        if (state := load_checkpoint(context.paths.checkpoint(job), job, context.device)) is not None:
-            loop.load_state_dict(state)
+        _resume(loop, job, context)
         return trained_student(opened, loop, loop.run(), context)
+
+
+def _resume(loop: TransferLoop, job: str, context: JobContext) -> None:
+    """Go to the checkpoint's position, if there is one; its tensors are let go with this frame."""
+    if (state := load_checkpoint(context.paths.checkpoint(job), job, context.device)) is not None:
+        loop.load_state_dict(state)
 
 
 def build_loop(opened: OpenedTransfer, job: str, context: JobContext) -> TransferLoop:
     """Everything that trains, at its starting position."""
     spec, settings = opened.spec, opened.spec.settings
+    if settings.compile:
+        forget_compiled(context.shelf, opened.start.key, settings)
     model = student_model(opened.start, context)
     check_micro_batch(model, settings.micro_batch, settings.batchnorm)
     feed = build_feed(opened, context)
@@ -98,7 +126,8 @@ def build_feed(opened: OpenedTransfer, context: JobContext) -> Feed:
     live = _live_teacher(opened, context) if needs_live_teacher(opened.spec.objective, opened.spec.settings) else None
     tables: list[RowTable] = []
     if sources:
-        tables = row_tables(sources, _tables(opened, contrastive), context.device)
+        cached = _tables(opened, contrastive)
+        tables = row_tables(sources, cached, context.device, resident=context.options.resident)
     skips_flips = facts_of(opened.spec.objective).slow_weights and opened.spec.settings.reading == "authors"
     classes = [entry.argmax.astype(np.int64) for entry in opened.teachers_train[0]] if skips_flips else []
     return Feed(
@@ -131,6 +160,7 @@ def evaluation_pictures(opened: OpenedTransfer, context: JobContext) -> Views:
         device=context.device,
         workers=context.options.loader_workers,
         shelf=context.shelf,
+        rendering=Rendering(allowed=context.options.resident, stopping=context.stopping),
     )
 
 
@@ -165,7 +195,7 @@ def trained_student(
 def _tables(opened: OpenedTransfer, contrastive: bool) -> list[list[Any]]:
     """[view][source] arrays; the frozen student's stands first, empty where nobody asks it."""
     tables = []
-    for view in range(len(opened.teachers_train[0])):
+    for view in range(opened.views):
         frozen = opened.start_train[view].logits if opened.start_train else np.empty((0, 0), np.float16)
         cached = [entries[view] for entries in opened.teachers_train]
         tables.append([frozen, *(_features(entry) if contrastive else entry.logits for entry in cached)])
@@ -205,5 +235,17 @@ def _training_views(opened: OpenedTransfer, model: ModelRecord, context: JobCont
         device=context.device,
         workers=context.options.loader_workers,
         shelf=context.shelf,
+        rendering=_rendering(opened, model, context),
         loader=what.loader,
     )
+
+
+def _rendering(opened: OpenedTransfer, model: ModelRecord, context: JobContext) -> Rendering:
+    """The student's training and validation pictures, and a live teacher's, are all come back to."""
+    settings = opened.spec.settings
+    views = min(settings.views, settings.epochs)
+    beside = picture_bytes(opened.dataset, "val", opened.start)
+    if needs_live_teacher(opened.spec.objective, settings):
+        other = opened.teachers[-1] if model is opened.start else opened.start
+        beside += views * picture_bytes(opened.dataset, "train", other)
+    return Rendering(views=views, beside=beside, allowed=context.options.resident, stopping=context.stopping)

@@ -24,36 +24,36 @@ come from float64 arithmetic on the float32 logits. Without labels, label is -1 
 FLOAT16_MAX = 65504.0
 
 
-def side_columns(logits: torch.Tensor, labels: torch.Tensor | None) -> NDArray[np.void]:
-    """Side columns [b] of type `SIDE`.
+def side_bits(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    """The side columns of b samples, int32 [b, 7] on the device: the bytes of `SIDE`, so that one copy brings them all.
 
     Args:
-        logits: float32 [b, classes], finite.
+        logits: float32 [b, classes]; of a sample with one that is not finite, logsumexp is NaN.
         labels: int64 [b] on the same device, or None.
     """
-    side = np.zeros(len(logits), SIDE)
     p = torch.softmax(logits, dim=1)
     top = logits.argmax(dim=1, keepdim=True)
     exact = logits.double()
     highest = exact.gather(1, top)
     log_sum = (exact - highest).exp_().sum(dim=1, keepdim=True).log_()
-    side["logsumexp"] = _column(highest + log_sum)
-    side["argmax"] = _column(top)
-    side["p_max"] = _column(p.gather(1, top))
-    side["log_p_max"] = _column(0.0 - log_sum)
+    finite = logits.isfinite().all(dim=1, keepdim=True)
+    logsumexp = torch.where(finite, highest + log_sum, torch.nan)
     if labels is None:
-        side["label"], side["p_label"], side["log_p_label"] = -1, np.nan, np.nan
+        label = torch.full_like(top, -1)
+        p_label, log_p_label = torch.full_like(highest, torch.nan), torch.full_like(highest, torch.nan)
     else:
-        side["label"] = labels.cpu().numpy()
-        side["p_label"] = _column(p.gather(1, labels[:, None]))
-        side["log_p_label"] = _column(exact.gather(1, labels[:, None]) - highest - log_sum)
-    return side
+        label = labels[:, None]
+        p_label, log_p_label = p.gather(1, label), exact.gather(1, label) - highest - log_sum
+    reals = (logsumexp, log_p_label, 0.0 - log_sum, p_label, p.gather(1, top))
+    bits = torch.cat([column.float() for column in reals], dim=1).view(torch.int32)
+    return torch.cat([bits, top.int(), label.int()], dim=1)
 
 
-def half(values: torch.Tensor) -> NDArray[np.float16]:
-    """float16 on the host, rounded to nearest; finite values beyond float16's range become its largest."""
-    return values.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16).cpu().numpy()
+def as_side(bits: NDArray[np.int32]) -> NDArray[np.void]:
+    """Side columns [b] of type `SIDE` from what `side_bits` gave, once it is on the host."""
+    return bits.view(SIDE)[:, 0]
 
 
-def _column(values: torch.Tensor) -> NDArray[np.generic]:
-    return values.squeeze(1).cpu().numpy()
+def half(values: torch.Tensor) -> torch.Tensor:
+    """float16, rounded to nearest; finite values beyond float16's range become its largest."""
+    return values.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from worker.context import JobContext, Stopped
 from worker.data.loader import Views, evaluation_views, training_views
 from worker.data.views import ViewRecipe
 from worker.logits.cache import LogitsCache
-from worker.logits.columns import SIDE, half, side_columns
+from worker.logits.columns import SIDE, as_side, half, side_bits
+from worker.logits.copies import Columns, one_behind
 from worker.logits.entry import CachedLogits
 from worker.logits.writer import EntryWriter
 from worker.models import build_model, with_features
@@ -70,47 +72,65 @@ def _fill_by_forwarding(
     writer: EntryWriter, spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, context: JobContext
 ) -> dict[str, Any]:
     began = time.perf_counter()
-    split = open_split(dataset, spec.split, context.paths)
-    if split.labels is not None and int(split.labels.max(initial=-1)) >= model.num_classes:
-        raise DataError(
-            f"data set {dataset.name!r} has class {int(split.labels.max())}, but model {model.name!r} only"
-            f" {model.num_classes} outputs"
-        )
+    labels = _labels(spec, dataset, model, context)
     views = _views(spec, dataset, model, context)
     network = build_model(model, context.paths, context.device)
     forward = with_features(network) if spec.features else network
-    labels = None if split.labels is None else torch.from_numpy(split.labels.astype(np.int64)).to(context.device)
-    size = context.options.eval_batch_size
-    with torch.inference_mode():
-        for images, positions in views.batches(np.arange(views.n), size, view=spec.view, start=writer.rows // size):
+    rest = np.arange(writer.rows, views.n)  # and no batch number: those before may have been of another size
+
+    def forwarded() -> Iterator[dict[str, torch.Tensor]]:
+        for images, positions in views.batches(rest, context.options.eval_batch_size, view=spec.view):
             if context.stopping():
-                writer.save()
-                raise Stopped
-            columns = _columns(forward(images), None if labels is None else labels[positions], model, writer.rows)
-            writer.append(columns)
+                return
+            yield _columns(forward(images), None if labels is None else labels[positions], model)
+
+    with torch.inference_mode():
+        for columns in one_behind(forwarded()):
+            writer.append(_checked(columns, model, writer.rows))
             context.report(Progress(step=writer.rows, steps=views.n, note=f"forwarding {model.name}"))
+    if writer.rows < views.n and context.stopping():
+        writer.save()
+        raise Stopped
     return {
         "n_classes": model.num_classes,
         "weights": model.weights,
         "versions": versions(),
         "device": device_name(context.device),
         "seconds": time.perf_counter() - began,
+        "params": sum(parameter.numel() for parameter in network.parameters()) / 1e6,
     }
 
 
-def _columns(output: Any, labels: torch.Tensor | None, model: ModelRecord, row: int) -> dict[str, Any]:
+def _labels(spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, context: JobContext) -> torch.Tensor | None:
+    """int64 [n] on the device, None without labels. Raises DataError for one that the model has no output for."""
+    labels = open_split(dataset, spec.split, context.paths).labels
+    if labels is None:
+        return None
+    if (highest := int(labels.max(initial=-1))) >= model.num_classes:
+        raise DataError(
+            f"data set {dataset.name!r} has class {highest}, but model {model.name!r} only {model.num_classes} outputs"
+        )
+    return torch.from_numpy(labels.astype(np.int64)).to(context.device)
+
+
+def _columns(output: Any, labels: torch.Tensor | None, model: ModelRecord) -> dict[str, torch.Tensor]:
     logits, features = output if isinstance(output, tuple) else (output, None)
     logits = logits.float()
     if logits.ndim != 2 or logits.shape[1] != model.num_classes:
         raise WeightsError(
             f"model {model.name!r} gives outputs of shape {tuple(logits.shape[1:])}, not [{model.num_classes}]"
         )
-    side = side_columns(logits, labels)
+    columns = {"logits": half(logits), "side": side_bits(logits, labels)}
+    return columns if features is None else {**columns, "features": half(features.float())}
+
+
+def _checked(columns: Columns, model: ModelRecord, row: int) -> Columns:
+    """The columns as they are stored, from sample `row` on. Raises WeightsError for logits that are not finite."""
+    side = as_side(columns["side"])
     if not np.isfinite(side["logsumexp"]).all():
         first = row + int(np.flatnonzero(~np.isfinite(side["logsumexp"]))[0])
         raise WeightsError(f"model {model.name!r} gives logits that are not finite, first at sample {first}")
-    columns = {"logits": half(logits), "side": side}
-    return columns if features is None else {**columns, "features": half(features.float())}
+    return {**columns, "side": side}
 
 
 def _views(spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, context: JobContext) -> Views:

@@ -7,6 +7,10 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kt_study.database import NETWORK_FILE_SYSTEMS, file_system
 
@@ -17,15 +21,34 @@ def near(file: Path) -> Path:
 
     The scratch folder is SLURM_TMPDIR, else TMPDIR, else /tmp. The copy has no name there, only this process's handle,
     so that its space is free again when the process ends, however it ends. Where it does not fit, the file itself is
-    used.
+    used. It is for what all jobs of a process read, such as pictures.
     """
-    if file_system(file) not in NETWORK_FILE_SYSTEMS:
-        return file
+    handle = _copied(file)
+    return file if handle is None else Path(f"/proc/self/fd/{handle}")
+
+
+def nearby(table: NDArray[Any]) -> NDArray[Any]:
+    """A whole .npy file mapped into memory, as a copy on this machine where it lies on another's disk.
+
+    The copy, as of `near`, goes with the array. Any other array is returned as it is.
+    """
+    if not isinstance(table, np.memmap) or table.filename is None or (handle := _copied(Path(table.filename))) is None:
+        return table
     try:
-        handle = _nameless_copy(file)
+        copy: NDArray[Any] = np.load(f"/proc/self/fd/{handle}", mmap_mode="c")
+    finally:
+        os.close(handle)
+    return copy
+
+
+def _copied(file: Path) -> int | None:
+    """An open nameless copy of a file of a network; None for a file of this machine, or where there is no room."""
+    if file_system(file) not in NETWORK_FILE_SYSTEMS:
+        return None
+    try:
+        return _nameless_copy(file)
     except OSError:
-        return file
-    return Path(f"/proc/self/fd/{handle}")
+        return None
 
 
 def _nameless_copy(file: Path) -> int:

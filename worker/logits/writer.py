@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt_study.cache import MANIFEST, Manifest, problem_of, read_manifest, remove_entry
-from kt_study.errors import DiskError
+from kt_study.errors import DataError, DiskError
 from kt_study.files import file_digest, write_bytes
 
 _PROGRESS = "progress.json"
+_SAVED = "samples"  # called rows before a pass could go on with batches of another size: those may be out of order
 
 
 class EntryWriter:
@@ -56,14 +57,20 @@ class EntryWriter:
         """Make the rows so far survive this process, for another maker to go on from. Raises DiskError."""
         with _disk_errors(self.folder):
             self._close()
-            write_bytes(self.folder / _PROGRESS, json.dumps({"rows": self.rows, "n": self.n}).encode())
+            write_bytes(self.folder / _PROGRESS, json.dumps({_SAVED: self.rows, "n": self.n}).encode())
 
     def publish(self, target: Path, **facts: Any) -> None:
         """Complete the entry with a manifest of these facts and move it to `target`, unless a whole one is there.
 
         Raises:
+            DataError: there are not n rows; the unfinished entry is removed.
             DiskError: the disk is full or refuses.
         """
+        if self.rows != self.n:
+            self.discard()
+            raise DataError(
+                f"{target}: the pass gave {self.rows} rows, not the {self.n} of its split; nothing was kept"
+            )
         with _disk_errors(self.folder):
             self._close()
             (self.folder / _PROGRESS).unlink(missing_ok=True)
@@ -83,7 +90,7 @@ class EntryWriter:
     def _saved_rows(self) -> int:
         try:
             saved = json.loads((self.folder / _PROGRESS).read_text(encoding="utf-8"))
-            return int(saved["rows"]) if saved["n"] == self.n else 0
+            return int(saved[_SAVED]) if saved["n"] == self.n else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0
 

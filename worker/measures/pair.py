@@ -35,7 +35,7 @@ class PairMeasures(Record, frozen=True, kw_only=True):
     def row(self) -> dict[str, int | float]:
         """The measures by the column names of the `complementarity` table."""
         names = (
-            "n acc_teacher acc_student delta_acc rho_pos rho_neg n_positive_flips n_negative_flips "
+            "n n_classes acc_teacher acc_student delta_acc rho_pos rho_neg n_positive_flips n_negative_flips "
             "agreement error_overlap kappa entropy entropy_null"
         )
         shares = {

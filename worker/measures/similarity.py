@@ -8,6 +8,9 @@ from kt_study.errors import DataError
 from worker.measures.arrays import Counts, Floats
 from worker.measures.top_classes import TOP_PERCENTS, TopClasses, top_classes
 
+_SAME = 1e-9
+"""Similarities that differ by less are equal: what is left is rounding."""
+
 
 def check_similarity(similarity: Floats, n_classes: int) -> None:
     """Refuse a matrix that is not finite, symmetric, float64[n_classes, n_classes]. Raises DataError."""
@@ -19,7 +22,12 @@ def check_similarity(similarity: Floats, n_classes: int) -> None:
 
 
 def average_similarity(similarity: Floats) -> float:
-    """Mean over all pairs of different classes; nan for a single class."""
+    """Mean over all pairs of different classes; nan for a single class.
+
+    nan too where several pairs are all equally alike: no set of classes can stand out, and rounding would seem to.
+    """
+    if len(similarity) > 2 and float(np.ptp(_off_diagonal(similarity))) < _SAME:
+        return float("nan")
     return _pair_mean(float(similarity.sum() - np.trace(similarity)) / 2, len(similarity))
 
 
@@ -33,7 +41,8 @@ def top_similarity(flips: Counts, similarity: Floats) -> dict[str, float]:
         similarity: float64[n_classes, n_classes], symmetric.
 
     Returns:
-        `top2_similarity`, ... for 2, 5, 20 and 50: % above the average, negative below; nan for fewer than two classes.
+        `top2_similarity`, ... for 2, 5, 20 and 50: % above the average, negative below; nan for fewer than two classes, and where
+        all classes are equally alike.
     """
     average = average_similarity(similarity)
     return {
@@ -43,7 +52,7 @@ def top_similarity(flips: Counts, similarity: Floats) -> dict[str, float]:
 
 
 def relative_to(average: float, value: float) -> float:
-    """`value` above `average` in % of it; nan where the average is 0, or for a single class."""
+    """`value` above `average` in % of it; nan where the average is 0 or nan."""
     return (value - average) / average * 100.0 if average else float("nan")
 
 
@@ -57,6 +66,11 @@ def _mean_similarity(top: TopClasses, similarity: Floats) -> float:
     if tied > 1:
         total += _sum_of_pairs(tied_rows[:, top.tied]) * top.drawn * (top.drawn - 1) / (tied * (tied - 1))
     return _pair_mean(total, top.size)
+
+
+def _off_diagonal(square: Floats) -> Floats:
+    """Every entry of float64[C, C] but the diagonal, as float64[C - 1, C], without a copy."""
+    return square.ravel()[1:].reshape(len(square) - 1, len(square) + 1)[:, :-1]
 
 
 def _sum_of_pairs(square: Floats) -> float:

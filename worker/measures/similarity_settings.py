@@ -6,6 +6,9 @@ from pathlib import Path
 
 from kt_study.words import Record
 
+SIMILARITY_FILES = ("class_embeddings", "clip_weights", "wordnet")
+"""The settings that are paths, as the study file and a data set's location name them."""
+
 
 class Unavailable(Exception):
     """A provider lacks its files or packages; the next one is tried."""

@@ -81,8 +81,9 @@ def path_similarity(classes: Sequence[str], settings: SimilaritySettings) -> Flo
     """float64[C, C]: 1 / (1 + steps of the shortest way over a common hypernym), 1 for a class with itself.
 
     Raises:
-        Unavailable: no WordNet files, or a class that WordNet does not know.
+        Unavailable: no WordNet files, a class that WordNet does not know, or classes that are numbers.
     """
+    _refuse_numbers(classes)
     nouns = Nouns(Path(settings.wordnet))
     ways_up = [nouns.distances_up(nouns.offset(name)) for name in classes]
     steps = np.full((len(classes), len(classes)), np.inf)
@@ -92,14 +93,21 @@ def path_similarity(classes: Sequence[str], settings: SimilaritySettings) -> Flo
     return 1.0 / (1.0 + steps)
 
 
+def _refuse_numbers(classes: Sequence[str]) -> None:
+    """Raise Unavailable where every class is called by a number: the numerals' meaning is not that of the classes."""
+    if all(name.isdecimal() for name in classes):
+        raise Unavailable("the classes are called by numbers, which say nothing of what they show")
+
+
 def readable_names(classes: Sequence[str], settings: SimilaritySettings) -> list[str]:
     """Class names as words: all words of its synset for a WordNet id, otherwise the name itself; no underscores.
 
     Joined by ", " they are the names that the paper's released code embeds (files/imagenet1000_clsidx_to_labels.txt).
 
     Raises:
-        Unavailable: a WordNet id, and no WordNet to look it up.
+        Unavailable: a WordNet id, and no WordNet to look it up; or classes that are numbers.
     """
+    _refuse_numbers(classes)
     if not any(_WORDNET_ID.fullmatch(name) for name in classes):
         return [name.replace("_", " ") for name in classes]
     nouns = Nouns(Path(settings.wordnet))

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kt_study.errors import DataError
 from worker.objectives.base import Batch, Objective, Setup, given
 from worker.objectives.terms import cross_entropy
 
@@ -98,7 +99,11 @@ def remember(memory: Tensor, index: Tensor, embedding: Tensor) -> None:
 
 
 class OtherClasses(nn.Module):
-    """Draws samples whose label differs, uniformly and with replacement, with torch's own generator of the device."""
+    """Draws samples whose label differs, uniformly and with replacement, with torch's own generator of the device.
+
+    Raises:
+        DataError: all labels are the same.
+    """
 
     by_class: Tensor
     first: Tensor
@@ -107,6 +112,11 @@ class OtherClasses(nn.Module):
     def __init__(self, labels: Tensor) -> None:
         super().__init__()
         count = torch.bincount(labels)
+        if torch.count_nonzero(count) < 2:
+            raise DataError(
+                f"crd tells samples of different classes apart, and all {len(labels)} that it could train on are of one;"
+                " choose another objective"
+            )
         self.register_buffer("by_class", torch.argsort(labels, stable=True), persistent=False)
         self.register_buffer("first", torch.cumsum(count, 0) - count, persistent=False)
         self.register_buffer("count", count, persistent=False)

@@ -41,7 +41,7 @@ def assign_sources(
     Args:
         labels: integers [n].
         frozen: columns of the frozen student; may be None under `teacher`, which does not ask it.
-        teachers: columns of each teacher.
+        teachers: columns of each teacher; nobody is asked under `frozen`.
 
     Returns:
         uint8 [n].
@@ -51,6 +51,8 @@ def assign_sources(
     """
     if frozen is None:
         return np.ones(len(labels), dtype=np.uint8)
+    if rule == "frozen":
+        return np.zeros(len(labels), dtype=np.uint8)
     if rule in ("label", "max"):
         return _most_confident(rule, frozen, teachers)
     if len(teachers) != 1:
@@ -58,7 +60,6 @@ def assign_sources(
     right, teacher_right = frozen.argmax == labels, teachers[0].argmax == labels
     to_teacher = {
         "teacher": np.ones(len(labels), dtype=bool),
-        "frozen": np.zeros(len(labels), dtype=bool),
         "positive_flips": teacher_right & ~right,
         "negative_flips": ~(right & ~teacher_right),
     }[rule]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import torch
@@ -27,12 +26,12 @@ def seed_step(seed: int, epoch: int, step: int) -> None:
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
     """Allow deterministic kernels only, where `wanted`; the former setting comes back afterwards.
 
-    An operation without such a kernel raises torch's RuntimeError, which names it.
+    An operation without such a kernel raises torch's RuntimeError, which names it. cuBLAS has such kernels where
+    CUBLAS_WORKSPACE_CONFIG was set before the process's first product of matrices (`worker.entry`).
     """
     if not wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first handle is made
     before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -28,7 +28,7 @@ from worker.trainer.evaluate import accuracy, predictions
 from worker.trainer.guard import NEVER
 from worker.trainer.live import LiveTeacher
 from worker.trainer.rows import RowTable
-from worker.trainer.step import StepInputs, TransferStep
+from worker.trainer.step import BatchTooLarge, StepInputs, TransferStep
 from worker.trainer.student import train_mode
 
 log = logging.getLogger("kt-study.worker")
@@ -137,7 +137,15 @@ class TransferLoop:
 
         Raises:
             Stopped: the hook asked for it; the checkpoint is written.
+            torch.OutOfMemoryError: with what would help, where smaller parts of a batch would change the result.
         """
+        try:
+            return self._run()
+        except Stopped:
+            self._save()
+            raise
+
+    def _run(self) -> Outcome:
         predicted = None
         while self.at.epoch < self.settings.epochs:
             self.train_epoch()
@@ -147,7 +155,12 @@ class TransferLoop:
         return self._outcome(self._predict() if predicted is None else predicted)
 
     def train_epoch(self) -> None:
-        """Take the steps that the current epoch still lacks, without its evaluation. Raises Stopped as `run`."""
+        """Take the steps that the current epoch still lacks, without its evaluation.
+
+        Raises:
+            Stopped: the hook asked for it; no checkpoint is written.
+            torch.OutOfMemoryError: as `run`.
+        """
         epoch, batch_size = self.at.epoch, self.settings.batch_size
         view = epoch % self.settings.views
         order = epoch_order(self.seed, epoch, self.feed.views.n)[: self.samples]
@@ -162,6 +175,7 @@ class TransferLoop:
             self._trained_images += len(images)
             if self._look_up():
                 break
+        self.step.guard.bad_step()  # the clock is the device's, which may lag behind
         self._trained_s += time.monotonic() - began
 
     def state_dict(self) -> dict[str, Any]:
@@ -196,14 +210,14 @@ class TransferLoop:
 
     def _take_step(self, inputs: StepInputs) -> None:
         """One step; where memory runs out, again in smaller parts, as long as that leaves the result as it is."""
-        number = self.at.epoch * self.steps + self.at.step
+        number, size = self.at.epoch * self.steps + self.at.step, len(inputs.images)
         while True:
             try:
                 self.step(inputs, step=number, epoch_step=self.at.step)
                 return
-            except torch.OutOfMemoryError:
-                if self.step.micro_batch == 1 or not self.step.shrink(len(inputs.images)):
-                    raise
+            except BatchTooLarge as error:
+                if reason := self.step.shrink(size):
+                    raise torch.OutOfMemoryError(f"no memory for a batch of {size}: {reason}. {error}") from error
             log.warning("memory ran out at step %d; going on in micro-batches of %d", number, self.step.micro_batch)
             seed_step(self.seed, self.at.epoch, self.at.step)
 
@@ -240,7 +254,6 @@ class TransferLoop:
             self.at.step = self.steps
             return True
         if self.hooks.stopping():
-            self._save()
             raise Stopped
         now = time.monotonic()
         if now - self._saved >= self.hooks.checkpoint_every_s:
@@ -274,17 +287,13 @@ class TransferLoop:
         if self._diverged():
             self._mend_buffers()
         slow = self.step.slow
-        try:
-            found = predictions(
-                self.step.model,
-                self.validation.views,
-                batch_size=self.validation.batch_size,
-                slow=slow,
-                stopping=self.hooks.stopping,
-            )
-        except Stopped:
-            self._save()
-            raise
+        found = predictions(
+            self.step.model,
+            self.validation.views,
+            batch_size=self.validation.batch_size,
+            slow=slow,
+            stopping=self.hooks.stopping,
+        )
         if slow is not None and slow.authors:
             slow.overwrite(self.step.model)
         return found

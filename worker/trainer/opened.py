@@ -38,7 +38,12 @@ class OpenedTransfer:
 
     def train_sources(self) -> list[Sources]:
         """Who teaches each training sample, by view: 0 the frozen student, k teacher k of those taught from."""
-        return [self._sources(view) for view in range(len(self.teachers_train[0]) if self.teachers_train else 0)]
+        return [self._sources(view) for view in range(self.views)]
+
+    @property
+    def views(self) -> int:
+        """Views of the transfer set that are cached: of the frozen student, of a teacher, or of both."""
+        return len((self.teachers_train or [self.start_train])[0])
 
     def val_sources(self) -> Sources:
         """Who would teach each validation sample by the same rule."""

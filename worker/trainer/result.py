@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class TrainedStudent:
     diverged_step: int | None = None
     diverged_batch: int | None = None
     micro_batch: int = 0
+    machine: Mapping[str, Any] | None = None  # columns on where it was trained; None for here
 
 
 def result_rows(opened: OpenedTransfer, job: str, student: TrainedStudent, context: JobContext) -> Rows:
@@ -144,6 +146,13 @@ def _run(student: TrainedStudent, context: JobContext) -> dict[str, Any]:
         "micro_batch_used": student.micro_batch,
         "seconds": student.seconds,
         "images_per_s": student.images_per_s,
+        **(this_machine(context) if student.machine is None else student.machine),
+    }
+
+
+def this_machine(context: JobContext) -> dict[str, Any]:
+    """The columns that say what a transfer ran on."""
+    return {
         "peak_memory": peak_memory(context.device),
         "device": device_name(context.device),
         "host": socket.gethostname(),

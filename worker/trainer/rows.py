@@ -6,7 +6,6 @@ larger one is gathered from the memory-mapped caches on the host and copied over
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,6 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from worker.logits.near import nearby
+from worker.memory import within_reach
 
 _CHUNK = 1 << 15  # rows copied at a time while a table is merged
 
@@ -27,7 +29,11 @@ class RowTable(Protocol):
 
 
 def row_tables(
-    sources: Sequence[NDArray[np.uint8]], tables: Sequence[Sequence[NDArray[Any]]], device: torch.device
+    sources: Sequence[NDArray[np.uint8]],
+    tables: Sequence[Sequence[NDArray[Any]]],
+    device: torch.device,
+    *,
+    resident: bool = True,
 ) -> list[RowTable]:
     """One table a view, each sample's row taken from its source.
 
@@ -35,17 +41,16 @@ def row_tables(
         sources: [view][n], which of that view's tables has the sample's row.
         tables: [view][source], arrays [n, d], memory-mapped or not.
         device: where rows are wanted.
+        resident: whether tables that fit may lie there.
     """
     needed = len(tables) * tables[0][-1].nbytes
-    made = merged_table if needed <= table_budget(device) else StreamedTable
+    made = merged_table if resident and needed <= table_budget(device) else StreamedTable
     return [made(source, list(table), device) for source, table in zip(sources, tables, strict=True)]
 
 
 def table_budget(device: torch.device) -> int:
-    """Bytes of tables kept on a device: a quarter of its memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory // 4)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    """Bytes of tables kept on a device: a quarter of the memory in reach."""
+    return within_reach(device) // 4
 
 
 class ResidentTable:
@@ -60,11 +65,11 @@ class ResidentTable:
 
 
 class StreamedTable:
-    """Tables left where they are, gathered on the host a batch at a time."""
+    """Tables left where they are, or copied to this machine's disk, gathered on the host a batch at a time."""
 
     def __init__(self, source: NDArray[np.uint8], tables: list[NDArray[Any]], device: torch.device) -> None:
         self._source = source
-        self._tables = tables
+        self._tables = [nearby(table) for table in tables]
         self._device = device
 
     def rows(self, index: Tensor, positions: NDArray[np.int64]) -> Tensor:  # noqa: ARG002

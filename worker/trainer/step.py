@@ -43,6 +43,10 @@ class StepInputs:
             yield StepInputs(**parts)
 
 
+class BatchTooLarge(Exception):
+    """Memory ran out in a step's forward or backward pass: nothing has been updated, and the step may be repeated."""
+
+
 class TransferStep:
     """The student's training step under an objective.
 
@@ -54,7 +58,7 @@ class TransferStep:
         cuda_graphs: replay the student's compiled forward and backward passes as CUDA graphs.
 
     Raises:
-        UsageError: CUDA graphs without a GPU or without `compile`.
+        UsageError: CUDA graphs without a GPU, without `compile` or with micro-batches.
     """
 
     def __init__(
@@ -77,14 +81,15 @@ class TransferStep:
         self._cuda_graphs = cuda_graphs
 
     def __call__(self, inputs: StepInputs, *, step: int, epoch_step: int) -> None:
-        """Take one step. `step` counts from the start of the run, `epoch_step` from that of the epoch."""
-        self.optimizer.zero_grad(set_to_none=True)
-        total = len(inputs.images)
-        loss = torch.zeros((), device=self.device)
-        for part in inputs.split(self.micro_batch or total):
-            part_loss = self._losses(part).sum() / total
-            (part_loss * self.guard.scale).backward()  # type: ignore[no-untyped-call]
-            loss = loss + part_loss.detach()
+        """Take one step. `step` counts from the start of the run, `epoch_step` from that of the epoch.
+
+        Raises:
+            BatchTooLarge: as it says.
+        """
+        try:
+            loss = self._gradients(inputs)
+        except torch.OutOfMemoryError as error:
+            raise BatchTooLarge(str(error)) from error
         self.objective.settle()
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         self.guard.watch(self.optimizer, loss, [p.grad for p in parameters if p.grad is not None], step)
@@ -93,14 +98,44 @@ class TransferStep:
             first = self.slow.authors and step == 0
             self.slow.update(self.model, self.guard.alive, first=first)
 
-    def shrink(self, batch: int) -> bool:
-        """Halve the micro-batch after memory ran out on `batch` samples. False where that would change the result."""
-        settings = self.settings
-        whole = facts_of(self.name).contrastive or (self.slow is not None and self.slow.authors)
-        if whole or (settings.batchnorm == "train" and batch_norms(self.model)):
-            return False
+    def shrink(self, batch: int) -> str:
+        """Halve the micro-batch after memory ran out on `batch` samples; or say why not, and what would help."""
+        if reason := self._undivided():
+            return reason
+        if self.micro_batch == 1:
+            return "not even one sample fits; use a GPU with more memory"
         self.micro_batch = -(-min(self.micro_batch or batch, batch) // 2)
-        return True
+        if self._cuda_graphs:
+            self._leave_cuda_graphs()
+        return ""
+
+    def _leave_cuda_graphs(self) -> None:
+        """They keep the gradients of one part where those of the next will lie; and their memory is needed."""
+        torch._dynamo.reset()
+        self._forward = forward_of(self.model, self.settings, self.device, cuda_graphs=False)
+        self._cuda_graphs = False
+
+    def _undivided(self) -> str:
+        """Why a batch may not be split, and what would help; empty where it may."""
+        others = "a smaller batch_size" + (" or precision = 'bf16'" if self.settings.precision == "fp32" else "")
+        if facts_of(self.name).contrastive:
+            return f"{self.name} compares the samples of a whole batch; set {others}"
+        if self.slow is not None and self.slow.authors:
+            return f"reading = 'authors' weighs the samples of a whole batch; set {others}"
+        if self.settings.batchnorm == "train" and (norms := len(batch_norms(self.model))):
+            return f"the student's {norms} batch norms see whole batches; set batchnorm = 'frozen', {others}"
+        return ""
+
+    def _gradients(self, inputs: StepInputs) -> Tensor:
+        """Forward and backward passes; returns the mean loss, nats."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = len(inputs.images)
+        loss = torch.zeros((), device=self.device)
+        for part in inputs.split(self.micro_batch or total):
+            part_loss = self._losses(part).sum() / total
+            (part_loss * self.guard.scale).backward()  # type: ignore[no-untyped-call]
+            loss = loss + part_loss.detach()
+        return loss
 
     def _losses(self, part: StepInputs) -> Tensor:
         images = part.images
@@ -130,13 +165,18 @@ def forward_of(
     """The student as it is called in a step: itself, compiled, or compiled and replayed as CUDA graphs.
 
     Raises:
-        UsageError: CUDA graphs without a GPU or without `compile`.
+        UsageError: CUDA graphs without a GPU, without `compile` or with micro-batches.
     """
     if cuda_graphs and device.type != "cuda":
         raise UsageError(f"CUDA graphs need a GPU, and this worker runs on the {device.type}; leave out --cuda-graphs")
     if cuda_graphs and not settings.compile:
         raise UsageError(
             "CUDA graphs replay compiled students; set [transfer] compile = true or leave out --cuda-graphs"
+        )
+    if cuda_graphs and settings.micro_batch:
+        raise UsageError(
+            f"CUDA graphs replay whole batches, and micro_batch = {settings.micro_batch} splits them; set micro_batch = 0"
+            " or leave out --cuda-graphs"
         )
     if not settings.compile:
         return model

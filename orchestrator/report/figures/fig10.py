@@ -5,17 +5,18 @@ from __future__ import annotations
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.figures.top_quarter import delta_panel
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing
 from orchestrator.report.plot import Drawing
 
 
-def build(material: Material) -> Drawing | None:
+def build(material: Material) -> Drawing | Missing:
     """Transfers whose teacher was trained here on another data set than the one of the transfer."""
     trained = material.results.trainings[["model_key", "dataset"]].dropna()
     home = dict(zip(trained["model_key"], trained["dataset"], strict=True))
     rows = material.all_single[material.all_single["shown"]].dropna(subset=["acc_teacher", "acc_before"])
     rows = rows[[home.get(key, name) != name for key, name in zip(rows["teacher_key"], rows["dataset"], strict=True)]]
     if rows.empty:
-        return None
+        return Missing(reason="No transfers from teachers that the study fine-tuned on another data set")
     domains = ", ".join(sorted({str(home[key]) for key in rows["teacher_key"]}))
     return Drawing(
         panels=(delta_panel(rows),),

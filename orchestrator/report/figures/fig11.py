@@ -6,17 +6,20 @@ import pandas as pd
 
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing, missing
 from orchestrator.report.plot import Drawing, Layer, Panel
 
 STUDENTS = 6  # with a line of their own
 
 
-def build(material: Material) -> Drawing | None:
+def build(material: Material) -> Drawing | Missing:
     """The curve over all epochs of all stages, for each student and objective."""
     runs = material.several[material.several["multi_teacher"] == "sequential"]
     if runs.empty:
-        return None
-    students = list(dict.fromkeys(runs.sort_values("student")["student"].astype(str)))[:STUDENTS]
+        return missing(runs, "sequential transfers from several teachers")
+    longest = runs["teacher"].astype(str).str.count(r"\+")
+    runs = runs.assign(teachers=longest).sort_values(["student", "teachers", "teacher"], ascending=[True, False, True])
+    students = list(dict.fromkeys(runs["student"].astype(str)))[:STUDENTS]
     runs = runs[runs["student"].isin(students)].drop_duplicates(["student", "objective"])
     curves = material.results.transfer_epochs.merge(
         runs[["job_id", "family", "objective"]].rename(columns={"objective": "label"}), on="job_id"
@@ -26,13 +29,13 @@ def build(material: Material) -> Drawing | None:
         _panel(rows, str(objective)) for objective, rows in curves.groupby("objective", sort=False) if len(rows)
     )
     if not panels:
-        return None
+        return Missing(reason=f"There are sequential transfers ({len(runs):,}), but no curve of any", planned=False)
     teachers = "; ".join(f"{run['student']}: {str(run['teacher']).replace('+', ', ')}" for _, run in
                          runs.drop_duplicates("student").iterrows())  # fmt: skip
     return Drawing(
         panels=panels,
-        sample=f"{len(runs)} sequences. Teachers in order: {teachers}",
-        published="The paper draws PiT-B with KL+DP, 20 epochs for each of ResMLP-36, SWSL-ResNext101 and VOLO-D2.",
+        sample=f"{len(runs)} sequences, the longest of each student and objective. Teachers in order: {teachers}",
+        published="The paper (ImageNet) draws PiT-B with KL+DP, 20 epochs for each of ResMLP-36, SWSL-ResNext101 and VOLO-D2.",
     )
 
 

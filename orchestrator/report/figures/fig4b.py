@@ -5,14 +5,16 @@ from __future__ import annotations
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.figures.top_quarter import delta_panel
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing, missing
 from orchestrator.report.plot import Drawing
+from orchestrator.report.published import SETTING
 
 
-def build(material: Material) -> Drawing | None:
+def build(material: Material) -> Drawing | Missing:
     """Points and lines for each objective."""
     rows = material.single.dropna(subset=["acc_teacher", "acc_before"])
     if rows.empty:
-        return None
+        return missing(material.single, "single-teacher transfers", "acc_teacher", "acc_before")
     counts = ", ".join(f"{objective} {n}" for objective, n in rows["objective"].value_counts(sort=False).items())
     return Drawing(
         panels=(delta_panel(rows),),
@@ -21,16 +23,15 @@ def build(material: Material) -> Drawing | None:
             "The lines are of the best quarter of each bin, as in the paper, and lie above what a typical teacher "
             "brings.",
         ),
-        published="The paper draws KL, XE-KL+MCL and KL+DP over its 400 pairs, from about -10 to +13 points.",
+        published=f"The paper ({SETTING}) draws KL, XE-KL+MCL and KL+DP, from about -10 to +13 points.",
     )
 
 
 FIGURE = Figure(
     key="4b",
-    title="Gain from weaker and stronger teachers",
+    title="Transfer delta by difference in accuracy",
     caption="Transfer delta against the difference in accuracy. Lines: mean of the deltas above the 75th percentile "
-    "in each "
-    "of ten equal bins.",
+    "in each of ten equal bins.",
     section="transfer",
     plan="kt-study plan --preset paper-10pct",
     build=build,

@@ -6,6 +6,7 @@ import pandas as pd
 
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing, missing
 from orchestrator.report.plot import OBJECTIVES, Drawing, Layer, Panel
 
 TOPS = (2, 5, 20, 50, 100)
@@ -13,11 +14,11 @@ MAIN = OBJECTIVES["kl_dp"]
 RATES = {"transfer_rate": "any flips gained there", "transfer_rate_strict": "the same images"}
 
 
-def build(material: Material) -> Drawing | None:
+def build(material: Material) -> Drawing | Missing:
     """Means and quartiles by family of the student, for both ways to count."""
     rows = material.single.dropna(subset=[f"transfer_rate_top{x}" for x in TOPS], how="all")
     if rows.empty:
-        return None
+        return missing(material.single, "single-teacher transfers", "transfer_rate_top100")
     main = main_objective(rows)
     panels = tuple(_panel(rows, column, title, main) for column, title in RATES.items())
     return Drawing(
@@ -26,8 +27,7 @@ def build(material: Material) -> Drawing | None:
         f"{len(rows)} in all",
         notes=(
             "Counted here: samples gained in the smallest set of classes that holds at least X % of the positive "
-            "flips, "
-            "over the positive flips there before the transfer; or, strictly, the gained among those very images.",
+            "flips, over the positive flips there before the transfer; or, strictly, the gained among those very images.",
             "The paper's released plot script computes 100 - (X · flips - gained there) / flips instead, X in %. That "
             "is "
             "at least 100 - X whatever happens: at least 98 % at the top 2 %, also if nothing was transferred. Its "
@@ -67,8 +67,8 @@ def _panel(rows: pd.DataFrame, column: str, title: str, main: str) -> Panel:
 
 FIGURE = Figure(
     key="5a",
-    title="Where the teacher knows most, most arrives",
-    caption="Transfer rate on the classes with the most positive flips. Lines: mean by family of the student; bands: "
+    title="Transfer rate on the classes with the most positive flips",
+    caption="Knowledge that arrives, of what the teacher has to give there. Lines: mean by family of the student; bands: "
     "quartiles.",
     section="transfer",
     plan="kt-study plan --preset paper-10pct",

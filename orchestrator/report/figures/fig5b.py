@@ -5,14 +5,16 @@ from __future__ import annotations
 from orchestrator.report.figures.fig5a import main_objective
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing, missing
 from orchestrator.report.plot import Drawing, Layer, Panel
+from orchestrator.report.statistics import counted
 
 
-def build(material: Material) -> Drawing | None:
+def build(material: Material) -> Drawing | Missing:
     """A point a student with its quartiles, joined by family."""
     rows = material.single.dropna(subset=["transfer_rate_top100", "student_params"])
     if rows.empty:
-        return None
+        return missing(material.single, "single-teacher transfers", "transfer_rate_top100", "student_params")
     main = main_objective(rows)
     groups = rows.groupby(["objective", "family", "student", "student_params"], sort=True)["transfer_rate_top100"]
     students = groups.agg(
@@ -27,7 +29,9 @@ def build(material: Material) -> Drawing | None:
         x_label="parameters of the student, millions", y_label="transfer rate, %", layers=(layer,), x_kind="log"
     )
     shown = students[students["objective"] == main]
-    return Drawing(panels=(panel,), sample=f"{len(shown)} students with {main}, shown while no objective is chosen")
+    return Drawing(
+        panels=(panel,), sample=f"{counted(len(shown), 'student')} with {main}, shown while no objective is chosen"
+    )
 
 
 FIGURE = Figure(

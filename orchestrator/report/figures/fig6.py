@@ -5,14 +5,16 @@ from __future__ import annotations
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.figures.success import success_boxes
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing, missing
 from orchestrator.report.plot import OBJECTIVES, Drawing
 
 
-def build(material: Material) -> Drawing | None:
+def build(material: Material) -> Drawing | Missing:
     """As Figure 4a, where there is a contrastive objective to compare."""
     contrastive = [OBJECTIVES["cd"], OBJECTIVES["crd"]]
-    if not material.single["objective"].isin(contrastive).any():
-        return None
+    rows = material.single[material.single["objective"].isin(contrastive)]
+    if rows.empty:
+        return missing(rows, f"single-teacher transfers with {' or '.join(contrastive)}")
     return success_boxes(material, ("xe_kl", "cd", "crd", "kl_dp"))
 
 

@@ -6,27 +6,32 @@ import pandas as pd
 
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.material import Material, order_of
-from orchestrator.report.plot import OBJECTIVES, PUBLISHED, Drawing, Layer, Panel
-from orchestrator.report.published import students
+from orchestrator.report.missing import Missing, missing
+from orchestrator.report.plot import FAMILIES, OBJECTIVES, PUBLISHED, Drawing, Layer, Panel
+from orchestrator.report.published import SETTING, students
 
 PREFERRED = (OBJECTIVES["kl"], OBJECTIVES["kl_dp"])
 
 
-def build(material: Material) -> Drawing | None:
+def build(material: Material) -> Drawing | Missing:
     """A panel for KL and one for KL+DP, or for the first two objectives that there are."""
     rows = material.single.dropna(subset=["knowledge_gain", "knowledge_loss"])
     if rows.empty:
-        return None
+        return missing(material.single, "single-teacher transfers", "knowledge_gain", "knowledge_loss")
     there = order_of(rows["objective"])
     chosen = [name for name in PREFERRED if name in there] or list(there[:2])
     rows = rows[rows["objective"].isin(chosen)]
     top = float(rows[["knowledge_gain", "knowledge_loss"]].max().max())
     means = ", ".join(f"{name}: {_means(rows[rows['objective'] == name])}" for name in chosen)
+    parts = {name: rows[rows["objective"] == name] for name in chosen}
+    paper = {name: _paper(part, name) for name, part in parts.items()}
     return Drawing(
-        panels=tuple(_panel(rows[rows["objective"] == name], name, top) for name in chosen),
+        panels=tuple(_panel(part, paper[name], name, top) for name, part in parts.items()),
         sample=f"means of gain and loss, % of validation samples: {means}",
-        published="Diamonds: means over 20 teachers of each of the paper's students, from the authors' released "
-        "figures.",
+        published=f"Diamonds: means over the teachers of each of the paper's students ({SETTING}), from the authors' "
+        "released figures."
+        if any(map(len, paper.values()))
+        else "",
     )
 
 
@@ -34,17 +39,25 @@ def _means(rows: pd.DataFrame) -> str:
     return f"{rows['knowledge_gain'].mean():.2f} and {rows['knowledge_loss'].mean():.2f} ({len(rows)} transfers)"
 
 
-def _panel(rows: pd.DataFrame, objective: str, top: float) -> Panel:
-
-    names = {label: name for name, label in OBJECTIVES.items()}
-    paper = pd.DataFrame(
+def _paper(rows: pd.DataFrame, objective: str) -> pd.DataFrame:
+    """The paper's figures for those of its students that are here."""
+    here = set(rows["student"])
+    return pd.DataFrame(
         [
-            {"student": row["student"], "knowledge_gain": row["gain_mean"], "knowledge_loss": row["loss_mean"]}
+            {
+                "student": row["student"],
+                "knowledge_gain": row["gain_mean"],
+                "knowledge_loss": row["loss_mean"],
+                "family": FAMILIES[str(row["family"])],
+                "objective": objective,
+            }
             for row in students()
-            if row["objective"] == names.get(objective) and row["student"] in set(rows["student"])
-        ],
-        columns=["student", "knowledge_gain", "knowledge_loss"],
+            if OBJECTIVES[str(row["objective"])] == objective and row["student"] in here
+        ]
     )
+
+
+def _panel(rows: pd.DataFrame, paper: pd.DataFrame, objective: str, top: float) -> Panel:
     diagonal = pd.DataFrame({"knowledge_loss": [0.0, top], "knowledge_gain": [0.0, top]})
     tips = ("student", "teacher", "knowledge_gain", "knowledge_loss", "delta_transf")
     layers = [
@@ -53,8 +66,7 @@ def _panel(rows: pd.DataFrame, objective: str, top: float) -> Panel:
     ]
     if len(paper):
         layers.append(Layer(mark="points", data=paper, x="knowledge_loss", y="knowledge_gain", fixed=PUBLISHED,
-                            tooltip=tuple(paper.columns)))  # fmt: skip
-
+                            tooltip=("student", "knowledge_gain", "knowledge_loss")))  # fmt: skip
     return Panel(x_label="knowledge loss, %", y_label="knowledge gain, %", layers=tuple(layers), title=objective)
 
 

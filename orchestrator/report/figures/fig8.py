@@ -7,9 +7,10 @@ import pandas as pd
 from orchestrator.report.figures.fig5a import main_objective
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.material import Material
-from orchestrator.report.plot import FAMILIES, PUBLISHED, Drawing, Layer, Panel
+from orchestrator.report.missing import Missing, missing
+from orchestrator.report.plot import FAMILIES, OBJECTIVES, PUBLISHED, Drawing, Layer, Panel
 from orchestrator.report.published import students as published_students
-from orchestrator.report.statistics import by_student
+from orchestrator.report.statistics import by_student, counted
 
 PANELS = {
     "acc_before": ("accuracy of the student before, %", "a) accuracy"),
@@ -17,21 +18,29 @@ PANELS = {
 }
 
 
-def build(material: Material) -> Drawing | None:
+def build(material: Material) -> Drawing | Missing:
     """Mean delta over its teachers for each student, against accuracy, size and family."""
-    rows = material.single.dropna(subset=["acc_before"])
+    rows = material.single
     if rows.empty:
-        return None
+        return missing(rows, "single-teacher transfers")
     main = main_objective(rows)
     students = by_student(rows)
     panels = [_panel(students, x, main) for x in PANELS if students[x].notna().any()]
     shown = students[students["objective"] == main]
     return Drawing(
         panels=(*panels, _families(students, main)),
-        sample=f"{len(shown)} students with {main}, shown while no objective is chosen; each is a mean over "
-        f"{shown['teachers'].median():g} teachers (median)",
-        notes=("Students differ in more than one of these at a time; with few of them no cause can be read off.",),
+        sample=f"{counted(len(shown), 'student')} with {main}, shown while no objective is chosen; each is a mean over "
+        f"{counted(shown['teachers'].median(), 'teacher')} (median)",
+        notes=(
+            "Students differ in more than one of these at a time; with few of them no cause can be read off.",
+            *_left_out(students),
+        ),
     )
+
+
+def _left_out(students: pd.DataFrame) -> list[str]:
+    """The panels that are not there, since the rows do not have what they are drawn against."""
+    return [f"No panel {title}: unknown here." for x, (_, title) in PANELS.items() if students[x].isna().all()]
 
 
 def _panel(students: pd.DataFrame, x: str, main: str) -> Panel:
@@ -49,14 +58,17 @@ def _panel(students: pd.DataFrame, x: str, main: str) -> Panel:
 def _families(students: pd.DataFrame, main: str) -> Panel:
     there = set(students["family"])
     order = (*(name for name in FAMILIES.values() if name in there), *sorted(there - set(FAMILIES.values())))
-    columns = ["student", "family", "mean_delta"]
     paper = pd.DataFrame(
         [
-            {"student": row["student"], "family": FAMILIES[str(row["family"])], "mean_delta": row["delta_mean"]}
+            {
+                "student": row["student"],
+                "family": FAMILIES[str(row["family"])],
+                "objective": OBJECTIVES[str(row["objective"])],
+                "mean_delta": row["delta_mean"],
+            }
             for row in published_students()
-            if row["objective"] == "kl_dp" and row["student"] in set(students["student"])
-        ],
-        columns=columns,
+            if row["student"] in set(students["student"])
+        ]
     )
     layers = [
         Layer(mark="box", data=students, x="family", y="mean_delta", defaults={"objective": main}),
@@ -65,7 +77,7 @@ def _families(students: pd.DataFrame, main: str) -> Panel:
     ]  # fmt: skip
     if len(paper):
         layers.append(Layer(mark="points", data=paper, x="family", y="mean_delta", fixed=PUBLISHED,
-                            tooltip=tuple(columns)))  # fmt: skip
+                            defaults={"objective": main}, tooltip=("student", "objective", "mean_delta")))  # fmt: skip
     return Panel(
         x_label="", y_label="mean delta_transf, points", layers=tuple(layers), title="c) family",
         x_kind="category", x_order=order,
@@ -74,7 +86,7 @@ def _families(students: pd.DataFrame, main: str) -> Panel:
 
 FIGURE = Figure(
     key="8",
-    title="Which students learn most",
+    title="Transfer delta by accuracy, size and family of the student",
     caption="Mean transfer delta of each student over its teachers, by its accuracy, size and family.",
     section="transfer",
     plan="kt-study plan --preset paper-10pct",

@@ -5,16 +5,17 @@ from __future__ import annotations
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.figures.top_quarter import delta_panel
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing
 from orchestrator.report.plot import Drawing
 
 
-def build(material: Material) -> Drawing | None:
+def build(material: Material) -> Drawing | Missing:
     """A panel for each data set, where a study has more than one."""
     rows = material.all_single
     rows = rows[rows["shown"]].dropna(subset=["acc_teacher", "acc_before"])
     names = sorted(set(rows["dataset"].astype(str)))
     if len(names) < 2:
-        return None
+        return Missing(reason=f"Transfers on one data set only ({names[0]})" if names else "No transfers yet")
     parts = {name: rows[rows["dataset"] == name] for name in names}
     counts = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
     return Drawing(

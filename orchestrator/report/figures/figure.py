@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing
 from orchestrator.report.plot import Drawing
 
 
@@ -13,8 +14,8 @@ from orchestrator.report.plot import Drawing
 class Figure:
     """A figure of the paper.
 
-    `build` makes it from a study's rows, or returns None where there are none; then the page shows `plan`, the command
-    that would bring them.
+    `build` makes it from a study's rows, or says why it cannot. `plan` is the command that brings the rows in a study of
+    ImageNet.
     """
 
     key: str  # its number in the paper, such as 4a
@@ -22,4 +23,4 @@ class Figure:
     caption: str  # what is drawn, with units
     section: str  # of the page
     plan: str
-    build: Callable[[Material], Drawing | None]
+    build: Callable[[Material], Drawing | Missing]

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import pandas as pd
 
 from orchestrator.report.material import Material, order_of
+from orchestrator.report.missing import Missing, missing
 from orchestrator.report.plot import OBJECTIVES, PUBLISHED, Drawing, Layer, Panel
-from orchestrator.report.published import success_medians
-from orchestrator.report.statistics import bootstrap, by_student, median
+from orchestrator.report.published import SETTING, claim, success_medians
+from orchestrator.report.statistics import bootstrap, by_student, counted, median
 
 
-def success_boxes(material: Material, objectives: Sequence[str]) -> Drawing | None:
+def success_boxes(material: Material, objectives: Sequence[str]) -> Drawing | Missing:
     """One box for each of these objectives (our names) that has rows, and the paper's medians beside it."""
     wanted = [OBJECTIVES[name] for name in objectives]
     students = by_student(material.single[material.single["objective"].isin(wanted)])
     if students.empty:
-        return None
+        return missing(students, f"single-teacher transfers with {' or '.join(wanted)}")
+    students = students.assign(aside=_aside(students))
     order = order_of(students["objective"])
     paper = pd.DataFrame(
         [
@@ -30,7 +32,8 @@ def success_boxes(material: Material, objectives: Sequence[str]) -> Drawing | No
     tips = ("student", "success_rate", "teachers", "mean_delta", "min_delta", "max_delta")
     layers = (
         Layer(mark="box", data=students, x="objective", y="success_rate"),
-        Layer(mark="points", data=students, x="objective", y="success_rate", colour="family", tooltip=tips, size=34),
+        Layer(mark="points", data=students, x="objective", y="success_rate", colour="family", tooltip=tips, size=34,
+              offset="aside"),
         Layer(mark="points", data=paper, x="objective", y="success_rate", fixed=PUBLISHED,
               tooltip=("source", "success_rate")),
     )  # fmt: skip
@@ -40,12 +43,24 @@ def success_boxes(material: Material, objectives: Sequence[str]) -> Drawing | No
     return Drawing(
         panels=(panel,),
         sample=_sample(students, order),
-        published="Medians over the paper's 20 students: "
-        + ", ".join(
-            f"{OBJECTIVES[name]} {success_medians()[name]:g} %" for name in objectives if name in success_medians()
-        )
-        + ".",
+        published=_published(objectives),
     )
+
+
+def _published(objectives: Sequence[str]) -> str:
+    medians = ", ".join(
+        f"{OBJECTIVES[name]} {success_medians()[name]:g} %" for name in objectives if name in success_medians()
+    )
+    smoothed = f" With label smoothing its text says {claim('success_label_smoothing'):g} %."
+    return f"Medians over the paper's students ({SETTING}): {medians}." + smoothed * (
+        "kl_label_smoothing" in objectives
+    )
+
+
+def _aside(students: pd.DataFrame) -> pd.Series[float]:
+    """Where each student stands beside those with the same rate, -0.5 to 0.5; 0 for one alone."""
+    alike = students.groupby(["objective", "success_rate"], sort=False)["student"]
+    return (alike.cumcount() + 0.5) / alike.transform("size") - 0.5
 
 
 def _sample(students: pd.DataFrame, order: Sequence[str]) -> str:
@@ -53,7 +68,9 @@ def _sample(students: pd.DataFrame, order: Sequence[str]) -> str:
     for objective in order:
         rows = students[students["objective"] == objective]
         rates = bootstrap(rows["success_rate"].to_list(), median)
+        teachers = rows["teachers"].median()
         parts.append(
-            f"{objective}: median {rates.text(' %')} of {len(rows)} students x {rows['teachers'].median():g} teachers"
+            f"{objective}: median {rates.text(' %')} of {counted(len(rows), 'student')} x {counted(teachers, 'teacher')}"
         )
-    return "; ".join(parts) + ". In brackets: 95 % bootstrap interval over students"
+    brackets = ". In brackets: 95 % bootstrap interval over students" if any("[" in part for part in parts) else ""
+    return "; ".join(parts) + brackets

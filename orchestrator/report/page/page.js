@@ -23,14 +23,37 @@
     const spec = { ...charts[element.id], config };
     const options = { actions: false, renderer: "svg", tooltip: { theme: "custom" } };
     views.set(element, vegaEmbed(element, spec, options).then(({ view }) => {
-      element.dataset.drawn = "";
-      return filter(view);
+      return filter(element, view).then(() => { element.dataset.drawn = ""; return view; });
     }));
   }
 
-  function filter(view) {
+  // A width decides how many names a legend has side by side; only a second layout knows the height of their rows.
+  window.addEventListener("resize", () => setTimeout(() => {
+    for (const [element, view] of views) view.then((drawn) => fit(element, drawn));
+  }));
+
+  async function fit(element, view) {
+    await view.resize().runAsync();
+    const room = element.clientWidth;
+    // Vega takes no notice of a new width that the plot within the axes happens to have already
+    if (room && element.querySelector("svg").clientWidth > room) await view.width(room - 1).runAsync();
+  }
+
+  function filter(element, view) {
+    const none = emptied(charts[element.id]);
+    element.classList.toggle("emptied", none);
+    element.nextElementSibling.hidden = !none;
+    if (none) return Promise.resolve(); // axes of no rows have no ends
     for (const [name, value] of Object.entries(chosen)) view.signal(name, value);
     return view.runAsync();
+  }
+
+  // Whether the filters leave none of the study's own rows. Their tests are written in what Vega and JavaScript share.
+  function emptied({ layer, usermeta: { ours } }) {
+    return ours.length > 0 && ours.every((at) => {
+      const tests = layer[at].transform.map((t) => new Function("datum", ...Object.keys(chosen), `return ${t.filter};`));
+      return !layer[at].data.values.some((row) => tests.every((test) => test(row, ...Object.values(chosen))));
+    });
   }
 
   const near = new IntersectionObserver((entries) => {
@@ -60,7 +83,9 @@
       if (select.dataset.filter === "study") { show(select.value); return; }
       chosen[select.dataset.filter] = select.value;
       filterTables();
-      for (const view of views.values()) view.then(filter);
+      const whole = Object.values(chosen).every((value) => !value);
+      document.querySelectorAll(".whole").forEach((element) => { element.hidden = whole; });
+      for (const [element, view] of views) view.then((drawn) => filter(element, drawn));
     });
   });
 

@@ -1,4 +1,8 @@
-"""HTML of the page. Text comes from figures, tables and findings; everything is escaped here, once."""
+"""HTML of the page. Text comes from figures, tables and findings; everything is escaped here, once.
+
+What is read is escaped by `escape`; what the script compares or the browser follows, by `attribute`, which changes nothing
+else about it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from html import escape as html_escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from orchestrator.report.charts import specifications
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.findings import Finding
+from orchestrator.report.missing import Missing
 from orchestrator.report.palette import DARK, LIGHT
 from orchestrator.report.plot import FAMILIES, OBJECTIVES, Drawing
 from orchestrator.report.settings import COMMANDS
@@ -23,19 +29,28 @@ if TYPE_CHECKING:
     from orchestrator.report.write import StudyReport
 
 SECTIONS = {
-    "complementarity": "What teachers know that students do not",
-    "transfer": "Moving it into the student",
-    "multi-teacher": "More than one teacher",
+    "complementarity": "Complementary knowledge",
+    "transfer": "Transfer",
+    "multi-teacher": "Several teachers",
     "settings": "Settings",
 }
 
-LONG = 12
+LONG = 20
 """Rows after which a table scrolls in its own box."""
+
+
+WHOLE = '<span class="whole" hidden> (all families and objectives)</span>'
+"""Shown while a filter is set, beside what it does not change."""
 
 
 def escape(text: str) -> str:
     """HTML-safe, and no line begins with a per cent sign or breaks within XE-KL."""
     return html_escape(text).replace(" %", "&nbsp;%").replace("XE-KL", "XE&#8209;KL")
+
+
+def attribute(text: str) -> str:
+    """Safe between the quotes of an attribute, and the same text to a script."""
+    return html_escape(text, quote=True)
 
 
 def render(reports: Sequence[StudyReport]) -> str:
@@ -99,7 +114,7 @@ def _values(reports: Sequence[StudyReport], column: str, known: Iterable[str]) -
         str(value)
         for report in reports
         for _, drawing in report.figures
-        if drawing
+        if not isinstance(drawing, Missing)
         for panel in drawing.panels
         for layer in panel.layers
         if column in layer.data
@@ -110,23 +125,47 @@ def _values(reports: Sequence[StudyReport], column: str, known: Iterable[str]) -
 
 def _select(name: str, label: str, values: Iterable[str], every: str) -> str:
     first = f'<option value="">{escape(every)}</option>' if every else ""
-    options = first + "".join(f'<option value="{escape(v)}">{escape(v)}</option>' for v in values)
+    options = first + "".join(f'<option value="{attribute(v)}">{escape(v)}</option>' for v in values)
     return f'<label>{escape(label)} <select data-filter="{name}">{options}</select></label>'
 
 
 def _study(report: StudyReport, charts: dict[str, Any], hidden: bool) -> str:
-    parts = [_findings(report.findings)]
+    parts = [_findings(report.findings), _contents(report)]
     for key, title in SECTIONS.items():
-        inside = [_figure(report.study, f, d, charts) for f, d in report.figures if f.section == key]
-        inside += [_table(report.study, t, rows) for t, rows in report.tables if t.section == key]
+        inside = [_figure(report, f, drawing, charts) for f, drawing in report.figures if f.section == key]
+        inside += [_table(report, t, rows) for t, rows in report.tables if t.section == key]
         inside += [_settings(report)] if key == "settings" else []
-        parts.append(f'<section><h2 id="{_id(report.study, key)}">{escape(title)}</h2>{"".join(inside)}</section>')
-    name = escape(report.study)
+        place = attribute(_id(report.study, key))
+        parts.append(f'<section><h2 id="{place}">{escape(title)}</h2>{"".join(inside)}</section>')
+    name = attribute(report.study)
     return f'<article data-study="{name}"{" hidden" if hidden else ""}>{"".join(parts)}</article>'
 
 
 def _id(study: str, key: str) -> str:
-    return escape(f"{study}-{key}".replace(" ", "-"))
+    return f"{study}-{key}".replace(" ", "-")
+
+
+def _beside(study: str, folder: str, name: str) -> str:
+    """Link to a file of a study beside the page; its folder is called after the study, quoted, so that counts twice."""
+    return attribute(f"{folder}/{quote(quote(study, safe=''), safe='')}/{name}")
+
+
+def _contents(report: StudyReport) -> str:
+    """Links to every figure and table, folded away."""
+    named = [(f.section, f"figure-{f.key}", _numbered("Figure", f)) for f, _ in report.figures]
+    named += [(t.section, f"table-{t.key}", _numbered("Table", t)) for t, _ in report.tables]
+    links = "".join(
+        f'<li><a href="#{attribute(_id(report.study, key))}">{escape(title)}</a></li>'
+        for section in SECTIONS
+        for place, key, title in named
+        if place == section
+    )
+    return f'<details class="contents"><summary>Figures and tables</summary><ul>{links}</ul></details>'
+
+
+def _numbered(kind: str, one: Figure | Table) -> str:
+    """Its title, after its number in the paper if it has one."""
+    return f"{kind} {one.key}. {one.title}" if one.key[0].isdigit() else one.title
 
 
 def _findings(found: Sequence[Finding]) -> str:
@@ -138,52 +177,58 @@ def _findings(found: Sequence[Finding]) -> str:
         + "</li>"
         for f in found
     )
-    return f'<section class="findings"><h2>Findings</h2><ol>{items}</ol></section>'
+    return f'<section class="findings"><h2>Findings{WHOLE}</h2><ol>{items}</ol></section>'
 
 
-def _figure(study: str, figure: Figure, drawing: Drawing | None, charts: dict[str, Any]) -> str:
-    head = f"<h3>Figure {escape(figure.key)}. {escape(figure.title)}</h3>"
-    place = _id(study, f"figure-{figure.key}")
-    if drawing is None:
-        return f'<figure id="{place}" class="empty">{head}{_missing(figure.caption, figure.plan)}</figure>'
+def _figure(report: StudyReport, figure: Figure, drawing: Drawing | Missing, charts: dict[str, Any]) -> str:
+    head = f"<h3>{escape(_numbered('Figure', figure))}</h3>"
+    place = _id(report.study, f"figure-{figure.key}")
+    if isinstance(drawing, Missing):
+        return f'<figure id="{attribute(place)}" class="empty">{head}{_missing(figure, drawing, report)}</figure>'
     names = []
     for at, specification in enumerate(specifications(drawing)):
         names.append(f"{place}-{at}")
         charts[names[-1]] = specification
     panels = "".join(
-        f'<div class="chart" id="{name}" role="img" aria-label="{escape(figure.title)}"></div>' for name in names
+        f'<div class="panel"><div class="chart" id="{attribute(name)}" role="img" aria-label="{attribute(figure.title)}">'
+        '</div><p class="none" hidden>No rows for this choice.</p></div>'
+        for name in names
     )
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in drawing.notes)
     paper = f'<p class="paper">{escape(drawing.published)}</p>' if drawing.published else ""
     links = " ".join(
-        f'<a href="figures/{escape(study)}/figure-{figure.key}{suffix}">{suffix[1:].upper()}</a>'
+        f'<a href="{_beside(report.study, "figures", f"figure-{figure.key}{suffix}")}">{suffix[1:].upper()}</a>'
         for suffix in (".png", ".svg")
     )
     caption = (
         f"<figcaption><p>{escape(figure.caption)}</p>{paper}{notes}"
-        f'<p class="sample">Sample: {escape(drawing.sample)}. {links}</p></figcaption>'
+        f'<p class="sample">Sample{WHOLE}: {escape(drawing.sample)}. {links}</p></figcaption>'
     )
-    inside = f'{head}<div class="panels p{len(names)}">{panels}</div>{caption}'
-    return f'<figure id="{place}" class="f{len(names)}">{inside}</figure>'
+    inside = f'{head}<div class="panels">{panels}</div>{caption}'
+    return f'<figure id="{attribute(place)}" class="f{len(names)}">{inside}</figure>'
 
 
-def _missing(caption: str, plan: str) -> str:
-    return (
-        f'<p>{escape(caption)}</p><p class="missing">No rows for this yet. Plan them: <code>{escape(plan)}</code></p>'
-    )
+def _missing(one: Figure | Table, found: Missing, report: StudyReport) -> str:
+    hint = ""
+    if found.planned and report.is_imagenet:
+        hint = f" Plan them: <code>{escape(one.plan)}</code>"
+    elif found.planned:
+        hint = " <code>kt-study plan</code> plans what study.toml asks for."
+    return f'<p>{escape(one.caption)}</p><p class="missing">{escape(found.reason)}.{hint}</p>'
 
 
-def _table(study: str, table: Table, rows: pd.DataFrame | None) -> str:
-    number = f"Table {escape(table.key)}. " if table.key.isdigit() else ""
-    head = f"<h3>{number}{escape(table.title)}</h3>"
-    place = _id(study, f"table-{table.key}")
-    if rows is None:
-        return f'<div class="table empty" id="{place}">{head}{_missing(table.caption, table.plan)}</div>'
+def _table(report: StudyReport, table: Table, rows: pd.DataFrame | Missing) -> str:
+    head = f"<h3>{escape(_numbered('Table', table))}</h3>"
+    place = attribute(_id(report.study, f"table-{table.key}"))
+    if isinstance(rows, Missing):
+        return f'<div class="table empty" id="{place}">{head}{_missing(table, rows, report)}</div>'
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
-    link = f'<a href="tables/{escape(study)}/table-{table.key}.csv">CSV</a>'
+    has_paper = table.published and any(str(name).startswith("paper") for name in rows.columns)
+    paper = f'<p class="paper">Columns of the paper: {escape(table.published)}.</p>' if has_paper else ""
+    link = f'<a href="{_beside(report.study, "tables", f"table-{table.key}.csv")}">CSV</a>'
     scroll = ' class="scroll long"' if len(rows) > LONG else ' class="scroll"'
     return (
-        f'<div class="table" id="{place}">{head}<p>{escape(table.caption)}</p>{notes}'
+        f'<div class="table" id="{place}">{head}<p>{escape(table.caption)}</p>{paper}{notes}'
         f'<div{scroll} tabindex="0">{_grid(rows, table.digits)}</div>'
         f'<p class="sample">{len(rows):,} rows. {link}</p></div>'
     )
@@ -203,7 +248,7 @@ def _number(column: pd.Series[Any]) -> list[str]:
 
 
 def _row(row: dict[str, Any], digits: int) -> str:
-    keys = "".join(f' data-{key}="{escape(str(row[key]))}"' for key in ("family", "objective") if key in row)
+    keys = "".join(f' data-{key}="{attribute(str(row[key]))}"' for key in ("family", "objective") if key in row)
     return f"<tr{keys}>{''.join(_cell(name, value, digits) for name, value in row.items())}</tr>"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing, missing
 from orchestrator.report.tables.table import Table
 
 TOP = 200
@@ -12,11 +13,12 @@ COLUMNS = ["teacher", "student", "family", "delta_acc", "rho_pos", "rho_neg", "e
            "entropy_null"]  # fmt: skip
 
 
-def build(material: Material) -> pd.DataFrame | None:
+def build(material: Material) -> pd.DataFrame | Missing:
     """The first pairs by rho_pos."""
-    if material.pairs.empty:
-        return None
-    ordered = material.pairs.sort_values(["rho_pos", "teacher", "student"], ascending=[False, True, True])
+    pairs = material.pairs.dropna(subset=["rho_pos"])
+    if pairs.empty:
+        return missing(material.pairs, "measured pairs", "rho_pos")
+    ordered = pairs.sort_values(["rho_pos", "teacher", "student"], ascending=[False, True, True])
     return ordered.head(TOP)[COLUMNS]
 
 

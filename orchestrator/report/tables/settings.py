@@ -5,14 +5,15 @@ from __future__ import annotations
 import pandas as pd
 
 from orchestrator.report.material import SETTINGS, Material
+from orchestrator.report.missing import Missing, missing
 from orchestrator.report.tables.table import Table
 
 
-def build(material: Material) -> pd.DataFrame | None:
+def build(material: Material) -> pd.DataFrame | Missing:
     """A row a data set, objective and combination of the settings that vary."""
     rows = material.all_single
     if rows.empty:
-        return None
+        return missing(rows, "single-teacher transfers")
     varying = [name for name in (*SETTINGS, "seed") if rows[name].astype(str).nunique() > 1]
     keys = ["dataset", "objective", *varying]
     grouped = rows.assign(**{name: rows[name].astype(str) for name in varying}).groupby(keys, sort=False)

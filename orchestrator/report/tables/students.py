@@ -5,7 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing, missing
 from orchestrator.report.plot import OBJECTIVES
+from orchestrator.report.published import SETTING
 from orchestrator.report.published import students as published_students
 from orchestrator.report.statistics import by_student
 from orchestrator.report.tables.table import Table
@@ -23,11 +25,11 @@ PRINTED = {"success_rate": "paper success %", "delta_mean": "paper mean delta", 
            "loss_mean": "paper loss %"}  # fmt: skip
 
 
-def build(material: Material) -> pd.DataFrame | None:
+def build(material: Material) -> pd.DataFrame | Missing:
     """A row an objective and student."""
     rows = by_student(material.single)
     if rows.empty:
-        return None
+        return missing(rows, "single-teacher transfers")
     ours = rows[[*KEYS, "family", "teachers", *HEADS]].rename(columns=HEADS)
     theirs = pd.DataFrame(
         [{"objective": OBJECTIVES[str(row["objective"])], "student": row["student"]}
@@ -45,4 +47,5 @@ TABLE = Table(
     section="transfer",
     plan="kt-study plan --preset paper-10pct",
     build=build,
+    published=SETTING,
 )

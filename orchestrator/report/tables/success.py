@@ -5,17 +5,18 @@ from __future__ import annotations
 import pandas as pd
 
 from orchestrator.report.material import Material, order_of
+from orchestrator.report.missing import Missing, missing
 from orchestrator.report.plot import OBJECTIVES
-from orchestrator.report.published import success_medians
+from orchestrator.report.published import SETTING, success_medians
 from orchestrator.report.statistics import bootstrap, bootstrap_mean, by_student, median, wilson
 from orchestrator.report.tables.table import Table
 
 
-def build(material: Material) -> pd.DataFrame | None:
+def build(material: Material) -> pd.DataFrame | Missing:
     """A row an objective."""
     rows = material.single
     if rows.empty:
-        return None
+        return missing(rows, "single-teacher transfers")
     students = by_student(rows)
     paper = {OBJECTIVES[name]: value for name, value in success_medians().items()}
     table = [_row(objective, rows, students, paper) for objective in order_of(rows["objective"])]
@@ -52,13 +53,12 @@ def _row(objective: str, rows: pd.DataFrame, students: pd.DataFrame, paper: dict
 TABLE = Table(
     key="success",
     title="Success by objective",
-    caption="Success rate: teachers that raise a student, %; its median over students with a bootstrap interval, and "
-    "pooled "
-    "over all transfers with Wilson's. Mean delta_transf in points, students drawn whole. p: McNemar's test, "
-    "two-sided, of "
-    "either direction.",
+    caption="Success rate: teachers that raise a student, %; its median over students with a bootstrap interval from three on, and "
+    "pooled over all transfers with Wilson's. Mean delta_transf in points, students drawn whole. p: McNemar's test, "
+    "two-sided, of either direction.",
     section="transfer",
     plan="kt-study plan --preset paper-10pct",
     build=build,
+    published=SETTING,
     digits=1,
 )

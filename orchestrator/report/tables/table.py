@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 class Table:
     """A table of the paper, or one of ours (`key` without a number).
 
-    `build` gives its rows, numbers as numbers and columns headed as they are shown, or None where a study has none; a
-    column whose head begins with "paper" holds what the paper prints.
+    `build` gives its rows, numbers as numbers and columns headed as they are shown, or says why there are none; a column
+    whose head begins with "paper" holds what the paper prints. `plan` is as in `Figure`.
     """
 
     key: str
@@ -25,6 +26,7 @@ class Table:
     caption: str
     section: str
     plan: str
-    build: Callable[[Material], pd.DataFrame | None]
+    build: Callable[[Material], pd.DataFrame | Missing]
+    published: str = ""  # of what data and models the paper's columns are
     notes: tuple[str, ...] = ()
     digits: int = 2

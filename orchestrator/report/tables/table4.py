@@ -5,12 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from orchestrator.report.material import Material
-from orchestrator.report.tables.several import several_teachers
+from orchestrator.report.missing import Missing
+from orchestrator.report.tables.several import SETTING, several_teachers
 from orchestrator.report.tables.table import Table
 
 
-def build(material: Material) -> pd.DataFrame | None:
-    """A row a student."""
+def build(material: Material) -> pd.DataFrame | Missing:
+    """A row a student and set of teachers."""
     modes = ("sequential", "parallel", "soup")
     return several_teachers(material, "kl_dp", "table4_multi_teacher_kl_dp", modes)
 
@@ -19,9 +20,9 @@ TABLE = Table(
     key="4",
     title="Several teachers, KL+DP",
     caption="delta_transf in points of a student's single transfers from these teachers, and of all of them one after "
-    "the "
-    "other, at once, and as a soup of the single ones.",
+    "the other, at once, and as a soup of the single ones.",
     section="multi-teacher",
     plan="kt-study plan --preset paper-multi",
     build=build,
+    published=SETTING,
 )

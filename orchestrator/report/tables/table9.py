@@ -5,12 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from orchestrator.report.material import Material
-from orchestrator.report.tables.several import several_teachers
+from orchestrator.report.missing import Missing
+from orchestrator.report.tables.several import SETTING, several_teachers
 from orchestrator.report.tables.table import Table
 
 
-def build(material: Material) -> pd.DataFrame | None:
-    """A row a student."""
+def build(material: Material) -> pd.DataFrame | Missing:
+    """A row a student and set of teachers."""
     return several_teachers(material, "kl", "table9_multi_teacher_kl", ("sequential", "soup"))
 
 
@@ -21,4 +22,5 @@ TABLE = Table(
     section="multi-teacher",
     plan="kt-study plan --preset paper-multi",
     build=build,
+    published=SETTING,
 )

@@ -1,0 +1,103 @@
+"""What is wrong with a study file's values, in the file's own notation: where, what, and which words would do."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from kt_study.nearest import nearest
+
+LARGEST = 2**63 - 1
+"""What a column of whole numbers holds."""
+
+_READABLE = {r"'^[\\w.-]+$'": "letters, digits, . _ - only"}
+"""What the patterns of the records ask for."""
+
+
+def explained(message: str, root: type[msgspec.Struct]) -> str:
+    """msgspec's complaint about a tree that is no `root`, with the place and, for an unknown word, what it may be."""
+    reason, _, path = message.partition(" - at `")
+    path = path.rstrip("`")
+    if unknown := re.search(r"unknown field `([^`]+)`", reason):
+        known = _struct(_annotation(root, path)).__struct_fields__
+        return f"{place(path)}unknown key {unknown[1]!r}{nearest(unknown[1], known)}"
+    if missing := re.search(r"missing required field `([^`]+)`", reason):
+        return f"{place(path)}{missing[1]!r} is missing"
+    return place(path) + readable(reason, _annotation(root, path))
+
+
+def readable(reason: str, annotation: Any) -> str:
+    """msgspec's reason why a value is none of `annotation`, with the words that would do, or the pattern in words."""
+    reason = reason[0].lower() + reason[1:]
+    if wrong := re.fullmatch(r"invalid enum value '(.*)'", reason, re.DOTALL):
+        words = list(_words(annotation))
+        return f"{reason}{nearest(wrong[1], words)} (it may be {', '.join(words)})"
+    said, _, pattern = reason.partition(" matching regex ")
+    return f"{said} of {_READABLE.get(pattern, pattern)}" if pattern else reason
+
+
+def unusable_number(value: Any, path: str = "$") -> str:
+    """The first number of a TOML tree that nothing can be computed with, and where it stands; empty when there is none."""
+    for where, number in _numbers(value, path):
+        if isinstance(number, int) and abs(number) > LARGEST:
+            return f"{place(where)}a whole number of more than 64 bits"
+        if not math.isfinite(number):
+            return f"{place(where)}{number} is no finite number"
+    return ""
+
+
+def place(path: str) -> str:
+    """`$.transfer.epochs` as `[transfer] epochs: `."""
+    parts = _keys(path)
+    if not parts:
+        return ""
+    depth = 2 if parts[:2] == ["fine_tuning", "dataset"] else 1
+    head = "[[model]]" if parts[0] == "model" else f"[{'.'.join(parts[:depth])}]"
+    return " ".join([head, *parts[depth:]]) + ": "
+
+
+def _keys(path: str) -> list[str]:
+    return [part for part in re.sub(r"\[[^]]*\]", "", path).removeprefix("$").split(".") if part]
+
+
+def _annotation(root: type[msgspec.Struct], path: str) -> Any:
+    """The annotation of the key that a path leads to."""
+    found: Any = root
+    for key in _keys(path):
+        found = get_type_hints(_struct(found), include_extras=True).get(key, Any)
+    return found
+
+
+def _struct(annotation: Any) -> type[msgspec.Struct]:
+    """The record in an annotation such as `list[ModelTable]`."""
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return annotation
+    inner = (found for part in get_args(annotation) if (found := _struct(part)) is not msgspec.Struct)
+    return next(inner, msgspec.Struct)
+
+
+def _words(annotation: Any) -> Iterator[str]:
+    """What may stand for an annotation."""
+    simple = {bool: ("true", "false"), int: ("a whole number",)}
+    if get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+    elif isinstance(annotation, type) and annotation in simple:
+        yield from simple[annotation]
+    else:
+        for part in get_args(annotation):
+            yield from _words(part)
+
+
+def _numbers(value: Any, path: str) -> Iterator[tuple[str, int | float]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, path)
+    elif isinstance(value, int | float):
+        yield path, value

@@ -1,0 +1,297 @@
+"""Figures, tables and findings of rows made up by hand: what is drawn, what is said, and what is not."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+import kt_study
+from orchestrator.report import write_report
+from orchestrator.report.charts import specifications
+from orchestrator.report.figures import FIGURES
+from orchestrator.report.files import _draw
+from orchestrator.report.findings import Finding, findings
+from orchestrator.report.material import Material
+from orchestrator.report.missing import Missing
+from orchestrator.report.palette import DARK, LIGHT, colours_of
+from orchestrator.report.plot import FAMILIES, OBJECTIVES, PUBLISHED, Drawing
+from orchestrator.report.settings import facts
+from orchestrator.report.tables import TABLES
+from tests.results.published_parquet import transfer as published_transfer
+from tests.results.published_parquet import write_students, write_table
+
+Row = dict[str, Any]
+SIMILARITIES = tuple(f"top{x}_similarity" for x in (2, 5, 20, 50))
+
+
+def model(key: str, **more: Any) -> Row:
+    return {"study": "s", "model": key, "model_key": key, "family": "cnn", "dataset": "d", **more}
+
+
+def pair(teacher: str, student: str, **more: Any) -> Row:
+    return {
+        "study": "s", "job_id": 1, "dataset": "d", "teacher": teacher, "student": student, "teacher_key": teacher,
+        "student_key": student, "n": 100, "rho_pos": 8.0, "rho_neg": 2.0, "delta_acc": 6.0, "entropy": 2.9,
+        "entropy_null": 3.0, **more,
+    }  # fmt: skip
+
+
+def transfer(student: str, teacher: str, objective: str, delta: float, **more: Any) -> Row:
+    return published_transfer("s", 1, student, teacher, objective, delta, **{"dataset": "d", **more})
+
+
+def study(folder: Path, tables: Mapping[str, list[Row]]) -> Material:
+    for name, rows in tables.items():
+        write_table(folder, name, rows)
+    return Material(kt_study.load(folder, "s"), "s")
+
+
+def figure(material: Material, key: str) -> Drawing | Missing:
+    return next(figure for figure in FIGURES if figure.key == key).build(material)
+
+
+def drawn(material: Material, key: str) -> Drawing:
+    drawing = figure(material, key)
+    assert isinstance(drawing, Drawing)
+    return drawing
+
+
+def why_not(material: Material, key: str) -> Missing:
+    found = figure(material, key)
+    assert isinstance(found, Missing)
+    return found
+
+
+def table(material: Material, key: str) -> Any:
+    return next(table for table in TABLES if table.key == key).build(material)
+
+
+def said(material: Material, part: str) -> Finding:
+    return next(finding for finding in findings(material) if part in finding.sentence)
+
+
+def flips(classes: int) -> list[Row]:
+    return [
+        {"study": "s", "job_id": 1, "dataset": "d", "teacher": "a", "student": "b", "class_index": at,
+         "class_name": f"c{at}", "n": 50, "positive_flips": 2 if at < 20 else 0, "negative_flips": 1}
+        for at in range(classes)
+    ]  # fmt: skip
+
+
+def test_classes_without_any_flip_count(tmp_path: Path) -> None:
+    rows = {"complementarity": [pair("a", "b", n_classes=1000)], "class_flips": flips(30)}
+    material = study(tmp_path, rows)
+    (layer,) = drawn(material, "2a").panels[0].layers
+    curve = layer.data[layer.data["pair"].str.startswith("equal")]
+    assert len(curve) == 1000
+    assert curve["rank"].tolist() == pytest.approx([100 * (at + 1) / 1000 for at in range(1000)])
+    assert curve["share"].tolist() == [4.0] * 20 + [0.0] * 980
+    entropy = drawn(material, "1b")
+    assert "1,000 classes" in entropy.sample
+    (rule,) = (layer.data for layer in entropy.panels[0].layers if layer.mark == "rule")
+    assert rule.to_dict("records") == [{"y": math.log(1000), "label": "uniform over 1,000 classes, 6.91"}]
+
+
+def test_an_unknown_number_of_classes_is_not_invented(tmp_path: Path) -> None:
+    material = study(tmp_path, {"complementarity": [pair("a", "b")], "class_flips": flips(30)})
+    entropy = drawn(material, "1b")
+    assert "unknown number of classes" in entropy.sample
+    assert [layer.mark for layer in entropy.panels[0].layers if layer.mark == "rule"] == []
+    panel = drawn(material, "2a").panels[0]
+    assert panel.x_label == "classes with a flip, sorted by their share"
+    assert sorted(set(panel.layers[0].data["rank"])) == list(range(1, 31))
+
+
+def test_similarity_that_is_unknown_or_of_the_last_digit_is_not_drawn(tmp_path: Path) -> None:
+    noise = dict.fromkeys(SIMILARITIES[1:], -3.33e-14)
+    alike = study(tmp_path / "alike", {"complementarity": [pair("a", "b", similarity="wordnet", **noise)]})
+    assert why_not(alike, "2b") == Missing(reason="All classes are equally alike by wordnet", planned=False)
+    unknown = study(tmp_path / "unknown", {"complementarity": [pair("a", "b", similarity="wordnet")]})
+    assert "unknown, or the same for all" in why_not(unknown, "2b").reason
+
+
+def test_similarities_of_different_measures_are_not_mixed(tmp_path: Path) -> None:
+    rows = [pair("a", f"b{at}", similarity="wordnet", **dict.fromkeys(SIMILARITIES, 10.0)) for at in range(3)]
+    rows += [pair("a", f"c{at}", similarity="clip", **dict.fromkeys(SIMILARITIES, 90.0)) for at in range(2)]
+    drawing = drawn(study(tmp_path, {"complementarity": rows}), "2b")
+    assert set(drawing.panels[0].layers[0].data["similarity"]) == {10.0}
+    assert "3 pairs; similarity by wordnet (left out, as measured otherwise: clip 2)" in drawing.sample
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Material:
+    chain, at_once = {"multi_teacher": "sequential"}, {"multi_teacher": "parallel"}
+    rows = [
+        transfer("a", "b+c", "kl_dp", 1.0, stage=1, **chain),
+        transfer("a", "b+c+d", "kl_dp", 3.0, stage=2, **chain),
+        transfer("a", "c+b", "kl_dp", 1.5, stage=1, **chain),
+        transfer("a", "b+c", "kl_dp", 2.0, **at_once),
+        transfer("a", "b+c", "kl_dp", -5.0, **at_once, **{"dataset": "cars"}),
+        transfer("a", "b+d", "kl_dp", -7.0, **at_once, **{"lr": 0.5}),
+        transfer("a", "b", "kl_dp", 0.5), transfer("a", "c", "kl_dp", 0.7), transfer("a", "d", "kl_dp", 1.0),
+    ]  # fmt: skip
+    return study(
+        tmp_path, {"models": [model("a")], "transfers": [*rows, transfer("a", "c+d", "kl_dp", 0.0, **at_once)]}
+    )
+
+
+def test_sets_of_teachers_stay_apart(several: Material) -> None:
+    """Other data sets and settings, and earlier stages of a longer chain, are not counted; shorter sets are."""
+    rows = table(several, "4").set_index("which")
+    assert rows["teachers"].to_dict() == {"b, c": 2, "b, c, d": 3, "c, d": 2}
+    assert rows["sequential"].dropna().to_dict() == {"b, c": 1.5, "b, c, d": 3.0}
+    assert rows["parallel"].dropna().to_dict() == {"b, c": 2.0, "c, d": 0.0}
+    assert rows["single max"].to_dict() == {"b, c": 0.7, "b, c, d": 1.0, "c, d": 1.0}
+    assert rows["single mean"].tolist() == pytest.approx([0.6, 2.2 / 3, 0.85])
+
+
+def test_several_teachers_are_compared_with_the_best_of_the_same(several: Material) -> None:
+    finding = said(several, "from several")
+    sequential = ((1.5 - 0.7) + (3.0 - 1.0)) / 2
+    assert finding.figure == f"{sequential:+.2f}"
+    assert f"parallel {((2.0 - 0.7) + (0.0 - 1.0)) / 2:+.2f}" in finding.sentence
+    assert f"{100 * ((1.5 / 0.7 - 1) + (3.0 / 1.0 - 1)) / 2:+.0f} %" in finding.sentence
+    assert finding.paper == "sequential +0.20 points, +59 % (ImageNet, 3 students x 3 teachers)"
+
+
+def test_a_setting_that_some_rows_lack_is_a_setting(tmp_path: Path) -> None:
+    rows = [transfer("a", "b", "kl", 1.0), transfer("a", "c", "kl", 2.0), transfer("a", "d", "kl", 3.0, augment=None)]
+    assert study(tmp_path / "some", {"transfers": rows}).single["teacher"].tolist() == ["b", "c"]
+    none = [{**row, "augment": None} for row in rows]
+    assert study(tmp_path / "none", {"transfers": none}).single["teacher"].tolist() == ["b", "c", "d"]
+
+
+def test_reasons_name_what_is_missing(tmp_path: Path) -> None:
+    rates = {f"transfer_rate_top{x}": 10.0 for x in (2, 5, 20, 50, 100)}
+    material = study(tmp_path, {"models": [model("a")], "transfers": [transfer("a", "b", "kl_dp", 1.0, **rates)]})
+    reason = "There are single-teacher transfers (1), but none has "
+    assert why_not(material, "5b") == Missing(reason=reason + "the size of its student", planned=False)
+    assert why_not(material, "4b") == Missing(reason=reason + "acc_teacher and acc_before", planned=False)
+    assert why_not(material, "1a") == Missing(reason="No measured pairs yet")
+    assert [panel.title for panel in drawn(material, "8").panels] == ["c) family"]
+    assert "No panel b) size: unknown here." in drawn(material, "8").notes
+
+
+def test_sizes_are_those_counted_where_the_catalogue_has_none(tmp_path: Path) -> None:
+    counted = {"study": "s", "job_id": 1, "dataset": "d", "model": "a", "model_key": "a", "split": "val", "params": 2.5}
+    material = study(tmp_path, {"models": [model("a"), model("b", params=7.0)], "evaluations": [counted]})
+    assert material.models["params"].tolist() == [2.5, 7.0]
+
+
+@pytest.mark.parametrize(("dataset", "classes", "fits"), [("digits", 10, False), ("mine", 1000, True)])
+def test_only_imagenet_is_told_of_the_papers_plans(tmp_path: Path, dataset: str, classes: int, fits: bool) -> None:
+    write_table(tmp_path / "results", "complementarity", [pair("a", "b", dataset=dataset, n_classes=classes)])
+    page = write_report(tmp_path / "results", tmp_path / "report").read_text(encoding="utf-8")
+    assert ("--preset paper-10pct" in page) == fits
+    assert page.count('class="missing"') > 5
+
+
+def test_a_study_without_labels_has_no_table_of_complementary_pairs(tmp_path: Path) -> None:
+    rows = [pair("a", "b", agreement=50.0, rho_pos=None, rho_neg=None, delta_acc=None)]
+    material = study(tmp_path, {"complementarity": rows})
+    assert "needs labels" in table(material, "pairs").reason
+    assert "needs labels" in why_not(material, "2a").reason
+
+
+def test_weights_that_a_study_only_starts_from_are_no_models_of_it(tmp_path: Path) -> None:
+    start, chance = model("a:untrained", weights="random:1", dataset=None), model("chance", weights="random:0")
+    material = study(tmp_path, {"models": [model("a", weights="train:1"), start, chance]})
+    assert facts(material)["models"] == "2"
+
+
+def test_published_marks_follow_the_filters(tmp_path: Path) -> None:
+    write_students(tmp_path, "s")
+    material = Material(kt_study.load(tmp_path, "s"), "s")
+    for key in ("7", "8"):
+        layers = [layer for panel in drawn(material, key).panels for layer in panel.layers if layer.fixed == PUBLISHED]
+        assert layers
+        for layer in layers:
+            assert set(layer.data["family"]) <= set(FAMILIES.values())
+            assert set(layer.data["objective"]) <= set(OBJECTIVES.values())
+
+
+def test_diamonds_are_only_spoken_of_where_they_are(tmp_path: Path) -> None:
+    write_students(tmp_path / "theirs", "s")
+    assert "Diamonds" in drawn(Material(kt_study.load(tmp_path / "theirs", "s"), "s"), "7").published
+    ours = transfer("a", "b", "kl", 1.0, knowledge_gain=2.0, knowledge_loss=1.0)
+    assert drawn(study(tmp_path / "ours", {"transfers": [ours]}), "7").published == ""
+
+
+def test_baselines_stand_beside_what_the_paper_says_of_them(tmp_path: Path) -> None:
+    rows = [transfer("a", "b", "kl", 1.0), transfer("a", "c", "kl", 2.0), transfer("a", "b", "soft_xe", -0.5)]
+    rows += [transfer("a", "b", "kl", 1.25, top_k=10), transfer("a", "d", "kl", 9.0, top_k=10, lr=0.5)]
+    rows += [transfer("a", "b", "kl_label_smoothing", 1.0)]
+    material = study(tmp_path, {"transfers": rows})
+    soft, top = said(material, "soft-target"), said(material, "ten highest")
+    assert (soft.figure, soft.paper) == ("-1.50", "-1.2 points (ImageNet, 60 pairs)")
+    assert (top.figure, top.paper) == ("+0.25", "+0.20 points (ImageNet, 6 pairs)")
+    assert "KL smoothed 54 %" in said(material, "raise the median student").paper
+
+
+def test_two_students_have_no_interval(tmp_path: Path) -> None:
+    material = study(tmp_path, {"transfers": [transfer("a", "b", "kl", 1.0)]})
+    assert drawn(material, "4a").sample == "KL: median 100.0 % of 1 student x 1 teacher"
+    assert "Over 1 student, too few for an interval." in said(material, "raise the median student").sentence
+    assert table(material, "success")[["95 % low", "95 % high", "delta low", "delta high"]].isna().all(axis=None)
+
+
+def test_students_with_the_same_rate_lie_apart(tmp_path: Path) -> None:
+    rows = [transfer(student, "t", "kl", 1.0) for student in "abc"] + [transfer("d", "t", "kl", -1.0)]
+    drawing = drawn(study(tmp_path, {"transfers": rows}), "4a")
+    students = drawing.panels[0].layers[1].data.set_index("student")["aside"]
+    assert students.to_dict() == pytest.approx({"a": -1 / 3, "b": 0.0, "c": 1 / 3, "d": 0.0})
+    (axes,) = _draw(drawing, "").axes
+    places = {tuple(point) for marks in axes.collections for point in marks.get_offsets().tolist()}
+    assert {(-0.1667, 100.0), (0.0, 100.0), (0.1667, 100.0)} <= {(round(x, 4), y) for x, y in places}
+    points = specifications(drawing)[0]["layer"][1]["mark"]
+    assert points["xOffset"] == {"expr": "40 * datum.aside"}
+
+
+def test_ten_objectives_have_ten_colours() -> None:
+    names = colours_of(list(OBJECTIVES.values()))
+    for ground in (LIGHT, DARK):
+        colours = [ground[name] for name in names]
+        assert min(apart(one, other) for one in colours for other in colours if one != other) > 50
+        assert len(set(colours)) == len(OBJECTIVES) == 10
+
+
+def apart(one: str, other: str) -> float:
+    """Distance of two #rrggbb, with red, green and blue weighed as the eye does (a low-cost approximation of CIELUV)."""
+    (r1, g1, b1), (r2, g2, b2) = ([int(name[at : at + 2], 16) for at in (1, 3, 5)] for name in (one, other))
+    red = (r1 + r2) / 2
+    return math.sqrt((2 + red / 256) * (r1 - r2) ** 2 + 4 * (g1 - g2) ** 2 + (2 + (255 - red) / 256) * (b1 - b2) ** 2)
+
+
+def test_legends_lie_outside_the_axes_and_at_most_three_panels_in_a_row(tmp_path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = {"acc_teacher": 80.0, "acc_before": 75.0}
+    rows = [transfer("a", f"t{at}", name, at, **known) for at in range(3) for name in OBJECTIVES]
+    drawing = drawn(study(tmp_path, {"transfers": rows}), "4b")
+    picture = _draw(Drawing(panels=drawing.panels * 7, sample=""), "seven")
+    FigureCanvasAgg(picture).draw()
+    assert len(picture.axes) == 7
+    for axes in picture.axes:
+        legend = axes.get_legend()
+        assert legend is not None
+        assert len(legend.get_texts()) == 10
+        assert legend.get_window_extent().y0 >= axes.get_window_extent().y1
+    assert max(sum(round(a.get_position().y0, 3) == round(b.get_position().y0, 3) for b in picture.axes)
+               for a in picture.axes) == 3  # fmt: skip
+    assert picture.get_figwidth() <= 12
+
+
+def test_links_lead_to_files_whatever_the_study_is_called(tmp_path: Path) -> None:
+    write_table(tmp_path / "results", "complementarity", [pair("a", "b", study="vorhersagen-ü & <b>")])
+    page = write_report(tmp_path / "results", tmp_path / "report")
+    links = re.findall(r'href="((?:figures|tables)/[^"]+)"', page.read_text(encoding="utf-8"))
+    assert len(links) > 2
+    for link in links:
+        assert (page.parent / unquote(html.unescape(link))).is_file(), link

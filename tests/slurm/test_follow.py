@@ -1,0 +1,90 @@
+"""launch --wait over a crew that comes to nothing: it backs off, and gives up only after launches that really were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from kt_study.errors import EnvironmentUnusable, SlurmError
+from kt_study.store import JobStore, Outlook
+from orchestrator.launch import follow
+from orchestrator.launch.follow import BackingOff, Follower
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(follow, "time", SimpleNamespace(sleep=made.sleep, monotonic=lambda: made.now))
+    return made
+
+
+@dataclass
+class Crew:
+    """Its pilots end at once; after two launches it wants 30 s of rest, then a minute, two, ..., as on Slurm."""
+
+    clock: Clock
+    sent: list[float] = field(default_factory=list)
+    ready: int = 5
+    refuses: str = ""
+
+    def expire(self) -> None: ...
+
+    def outlook(self, _study: str) -> Outlook:
+        return Outlook(
+            ready_now=self.ready, ready_later=0, next_s=None, blocked=0, running=0, failed=0, done=0, cancelled=0, paused=0
+        )  # fmt: skip
+
+    def is_alone(self) -> bool:
+        return True
+
+    def tend(self) -> None: ...
+
+    def add(self) -> int:
+        if self.refuses and self.clock.now < 3600:
+            raise SlurmError(self.refuses)
+        rest = 30.0 * 2.0 ** (len(self.sent) - 2) if len(self.sent) >= 2 else 0.0
+        if self.sent and (left := self.sent[-1] + rest - self.clock.now) > 0:
+            raise BackingOff(f"the next may start in {left:.0f} s", left)
+        self.sent.append(self.clock.now)
+        return 4
+
+    def wait_for_first(self) -> None: ...
+
+
+def follow_until_it_gives_up(crew: Crew) -> str:
+    with pytest.raises(EnvironmentUnusable) as given_up:
+        Follower(cast(JobStore, crew), "s", crew).until_done()
+    return str(given_up.value)
+
+
+def test_the_pauses_between_launches_that_come_to_nothing_are_waited_for(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crew = Crew(clock)
+    assert "workers ended 6 times without finishing a job" in follow_until_it_gives_up(crew)
+    assert len(crew.sent) == 6
+    pauses = [after - before for before, after in zip(crew.sent, crew.sent[1:], strict=False)]
+    assert all(pause >= least for pause, least in zip(pauses[1:], (30, 60, 120, 240), strict=True)), pauses
+    assert all(pause < least + 130 for pause, least in zip(pauses[1:], (30, 60, 120, 240), strict=True)), pauses
+    said = capsys.readouterr().err
+    assert said.count("the next may start in") <= 4, "once for each pause"
+
+
+def test_a_slurm_that_refuses_for_an_hour_does_not_count_as_workers_that_ended(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crew = Crew(clock, refuses="sbatch: slurmctld is away")
+    assert "workers ended 6 times" in follow_until_it_gives_up(crew)
+    assert crew.sent[0] >= 3600
+    assert capsys.readouterr().err.count("slurmctld is away") == 1

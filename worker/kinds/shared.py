@@ -1,0 +1,28 @@
+"""Job kind `shared`: a training that is the same whoever the teacher is, for the transfers that measure it. No rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from kt_study.hashing import job_digest
+from kt_study.words import TransferSpec
+from worker.context import JobContext, Rows
+from worker.kinds.transfer import train_student
+from worker.trainer.opened import open_transfer
+from worker.trainer.shared import leave_outcome
+
+
+def run(spec: dict[str, Any], context: JobContext) -> Rows:
+    """Train the student and leave what `worker.trainer.shared` reads. No rows: each transfer writes its own.
+
+    Raises:
+        Stopped: asked to stop; the checkpoint is written and the next attempt ends with the same bits.
+        UsageError, DataError, UnknownModelError, WeightsError, DiskError: as `worker.kinds.transfer.run`.
+    """
+    wanted = msgspec.convert(spec, TransferSpec)
+    job = job_digest("shared", spec)
+    leave_outcome(wanted, train_student(open_transfer(wanted, context), job, context), context)
+    context.paths.checkpoint(job).unlink(missing_ok=True)
+    return {}

@@ -1,0 +1,44 @@
+"""Columns of a batch on their way to the host while the device works on the next batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Columns = dict[str, NDArray[Any]]
+
+
+def one_behind(batches: Iterable[Mapping[str, torch.Tensor]]) -> Iterator[Columns]:
+    """Each batch's columns on the host, handed out once the work of the next batch has been launched.
+
+    A GPU so has work to do while a batch is waited for and written.
+    """
+    before: _Coming | None = None
+    for columns in batches:
+        coming = _Coming(columns)
+        if before is not None:
+            yield before.arrived()
+        before = coming
+    if before is not None:
+        yield before.arrived()
+
+
+class _Coming:
+    """A batch whose copy to the host has been launched."""
+
+    def __init__(self, columns: Mapping[str, torch.Tensor]) -> None:
+        self._columns = {name: column.to("cpu", non_blocking=True) for name, column in columns.items()}
+        self._copied: torch.cuda.Event | None = None
+        if any(column.is_cuda for column in columns.values()):
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def arrived(self) -> Columns:
+        """Wait for the copy."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return {name: np.asarray(column) for name, column in self._columns.items()}

@@ -1,0 +1,27 @@
+"""What torch.compile has made in this process, and when to let go of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kt_study.words import Settings
+
+
+def forget_compiled(shelf: dict[str, Any], student: str, settings: Settings) -> None:
+    """Let go of what was compiled for other students and other kinds of steps.
+
+    torch compiles one class's forward pass eight times and no more (`torch._dynamo.config.recompile_limit`): of a
+    worker's students of one class the fifth or so would silently run as it is. A student that comes again, in steps of
+    the same kind, finds its code.
+
+    Args:
+        shelf: `JobContext.shelf`, where the last student and kind are noted.
+        student: key of the student that is about to be compiled.
+        settings: of its transfer.
+    """
+    kind = (settings.batch_size, settings.precision, settings.batchnorm, settings.channels_last)
+    if shelf.get("compiled") != (student, kind):
+        torch._dynamo.reset()
+        shelf["compiled"] = (student, kind)
