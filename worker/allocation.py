@@ -106,7 +106,8 @@ def slurm_job() -> str:
 def slurm_facts(job: str) -> dict[str, str]:
     """What `scontrol show job` says; empty when it does not answer."""
     said = _scontrol("-o", "show", "job", job)
-    return dict(re.findall(r"(\w+)=(\S*)", said.stdout)) if said and not said.returncode else {}
+    found = re.findall(r"(\w+)=(\S*)", said.stdout) if said and not said.returncode else []
+    return dict(reversed(found))  # of a name that comes twice the first: comments, which anybody writes, come last
 
 
 def say_farewell(allocation: Allocation, stop: StopRequest, options: PilotOptions, *, work_left: bool) -> None:

@@ -72,6 +72,13 @@ def test_at_the_time_limit_the_pilot_requeues_itself_by_its_array_name(
     assert lingered == [120.0]
 
 
+def test_a_comment_that_looks_like_a_fact_is_none(scontrol: Scontrol) -> None:
+    scontrol.facts.write_text(
+        "JobId=15 JobState=RUNNING PreemptTime=None Comment=after PreemptTime=2026-11-23T10:00:00"
+    )
+    assert allocation.slurm_facts("15")["PreemptTime"] == "None"
+
+
 def test_without_work_it_just_ends(scontrol: Scontrol, lingered: list[float]) -> None:
     scontrol.facts.write_text("JobId=15 JobState=RUNNING PreemptTime=None")
     say_farewell(ending_in(80), stopped("SIGUSR2"), OPTIONS, work_left=False)
