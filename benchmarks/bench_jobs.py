@@ -7,7 +7,8 @@
 The bare loop is one UPDATE .. FOR UPDATE SKIP LOCKED .. RETURNING (on SQLite: UPDATE .. RETURNING between BEGIN IMMEDIATE
 and COMMIT) and one finishing UPDATE, each with its own commit, over a table with nothing but what it needs: no attempts, no
 fencing numbers, no needs, no affinity. Cases take turns, round by round. On SQLite the same bare loop also runs over a table
-with the store's indexes (by kind, teacher and student, and of what runs), to tell what they cost from what the store costs.
+with the store's indexes (by kind, teacher and student, and of what runs), to tell what they cost from what the store costs;
+and with the store's way of waiting, since by SQLite's own one of eight processes does next to nothing.
 
 Parts may be run one at a time: the file of the day keeps what the other parts found, each with its own time and load.
 """
@@ -37,6 +38,7 @@ from benchmarks.harness import read_result, versions, write_result
 from kt_study.database import connect_postgresql, connect_sqlite, parse_url
 from kt_study.hashing import job_digest
 from kt_study.store import JobStore, Planned, open_store
+from kt_study.store.sqlite import within
 from kt_study.words import PlannedJob
 from orchestrator import postgres_server
 
@@ -44,6 +46,7 @@ LEAST_RATIO = 0.8  # of the bare loop's jobs a second
 READY_JOBS = 20_000  # more than any case uses up in its seconds
 BATCH_JOBS = 150_000
 MILLION = 1_000_000
+FAIR = ", each waiting fairly"
 FORK = multiprocessing.get_context("fork")
 ROW = {"evaluations": [{"dataset": "imagenet-val", "model": "resnet50", "n": 50_000, "acc": 76.13}]}
 SPEC = {"dataset": "imagenet-val", "student": "s" * 32, "teachers": ["t" * 32], "objective": "kl_dp", "seed": 1}
@@ -116,6 +119,29 @@ def bare_sqlite(url: str) -> Callable[[], int]:
         connection.execute(finish, [row[0]])
         connection.execute("COMMIT")
         return 1
+
+    return step
+
+
+def fair_sqlite(url: str) -> Callable[[], int]:
+    """The bare loop on SQLite whose processes wait for each other as the store's do, so that none of them starves."""
+    connection = connect_sqlite(parse_url(url).path)
+    claim, finish = BARE_CLAIM.format(mark="?", locking=""), BARE_FINISH.format(mark="?")
+
+    def alone(statement: str, parameter: str | int) -> list[tuple[int, str]]:
+        return within(
+            connection,
+            "BEGIN IMMEDIATE",
+            lambda one: one.execute(statement, [parameter]).fetchall(),
+            time.monotonic() + 60.0,
+        )
+
+    def step() -> int:
+        rows = alone(claim, "worker")
+        for job, spec in rows:
+            json.loads(spec)
+            alone(finish, job)
+        return len(rows)
 
     return step
 
@@ -276,13 +302,14 @@ def postgresql_cases(url: str, seconds: float) -> list[Case]:
 
 
 def sqlite_cases(folder: Path, seconds: float) -> list[Case]:
-    """Bare and store at 1 and 8 processes, the bare one with the store's indexes and batches of 16 at 1, on one file."""
+    """Bare and store at 1 and 8 processes, bare at 8 that waits fairly, with the store's indexes, batches of 16; one file."""
     url = f"sqlite:///{folder / 'bench.db'}"
     open_store(url, create=True).close()
     cases = []
     for processes in (1, 8):
         cases.append(Case(f"bare x{processes}", url, processes, bare_sqlite, fill_bare(READY_JOBS), seconds))
         cases.append(Case(f"store x{processes}", url, processes, store_loop(1), fill_store(READY_JOBS), seconds))
+    cases.append(Case(f"bare x8{FAIR}", url, 8, fair_sqlite, fill_bare(READY_JOBS), seconds))
     indexed = fill_bare(READY_JOBS, indexed=True)
     cases.append(Case("bare x1, the store's indexes", url, 1, bare_sqlite, indexed, seconds))
     cases.append(Case("store x1, batches of 16", url, 1, store_loop(16), fill_store(BATCH_JOBS), seconds))
@@ -356,10 +383,11 @@ def ratios(cases: list[Case]) -> dict[str, float]:
     by_name = {case.name: case for case in cases}
     found = {}
     for name, case in by_name.items():
-        bare = by_name.get(name.replace("store", "bare"))
-        if name.startswith("store") and bare:
-            within = [ours / theirs for ours, theirs in zip(case.rates(), bare.rates(), strict=True)]
-            found[name.removeprefix("store ")] = statistics.median(within)
+        for suffix in ("", FAIR):
+            bare = by_name.get(name.replace("store", "bare") + suffix)
+            if name.startswith("store") and bare:
+                each_round = [ours / theirs for ours, theirs in zip(case.rates(), bare.rates(), strict=True)]
+                found[name.removeprefix("store ") + suffix] = statistics.median(each_round)
     return found
 
 
