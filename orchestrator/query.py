@@ -36,6 +36,7 @@ FORMATS = ("table", "csv", "json", "parquet")
 _QUOTED = r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"(?:[^"]|"")*\""""
 _PARAMETER = re.compile(r"(?<![:\w]):(?P<name>[a-z_]\w*)")
 _WORDS = re.compile(rf"(?P<quoted>{_QUOTED})|{_PARAMETER.pattern}|%", re.DOTALL)
+_PART = re.compile(r"\{(?P<name>[a-z]+)\}")  # stands for a file of sql/queries/parts
 _NAME = re.compile(r"^[a-z][a-z0-9-]*$")
 
 _SQLITE_READS = {
@@ -48,7 +49,8 @@ _SQLITE_READS = {
 
 @dataclass(frozen=True, kw_only=True)
 class NamedQuery:
-    """One file of sql/queries: its first line says what it answers; `:name` in it is a parameter, NULL if not given."""
+    """One file of sql/queries with the parts named in it: its first line says what it answers; `:name` in it is a
+    parameter, NULL if not given."""
 
     name: str
     title: str
@@ -127,8 +129,13 @@ def render(answer: Answer, style: str) -> bytes:
 
 
 def _read(path: Path) -> NamedQuery:
-    sql = path.read_text(encoding="utf-8")
+    sql = _PART.sub(lambda part: _part(path.parent, part["name"]), path.read_text(encoding="utf-8"))
     return NamedQuery(name=path.stem, title=sql.splitlines()[0].removeprefix("--").strip(), sql=sql)
+
+
+def _part(queries: Path, name: str) -> str:
+    """What several named queries have in common, without the line that says what it is."""
+    return (queries / "parts" / f"{name}.sql").read_text(encoding="utf-8").partition("\n")[2].rstrip()
 
 
 def _statement(name_or_sql: str, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:

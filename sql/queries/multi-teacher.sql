@@ -1,20 +1,6 @@
 -- Several teachers against one: sequential, parallel and soup transfers beside the single ones of the same teachers
 -- parameters: study
-WITH runs AS (
-    SELECT st.name AS study, t.dataset, t.dataset_key, t.objective, t.student, t.student_key, t.teacher, t.teacher_key,
-           t.multi_teacher, t.delta_transf,
-           DENSE_RANK() OVER (
-               PARTITION BY st.name, t.dataset, t.objective
-               ORDER BY t.reading DESC, t.batchnorm DESC, t.epochs, t.lr, t.temperature, t.top_k, t.batch_size,
-                        t.momentum, t.weight_decay, t.kl_weight, t.label_smoothing, t.warmup_epochs, t.flips, t.views,
-                        t.augment, t.crop, t.crop_pct, t.mcl_tau, t.mcl_every, t.precision, t.grad_clip
-           ) AS setting
-    FROM transfers t
-    JOIN study_jobs sj ON sj.job_id = t.job_id
-    JOIN studies st ON st.id = sj.study_id
-    WHERE t.delta_transf IS NOT NULL
-      AND (CAST(:study AS TEXT) IS NULL OR st.name = CAST(:study AS TEXT))
-),
+WITH {runs},
 teams AS (
     SELECT study, dataset, dataset_key, objective, setting, student, student_key, teacher, teacher_key,
            AVG(CASE WHEN multi_teacher = 'sequential' THEN delta_transf END) AS sequential,

@@ -1,23 +1,14 @@
 -- Share of transfers that gain accuracy, by objective and setting: over all pairs, and the median over students
 -- parameters: study
-WITH runs AS (
-    SELECT st.name AS study, t.dataset, t.objective, t.student, t.delta_transf, t.reading, t.batchnorm, t.epochs, t.lr,
-           t.temperature, t.top_k, CASE WHEN t.delta_transf > 0 THEN 100.0 ELSE 0.0 END AS success,
-           DENSE_RANK() OVER (
-               PARTITION BY st.name, t.dataset, t.objective
-               ORDER BY t.reading DESC, t.batchnorm DESC, t.epochs, t.lr, t.temperature, t.top_k, t.batch_size,
-                        t.momentum, t.weight_decay, t.kl_weight, t.label_smoothing, t.warmup_epochs, t.flips, t.views,
-                        t.augment, t.crop, t.crop_pct, t.mcl_tau, t.mcl_every, t.precision, t.grad_clip
-           ) AS setting
-    FROM transfers t
-    JOIN study_jobs sj ON sj.job_id = t.job_id
-    JOIN studies st ON st.id = sj.study_id
-    WHERE t.multi_teacher = 'single' AND t.delta_transf IS NOT NULL
-      AND (CAST(:study AS TEXT) IS NULL OR st.name = CAST(:study AS TEXT))
+WITH {runs},
+single AS (
+    SELECT runs.*, CASE WHEN delta_transf > 0 THEN 100.0 ELSE 0.0 END AS success
+    FROM runs
+    WHERE multi_teacher = 'single'
 ),
 students AS (
     SELECT study, dataset, objective, setting, student, AVG(success) AS success
-    FROM runs
+    FROM single
     GROUP BY study, dataset, objective, setting, student
 ),
 ranked AS (
@@ -37,7 +28,7 @@ pooled AS (
            MAX(epochs) AS epochs, MAX(lr) AS lr, MAX(temperature) AS temperature, MAX(top_k) AS top_k,
            COUNT(*) AS pairs, AVG(success) AS success_rate, AVG(delta_transf) AS mean_delta_transf, MIN(delta_transf) AS min_delta_transf,
            MAX(delta_transf) AS max_delta_transf
-    FROM runs
+    FROM single
     GROUP BY study, dataset, objective, setting
 )
 SELECT pooled.study, pooled.dataset, pooled.objective, pooled.setting, pooled.reading, pooled.batchnorm, pooled.epochs,

@@ -1,0 +1,15 @@
+-- runs: every transfer of the study, with the number of its setting among those of its data set and objective
+runs AS (
+    SELECT st.name AS study, t.*,
+           DENSE_RANK() OVER (
+               PARTITION BY st.name, t.dataset, t.objective
+               ORDER BY t.reading DESC, t.batchnorm DESC, t.epochs, t.lr, t.temperature, t.top_k, t.batch_size,
+                        t.momentum, t.weight_decay, t.kl_weight, t.label_smoothing, t.warmup_epochs, t.flips, t.views,
+                        t.augment, t.crop, t.crop_pct, t.mcl_tau, t.mcl_every, t.precision, t.grad_clip
+           ) AS setting
+    FROM transfers t
+    JOIN study_jobs sj ON sj.job_id = t.job_id
+    JOIN studies st ON st.id = sj.study_id
+    WHERE t.delta_transf IS NOT NULL
+      AND (CAST(:study AS TEXT) IS NULL OR st.name = CAST(:study AS TEXT))
+)
