@@ -11,7 +11,7 @@ import click
 from kt_study import notify
 from kt_study.pilots import LaunchFiles, PilotOptions
 from orchestrator.launch.options import with_slurm_options
-from orchestrator.launch.speed import with_speed_options
+from orchestrator.launch.speed import lease_option, with_speed_options
 from orchestrator.plural import counted
 from orchestrator.surroundings import Surroundings, with_surroundings
 
@@ -39,14 +39,7 @@ _LAST_WORD_S = 1.5  # of KillWait, for the last word of a pilot that does not st
 @click.option("--all-nodes", is_flag=True, help="Also on nodes where workers ended badly within the last day.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where models run.")
 @click.option("--threads", type=click.IntRange(min=1), help="Torch threads of a worker; the cores shared out.")
-@click.option(
-    "--lease",
-    "lease_s",
-    type=click.FloatRange(min=3),
-    default=60.0,
-    show_default=True,
-    help="Seconds a silent worker keeps a job.",
-)
+@lease_option
 @with_speed_options
 @click.pass_context
 def command(

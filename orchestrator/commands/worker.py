@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from kt_study.pilots import PilotOptions
-from orchestrator.launch.speed import with_speed_options
+from orchestrator.launch.speed import lease_option, with_speed_options
 from orchestrator.surroundings import Surroundings, with_surroundings
 
 
@@ -16,14 +16,7 @@ from orchestrator.surroundings import Surroundings, with_surroundings
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where models run.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Torch threads; 0 for all usable cores.")
 @click.option("--idle", "idle_s", type=float, default=600.0, show_default=True, help="Seconds to wait for work.")
-@click.option(
-    "--lease",
-    "lease_s",
-    type=click.FloatRange(min=3),
-    default=60.0,
-    show_default=True,
-    help="Seconds a job is held in silence.",
-)
+@lease_option
 @with_speed_options
 def command(
     here: Surroundings, device: str, threads: int, idle_s: float, lease_s: float, speed: dict[str, Any]

@@ -1,5 +1,5 @@
-"""The options of `kt-study launch` and `kt-study worker` that fit a worker to its machine; no result depends on them
-beyond rounding."""
+"""What `kt-study launch` and `kt-study worker` have in common: the lease, and the options that fit a worker to its machine;
+no result depends on them beyond rounding."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--eval-batch-size", {"type": IntRange(min=1), "help": "Samples of a forward pass without training; 64."}),
     ("--cuda-graphs", {"is_flag": True, "help": "Replay compiled students as CUDA graphs; needs compile = true."}),
+)
+
+lease_option = click.option(
+    "--lease",
+    "lease_s",
+    type=click.FloatRange(min=3),
+    default=60.0,
+    show_default=True,
+    help="Seconds a silent worker keeps a job.",
 )
 
 

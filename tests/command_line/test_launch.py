@@ -19,21 +19,8 @@ from orchestrator.launch.private import require_reachable
 from orchestrator.slurm.cluster import Cluster, Node, Partition
 from orchestrator.surroundings import Surroundings
 from tests.cli import kt_study
+from tests.command_line.tiny import STUDY_FILE
 from tests.store.making import job
-
-STUDY_FILE = """
-[study]
-name = "tiny"
-[dataset]
-kind = "digits"
-[models]
-universe = "digits-zoo"
-include = ["softmax-raw"]
-[complementarity]
-pairs = 0
-[transfer]
-pairs = 0
-"""
 
 NODE = Node(name="a", host="a", address="10.0.0.1", cpus=4, memory_mib=1000, gpus=0, partitions=("gpu",))
 

@@ -20,6 +20,7 @@ from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore, open_store
 from kt_study.study import NotifySection, read_study, recorded
 from tests.cli import kt_study, succeeds
+from tests.command_line.tiny import STUDY_FILE
 from tests.store.making import STUDY, claim_one, job, lasting, plan, row
 
 SECRET = "token-3141592653"
@@ -225,25 +226,8 @@ def test_the_address_comes_from_the_environment_a_file_or_the_study_file(
     assert SECRET not in str(refused.value)
 
 
-STUDY_FILE = """
-[study]
-name = "tiny"
-[dataset]
-kind = "digits"
-[models]
-universe = "digits-zoo"
-include = ["softmax-raw"]
-[complementarity]
-pairs = 0
-[transfer]
-pairs = 0
-[notify]
-webhook = "{url}"
-"""
-
-
 def test_a_real_run_tells_once_and_keeps_the_address_to_itself(tmp_path: Path, hook: Hook) -> None:
-    (tmp_path / "study.toml").write_text(STUDY_FILE.format(url=hook.url))
+    (tmp_path / "study.toml").write_text(f'{STUDY_FILE}[notify]\nwebhook = "{hook.url}"\n')
     assert SECRET not in json.dumps(recorded(read_study(tmp_path / "study.toml")))
     store = open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True)
     store.add_study("tiny", recorded(read_study(tmp_path / "study.toml")))
