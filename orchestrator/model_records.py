@@ -18,7 +18,7 @@ from kt_study.files import file_digest, write_text
 from kt_study.multi_teacher import TRANSFERRED
 from kt_study.nearest import nearest
 from kt_study.study import ModelsSection, ModelTable, StudyFile
-from kt_study.training import TRAINED, keyed
+from kt_study.training import TRAINED, UNTRAINED, keyed
 from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.hub_models import described, is_described
 from orchestrator.universe import CatalogueModel, catalogue, resolve, select
@@ -82,8 +82,7 @@ def check_own_models(records: Iterable[ModelRecord], folder: Path) -> None:
     Raises:
         UnknownModelError, WeightsError: one that cannot be built, or whose weights do not fit.
     """
-    made_here = (TRAINED, TRANSFERRED)
-    own = [one for one in records if (one.factory or one.checkpoint) and not one.weights.startswith(made_here)]
+    own = [one for one in records if (one.factory or one.checkpoint) and not _is_made_here(one)]
     if not own:
         return
     from orchestrator.progress import shown
@@ -91,6 +90,11 @@ def check_own_models(records: Iterable[ModelRecord], folder: Path) -> None:
 
     with shown("building own models", "models") as advance:
         check_models(own, folder, advance)
+
+
+def _is_made_here(record: ModelRecord) -> bool:
+    """Whether a job of ours makes the weights, or the embedded zoo brings the start of one."""
+    return record.weights.startswith((TRAINED, TRANSFERRED)) or record.name.endswith(UNTRAINED)
 
 
 def predicted_models(study: StudyFile, dataset: DatasetRecord) -> list[ModelRecord]:

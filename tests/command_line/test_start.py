@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import COMMANDS
+from tests.cli import succeeds
 
 HEAVY = ("torch", "torchvision", "timm", "pandas", "pyarrow", "matplotlib", "sklearn", "scipy", "numpy", "submitit")
 
@@ -33,6 +34,14 @@ def test_no_command_imports_a_heavy_package() -> None:
 def test_help_costs_less_than_half_a_second() -> None:
     least = min(_processor_time(["--help"]) for _ in range(3))
     assert least < 0.5
+
+
+def test_planning_the_embedded_study_does_not_import_torch(tmp_path: Path) -> None:
+    succeeds(tmp_path, "init")
+    plan = "import sys; from kt_study.__main__ import main; sys.argv = ['kt-study', 'plan', '--dry-run']; main()"
+    tell = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {plan}"
+    done = subprocess.run([sys.executable, "-c", tell], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
