@@ -31,17 +31,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Columns = dict[str, npt.NDArray[Any]]
+_MODELS_AT_A_TIME = 16  # compared with all others: a run of their predictions stays in the processor's cache
 _BLOCK_PAIRS = 1 << 15  # pairs of a block: their columns and temporaries stay in the processor's cache
 
 
 class _Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What every block needs: bits uint64[M, W], predictions int[M, n] or None, similarity float64[C, C] or None."""
+    """What every block needs: bits uint64[M, W], same int32[M, M] or None, similarity float64[C, C] or None."""
 
     correct: Correctness
     right: Counts  # int64[M], samples each model gets right
     errors: Counts  # int64[M, classes with samples], samples of each class each model gets wrong
     terms: Floats  # k log k up to the largest class
-    predictions: Ints | None
+    same: kernels.Small | None  # samples on which two models predict the same class
     similarity: Floats | None  # rows and columns of the classes with samples
     average_similarity: float
 
@@ -57,7 +58,8 @@ def iter_all_pairs(
 ) -> Iterator[Columns]:
     """Measure every ordered pair of different models, block by block, students ascending, teachers ascending within.
 
-    Memory beyond the inputs: one bit a sample and model, and a few blocks of about 32,000 pairs.
+    Memory beyond the inputs: one bit a sample and model, 4 bytes a pair for the agreement, and a few blocks of about
+    32,000 pairs.
 
     Args:
         labels: int[n], classes from 0.
@@ -65,7 +67,7 @@ def iter_all_pairs(
         n_classes: classes of the data set, those without samples included.
         similarity: float64[n_classes, n_classes], symmetric; adds the `topX_similarity` columns, at about
             0.1 ms a pair with 1,000 classes; the rest together takes less than 0.01 ms.
-        agreement: adds the `agreement` column, for which all predictions are compared; two to four times the time.
+        agreement: adds the `agreement` column, for which all predictions are compared; up to twice the time.
         threads: blocks worked on at a time.
 
     Yields:
@@ -83,16 +85,18 @@ def iter_all_pairs(
         check_similarity(similarity, n_classes)
     with ThreadPoolExecutor(threads) as pool:
         correct = pack_correctness(labels, predictions, n_classes, pool)
-        task = _prepare(correct, predictions if agreement else None, similarity)
+        task = _prepare(correct, _count_agreement(predictions, pool) if agreement else None, similarity)
         models = len(predictions)
         block = max(_BLOCK_PAIRS // max(models, 1), 1)
         students = (np.arange(first, min(first + block, models)) for first in range(0, models, block))
         yield from _in_order(pool, lambda some: _measure_block(task, some), students, ahead=2 * threads)
 
 
-def iter_agreements(predictions: Ints) -> Iterator[Columns]:
+def iter_agreements(predictions: Ints, *, threads: int = 2) -> Iterator[Columns]:
     """The agreement of every ordered pair of different models, in the order and columns of `iter_all_pairs`."""
     models, n = predictions.shape
+    with ThreadPoolExecutor(threads) as pool:
+        same = _count_agreement(predictions, pool)
     block = max(_BLOCK_PAIRS // max(models, 1), 1)
     for first in range(0, models, block):
         students = np.arange(first, min(first + block, models))
@@ -102,7 +106,7 @@ def iter_agreements(predictions: Ints) -> Iterator[Columns]:
             "teacher": teacher[others].astype(np.int32),
             "student": student[others].astype(np.int32),
             "n": np.full(int(others.sum()), n, dtype=np.int64),
-            "agreement": _agreement(predictions, students)[others],
+            "agreement": (same[students] * 100.0 / n)[others],
         }
 
 
@@ -143,7 +147,7 @@ def write_all_pairs(
     if len(models) < 2:
         raise DataError(f"{len(models)} model makes no pair; give at least two")
     if labels is None:
-        blocks = iter_agreements(predictions)
+        blocks = iter_agreements(predictions, threads=threads)
     else:
         blocks = iter_all_pairs(
             labels, predictions, n_classes, similarity=similarity, agreement=agreement, threads=threads
@@ -159,7 +163,7 @@ def write_all_pairs(
     return rows
 
 
-def _prepare(correct: Correctness, predictions: Ints | None, similarity: Floats | None) -> _Task:
+def _prepare(correct: Correctness, same: kernels.Small | None, similarity: Floats | None) -> _Task:
     right_by_class = correct.right_by_class()
     present = np.ix_(correct.classes, correct.classes)
     return _Task(
@@ -167,7 +171,7 @@ def _prepare(correct: Correctness, predictions: Ints | None, similarity: Floats 
         right=right_by_class.sum(axis=1),
         errors=correct.class_sizes - right_by_class,
         terms=xlogx(int(correct.class_sizes.max())),
-        predictions=predictions,
+        same=same,
         similarity=None if similarity is None else np.ascontiguousarray(similarity[present]),
         average_similarity=float("nan") if similarity is None else average_similarity(similarity),
     )
@@ -196,20 +200,25 @@ def _measure_block(task: _Task, students: Counts) -> Columns:
     }
     for p, percent in enumerate(TOP_PERCENTS):
         columns[f"top{percent}_classes"] = n_top[..., p] * 100.0 / correct.n_classes
-    if task.predictions is not None:
-        columns["agreement"] = _agreement(task.predictions, students)
+    if task.same is not None:
+        columns["agreement"] = task.same[students] * 100.0 / correct.n
     if task.similarity is not None:
         columns |= _similarities(task, task.similarity, students, n_top)
     others = teacher != student
     return {name: values[others] for name, values in columns.items()}
 
 
-def _agreement(predictions: Ints, students: Counts) -> Floats:
-    """float64[S, M]: % of samples on which two models predict the same class."""
-    same = np.empty((students.size, len(predictions)), dtype=np.int64)
-    kernels.count_agreement(predictions, students, same)
-    agreement: Floats = same * 100.0 / predictions.shape[1]
-    return agreement
+def _count_agreement(predictions: Ints, pool: Executor) -> kernels.Small:
+    """int32[M, M], symmetric: samples on which two models predict the same class."""
+    models = len(predictions)
+    same = np.empty((models, models), dtype=np.int32)
+
+    def count(first: int) -> None:
+        kernels.count_agreement(predictions, first, min(first + _MODELS_AT_A_TIME, models), same)
+
+    for _ in pool.map(count, range(0, models, _MODELS_AT_A_TIME)):
+        pass
+    return same
 
 
 def _similarities(task: _Task, similarity: Floats, students: Counts, n_top: Counts) -> Columns:

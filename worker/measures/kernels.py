@@ -132,24 +132,29 @@ def _count_top_classes(classes: Counts, highest: int, total: int, percents: Coun
 
 
 @_compiled
-def count_agreement(predictions: Ints, students: Counts, same: Counts) -> None:
-    """same[s, m] = samples on which models m and students[s] predict the same class; predictions int[M, n].
+def count_agreement(predictions: Ints, first: int, last: int, same: Small) -> None:
+    """same[m, k] = same[k, m] = samples on which models m and k predict the same class, for m in first..last-1 and k >= m.
 
-    Goes by runs of 4096 samples, so that all the students' stay in the cache.
+    `predictions` is int[M, n] and `same` int32[M, M]. Goes by runs of 4096 samples, so that those of a few models stay
+    in the cache.
     """
-    same[:] = 0
+    models = predictions.shape[0]
+    same[first:last, first:] = 0
     for start in range(0, predictions.shape[1], 4096):
-        for model in range(predictions.shape[0]):
-            run = predictions[model, start : start + 4096]
-            for s in range(students.size):
-                same[s, model] += _count_equal(run, predictions[students[s], start : start + 4096])
+        for k in range(first, models):
+            run = predictions[k, start : start + 4096]
+            for m in range(first, min(last, k + 1)):
+                same[m, k] += _count_equal(run, predictions[m, start : start + 4096])
+    for m in range(first, last):
+        for k in range(m + 1, models):
+            same[k, m] = same[m, k]
 
 
 @_compiled
-def _count_equal(first: Ints, second: Ints) -> int:
-    equal = 0
+def _count_equal(first: Ints, second: Ints) -> np.int32:
+    equal = np.int32(0)  # counts as wide as numba's integers would be added half as fast
     for i in range(first.size):
-        equal += first[i] == second[i]
+        equal = np.int32(equal + np.int32(first[i] == second[i]))
     return equal
 
 
