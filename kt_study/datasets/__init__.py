@@ -1,6 +1,7 @@
 """Image data sets: what is in them, and picture i of a split.
 
-`prepare` scans a data set once and stores its index; `open_split` reads the index back. A new kind is one module here
+`prepare` scans a data set once and stores its index; `list_split` reads the index back, and `open_split` opens the
+pictures too. A new kind is one module here
 and one line in `KINDS`: the module has `scan`, which lists the samples, and `pictures`, which opens one of them.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from kt_study.datasets.index import read_listing, write_index
-from kt_study.datasets.kind import DatasetKind, Found, Split
+from kt_study.datasets.kind import DatasetKind, Found, Listing, Split
 from kt_study.datasets.subset import subset_of
 from kt_study.errors import DataError
 from kt_study.hashing import digest
@@ -21,7 +22,7 @@ from kt_study.paths import StudyPaths
 from kt_study.study import DatasetSection
 from kt_study.words import DatasetRecord
 
-__all__ = ["KINDS", "Split", "kind_module", "open_split", "prepare"]
+__all__ = ["KINDS", "Split", "kind_module", "list_split", "open_split", "prepare"]
 
 KINDS: dict[str, str] = {
     "imagefolder": "kt_study.datasets.imagefolder",
@@ -86,15 +87,20 @@ def prepare(
     return record
 
 
-def open_split(record: DatasetRecord, split: str, paths: StudyPaths) -> Split:
-    """One split of a prepared data set, ready to be looked at.
+def list_split(record: DatasetRecord, split: str, paths: StudyPaths) -> tuple[Listing, list[str]]:
+    """The samples of one split of a prepared data set, and the class names; no picture is opened.
 
     Raises:
         DataError: no such split, or the index is missing or damaged.
     """
     if split not in record.splits:
         raise DataError(f"data set {record.name!r} has no split {split!r}; it has {', '.join(sorted(record.splits))}")
-    listing, class_names = read_listing(paths.dataset_index(record.key), split, record.name)
+    return read_listing(paths.dataset_index(record.key), split, record.name)
+
+
+def open_split(record: DatasetRecord, split: str, paths: StudyPaths) -> Split:
+    """One split of a prepared data set, ready to be looked at. Raises DataError as `list_split`."""
+    listing, class_names = list_split(record, split, paths)
     pictures = kind_module(record.kind).pictures(record, split, listing.names)
     return Split(listing=listing, class_names=class_names, pictures=pictures)
 

@@ -10,7 +10,7 @@ import gzip
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kt_study.datasets.kind import ArrayPictures, Found, Listing
 from kt_study.datasets.subset import split_by_hash
@@ -47,10 +47,8 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
 
 def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> ArrayPictures:  # noqa: ARG001
     """The named scans, enlarged: uint8 [n, 32, 32]."""
-    import numpy as np
-
-    scans, _ = _scans()
-    return ArrayPictures(pixels=np.stack([_enlarged(scans[int(name.removeprefix("digit-"))]) for name in names]))
+    numbers = [int(name.removeprefix("digit-")) for name in names]
+    return ArrayPictures(pixels=_enlarged()[numbers])
 
 
 @functools.cache
@@ -67,9 +65,12 @@ def _scans() -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     return table[:, :64].astype(np.uint8).reshape(-1, 8, 8), table[:, 64].astype(np.int32)
 
 
-def _enlarged(scan: NDArray[np.uint8]) -> NDArray[Any]:
+@functools.cache
+def _enlarged() -> NDArray[np.uint8]:
+    """All scans, uint8 [1797, 32, 32]."""
     import numpy as np
     from PIL import Image
 
-    grey = (scan.astype(np.uint16) * 255 // 16).astype(np.uint8)
-    return np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    grey = (_scans()[0].astype(np.uint16) * 255 // 16).astype(np.uint8)
+    scans = (Image.fromarray(scan).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for scan in grey)
+    return np.stack([np.asarray(scan) for scan in scans])

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kt_study.datasets import open_split
 from kt_study.errors import DataError, EnvironmentUnusable
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, ModelRecord
@@ -106,7 +105,7 @@ def ffcv_views(
     manifest = read_beton_manifest(beton)
     if manifest is None:
         raise DataError(f'{beton}: not there or cut short; run `kt-study data prepare`, or set loader = "torch"')
-    if manifest.n != open_split(dataset, split, paths).n:
+    if manifest.n != dataset.splits[split]:
         raise DataError(f"{beton}: {manifest.n} samples, not those of the split; run `kt-study data prepare` again")
     cores = workers or len(os.sched_getaffinity(0))
     normalise = Normaliser(model.mean, model.std, device)

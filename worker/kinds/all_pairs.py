@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from kt_study.datasets import open_split
+from kt_study.datasets import list_split
 from kt_study.hashing import job_digest
 from kt_study.words import AllPairsSpec
 from worker.context import JobContext, Rows
@@ -32,7 +32,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     passes = [validation_pass(dataset, model, context) for model in models]
     matrix = _predictions(passes)
     labelled = dataset.has_labels("val")
-    names = open_split(dataset, "val", context.paths).class_names
+    _, names = list_split(dataset, "val", context.paths)
     similarity = similarity_of(dataset, names, wanted.class_similarity, context) if labelled else None
     file = context.paths.all_pairs(job_digest("all_pairs", spec))
     n_pairs = write_all_pairs(

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from kt_study.datasets import open_split
+from kt_study.datasets import list_split
 from kt_study.words import ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord
 from worker.context import JobContext, Rows
 from worker.logits.entry import CachedLogits
@@ -29,7 +29,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     of_teacher, of_student = (validation_pass(dataset, model, context) for model in (teacher, student))
     if not dataset.has_labels("val"):
         return {"complementarity": [_unlabelled_row(dataset, teacher, student, of_teacher, of_student)]}
-    names = open_split(dataset, "val", context.paths).class_names
+    _, names = list_split(dataset, "val", context.paths)
     measures = measure_pair(of_student.labels, of_teacher.argmax, of_student.argmax, dataset.n_classes)
     pair = {"dataset": dataset.name, "teacher": teacher.name, "student": student.name}
     row = {

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from kt_study.datasets import open_split
+from kt_study.datasets import list_split
 from kt_study.errors import DataError, UsageError
 from kt_study.files import written_aside
 from kt_study.hashing import hash64, job_digest, uniform_array
@@ -77,7 +77,7 @@ class _Training:
         self, spec: TrainSpec, dataset: DatasetRecord, start: ModelRecord, job: str, context: JobContext
     ) -> None:
         self._spec, self._start, self._job, self._context = spec, start, job, context
-        labels = open_split(dataset, spec.split, context.paths).labels
+        labels = list_split(dataset, spec.split, context.paths)[0].labels
         if labels is None:
             raise DataError(
                 f"data set {dataset.name!r} has no labels in split {spec.split!r}; a model cannot be trained on it"

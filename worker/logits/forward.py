@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import kt_study
-from kt_study.datasets import open_split, predictions
+from kt_study.datasets import list_split, predictions
 from kt_study.errors import DataError, WeightsError
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Progress
@@ -103,7 +103,7 @@ def _fill_by_forwarding(
 
 def _labels(spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, context: JobContext) -> torch.Tensor | None:
     """int64 [n] on the device, None without labels. Raises DataError for one that the model has no output for."""
-    labels = open_split(dataset, spec.split, context.paths).labels
+    labels = list_split(dataset, spec.split, context.paths)[0].labels
     if labels is None:
         return None
     if (highest := int(labels.max(initial=-1))) >= model.num_classes:
@@ -161,13 +161,13 @@ def _fill_from_file(
     writer: EntryWriter, spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, paths: StudyPaths
 ) -> dict[str, Any]:
     """Predictions made elsewhere as an entry of side columns alone: what needs only argmax and labels works on."""
-    split = open_split(dataset, spec.split, paths)
-    side = np.zeros(split.n, SIDE)
+    listing, class_names = list_split(dataset, spec.split, paths)
+    side = np.zeros(len(listing.names), SIDE)
     for name in ("logsumexp", "log_p_label", "log_p_max", "p_label", "p_max"):
         side[name] = np.nan
-    side["label"] = split.labels
-    side["argmax"] = predictions.predicted_classes(dataset, model.name, split.listing.names, split.class_names)
-    writer.append({"side": side, "logits": np.zeros((split.n, 0), np.float16)})
+    side["label"] = listing.labels
+    side["argmax"] = predictions.predicted_classes(dataset, model.name, listing.names, class_names)
+    writer.append({"side": side, "logits": np.zeros((len(side), 0), np.float16)})
     return {
         "n_classes": 0,
         "weights": model.weights,

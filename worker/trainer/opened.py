@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kt_study.datasets import open_split
+from kt_study.datasets import list_split
 from kt_study.errors import DataError
 from kt_study.multi_teacher import previous_stage, transferred_record
 from kt_study.objectives import facts_of, partition_of, transfer_logits
@@ -107,10 +107,10 @@ def columns_of(entry: CachedLogits) -> Columns:
 
 
 def _labels(dataset: DatasetRecord, split: str, context: JobContext) -> NDArray[np.int64]:
-    opened = open_split(dataset, split, context.paths)
-    if opened.labels is None:
-        return np.full(opened.n, -1, dtype=np.int64)
-    return np.asarray(opened.labels, dtype=np.int64)
+    labels = list_split(dataset, split, context.paths)[0].labels
+    if labels is None:
+        return np.full(dataset.splits[split], -1, dtype=np.int64)
+    return np.asarray(labels, dtype=np.int64)
 
 
 def _check_classes(opened: OpenedTransfer) -> None:
