@@ -32,7 +32,7 @@ Its pairs, students, teachers and settings are presets. What they need beside a 
 CUB-200, Caltech-256, Stanford Cars or DomainNet's Infograph, which kt-study does not download. timm downloads weights when
 a worker first needs them; where nodes have no network, fetch them before.
 
-<!-- parse: needs ImageNet -->
+<!-- run: imagenet -->
 ```console
 kt-study init --imagenet /data/imagenet
 kt-study plan --preset paper-10pct --dry-run

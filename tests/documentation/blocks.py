@@ -2,7 +2,6 @@
 
 <!-- run: digits -->         run it in the surroundings of that name; blocks of one page run in order, in one folder
 <!-- write: own a/b.toml --> put its text into that file of those surroundings
-<!-- parse: reason -->       it cannot run here: parse it
 """
 
 from __future__ import annotations
@@ -19,8 +18,19 @@ TESTED_ELSEWHERE = {
 }
 """Pages whose blocks are parsed here and run by tests of their own."""
 
+SURROUNDINGS = {
+    "digits": "tests/documentation/test_blocks.py",
+    "own": "tests/documentation/test_blocks.py",
+    "empty": "tests/documentation/test_blocks.py",
+    "make": "tests/documentation/test_make.py",
+    "install": "tests/documentation/test_install.py",
+    "imagenet": "tests/slurm/test_documentation.py",
+    "slurm": "tests/slurm/test_documentation.py",
+}
+"""The test that runs the blocks of each kind of surroundings."""
+
 _FENCE = re.compile(
-    r"(?:^<!-- (?P<verb>run|write|parse): (?P<rest>[^>]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    r"(?:^<!-- (?P<verb>run|write): (?P<rest>[^>]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -79,3 +89,8 @@ def commands(block: Block) -> list[str]:
 def of(page: str, surroundings: str) -> list[Block]:
     """The blocks of a page for one kind of surroundings, in order."""
     return [block for block in blocks() if block.page == page and block.rest.split(" ")[0] == surroundings]
+
+
+def pages_for(surroundings: str) -> list[str]:
+    """The pages with a block to be run in that kind of surroundings, sorted."""
+    return sorted({block.page for block in blocks() if block.verb == "run" and block.rest == surroundings})

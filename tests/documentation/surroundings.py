@@ -1,18 +1,20 @@
 """Where blocks of the documentation run: as written, by bash, in a folder of their own, with kt-study on the PATH.
 
 What differs from a user's machine is here and nowhere else: `kt-study init` writes the demo's study, which is then made
-smaller, and what a development cluster cannot give is substituted.
+smaller, the checkout is a copy, and what a development cluster cannot give is substituted.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.documentation.blocks import Block
+from tests.documentation.blocks import ROOT, Block
+from tests.photos import photos_dir
 
 SMALLER = {
     'universe = "digits-zoo"': 'universe = "digits-zoo"\ninclude = ["digits/resnet_b", "digits/mixer_a"]',
@@ -26,7 +28,7 @@ SMALLER = {
 _PRELUDE = f"""
 kt-study() {{
     command kt-study "$@" || return
-    if [[ $1 == init ]]; then {sys.executable} -m tests.documentation.surroundings; fi
+    if [[ $* == init ]]; then {sys.executable} -m tests.documentation.surroundings; fi
 }}
 """
 
@@ -38,6 +40,20 @@ def shrink(study: Path) -> None:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     study.write_text(text, encoding="utf-8")
+
+
+def copy_checkout(target: Path) -> Path:
+    """The checkout as it stands, without what git ignores. Returns `target`."""
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split()]
+    return shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(".git", *ignored))
+
+
+def imagenet(folder: Path) -> Path:
+    """An ImageNet folder with train/ and val/, both with the 200 photographs, each in the folder of its class."""
+    folder.mkdir()
+    for split in ("train", "val"):
+        (folder / split).symlink_to(photos_dir(), target_is_directory=True)
+    return folder
 
 
 def run(
@@ -76,12 +92,11 @@ def run(
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    checkout = str(Path(__file__).resolve().parents[2])
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     home = folder.parent / f"{folder.name}-home"
     home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KT_STUDY_")}
-    return {**kept, "PATH": path, "HOME": str(home), "PYTHONPATH": checkout, "MPLCONFIGDIR": str(home / "matplotlib")}
+    return {**kept, "PATH": path, "HOME": str(home), "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(home / "matplotlib")}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every block of commands, Python and TOML in the documentation runs, or is on a short list of those that cannot."""
+"""Every block of commands and Python in the documentation says where a test runs it; those that need little run here."""
 
 from __future__ import annotations
 
@@ -13,19 +13,8 @@ import pytest
 
 from kt_study.study import StudyFile
 from tests.command_line.parsing import parse
-from tests.documentation.blocks import ROOT, TESTED_ELSEWHERE, Block, blocks, commands, of
+from tests.documentation.blocks import ROOT, SURROUNDINGS, TESTED_ELSEWHERE, Block, blocks, commands, of, pages_for
 from tests.documentation.surroundings import run
-
-ONLY_PARSED = {
-    "README.md": ["builds an environment of its own", "installs packages"],
-    "docs/first-hour.md": ["builds an environment of its own"],
-    "docs/quickstart.md": ["needs ImageNet"],
-    "docs/reproducing-the-paper.md": ["needs ImageNet"],
-}
-"""Every block that is not run here, by page, with its reason."""
-
-HERE = ("digits", "own", "empty")
-"""Surroundings of this file; those on Slurm run in tests/slurm/test_documentation.py."""
 
 RUNNABLE = ("console", "bash", "python")
 OTHER_PROGRAMS = ("make ", "source ", "pip install ", "export ", "cd ", "mkdir ", "eval ")
@@ -43,21 +32,16 @@ def test_every_runnable_block_says_how_it_is_tested() -> None:
             assert not re.search(r"^(\$ )?kt-study ", block.text, re.MULTILINE), f"{block.where}: call it console"
 
 
-def test_the_list_of_what_only_parses_is_as_it_says() -> None:
-    found: dict[str, list[str]] = {}
-    for block in _marked("parse"):
-        found.setdefault(block.page, []).append(block.rest)
-    assert found == ONLY_PARSED
-
-
 def test_pages_tested_elsewhere_name_a_test_that_is_there() -> None:
     for page, where in TESTED_ELSEWHERE.items():
         assert (ROOT / page).exists()
         assert Path(page).stem in (ROOT / where).read_text() or "examples(" in (ROOT / where).read_text(), where
 
 
-def test_surroundings_are_known() -> None:
-    assert {block.rest.split(" ")[0] for verb in ("run", "write") for block in _marked(verb)} <= {*HERE, "slurm"}
+def test_surroundings_are_those_of_a_test() -> None:
+    assert {block.rest.split(" ")[0] for verb in ("run", "write") for block in _marked(verb)} == set(SURROUNDINGS)
+    for name, where in SURROUNDINGS.items():
+        assert f'"{name}"' in (ROOT / where).read_text(), f"{where} runs no blocks for {name!r}"
 
 
 @pytest.mark.parametrize("block", [b for b in blocks() if b.language in ("console", "bash")], ids=lambda b: b.where)
@@ -106,7 +90,7 @@ def test_the_readme_from_init_to_a_notebook(digits: Path) -> None:
 INSTEAD = {"docs/recommend.md": {"resnet18": "digits/resnet_b", "golden_retriever,tabby": "3,8"}}
 """What the examples of a page call otherwise than the digits study does."""
 
-OTHER_PAGES = sorted({b.page for b in blocks() if b.verb == "run" and b.rest == "digits"} - {"README.md"})
+OTHER_PAGES = [page for page in pages_for("digits") if page != "README.md"]
 
 
 @pytest.mark.parametrize("page", OTHER_PAGES)

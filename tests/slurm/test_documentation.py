@@ -1,7 +1,9 @@
-"""The documentation's blocks for a cluster, run as written on the development cluster, with a database of their own."""
+"""The documentation's blocks for a cluster, run as written on the development cluster, with a database of their own, and
+those for ImageNet, on a folder of photographs that is laid out like it."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,11 +13,12 @@ import pytest
 
 from kt_study.errors import DatabaseError
 from orchestrator import postgres_server
-from tests.cli import kt_study
-from tests.documentation.blocks import Block, blocks, of
-from tests.documentation.surroundings import run
+from tests.cli import kt_study, succeeds
+from tests.documentation.blocks import Block, commands, of, pages_for
+from tests.documentation.surroundings import imagenet, run
 from tests.require import require
 from tests.slurm.dev_cluster import DevCluster
+from tests.slurm.study import ClusterStudy
 
 FAKE_GPUS = {
     "--workers 16": "--workers 1 --device cpu",
@@ -23,7 +26,10 @@ FAKE_GPUS = {
 }
 """The cluster's GPUs are links to /dev/null, and its three nodes are one machine."""
 
-PAGES = sorted({block.page for block in blocks() if block.verb == "run" and block.rest == "slurm"})
+PAGES = pages_for("slurm")
+
+TRANSFERS = "1,995 runs; pairs for each objective: 399 kl, 399 xe_kl, 399 xe_kl_mcl, 399 kl_dp, 399 kl_dp_unsupervised"
+"""Of paper-10pct: Table 5's 20 students and 20 teachers, one model being both, and five objectives."""
 
 
 @pytest.fixture
@@ -65,3 +71,48 @@ def _whole(page: str) -> Block:
     if "kt-study init" not in script:
         script = f"kt-study init\n{script}"
     return Block(page=page, line=parts[0].line, language="console", verb="run", rest="slurm", text=script)
+
+
+def test_these_pages_want_imagenet() -> None:
+    assert pages_for("imagenet") == ["docs/quickstart.md", "docs/reproducing-the-paper.md"]
+
+
+def test_the_quickstart_makes_the_papers_study_of_an_imagenet_folder(tmp_path: Path) -> None:
+    (block,) = of("docs/quickstart.md", "imagenet")
+    pictures, folder = imagenet(tmp_path / "imagenet"), tmp_path / "scratch" / "paper"
+    run(block, tmp_path, substitutions={"/data/imagenet": str(pictures), "/scratch/me/paper": str(folder)})
+    said = succeeds(folder, "plan", "--dry-run")
+    assert "complementarity: 466 ordered pairs of 301 models" in said
+    assert "pairs for each objective: 400 kl, 400 kl_dp" in said
+
+
+@pytest.mark.timeout(600)
+def test_the_papers_study_on_the_cluster_fails_for_its_weights_alone(study: ClusterStudy, tmp_path: Path) -> None:
+    """timm's weights cannot be had offline, so every job that starts fails, and says so; nothing else goes wrong."""
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "no-weights")}
+    environment = {"SLURM_CONF": study.environment["SLURM_CONF"], "KT_STUDY_DB": study.url, **offline}
+    pictures = {"/data/imagenet": str(imagenet(tmp_path / "imagenet"))}
+    (block,) = of("docs/reproducing-the-paper.md", "imagenet")
+    study.folder.mkdir()
+    said = run(block, study.folder, substitutions={**FAKE_GPUS, **pictures}, environment=environment)
+    assert said.count(f"transfer: {TRANSFERS}\n") == 2
+    assert "2,112 new jobs, 0 planned before; dry run: nothing written\n" in said
+    assert "2,112 new jobs, 0 planned before; next: kt-study launch\n" in said
+    assert "1 worker in Slurm job " in said
+
+    study.wait_until(lambda store: store.outlook("paper").failed >= 3, 200, "a failure of three jobs")
+    seen = study.status()
+    assert set(seen["counts"]["logits"]) <= {"ready", "running", "failed"}
+    assert seen["counts"]["transfer"] == {"blocked": 1995}
+    for cause in seen["failures"]:
+        assert cause["error"] == "WeightsError"
+        assert re.fullmatch(r"model '(.*)': weights of timm's '\1' cannot be had \(.*\); fetch .*", cause["message"])
+    assert commands(block)[-2:] == ["kt-study collect", "kt-study report"]
+    assert re.search(r" 39 models, 1,995 pairs, 2,112 jobs, \d+ attempts; ", study.succeeds("collect"))
+    study.succeeds("report")
+    assert "No results yet." in (study.folder / "report" / "index.html").read_text()
+
+    assert "2,112 jobs cancelled" in study.succeeds("cancel")
+    assert study.cluster is not None
+    study.cluster.wait_until_idle()
+    assert study.status()["counts"] == {"logits": {"cancelled": 117}, "transfer": {"cancelled": 1995}}
