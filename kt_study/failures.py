@@ -28,7 +28,8 @@ _PASSING_WORDS = ("CUDA error", "cuDNN error", "CUBLAS", "NCCL", "DataLoader wor
 
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{12,}\b|[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _PATHS = re.compile(r"(?:[A-Za-z]:)?(?:[\w.~+-]*[/\\])+[\w.+-]*")
-_QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
+_OURS = ("kt_study.", "worker.", "orchestrator.")
+_QUOTED = re.compile(r"(?<!\w)'[^'\n]*'|\"[^\"\n]*\"")
 
 
 def describe(error: BaseException) -> Failure:
@@ -78,6 +79,11 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _places(trace: TracebackType | None) -> list[str]:
-    """Module and function of each frame, outermost first."""
-    frames = [frame for frame, _ in traceback.walk_tb(trace)]
-    return [f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_qualname}" for frame in frames]
+    """Module and function of each frame of ours and of the innermost, outermost first.
+
+    What lies between is the way through a library, which differs from model to model (timm has a function for each).
+    """
+    places = [
+        f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_qualname}" for frame, _ in traceback.walk_tb(trace)
+    ]
+    return [place for place in places[:-1] if place.startswith(_OURS)] + places[-1:]

@@ -104,9 +104,9 @@ def test_the_papers_study_on_the_cluster_fails_for_its_weights_alone(study: Clus
     seen = study.status()
     assert set(seen["counts"]["logits"]) <= {"ready", "running", "failed"}
     assert seen["counts"]["transfer"] == {"blocked": 1995}
-    for cause in seen["failures"]:
-        assert cause["error"] == "WeightsError"
-        assert re.fullmatch(r"model '(.*)': weights of timm's '\1' cannot be had \(.*\); fetch .*", cause["message"])
+    (cause,) = seen["failures"]
+    assert cause["error"] == "WeightsError"
+    assert re.fullmatch(r"model '(.*)': weights of timm's '\1' cannot be had \(.*\); fetch .*", cause["message"])
     assert commands(block)[-2:] == ["kt-study collect", "kt-study report"]
     assert re.search(r" 39 models, 1,995 pairs, 2,112 jobs, \d+ attempts; ", study.succeeds("collect"))
     study.succeeds("report")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_class_message_and_place_do_matter() -> None:
         assert group(base) != group(error)
 
 
+def test_the_way_through_a_library_does_not_matter() -> None:
+    """timm has a function for each architecture, between ours and the one that fails for all of them."""
+
+    def through(between: str) -> str:
+        library: dict[str, Callable[[], None]] = {}
+        exec(f"def fail():\n    raise OSError('offline')\ndef {between}():\n    fail()", library)
+        try:
+            library[between]()
+        except OSError as error:
+            return group(error)
+
+    assert through("resnet18") == through("convnext_tiny")
+
+
 def test_the_cause_behind_an_error_matters() -> None:
     def wrapped(reason: str) -> str:
         try:
@@ -65,6 +80,7 @@ def test_the_cause_behind_an_error_matters() -> None:
         ("loss is nan at step 1e-5", "loss is nan at step #"),
         ("/a/b.c: no space left", "<path>: no space left"),
         ("two\nlines", "two"),
+        ("model 'a': timm's 'b.c_in1k' cannot be had", "model <name>: timm's <name> cannot be had"),
         ("", ""),
     ],
 )
