@@ -262,7 +262,7 @@ def workers(tx: Transaction, alive_within_s: float | None) -> list[WorkerRow]:
     if alive_within_s is not None:
         terms, parameters = f"ended_at IS NULL AND beat_at >= {tx.now} - :within", {"within": alive_within_s}
     held: dict[str, list[int]] = {}
-    for worker, job_id in tx.rows("SELECT worker, id FROM jobs WHERE state = 'running' ORDER BY id"):
+    for worker, job_id in tx.rows(f"SELECT worker, id FROM jobs WHERE {tx.running} ORDER BY id"):
         held.setdefault(worker, []).append(job_id)
     return [_worker_row(row, held) for row in tx.rows(_WORKERS.format(now=tx.now, where=terms), **parameters)]
 

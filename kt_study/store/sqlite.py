@@ -28,8 +28,15 @@ NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 # Who finds the file busy naps for long, so that whoever writes goes on with its pages in memory; who has waited for a while
 # naps briefly, so that it does not starve.
 LONG_NAPS_S, SHORT_NAPS_S, LONG_WAIT_S = (0.002, 0.020), (0.0002, 0.001), 0.04
+# A claim may go to a file that was taken away this long ago: finishing its job looks at once.
+CLAIM_LOOKS_S = 0.05
 
-_READY = f"state = 'ready' AND NOT paused AND not_before <= {NOW}"
+# The words of the index jobs_queue, in which what runs lies beside what is ready: SQLite uses it where it finds them, and
+# no `state = 'ready'` beside them, which it would put in their place.
+_QUEUED = "(state = 'running' OR state = 'ready' AND NOT paused) AND (state = 'ready')"
+_DUE = f"not_before <= {NOW}"
+_READY = f"state = 'ready' AND NOT paused AND {_DUE}"
+_READY_IN_QUEUE = f"{_QUEUED} = 1 AND {_DUE}"
 _ORDER = "ORDER BY priority DESC, estimate_s DESC, id"
 _OF_STUDY = " AND EXISTS (SELECT 1 FROM study_jobs sj JOIN studies s ON s.id = sj.study_id WHERE sj.job_id = jobs.id AND s.name = :study)"
 # Within one statement SQLite's clock stands still.
@@ -38,7 +45,7 @@ _START = f"""
         started_at = {NOW}, changed_at = {NOW}, progress = NULL
     WHERE id {{picked}} RETURNING id, fence, kind, digest, spec, attempts
 """
-_FIRST = f"(SELECT id FROM jobs WHERE {_READY} {_ORDER} LIMIT :limit)"
+_FIRST = f"(SELECT id FROM jobs WHERE {_READY_IN_QUEUE} {_ORDER} LIMIT :limit)"
 _START_CHOSEN = _START.format(picked="IN (SELECT value FROM json_each(:ids))")
 _START_ONE = _START.format(picked=f"= {_FIRST}")
 _START_SEVERAL = _START.format(picked=f"IN {_FIRST}")
@@ -57,6 +64,7 @@ class SqliteTransaction:
 
     now = NOW
     skip_locked = ""  # the one writer needs no row locks
+    running = f"{_QUEUED} = 0"
     for_update = ""
     server_started = "0.0"
 
@@ -107,14 +115,14 @@ class SqliteBackend:
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return self._run("BEGIN IMMEDIATE", work)
 
-    def _write_one(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _write_one(self, work: Callable[[sqlite3.Connection], T], *, looked_within_s: float = 0.0) -> T:
         """Run `work`, of whose statements one writes: that one is its own transaction."""
-        return self._run("", work)
+        return self._run("", work, looked_within_s)
 
-    def _run(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _run(self, begin: str, work: Callable[[sqlite3.Connection], T], looked_within_s: float = 0.0) -> T:
         deadline = time.monotonic() + self._patience_s
         while True:
-            held = self._take()
+            held = self._take(looked_within_s)
             try:
                 result = within(held.connection, begin, work, deadline)
             except sqlite3.DatabaseError as error:
@@ -130,10 +138,10 @@ class SqliteBackend:
             self._pool.give(held)
             return result
 
-    def _take(self) -> _Connection:
-        """A connection to the file that has the name now, which may not be the file it had a moment ago."""
+    def _take(self, looked_within_s: float) -> _Connection:
+        """A connection to the file that has the name now, or had it so many seconds ago."""
         held = self._pool.take()
-        while not held.is_current():
+        while not held.is_current(looked_within_s):
             self._pool.discard(held)
             held = self._pool.take()
         return held
@@ -149,7 +157,7 @@ class SqliteBackend:
 
     def claim(self, wish: Wish) -> list[Claim]:
         if wish.is_plain:
-            return self._write_one(lambda connection: _claim_first(connection, wish))
+            return self._write_one(lambda connection: _claim_first(connection, wish), looked_within_s=CLAIM_LOOKS_S)
         return self._write(lambda connection: _claim(connection, wish))
 
     def beat(self, worker: str, held: Sequence[tuple[Claim, Progress | None]], lease_s: float) -> Orders:
@@ -176,9 +184,10 @@ class _Connection:
     """A connection and the identity of the file it was opened on."""
 
     def __init__(self, path: str) -> None:
-        self._look = functools.partial(os.stat, path)  # with every use; through a Path it takes three times as long
+        self._look = functools.partial(os.stat, path)  # through a Path it takes three times as long
         self.connection = connect_sqlite(path)
         self._file = self._identity()
+        self._looked = time.monotonic()
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -187,7 +196,11 @@ class _Connection:
             return None
         return found.st_dev, found.st_ino
 
-    def is_current(self) -> bool:
+    def is_current(self, looked_within_s: float) -> bool:
+        now = time.monotonic()
+        if looked_within_s and now - self._looked < looked_within_s:
+            return True
+        self._looked = now
         return self._file is not None and self._identity() == self._file
 
     def close(self) -> None:
@@ -304,12 +317,13 @@ def _choose_by(
 
 
 def _choose_any(connection: sqlite3.Connection, wish: Wish, limit: int) -> list[int]:
-    where, parameters = _filters(wish)
     if not wish.kinds and wish.time_left_s is None:
+        where, parameters = _filters(wish, _READY_IN_QUEUE)
         rows = connection.execute(
             f"SELECT id FROM jobs WHERE {where} {_ORDER} LIMIT :limit", parameters | {"limit": limit}
         )
         return [job_id for (job_id,) in rows]
+    where, parameters = _filters(wish)
     statement = (
         f"SELECT -priority, -estimate_s, id FROM jobs WHERE {where} AND kind = :kind AND priority = :priority "
         f"{_ORDER} LIMIT :limit"
@@ -321,8 +335,7 @@ def _choose_any(connection: sqlite3.Connection, wish: Wish, limit: int) -> list[
     return [job_id for _, _, job_id in sorted(found)][:limit]
 
 
-def _filters(wish: Wish) -> tuple[str, dict[str, Any]]:
-    where = _READY
+def _filters(wish: Wish, where: str = _READY) -> tuple[str, dict[str, Any]]:
     parameters: dict[str, Any] = {}
     if wish.kinds:
         where += " AND kind IN (SELECT value FROM json_each(:kinds))"

@@ -89,7 +89,7 @@ def disown(tx: Transaction, workers: Sequence[str], max_crashes: int, reason: st
 
 def _expire_those(tx: Transaction, where: str, max_crashes: int, reason: str, **parameters: Any) -> int:
     rows = tx.rows(
-        f"SELECT id, crashes FROM jobs WHERE state = 'running' AND {where} ORDER BY id {tx.skip_locked}",
+        f"SELECT id, crashes FROM jobs WHERE {tx.running} AND {where} ORDER BY id {tx.skip_locked}",
         **parameters,
     )
     for job_id, crashes in rows:
