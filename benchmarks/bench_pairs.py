@@ -73,6 +73,19 @@ def matrix_products_by_class(labels: Ints, predictions: Ints) -> Callable[[], No
     return run
 
 
+def products_with_similarity(models: int, similarity: Floats) -> Callable[[], None]:
+    """One set of classes of every ordered pair times the similarity, as float32 products: what is least of dense ways to
+    its mean similarity, of which the engine gives four a pair, ties averaged over their orders."""
+    sets = (np.random.default_rng(0).random((models, CLASSES)) < 0.4).astype(np.float32)
+    single = similarity.astype(np.float32)
+
+    def run() -> None:
+        for _ in range(models - 1):
+            _ = sets @ single
+
+    return run
+
+
 def single_pairs(labels: Ints, predictions: Ints) -> Callable[[], None]:
     """`measure_pair` on NAIVE_PAIRS ordered pairs."""
 
@@ -114,6 +127,7 @@ def measure(models: int, rounds: int, by_class: bool) -> dict[str, float]:
     if by_class:
         half = np.random.default_rng(0).random((CLASSES, CLASSES))
         cases["bits_with_similarity"] = bits(labels, predictions, similarity=half + half.T)
+        cases["matrix_products_of_one_set_with_similarity"] = products_with_similarity(models, half + half.T)
         cases["matrix_products_by_class"] = matrix_products_by_class(labels, predictions)
     seconds = medians(interleave(cases, rounds))
     seconds["single_pairs"] *= models * (models - 1) / NAIVE_PAIRS
