@@ -82,13 +82,18 @@ def test_equally_alike_classes_have_no_relative_similarity() -> None:
     assert np.isnan([columns[f"top{percent}_similarity"] for percent in (2, 5, 20, 50)]).all()
 
 
-@pytest.mark.parametrize(("n", "classes"), [(900, 25), (90, 6), (6_000, 3)], ids=["ties", "few flips", "many flips"])
+@pytest.mark.parametrize(
+    ("n", "classes"),
+    [(900, 25), (90, 6), (6_000, 3), (9_000, 300)],
+    ids=["ties", "few flips", "many flips", "several blocks of columns"],
+)
 def test_similarity_is_that_of_single_pairs(n: int, classes: int) -> None:
     labels, predictions = draw_models(6, n, classes, seed=5)
-    similarity = some_similarity(30)  # the other classes have no images
-    columns = joined(iter_all_pairs(labels, predictions, 30, similarity=similarity))
+    known = classes + 10  # the other classes have no images
+    similarity = some_similarity(known)
+    columns = joined(iter_all_pairs(labels, predictions, known, similarity=similarity))
     for i, (teacher, student) in enumerate(zip(columns["teacher"], columns["student"], strict=True)):
-        flips = measure_pair(labels, predictions[teacher], predictions[student], 30).positive_flips
+        flips = measure_pair(labels, predictions[teacher], predictions[student], known).positive_flips
         for name, value in top_similarity(flips, similarity).items():
             assert columns[name][i] == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True)
 
