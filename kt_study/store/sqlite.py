@@ -28,8 +28,6 @@ NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 # Who finds the file busy naps for long, so that whoever writes goes on with its pages in memory; who has waited for a while
 # naps briefly, so that it does not starve.
 LONG_NAPS_S, SHORT_NAPS_S, LONG_WAIT_S = (0.002, 0.020), (0.0002, 0.001), 0.04
-# A claim may go to a file that was taken away this long ago: finishing its job looks at once.
-CLAIM_LOOKS_S = 0.05
 
 # The words of the index jobs_queue, in which what runs lies beside what is ready: SQLite uses it where it finds them, and
 # no `state = 'ready'` beside them, which it would put in their place.
@@ -115,14 +113,14 @@ class SqliteBackend:
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return self._run("BEGIN IMMEDIATE", work)
 
-    def _write_one(self, work: Callable[[sqlite3.Connection], T], *, looked_within_s: float = 0.0) -> T:
+    def _write_one(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work`, of whose statements one writes: that one is its own transaction."""
-        return self._run("", work, looked_within_s)
+        return self._run("", work)
 
-    def _run(self, begin: str, work: Callable[[sqlite3.Connection], T], looked_within_s: float = 0.0) -> T:
+    def _run(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
         deadline = time.monotonic() + self._patience_s
         while True:
-            held = self._take(looked_within_s)
+            held = self._take()
             try:
                 result = within(held.connection, begin, work, deadline)
             except sqlite3.DatabaseError as error:
@@ -138,10 +136,10 @@ class SqliteBackend:
             self._pool.give(held)
             return result
 
-    def _take(self, looked_within_s: float) -> _Connection:
-        """A connection to the file that has the name now, or had it so many seconds ago."""
+    def _take(self) -> _Connection:
+        """A connection to the file that has the name now, which may not be the file it had a moment ago."""
         held = self._pool.take()
-        while not held.is_current(looked_within_s):
+        while not held.is_current():
             self._pool.discard(held)
             held = self._pool.take()
         return held
@@ -157,7 +155,7 @@ class SqliteBackend:
 
     def claim(self, wish: Wish) -> list[Claim]:
         if wish.is_plain:
-            return self._write_one(lambda connection: _claim_first(connection, wish), looked_within_s=CLAIM_LOOKS_S)
+            return self._write_one(lambda connection: _claim_first(connection, wish))
         return self._write(lambda connection: _claim(connection, wish))
 
     def beat(self, worker: str, held: Sequence[tuple[Claim, Progress | None]], lease_s: float) -> Orders:
@@ -184,10 +182,9 @@ class _Connection:
     """A connection and the identity of the file it was opened on."""
 
     def __init__(self, path: str) -> None:
-        self._look = functools.partial(os.stat, path)  # through a Path it takes three times as long
+        self._look = functools.partial(os.stat, path)  # with every use; through a Path it takes three times as long
         self.connection = connect_sqlite(path)
         self._file = self._identity()
-        self._looked = time.monotonic()
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -196,11 +193,7 @@ class _Connection:
             return None
         return found.st_dev, found.st_ino
 
-    def is_current(self, looked_within_s: float) -> bool:
-        now = time.monotonic()
-        if looked_within_s and now - self._looked < looked_within_s:
-            return True
-        self._looked = now
+    def is_current(self) -> bool:
         return self._file is not None and self._identity() == self._file
 
     def close(self) -> None:
