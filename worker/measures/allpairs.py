@@ -86,9 +86,7 @@ def iter_all_pairs(
     with ThreadPoolExecutor(threads) as pool:
         correct = pack_correctness(labels, predictions, n_classes, pool)
         task = _prepare(correct, _count_agreement(predictions, pool) if agreement else None, similarity)
-        models = len(predictions)
-        block = max(min(_BLOCK_PAIRS // max(models, 1), models // (4 * threads)), 1)
-        students = (np.arange(first, min(first + block, models)) for first in range(0, models, block))
+        students = _blocks_of_students(len(predictions), threads)
         yield from _in_order(pool, lambda some: _measure_block(task, some), students, ahead=2 * threads)
 
 
@@ -97,9 +95,7 @@ def iter_agreements(predictions: Ints, *, threads: int = 2) -> Iterator[Columns]
     models, n = predictions.shape
     with ThreadPoolExecutor(threads) as pool:
         same = _count_agreement(predictions, pool)
-    block = max(_BLOCK_PAIRS // max(models, 1), 1)
-    for first in range(0, models, block):
-        students = np.arange(first, min(first + block, models))
+    for students in _blocks_of_students(models, threads):
         teacher, student = np.broadcast_arrays(np.arange(models), students[:, None])
         others = teacher != student
         yield {
@@ -108,6 +104,13 @@ def iter_agreements(predictions: Ints, *, threads: int = 2) -> Iterator[Columns]
             "n": np.full(int(others.sum()), n, dtype=np.int64),
             "agreement": (same[students] * 100.0 / n)[others],
         }
+
+
+def _blocks_of_students(models: int, threads: int) -> Iterator[Counts]:
+    """int64[S] after int64[S]: small enough for the cache, and enough of them to keep every thread busy to the end."""
+    block = max(min(_BLOCK_PAIRS // max(models, 1), models // (4 * threads)), 1)
+    for first in range(0, models, block):
+        yield np.arange(first, min(first + block, models))
 
 
 def write_all_pairs(
