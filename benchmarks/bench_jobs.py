@@ -7,7 +7,8 @@
 The bare loop is one UPDATE .. FOR UPDATE SKIP LOCKED .. RETURNING (on SQLite: UPDATE .. RETURNING between BEGIN IMMEDIATE
 and COMMIT) and one finishing UPDATE, each with its own commit, over a table with nothing but what it needs: no attempts, no
 fencing numbers, no needs, no affinity. Cases take turns, round by round. On SQLite the same bare loop also runs over a table
-with the store's indexes (by kind, teacher and student, and of what runs), to tell what they cost from what the store costs;
+with the store's indexes (by kind, teacher and student, and of what runs, which the store has in one with what is ready), to
+tell what they cost from what the store costs;
 and with the store's way of waiting, since by SQLite's own one of eight processes does next to nothing.
 
 Parts may be run one at a time: the file of the day keeps what the other parts found, each with its own time and load.

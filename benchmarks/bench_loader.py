@@ -1,15 +1,17 @@
 """How fast views come: the deterministic ffcv decoder beside stock ffcv, the torch loader beside torchvision.
 
-    python -m benchmarks.bench_loader --images FOLDER [--threads N] [--rounds R]
+    python -m benchmarks.bench_loader [--images FOLDER] [--threads N] [--rounds R]
 
-FOLDER is an image folder. All contestants run in one process on the same beton, one pass each a round, in turn; medians
-over the rounds, and medians of the ratios within a round.
+FOLDER is an image folder; KT_STUDY_PHOTOS unless given, else shared/data/photos beside the checkout, as for the tests. All
+contestants run in one process on the same beton, one pass each a round, in turn; medians over the rounds, and medians of
+the ratios within a round.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -90,10 +92,14 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="image folder, one folder a class")
+    photographs = os.environ.get("KT_STUDY_PHOTOS") or Path(__file__).resolve().parents[2] / "shared/data/photos"
+    parser.add_argument("--images", type=Path, default=Path(photographs), help="image folder, one folder a class")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not options.images.is_dir():
+        parser.error(f"no image folder at {options.images}; give one by --images or KT_STUDY_PHOTOS")
+    return options
 
 
 def _ffcv_contestants(dataset: DatasetRecord, paths: StudyPaths, threads: int) -> dict[str, Pass]:

@@ -74,8 +74,8 @@ def matrix_products_by_class(labels: Ints, predictions: Ints) -> Callable[[], No
 
 
 def products_with_similarity(models: int, similarity: Floats) -> Callable[[], None]:
-    """One set of classes of every ordered pair times the similarity, as float32 products: what is least of dense ways to
-    its mean similarity, of which the engine gives four a pair, ties averaged over their orders."""
+    """One set of classes of every ordered pair times the similarity, as float32 products: the start of a dense way to
+    one mean similarity a pair, where the engine gives four, ties averaged over all orders."""
     sets = (np.random.default_rng(0).random((models, CLASSES)) < 0.4).astype(np.float32)
     single = similarity.astype(np.float32)
 

@@ -33,11 +33,12 @@ _ABOUT = {
     "above 1 is how many times longer they take.",
     "jobs": "Jobs claimed and finished, against a bare claim-and-finish loop on the same database. `ratio` of a claim is "
     "its time in a table of a million jobs over that in one of a thousand. The aims are 0.8, and 1.5 at most. SQLite misses "
-    "its first: a claim writes five partial indexes, by which its time does not grow with the table. With eight processes "
+    "its first: a claim writes four indexes, by which its time does not grow with the table. With eight processes "
     "one of the bare loop's does next to nothing; `each waiting fairly` compares with one that waits as the store does.",
     "pairs": "rho, flips and entropies of every ordered pair of 301 and of 1,700 models on 50,000 samples: other ways over "
     "ours (`bits`); above 1 is how many times longer they take. `single pairs` computes one pair after the other; "
-    "`memory traffic` is the bare reading of the bits, a floor.",
+    "`memory traffic` is the bare reading of the bits, a floor. `bits with agreement` is with error overlap and kappa, `bits "
+    "with similarity` with those and that of the top classes, for which a dense product of one set a pair stands beside it.",
     "loader": "Pictures a second of our loaders, whose views depend on the sample and the view alone, against the stock "
     "ones; above 1 is faster than stock.",
     "collect": "`kt-study collect` of a million transfers against pandas.read_sql and to_parquet: pandas' seconds and peak "

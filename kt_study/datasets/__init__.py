@@ -1,8 +1,8 @@
 """Image data sets: what is in them, and picture i of a split.
 
 `prepare` scans a data set once and stores its index; `list_split` reads the index back, and `open_split` opens the
-pictures too. A new kind is one module here
-and one line in `KINDS`: the module has `scan`, which lists the samples, and `pictures`, which opens one of them.
+pictures too. A new kind is one module here and one line in `KINDS`: the module has `scan`, which lists the samples, and
+`pictures`, which opens one of them.
 """
 
 from __future__ import annotations

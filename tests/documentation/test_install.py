@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from tests.documentation.blocks import ROOT, of, pages_for
 from tests.documentation.surroundings import copy_checkout, run
 from tests.require import require
+from tests.untrained import untrained_mixer
 
 NEEDS = {"ffcv": "ffcv", "postgres": "postgres", "similarity": "sentence-model"}
 """The extras that the block installs, and how KT_STUDY_REQUIRE calls what they bring."""
@@ -40,18 +41,6 @@ objectives = ["kl_dp"]
 epochs = 1
 views = 1
 augment = "none"
-"""
-
-MODEL = """
-[[model]]
-name = "{name}"
-factory = "worker.zoo:mixer"
-arguments = {{ num_classes = 10, embed_dim = {width}, num_blocks = 2, img_size = 32, patch_size = 8 }}
-input_size = [1, 32, 32]
-mean = [0.5]
-std = [0.5]
-family = "mlp"
-random_weights = true
 """
 
 
@@ -169,7 +158,7 @@ def _same(path: Path, source: Path) -> bool:
 def test_the_installed_command_does_a_study(installed: Installed) -> None:
     installed.run("kt-study", "init", "--study", "demo.toml")
     installed.run("kt-study", "plan", "--study", "demo.toml", "--dry-run")
-    models = MODEL.format(name="teacher", width=24) + MODEL.format(name="student", width=32)
+    models = untrained_mixer("teacher", width=24, blocks=2) + untrained_mixer("student", width=32, blocks=2)
     (installed.folder / "study.toml").write_text(STUDY.format(models=models), encoding="utf-8")
     installed.run("kt-study", "plan")
     assert "complete: " in installed.run("kt-study", "launch", "--workers", "1", "--wait")

@@ -13,6 +13,7 @@ from typing import Any
 
 from kt_study.store import JobRow, JobStore, open_store
 from tests.slurm.dev_cluster import DevCluster
+from tests.untrained import untrained_mixer
 
 ZOO = """
 [study]
@@ -57,18 +58,6 @@ views = 1
 augment = "none"
 """
 
-_MODEL = """
-[[model]]
-name = "{name}"
-factory = "slow_models:mixer"
-arguments = {{ num_classes = 10, pause_s = {pause_s}, embed_dim = {width}, num_blocks = 3, img_size = 32, patch_size = 8 }}
-input_size = [1, 32, 32]
-mean = [0.5]
-std = [0.5]
-family = "mlp"
-random_weights = true
-"""
-
 
 _SLOW_MODELS = '''
 """A student that pauses in every training step: what is done to it in the middle does not depend on a machine's speed."""
@@ -85,7 +74,9 @@ def mixer(num_classes, pause_s, **sizes):
 
 
 def _model(number: int, pause_s: float) -> str:
-    return _MODEL.format(name=f"mixer-{number}", width=24 + 8 * number, pause_s=pause_s)
+    return untrained_mixer(
+        f"mixer-{number}", width=24 + 8 * number, blocks=3, factory="slow_models:mixer", pause_s=pause_s
+    )
 
 
 def untrained_study(name: str, *, models: int = 4, pairs: int = 6, epochs: int = 6, pause_s: float = 0.0) -> str:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from kt_study.errors import DataError
 from kt_study.files import written_aside
-from worker.measures import kernels, set_similarity
+from worker.measures import kernels, similarity_kernels
 from worker.measures.arrays import Counts, Floats, Ints, check_labels, check_predictions
 from worker.measures.bits import Correctness, pack_correctness
 from worker.measures.entropy import entropy_of_sums, expected_subset_entropy, xlogx
@@ -175,7 +175,7 @@ def _prepare(correct: Correctness, same: kernels.Small | None, similarity: Float
         errors=correct.class_sizes - right_by_class,
         terms=xlogx(int(correct.class_sizes.max())),
         same=same,
-        similarity=None if similarity is None else set_similarity.upper_blocks(similarity[present]),
+        similarity=None if similarity is None else similarity_kernels.upper_blocks(similarity[present]),
         average_similarity=float("nan") if similarity is None else average_similarity(similarity),
     )
 
@@ -227,7 +227,7 @@ def _count_agreement(predictions: Ints, pool: Executor) -> kernels.Small:
 def _similarities(task: _Task, similarity: Floats, students: Counts, n_top: Counts) -> Columns:
     """The `topX_similarity` columns, float64[S, M], % above the average over all pairs of classes."""
     mean = np.empty(n_top.shape)
-    set_similarity.mean_top_similarities(task.correct.words, task.correct.starts, students, similarity, n_top, mean)
+    similarity_kernels.mean_top_similarities(task.correct.words, task.correct.starts, students, similarity, n_top, mean)
     relative = (mean - task.average_similarity) / (task.average_similarity or np.nan) * 100.0
     return {f"top{percent}_similarity": relative[..., p] for p, percent in enumerate(TOP_PERCENTS)}
 
