@@ -6,13 +6,14 @@ import importlib.util
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from kt_study.datasets import open_split, prepare
+from kt_study.datasets import Split, open_split, prepare
 from kt_study.errors import DataError, DiskError, EnvironmentUnusable
 from kt_study.paths import StudyPaths
 from kt_study.study import DatasetSection
@@ -21,7 +22,8 @@ from tests.data.support import CPU, folder_dataset, image_folder, job_context, t
 from tests.photos import photos_dir
 from tests.require import require
 from worker.data.betons import BetonOptions, prepare_beton, read_beton_manifest
-from worker.data.loader import training_views
+from worker.data.ffcv_loader import FfcvViews, _mirror
+from worker.data.loader import Normaliser, training_views
 from worker.data.views import ViewRecipe, boxes, epoch_order, flips
 
 FULL = BetonOptions(max_side=0, jpeg_quality=95)
@@ -244,7 +246,7 @@ def test_photographs_look_alike_in_both_loaders(paths: StudyPaths) -> None:
 
 
 def test_pixels_are_those_of_the_whole_image_decoded_cropped_and_mirrored(paths: StudyPaths) -> None:
-    """The decoder stops below the box; nothing in the box may show it. By ffcv's own functions, one after the other."""
+    """Only a part around the box is decoded; nothing in the box may show it. By ffcv's functions, one after the other."""
     from ffcv.libffcv import imdecode, resize_crop
     from ffcv.reader import Reader
 
@@ -259,6 +261,7 @@ def test_pixels_are_those_of_the_whole_image_decoded_cropped_and_mirrored(paths:
     rows = reader.metadata["f0"][order]
     box, mirrored = boxes(recipe, 1, order, rows["height"], rows["width"]), flips(recipe, 1, order)
     assert (box[:, 0] + box[:, 2] + 32 < rows["height"]).sum() > 10, "some boxes end well above the bottom"
+    assert (box[:, 1] > 32).sum() > 10, "and some begin well inside"
     for i, row in enumerate(rows):
         stored = content[int(row["data_ptr"]) :][: sizes[int(row["data_ptr"])]]
         height, width = int(row["height"]), int(row["width"])
@@ -270,19 +273,77 @@ def test_pixels_are_those_of_the_whole_image_decoded_cropped_and_mirrored(paths:
         assert np.array_equal(got[i].transpose(1, 2, 0).round(), expected), i
 
 
-@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"exif": b"Exif" * 100}, {"subsampling": 0}])
-def test_the_header_of_a_jpeg_is_found(how: dict[str, object]) -> None:
-    from worker.data.ffcv_loader import _header_of
+def test_betons_without_restart_markers_give_the_same_pixels(
+    root: Path, dataset: DatasetRecord, paths: StudyPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions wrote them."""
+    prepare_beton(dataset, "val", paths, options=FULL)
+    recipe = ViewRecipe(seed=4)
+    expected = _by_sample(dataset, paths, recipe, loader="ffcv")
+    before = StudyPaths(root=tmp_path / "before")
+    folder_dataset(root, before)
+    monkeypatch.setattr("worker.data.betons._as_jpeg", _without_markers)
+    prepare_beton(dataset, "val", before, options=FULL)
+    assert torch.equal(_by_sample(dataset, before, recipe, loader="ffcv"), expected)
 
-    stream = io.BytesIO()
-    Image.new("RGB", (33, 47)).save(stream, "JPEG", **how)  # type: ignore[arg-type]
-    stored = np.frombuffer(stream.getvalue(), np.uint8)
-    at = _header_of(stored)
-    if "progressive" in how:
-        assert at == -1
-    else:
-        assert stored[at + 5 : at + 9].tolist() == [0, 47, 0, 33]
-    assert _header_of(stored[:10]) == _header_of(stored[:0]) == -1
+
+def test_ffcv_reads_our_betons_and_we_read_those_of_ffcv(
+    dataset: DatasetRecord, paths: StudyPaths, tmp_path: Path
+) -> None:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    prepare_beton(dataset, "val", paths, options=FULL)
+    ours, theirs = str(paths.beton(dataset.key, "val")), str(tmp_path / "theirs.beton")
+    split = open_split(dataset, "val", paths)
+    fields = {"image": RGBImageField("jpg", jpeg_quality=95), "label": IntField(), "index": IntField()}
+    DatasetWriter(theirs, fields, num_workers=1).from_indexed_dataset(_Indexed(split), shuffle_indices=False)
+    assert np.array_equal(_read_by_ffcv(ours), _read_by_ffcv(theirs))
+    order, mean = np.arange(N), Normaliser((0.0,) * 3, (1.0,) * 3, CPU)
+    one, other = (
+        next(iter(FfcvViews(beton, (32, 32), ViewRecipe(seed=4), mean, CPU, 1).batches(order, N, view=0)))[0]
+        for beton in (ours, theirs)
+    )
+    assert torch.equal(one, other)
+
+
+def test_a_beton_of_an_earlier_version_stays_and_an_unfinished_one_starts_over(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pixels are good, but a file half with and half without restart markers would not be the same every time."""
+    whole, pieces = StudyPaths(root=tmp_path / "whole"), StudyPaths(root=tmp_path / "pieces")
+    dataset = folder_dataset(root, whole)
+    folder_dataset(root, pieces)
+    prepare_beton(dataset, "val", whole, options=FULL)
+
+    def interrupted(count: int) -> None:
+        if count == N // 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("worker.data.betons.SAVE_EVERY_S", 0.0)
+        earlier.setattr("worker.data.betons._as_jpeg", _without_markers)
+        earlier.setattr("worker.data.betons._ENCODING", 1)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_beton(dataset, "val", pieces, options=FULL, progress=interrupted)
+    seen: list[int] = []
+    prepare_beton(dataset, "val", pieces, options=FULL, progress=seen.append)
+    assert seen == list(range(1, N + 1))
+    finished = [study.beton(dataset.key, "val") for study in (whole, pieces)]
+    assert finished[0].read_bytes() == finished[1].read_bytes()
+    with monkeypatch.context() as later:
+        later.setattr("worker.data.betons._as_jpeg", _without_markers)
+        later.setattr("worker.data.betons._ENCODING", 3)
+        prepare_beton(dataset, "val", pieces, options=FULL, progress=seen.append)
+    assert len(seen) == N
+
+
+@pytest.mark.parametrize("width", [1, 2, 31, 32, 33, 64, 95, 224, 225])
+def test_a_mirrored_picture(width: int) -> None:
+    picture = np.random.default_rng(width).integers(0, 256, (3, width, 3), dtype=np.uint8)
+    expected = picture[:, ::-1].copy()
+    _mirror(picture)
+    assert np.array_equal(picture, expected)
 
 
 def test_threads_of_torch_are_left_alone(dataset: DatasetRecord, paths: StudyPaths) -> None:
@@ -327,3 +388,37 @@ def test_a_failing_pass_ends_with_an_error(
     monkeypatch.setattr(EpochIterator, "run_pipeline", broken)
     with pytest.raises(EnvironmentUnusable, match="ffcv stopped after 0 of 60 images: decoder broke"):
         list(views.batches(np.arange(N), 16, view=0))
+
+
+class _Indexed:
+    """A split as ffcv's writer wants it."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return self._split.n
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int, int]:
+        return self._split.image(i), 0, i
+
+
+def _without_markers(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """As ffcv encodes, and as this project did before."""
+    from ffcv.fields.rgb_image import encode_jpeg
+
+    return encode_jpeg(pixels, quality)
+
+
+def _read_by_ffcv(beton: str) -> np.ndarray:
+    """Centre crops of a beton by ffcv's own loader and decoder."""
+    from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    pipelines: dict[str, Any] = {"image": [CenterCropRGBImageDecoder((32, 32), 0.9), ToTensor()]}
+    pipelines |= {"label": None, "index": None}
+    loader = Loader(
+        beton, batch_size=N, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL, pipelines=pipelines
+    )
+    return np.concatenate([pictures.numpy().copy() for (pictures,) in loader])

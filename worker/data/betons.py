@@ -27,12 +27,16 @@ from kt_study.files import write_bytes
 from kt_study.hashing import digest, hash64
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, Record
+from worker.data.jpeg_parts import restart_interval
 
 SAVE_EVERY_S = 20.0
 """Seconds of work that a killed `data prepare` loses at most."""
 _CHUNK = 64  # images encoded ahead of the writer
 _PAGE = 1 << 23  # bytes; ffcv's default of 8 MiB, which no image may exceed
 _RAW, _JPEG = 1, 0  # ffcv's numbers for the two encodings
+_ENCODING = (
+    2  # 2: JPEGs have restart markers; an unfinished file of another is not gone on with, a finished one is good
+)
 
 
 class BetonOptions(Record, frozen=True, kw_only=True):
@@ -179,12 +183,10 @@ class _Writer:
             yield image
 
     def _encode(self, i: int) -> _Encoded:
-        from ffcv.fields.rgb_image import encode_jpeg
-
         image = _shrunk(self._split.image(i), self._options.max_side)
         pixels = np.asarray(image)
         as_jpeg = hash64("jpeg", self._split.name(i)) < self._options.jpeg_share * 2.0**64
-        content = encode_jpeg(pixels, self._options.jpeg_quality) if as_jpeg else pixels.reshape(-1)
+        content = _as_jpeg(pixels, self._options.jpeg_quality) if as_jpeg else pixels.reshape(-1)
         if content.nbytes > _PAGE:
             raise DataError(f"{self._split.file(i)}: {content.nbytes} bytes exceed ffcv's page; set a smaller max side")
         return _Encoded(mode=_JPEG if as_jpeg else _RAW, height=image.height, width=image.width, content=content)
@@ -208,16 +210,23 @@ class _Writer:
         stream.flush()
         os.fsync(stream.fileno())
         with self._progress_file.open("wb") as aside:
-            np.savez(aside, rows=self._rows, end=self._end, metadata=self._metadata[: self._rows], sizes=self._sizes)
+            np.savez(
+                aside,
+                encoding=_ENCODING,
+                rows=self._rows,
+                end=self._end,
+                metadata=self._metadata[: self._rows],
+                sizes=self._sizes,
+            )
 
     def _load(self) -> None:
         try:
             with np.load(self._progress_file, allow_pickle=False) as saved:
                 rows, end = int(saved["rows"]), int(saved["end"])
-                if self._file.stat().st_size >= end:
+                if int(saved["encoding"]) == _ENCODING and self._file.stat().st_size >= end:
                     self._metadata[:rows], self._sizes = saved["metadata"], saved["sizes"]
                     self._rows, self._end = rows, end
-        except Exception:  # torn by the same interruption: start over
+        except Exception:  # torn by the same interruption, or from before there was an encoding: start over
             self._rows = 0
 
     def _finish(self, stream: BinaryIO) -> None:
@@ -272,6 +281,17 @@ def _shrunk(image: Image.Image, max_side: int) -> Image.Image:
         return image
     width, height = (max(1, round(side * max_side / longer)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BOX)
+
+
+def _as_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """As ffcv encodes them, but with restart markers, so that `worker.data.jpeg_parts` can decode a part; same pixels."""
+    import cv2
+
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_RST_INTERVAL, restart_interval(pixels.shape[1])]
+    success, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), settings)
+    if not success:
+        raise ValueError("OpenCV cannot encode this image as JPEG")
+    return encoded.reshape(-1)
 
 
 def _unfinished(target: Path, content: str) -> Path:

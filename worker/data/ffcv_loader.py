@@ -22,12 +22,14 @@ from kt_study.errors import DataError, EnvironmentUnusable
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, ModelRecord
 from worker.data.betons import read_beton_manifest, require_ffcv
+from worker.data.jpeg_parts import Box, part_around
 from worker.data.loader import Batch, Normaliser, ahead
 from worker.data.views import ViewRecipe, boxes, coloured, colours, flips
 from worker.logits.near import near
+from worker.measures.kernels import compiled
 
 _BOXES_AT_ONCE = 1 << 16  # samples whose boxes are drawn in one numpy call
-_BLOCK = 16  # rows that a JPEG with halved chroma, as betons hold them, is coded in
+_GROUP = 32  # pixels mirrored together
 
 
 class FfcvViews:
@@ -202,39 +204,33 @@ def _set_numba_threads(count: int) -> None:
     numba.set_num_threads(Compiler.num_threads)
 
 
-def _header_of(stored: NDArray[np.uint8]) -> int:
-    """Where the baseline header of a JPEG begins, which says how many rows follow; -1 where there is none. Compiled."""
-    at = 2
-    while at + 8 < len(stored) and stored[at] == 0xFF and stored[at + 1] != 0xDA:
-        if stored[at + 1] == 0xC0:
-            return at
-        at = int(at + 2 + (np.int64(stored[at + 2]) << 8) + np.int64(stored[at + 3]))
-    return -1
-
-
-def _first_rows(stored: NDArray[np.uint8], header: int, rows: int) -> NDArray[np.uint8]:
-    """A JPEG whose header says that it has only these many rows, so that the decoder does no work for the rest.
-
-    Compiled. The rows come out as they would from the whole, but for the last block of them, whose chroma is
-    interpolated with rows that are cut off.
-    """
-    cut = stored.copy()
-    cut[header + 5], cut[header + 6] = rows >> 8, rows & 255
-    return cut
-
-
+@compiled
 def _mirror(picture: NDArray[np.uint8]) -> None:
-    """Mirror [h, w, 3] in place, a line at a time. Compiled; unsigned positions spare a test for negative ones."""
-    width = picture.shape[1]
-    kept = np.empty((width, 3), np.uint8)
+    """Mirror [h, w, 3] in place, a line at a time."""
+    kept = np.empty(3 * picture.shape[1], np.uint8)
     for row in range(picture.shape[0]):
-        line = picture[row]
-        for column in range(width):
+        line = picture[row].reshape(-1)
+        for i in range(np.uint64(len(kept))):
+            kept[i] = line[i]
+        _mirror_line(kept, line)
+
+
+@compiled
+def _mirror_line(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
+    """The pixels of a line, three bytes each, from last to first.
+
+    Groups of a fixed size become shuffles of whole registers; unsigned positions spare a test for negative ones.
+    """
+    size, group = len(source), 3 * _GROUP
+    grouped = size // group * group
+    for at in range(0, grouped, group):
+        some, there = source[at : at + group], target[size - at - group : size - at]
+        for pixel in range(np.uint64(_GROUP)):
             for channel in range(np.uint64(3)):
-                kept[np.uint64(column), channel] = line[np.uint64(column), channel]
-        for column in range(width):
-            for channel in range(np.uint64(3)):
-                line[np.uint64(column), channel] = kept[np.uint64(width - 1 - column), channel]
+                there[np.uint64(group - 3) - np.uint64(3) * pixel + channel] = some[np.uint64(3) * pixel + channel]
+    for at in range(grouped, size, 3):
+        for channel in range(3):
+            target[size - at - 3 + channel] = source[at + channel]
 
 
 @functools.cache
@@ -254,39 +250,33 @@ def _decoder_type() -> type:
         def generate_code(self) -> Callable[..., Any]:
             jpeg = IMAGE_MODES["jpg"]
             read = self.memory_read
-            my_range = Compiler.get_iterator()
+            my_range, threads = Compiler.get_iterator(), Compiler.num_threads
             decode_jpeg = Compiler.compile(imdecode)
             resized = Compiler.compile(resize_crop)
-            mirror = Compiler.compile(_mirror)
-            header_of = Compiler.compile(_header_of)
-            first_rows = Compiler.compile(_first_rows)
 
             def decode(batch_indices: Any, storage: Any, metadata: Any, storage_state: Any) -> Any:
                 destination, scratch = storage
-                for slot in my_range(len(batch_indices)):
-                    field = metadata[batch_indices[slot]]
-                    stored = read(field["data_ptr"], storage_state)
-                    height, width = np.uint32(field["height"]), np.uint32(field["width"])
-                    top, left = np.int64(field["top"]), np.int64(field["left"])
-                    bottom, right = top + np.int64(field["box_height"]), left + np.int64(field["box_width"])
-                    if field["mode"] == jpeg:
-                        pixels = scratch[slot]
-                        rows = np.uint32((bottom + 2 * _BLOCK - 1) // _BLOCK * _BLOCK)
-                        header = header_of(stored)
-                        if rows < height and header >= 0:
-                            height = rows
-                            cut = first_rows(stored, header, rows)
-                            decode_jpeg(cut, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+                count = len(batch_indices)
+                turns = min(count, threads)
+                for turn in my_range(turns):  # one of these is a thread's, so that its scratch stays in its cache
+                    for slot in range(turn, count, turns):
+                        field = metadata[batch_indices[slot]]
+                        stored = read(field["data_ptr"], storage_state)
+                        height, width = np.int64(field["height"]), np.int64(field["width"])
+                        top, left = np.int64(field["top"]), np.int64(field["left"])
+                        box = Box(top, left, top + np.int64(field["box_height"]), left + np.int64(field["box_width"]))
+                        if field["mode"] == jpeg:
+                            part, at = part_around(stored, height, width, box)
+                            h, w = np.uint32(at.bottom - at.top), np.uint32(at.right - at.left)
+                            decode_jpeg(part, scratch[turn], h, w, h, w, 0, 0, 1, 1, False, False)
+                            pixels = scratch[turn][: 3 * h * w].reshape(h, w, 3)
+                            box = Box(box.top - at.top, box.left - at.left, box.bottom - at.top, box.right - at.left)
                         else:
-                            decode_jpeg(stored, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-                        pixels = pixels.reshape(-1)[: 3 * height * width].reshape(height, width, 3)
-                    else:
-                        pixels = stored.reshape(height, width, 3)
-                    picture = destination[slot]
-                    resized(pixels, top, bottom, left, right, picture)
-                    if field["flip"]:
-                        mirror(picture)
-                return destination[: len(batch_indices)]
+                            pixels = stored.reshape(height, width, 3)
+                        resized(pixels, box.top, box.bottom, box.left, box.right, destination[slot])
+                        if field["flip"]:
+                            _mirror(destination[slot])
+                return destination[:count]
 
             decode.is_parallel = True  # type: ignore[attr-defined]
             return decode
