@@ -24,6 +24,7 @@ from kt_study.words import DatasetRecord, ModelRecord
 from worker.data.betons import read_beton_manifest, require_ffcv
 from worker.data.jpeg_parts import Box, part_around
 from worker.data.loader import Batch, Normaliser, ahead
+from worker.data.shrink import can_shrink, shrink
 from worker.data.views import ViewRecipe, boxes, coloured, colours, flips
 from worker.logits.near import near
 from worker.measures.kernels import compiled
@@ -273,9 +274,13 @@ def _decoder_type() -> type:
                             box = Box(box.top - at.top, box.left - at.left, box.bottom - at.top, box.right - at.left)
                         else:
                             pixels = stored.reshape(height, width, 3)
-                        resized(pixels, box.top, box.bottom, box.left, box.right, destination[slot])
+                        picture = destination[slot]
+                        if can_shrink(box, picture):
+                            shrink(pixels, box, picture)
+                        else:
+                            resized(pixels, box.top, box.bottom, box.left, box.right, picture)
                         if field["flip"]:
-                            _mirror(destination[slot])
+                            _mirror(picture)
                 return destination[:count]
 
             decode.is_parallel = True  # type: ignore[attr-defined]

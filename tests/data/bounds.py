@@ -1,8 +1,9 @@
-"""Run by `test_jpeg_parts.py` in a process of its own: parts of thousands of JPEGs that are not good ones."""
+"""Run by `test_jpeg_parts.py` with numba's check of every index: parts of thousands of bad JPEGs, and all sizes shrunk."""
 
 from __future__ import annotations
 
 import io
+import itertools
 
 import numba
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from worker.data.jpeg_parts import Box, part_around
+from worker.data.shrink import can_shrink, shrink
 
 Bytes = NDArray[np.uint8]
 TIMES = 4000
@@ -25,6 +27,9 @@ def main() -> None:
     for _ in range(TIMES):
         _look(draws, _spoilt(draws, good[int(draws.integers(len(good)))]))
         _look(draws, draws.choice(np.array([0, 2, 17, 0xC0, 0xD0, 0xD9, 0xDA, 0xDD, 0xFF], np.uint8), 200))
+    for height, width in itertools.product(range(7, 40), range(7, 40)):
+        _shrink(draws.integers(0, 256, (height, width, 3), dtype=np.uint8), np.zeros((7, 5, 3), np.uint8))
+    _shrink(draws.integers(0, 256, (331, 517, 3), dtype=np.uint8), np.zeros((224, 224, 3), np.uint8))
     print("checked")
 
 
@@ -35,6 +40,12 @@ def _look(draws: np.random.Generator, jpeg: Bytes) -> None:
     assert len(part) <= len(jpeg)
     assert at.top <= box.top < box.bottom <= at.bottom <= 90
     assert at.left <= box.left < box.right <= at.right <= 120
+
+
+def _shrink(picture: Bytes, target: Bytes) -> None:
+    box = Box(0, 0, picture.shape[0], picture.shape[1])
+    if can_shrink(box, target):
+        shrink(picture, box, target)
 
 
 def _jpeg(draws: np.random.Generator, height: int, width: int, blocks: int) -> Bytes:
