@@ -1,4 +1,4 @@
-"""All pairs: the bit engine against matrix products, a loop over single pairs, and the memory's bandwidth.
+"""All pairs: the bit engine against matrix products, a loop over single pairs, and the memory's and the cache's bandwidth.
 
     python -m benchmarks.bench_pairs                    301 models (the paper's universe) and 1,700 (all of timm)
     python -m benchmarks.bench_pairs --models 301
@@ -13,16 +13,25 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.harness import interleave, medians, versions, write_result
 from worker.measures.allpairs import iter_all_pairs
-from worker.measures.arrays import Floats, Ints
+from worker.measures.arrays import Floats, Ints, in_lines
+from worker.measures.kernels import compiled
 from worker.measures.pair import measure_pair
+from worker.measures.similarity_kernels import add_rows
+from worker.measures.top_classes import top_classes
 
 SAMPLES, CLASSES = 50_000, 1_000
 NAIVE_PAIRS = 50
+ROW_PAIRS = 1_000
+SCALED = {"single_pairs": NAIVE_PAIRS, "rows_of_the_sets_32_bit": ROW_PAIRS, "rows_of_the_sets_16_bit": ROW_PAIRS}
+"""Cases that measure so many ordered pairs, and whose time is scaled to all."""
 ROW_BYTES = 20 * 8  # columns of a pair, written once
 
 
@@ -86,6 +95,37 @@ def products_with_similarity(models: int, similarity: Floats) -> Callable[[], No
     return run
 
 
+@compiled
+def add_up(blocks: NDArray[Any], sets: NDArray[np.int32], sizes: NDArray[np.int64], total: NDArray[Any]) -> None:
+    """The sum of `blocks[b]` over the classes of each set that have anything above the diagonal there, for each block b."""
+    for b in range(blocks.shape[0]):
+        for i in range(sizes.size):
+            known = np.searchsorted(sets[i, : sizes[i]], (b + 1) * total.size)
+            add_rows(blocks[b], sets[i, :known], total)
+
+
+def rows_of_the_sets(labels: Ints, predictions: Ints, dtype: type[np.signedinteger[Any]]) -> Callable[[], None]:
+    """Add up, for ROW_PAIRS ordered pairs, the rows of the similarity above its diagonal for the classes with the top 50 %
+    of flips and those tied with them, and nothing else: what the engine's additions alone take, in numbers of this size."""
+    sets = np.zeros((ROW_PAIRS, CLASSES), dtype=np.int32)
+    sizes = np.zeros(ROW_PAIRS, dtype=np.int64)
+    for i in range(ROW_PAIRS):
+        flips = measure_pair(labels, predictions[i % 7], predictions[7 + i % 11], CLASSES).positive_flips
+        top = top_classes(flips, 50)
+        members = np.flatnonzero(top.sure | top.tied)
+        sizes[i] = members.size
+        sets[i, : members.size] = members
+    blocks = in_lines(np.ones((4, CLASSES, 256), dtype=dtype))
+    halves = np.array_split(np.arange(ROW_PAIRS), cores())
+    pool = ThreadPoolExecutor(cores())
+
+    def run() -> None:
+        for _ in pool.map(lambda half: add_up(blocks, sets[half], sizes[half], np.zeros(256, dtype)), halves):
+            pass
+
+    return run
+
+
 def single_pairs(labels: Ints, predictions: Ints) -> Callable[[], None]:
     """`measure_pair` on NAIVE_PAIRS ordered pairs."""
 
@@ -124,13 +164,16 @@ def measure(models: int, rounds: int, by_class: bool) -> dict[str, float]:
         "single_pairs": single_pairs(labels, predictions),
         "memory_traffic": memory_traffic(models),
     }
+    half = np.random.default_rng(0).random((CLASSES, CLASSES))
+    cases["bits_with_similarity"] = bits(labels, predictions, agreement=True, similarity=half + half.T)
+    cases["rows_of_the_sets_32_bit"] = rows_of_the_sets(labels, predictions, np.int32)
+    cases["rows_of_the_sets_16_bit"] = rows_of_the_sets(labels, predictions, np.int16)
     if by_class:
-        half = np.random.default_rng(0).random((CLASSES, CLASSES))
-        cases["bits_with_similarity"] = bits(labels, predictions, similarity=half + half.T)
         cases["matrix_products_of_one_set_with_similarity"] = products_with_similarity(models, half + half.T)
         cases["matrix_products_by_class"] = matrix_products_by_class(labels, predictions)
     seconds = medians(interleave(cases, rounds))
-    seconds["single_pairs"] *= models * (models - 1) / NAIVE_PAIRS
+    for name, measured in SCALED.items():
+        seconds[name] *= models * (models - 1) / measured
     return seconds
 
 
@@ -150,14 +193,14 @@ def main() -> None:
         }
         print(f"{models} models, {models * (models - 1):,} ordered pairs, n = {SAMPLES:,}, {CLASSES:,} classes")
         for name, value in seconds.items():
-            scaled = f", {NAIVE_PAIRS} pairs measured and scaled" if name == "single_pairs" else ""
+            scaled = f", {SCALED[name]:,} pairs measured and scaled" if name in SCALED else ""
             print(f"  {name:30} {value:12.3f} s  {value / seconds['bits']:10.2f} x bits{scaled}")
     path = write_result(
         "pairs",
         {
             "threads": cores(),
             "rounds": options.rounds,
-            "single_pairs_measured": NAIVE_PAIRS,
+            "pairs_measured": SCALED,
             "versions": versions("numpy", "numba"),
             "by_models": result,
         },

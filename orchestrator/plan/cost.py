@@ -94,7 +94,7 @@ def train_s(start: ModelRecord, dataset: DatasetRecord, spec: TrainSpec) -> floa
 def all_pairs_s(models: int, dataset: DatasetRecord) -> float:
     """Seconds for every ordered pair of `models` models: a pass over bits, and the similarity of the top classes."""
     bits = 1.5e-6 * max(1.0, dataset.splits.get("val", 0) / 50_000)
-    similarity = 5e-5 * dataset.n_classes / 1_000 if dataset.n_classes > 1 else 0.0
+    similarity = 2.5e-5 * dataset.n_classes / 1_000 if dataset.n_classes > 1 else 0.0
     return START_S + models**2 * (bits + similarity)
 
 

@@ -16,7 +16,7 @@ from worker.measures import allpairs
 from worker.measures.allpairs import Columns, iter_all_pairs, write_all_pairs
 from worker.measures.arrays import Counts, Floats, Ints
 from worker.measures.pair import measure_pair
-from worker.measures.similarity import top_similarity
+from worker.measures.similarity import on_grid, top_similarity
 
 
 def joined(blocks: Iterator[Columns]) -> Columns:
@@ -88,15 +88,27 @@ def test_equally_alike_classes_have_no_relative_similarity() -> None:
     [(900, 25), (90, 6), (6_000, 3), (9_000, 300)],
     ids=["ties", "few flips", "many flips", "several blocks of columns"],
 )
-def test_similarity_is_that_of_single_pairs(n: int, classes: int) -> None:
+def test_similarity_is_that_of_single_pairs_to_the_last_bit(n: int, classes: int) -> None:
     labels, predictions = draw_models(6, n, classes, seed=5)
     known = classes + 10  # the other classes have no images
-    similarity = some_similarity(known)
+    similarity = some_similarity(known) - 0.3
+    assert_similarity_of_single_pairs(labels, predictions, known, similarity)
+
+
+def test_similarities_of_very_many_tied_classes_do_not_overflow() -> None:
+    labels = np.arange(1_200)
+    predictions = np.stack([labels, (labels + 1) % 1_200, np.where(labels % 3, labels, 0)])
+    alike = 1.0 - some_similarity(1_200) / 1_000  # 1,200 such in a row, as steps, are more than an int32 holds
+    assert_similarity_of_single_pairs(labels, predictions, 1_200, alike)
+
+
+def assert_similarity_of_single_pairs(labels: Ints, predictions: Ints, known: int, similarity: Floats) -> None:
+    """To the last bit: similarities on their grid have exact sums."""
     columns = joined(iter_all_pairs(labels, predictions, known, similarity=similarity))
     for i, (teacher, student) in enumerate(zip(columns["teacher"], columns["student"], strict=True)):
         flips = measure_pair(labels, predictions[teacher], predictions[student], known).positive_flips
-        for name, value in top_similarity(flips, similarity).items():
-            assert columns[name][i] == pytest.approx(value, rel=1e-9, abs=1e-9, nan_ok=True)
+        for name, value in top_similarity(flips, on_grid(similarity)).items():
+            np.testing.assert_array_equal(columns[name][i], value)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64])

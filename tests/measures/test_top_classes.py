@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from worker.measures.arrays import Counts, Floats
-from worker.measures.similarity import average_similarity, top_similarity
+from worker.measures.similarity import average_similarity, grid_step, on_grid, top_similarity
 from worker.measures.top_classes import TOP_PERCENTS, top_classes
 
 
@@ -89,3 +91,32 @@ def test_neighbouring_classes_gain_nothing_from_their_place() -> None:
     similarity = 1 / (1 + np.abs(place[:, None] - place))
     relative = top_similarity(np.full(40, 3), similarity)
     np.testing.assert_allclose([relative["top20_similarity"], relative["top50_similarity"]], 0.0, atol=1e-9)
+
+
+@given(
+    hnp.arrays(np.float64, (4, 4), elements=st.floats(-1e6, 1e6, allow_subnormal=False)),
+    st.sampled_from([1e-9, 1.0, 1e9]),
+)
+def test_the_grid_moves_a_similarity_by_half_a_step_at_most(square: Floats, scale: float) -> None:
+    similarity = (square + square.T) * scale
+    rounded, step = on_grid(similarity), grid_step(similarity)
+    assert math.frexp(step)[0] == 0.5
+    assert np.abs(similarity).max() / step <= 2**22
+    assert (np.abs(rounded - similarity) <= step / 2).all()
+    assert (rounded / step == np.rint(rounded / step)).all()
+    np.testing.assert_array_equal(on_grid(rounded), rounded)
+
+
+def test_similarities_up_to_one_lie_on_a_grid_of_a_four_millionth() -> None:
+    assert grid_step(np.array([[1.0, 0.3], [0.3, 1.0]])) == grid_step(np.array([[0.7]])) == 2.0**-22
+    assert grid_step(np.array([[1.0 + 1e-15]])) == 2.0**-22
+    assert on_grid(np.array([[1.0, 0.5], [0.5, 1.0]])).tolist() == [[1.0, 0.5], [0.5, 1.0]]
+
+
+def test_sums_on_the_grid_are_exact_in_any_order() -> None:
+    similarity = on_grid(draw_similarity(60, 3))
+    flips = np.random.default_rng(3).integers(0, 5, 60)
+    order = np.random.default_rng(4).permutation(60)
+    shuffled = top_similarity(flips[order], similarity[np.ix_(order, order)])
+    np.testing.assert_array_equal(list(shuffled.values()), list(top_similarity(flips, similarity).values()))
+    assert similarity.sum() == float(sum(Fraction(value) for value in similarity.ravel().tolist()))

@@ -310,7 +310,7 @@ def test_pairs_are_compared_by_the_similarity_that_was_asked_for(tmp_path: Path)
 
 
 def test_all_pairs_are_estimated_with_the_similarity_of_their_classes() -> None:
-    """0.05 ms a pair and 1,000 classes, measured; without classes only the pass over bits."""
+    """0.025 ms a pair and 1,000 classes, measured; without classes only the pass over bits."""
     few, many = (
         DatasetRecord(key="d", name="d", kind="digits", n_classes=n, splits={"val": 50_000}) for n in (0, 1000)
     )

@@ -1,8 +1,7 @@
 """Every ordered pair of M models in one pass over bits (the complementarity study for all of timm).
 
 A pair costs one and-not and one popcount for each 64 samples, then a count of classes by their flips; everything else
-comes from a few integers a pair. Results are those of `measure_pair`, to the last bit, and those of `top_similarity` up
-to rounding.
+comes from a few integers a pair. Results are those of `measure_pair` and `top_similarity`, to the last bit.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from worker.measures.arrays import Counts, Floats, Ints, check_labels, check_pre
 from worker.measures.bits import Correctness, pack_correctness
 from worker.measures.entropy import entropy_of_sums, expected_subset_entropy, xlogx
 from worker.measures.rates import pair_rates
-from worker.measures.similarity import average_similarity, check_similarity
+from worker.measures.similarity import average_similarity, check_similarity, grid_step, on_grid
 from worker.measures.top_classes import TOP_PERCENTS
 
 if TYPE_CHECKING:
@@ -36,14 +35,15 @@ _BLOCK_PAIRS = 1 << 15  # pairs of a block: their columns and temporaries stay i
 
 
 class _Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What every block needs: bits uint64[M, W], same int32[M, M] or None, similarity float64[blocks, C, 128] or None."""
+    """What every block needs: bits uint64[M, W], same int32[M, M] or None, similarity int32[blocks, C, 256] or None."""
 
     correct: Correctness
     right: Counts  # int64[M], samples each model gets right
     errors: Counts  # int64[M, classes with samples], samples of each class each model gets wrong
     terms: Floats  # k log k up to the largest class
     same: kernels.Small | None  # samples on which two models predict the same class
-    similarity: Floats | None  # `upper_blocks` of the classes with samples
+    similarity: kernels.Small | None  # `upper_blocks` of the classes with samples
+    similarity_step: float
     average_similarity: float
 
 
@@ -65,8 +65,8 @@ def iter_all_pairs(
         labels: int[n], classes from 0.
         predictions: int[M, n]; int16 is fastest.
         n_classes: classes of the data set, those without samples included.
-        similarity: float64[n_classes, n_classes], symmetric; adds the `topX_similarity` columns, at about
-            0.05 ms a pair with 1,000 classes; the rest together takes less than 0.01 ms.
+        similarity: float64[n_classes, n_classes], symmetric, taken `on_grid`; adds the `topX_similarity` columns, at
+            about 0.02 ms a pair with 1,000 classes; the rest together takes less than 0.01 ms.
         agreement: adds the `agreement` column, for which all predictions are compared; up to twice the time.
         threads: blocks worked on at a time.
 
@@ -83,6 +83,7 @@ def iter_all_pairs(
         raise DataError(f"predictions have shape {predictions.shape}, expected one row a model")
     if similarity is not None:
         check_similarity(similarity, n_classes)
+        similarity = on_grid(similarity)
     with ThreadPoolExecutor(threads) as pool:
         correct = pack_correctness(labels, predictions, n_classes, pool)
         task = _prepare(correct, _count_agreement(predictions, pool) if agreement else None, similarity)
@@ -169,13 +170,15 @@ def write_all_pairs(
 def _prepare(correct: Correctness, same: kernels.Small | None, similarity: Floats | None) -> _Task:
     right_by_class = correct.right_by_class()
     present = np.ix_(correct.classes, correct.classes)
+    step = float("nan") if similarity is None else grid_step(similarity)
     return _Task(
         correct=correct,
         right=right_by_class.sum(axis=1),
         errors=correct.class_sizes - right_by_class,
         terms=xlogx(int(correct.class_sizes.max())),
         same=same,
-        similarity=None if similarity is None else similarity_kernels.upper_blocks(similarity[present]),
+        similarity=None if similarity is None else similarity_kernels.upper_blocks(similarity[present], step),
+        similarity_step=step,
         average_similarity=float("nan") if similarity is None else average_similarity(similarity),
     )
 
@@ -224,10 +227,11 @@ def _count_agreement(predictions: Ints, pool: Executor) -> kernels.Small:
     return same
 
 
-def _similarities(task: _Task, similarity: Floats, students: Counts, n_top: Counts) -> Columns:
+def _similarities(task: _Task, similarity: kernels.Small, students: Counts, n_top: Counts) -> Columns:
     """The `topX_similarity` columns, float64[S, M], % above the average over all pairs of classes."""
     mean = np.empty(n_top.shape)
     similarity_kernels.mean_top_similarities(task.correct.words, task.correct.starts, students, similarity, n_top, mean)
+    mean *= task.similarity_step
     relative = (mean - task.average_similarity) / (task.average_similarity or np.nan) * 100.0
     return {f"top{percent}_similarity": relative[..., p] for p, percent in enumerate(TOP_PERCENTS)}
 

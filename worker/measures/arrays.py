@@ -13,6 +13,7 @@ Ints = npt.NDArray[np.integer[Any]]
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+_LINE = 64  # bytes of a line of the processor's cache
 
 
 def check_labels(labels: Ints, n_classes: int) -> None:
@@ -40,3 +41,12 @@ def _check_range(name: str, values: Ints, n_classes: int) -> None:
     if values.size and (values.min() < 0 or values.max() >= n_classes):
         seen, expected = f"{values.min()} to {values.max()}", f"0 to {n_classes - 1}"
         raise DataError(f"{name} has classes {seen}, expected {expected}; check how classes are numbered")
+
+
+def in_lines(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A contiguous copy that begins where a line of the cache does: wide loads across two lines take half as long again."""
+    room = np.empty(array.nbytes + _LINE, dtype=np.uint8)
+    start = -room.ctypes.data % _LINE
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

@@ -13,7 +13,7 @@ import msgspec
 from kt_study.errors import UsageError
 from worker.measures import clip_text, embeddings, sentence_model, wordnet
 from worker.measures.arrays import Floats
-from worker.measures.similarity import check_similarity
+from worker.measures.similarity import check_similarity, on_grid
 from worker.measures.similarity_settings import SimilaritySettings, Unavailable
 
 Provider = Callable[[Sequence[str], SimilaritySettings], Floats]
@@ -27,7 +27,7 @@ PROVIDERS: Mapping[str, Provider] = {
 
 
 class ClassSimilarity(msgspec.Struct, frozen=True, kw_only=True):
-    """`matrix` is float64[C, C], symmetric; `name` says what measured it, for the column `similarity`."""
+    """`matrix` is float64[C, C], symmetric, `on_grid`; `name` says what measured it, for the column `similarity`."""
 
     matrix: Floats
     name: str
@@ -74,4 +74,4 @@ def _asked_for(classes: Sequence[str], settings: SimilaritySettings) -> ClassSim
 
 def _checked(name: str, matrix: Floats) -> ClassSimilarity:
     check_similarity(matrix, len(matrix))
-    return ClassSimilarity(matrix=matrix, name=name)
+    return ClassSimilarity(matrix=on_grid(matrix), name=name)

@@ -66,7 +66,7 @@ def scratch(n_words: int, n_classes: int) -> tuple[Small, Small]:
 
 
 @compiled
-def _count_values(values: Small, occurrences: Counts) -> int:
+def count_values(values: Small, occurrences: Counts) -> int:
     """Add 1 to occurrences[v] for every v in `values`; the largest v.
 
     Four rows by turns: neighbouring classes mostly have the same few flips, and one addition would wait for another.
@@ -107,7 +107,7 @@ def summarise_flips(
     for teacher in range(words.shape[0]):
         for s in range(students.size):
             count_flips(words[teacher], words[students[s]], starts, bits, flips)
-            highest = _count_values(flips, occurrences)
+            highest = count_values(flips, occurrences)
             total, summed = 0, 0.0
             for k in range(highest + 1):
                 classes[k] = occurrences[0, k] + occurrences[1, k] + occurrences[2, k] + occurrences[3, k]

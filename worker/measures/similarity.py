@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from kt_study.errors import DataError
 from worker.measures.arrays import Counts, Floats
 from worker.measures.top_classes import TOP_PERCENTS, TopClasses, top_classes
 
+GRID_BITS = 22
+"""Similarities are whole steps of a grid, 2 ** 22 of them up to the largest: as fine as the float32 they come from."""
 _SAME = 1e-9
 """Similarities that differ by less are equal: what is left is rounding."""
+
+
+def grid_step(similarity: Floats) -> float:
+    """The step of the grid for float[C, C], a power of two: 2 ** -22 for similarities up to 1."""
+    largest = float(np.abs(similarity).max(initial=0.0))
+    _, exponent = math.frexp(largest * (1.0 - _SAME))  # a cosine of 1 may come out a little above
+    return math.ldexp(1.0, exponent - GRID_BITS)
+
+
+def on_grid(similarity: Floats) -> Floats:
+    """`similarity`, float64[C, C], with every value rounded to the nearest step of its grid, half of which it changes at most.
+
+    Sums of such values are exact in float64 up to two thousand million terms. So they do not depend on the order in which
+    they are added, and single pairs and all pairs at once agree to the last bit.
+    """
+    step = grid_step(similarity)
+    rounded: Floats = np.rint(similarity / step) * step
+    return rounded
 
 
 def check_similarity(similarity: Floats, n_classes: int) -> None:
