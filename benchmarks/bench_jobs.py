@@ -7,9 +7,9 @@
 The bare loop is one UPDATE .. FOR UPDATE SKIP LOCKED .. RETURNING (on SQLite: UPDATE .. RETURNING between BEGIN IMMEDIATE
 and COMMIT) and one finishing UPDATE, each with its own commit, over a table with nothing but what it needs: no attempts, no
 fencing numbers, no needs, no affinity. Cases take turns, round by round. On SQLite the same bare loop also runs over a table
-with the store's indexes (by kind, teacher and student, and of what runs, which the store has in one with what is ready), to
-tell what they cost from what the store costs;
-and with the store's way of waiting, since by SQLite's own one of eight processes does next to nothing.
+with indexes by kind, teacher and student and of what runs, to tell what they cost where they follow each claim (the store's
+follow in sweeps, of which each round has its share); and with the store's way of waiting, since by SQLite's own one of eight
+processes does next to nothing.
 
 Parts may be run one at a time: the file of the day keeps what the other parts found, each with its own time and load.
 """
@@ -54,7 +54,7 @@ SPEC = {"dataset": "imagenet-val", "student": "s" * 32, "teachers": ["t" * 32], 
 
 BARE_TABLE = "CREATE TABLE bare (id {identity} PRIMARY KEY, state text NOT NULL, priority integer NOT NULL, worker text, spec text)"
 BARE_INDEX = "CREATE INDEX bare_ready ON bare (priority DESC, id) WHERE state = 'ready'"
-STORE_INDEXES = (
+AFFINITY_INDEXES = (
     "CREATE INDEX bare_kind ON bare (kind, priority DESC, id) WHERE state = 'ready'",
     "CREATE INDEX bare_teacher ON bare (teacher, priority DESC, id) WHERE state = 'ready'",
     "CREATE INDEX bare_student ON bare (student, priority DESC, id) WHERE state = 'ready'",
@@ -169,7 +169,7 @@ def store_loop(batch: int, rows: dict[str, list[dict[str, Any]]] | None = None) 
 
 
 def fill_bare(jobs: int, *, indexed: bool = False) -> Callable[[str], None]:
-    """Empty the bare table and put ready rows into it; `indexed` with the columns and indexes that the store has."""
+    """Empty the bare table and put ready rows into it; `indexed` with indexes by which the store's claims look."""
 
     def fill(url: str) -> None:
         spec = json.dumps(SPEC)
@@ -183,19 +183,19 @@ def fill_bare(jobs: int, *, indexed: bool = False) -> Callable[[str], None]:
                 f"INSERT INTO bare (state, priority, spec) SELECT 'ready', 0, '{spec}' FROM ({series}) x"
             )
             if indexed:
-                _index_as_the_store(connection)
+                _index_for_affinity(connection)
         _settle(url, "bare")
 
     return fill
 
 
-def _index_as_the_store(connection: Any) -> None:
+def _index_for_affinity(connection: Any) -> None:
     for column in ("kind", "teacher", "student"):
         connection.execute(f"ALTER TABLE bare ADD COLUMN {column} text")
     connection.execute(
         "UPDATE bare SET kind = 'transfer', teacher = 'teacher-' || (id % 300), student = 'student-' || (id % 299)"
     )
-    for index in STORE_INDEXES:
+    for index in AFFINITY_INDEXES:
         connection.execute(index)
 
 
@@ -303,7 +303,7 @@ def postgresql_cases(url: str, seconds: float) -> list[Case]:
 
 
 def sqlite_cases(folder: Path, seconds: float) -> list[Case]:
-    """Bare and store at 1 and 8 processes, bare at 8 that waits fairly, with the store's indexes, batches of 16; one file."""
+    """Bare and store at 1 and 8 processes, bare at 8 that waits fairly, with indexes for affinity, batches of 16; one file."""
     url = f"sqlite:///{folder / 'bench.db'}"
     open_store(url, create=True).close()
     cases = []
@@ -312,7 +312,7 @@ def sqlite_cases(folder: Path, seconds: float) -> list[Case]:
         cases.append(Case(f"store x{processes}", url, processes, store_loop(1), fill_store(READY_JOBS), seconds))
     cases.append(Case(f"bare x8{FAIR}", url, 8, fair_sqlite, fill_bare(READY_JOBS), seconds))
     indexed = fill_bare(READY_JOBS, indexed=True)
-    cases.append(Case("bare x1, the store's indexes", url, 1, bare_sqlite, indexed, seconds))
+    cases.append(Case("bare x1, indexes for affinity", url, 1, bare_sqlite, indexed, seconds))
     cases.append(Case("store x1, batches of 16", url, 1, store_loop(16), fill_store(BATCH_JOBS), seconds))
     return cases
 

@@ -44,6 +44,7 @@ class Transaction(Protocol):
 
     now: str  # SQL for the database's clock, seconds since 1970
     skip_locked: str  # SQL that locks the selected rows and passes over those that others hold
+    ready: str  # SQL for a job that can be claimed once it is due, in the words of the indexes that have them
     running: str  # SQL for a job that runs, in the words of the index that has them
     for_update: str  # SQL that locks the selected rows, waiting for those that others hold
     server_started: str  # SQL for the moment since which the database has been up

@@ -74,7 +74,7 @@ FROM jobs j LEFT JOIN stuck k ON k.id = j.id WHERE {where}
 """
 _BEFORE = """
 SELECT count(*), coalesce(sum(CASE WHEN j.priority > :priority THEN 1 ELSE 0 END), 0) FROM jobs j
-WHERE {where} AND j.state = 'ready' AND NOT j.paused AND j.not_before <= {now} AND (j.priority > :priority OR (j.priority = :priority
+WHERE {where} AND {ready} AND j.not_before <= {now} AND (j.priority > :priority OR (j.priority = :priority
     AND (j.estimate_s > :estimate OR (j.estimate_s = :estimate AND j.id < :job))))
 """
 _NEEDED = """
@@ -242,7 +242,7 @@ def before(tx: Transaction, job: JobRow, study: str | None) -> tuple[int, int]:
     """Jobs that a claim would take before this ready one, and how many of them for their higher priority."""
     terms, parameters = where(tx, Selection(study=study))
     line, preferred = tx.rows(
-        _BEFORE.format(now=tx.now, where=terms),
+        _BEFORE.format(now=tx.now, ready=tx.ready, where=terms),
         priority=job.priority,
         estimate=job.estimate_s,
         job=job.id,

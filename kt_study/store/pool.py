@@ -40,7 +40,8 @@ class Pool(Generic[C]):
     def __init__(self, connect: Callable[[], C], idle_s: float) -> None:
         self._connect = connect
         self._idle_s = idle_s
-        self._idle: list[tuple[C, float]] = []
+        self._idle: list[C] = []
+        self._untouched = 0  # so many of them, from the first on, have lain there since the reaper last looked
         self._in_use = 0
         self._lock = threading.Lock()
         self._reaper: threading.Thread | None = None
@@ -51,7 +52,9 @@ class Pool(Generic[C]):
         with self._lock:
             self._in_use += 1
             if self._idle:
-                return self._idle.pop()[0]
+                connection = self._idle.pop()
+                self._untouched = min(self._untouched, len(self._idle))
+                return connection
         try:
             return self._connect()
         except BaseException:
@@ -62,7 +65,7 @@ class Pool(Generic[C]):
         """Take back a connection that works and is in no transaction."""
         with self._lock:
             self._in_use -= 1
-            self._idle.append((connection, time.monotonic()))
+            self._idle.append(connection)
             if self._reaper is None:
                 self._reaper = threading.Thread(target=self._reap, name="kt-study-connections", daemon=True)
                 self._reaper.start()
@@ -77,8 +80,8 @@ class Pool(Generic[C]):
     def close(self) -> None:
         """Close every idle connection."""
         with self._lock:
-            idle, self._idle = self._idle, []
-        _close_all(connection for connection, _ in idle)
+            idle, self._idle, self._untouched = self._idle, [], 0
+        _close_all(idle)
 
     def _put_down(self) -> None:
         with self._lock:
@@ -87,10 +90,9 @@ class Pool(Generic[C]):
     def _reap(self) -> None:
         while True:
             time.sleep(self._idle_s)
-            oldest = time.monotonic() - self._idle_s
             with self._lock:
-                old = [connection for connection, since in self._idle if since <= oldest]
-                self._idle = [(connection, since) for connection, since in self._idle if since > oldest]
+                old, self._idle = self._idle[: self._untouched], self._idle[self._untouched :]
+                self._untouched = len(self._idle)
                 if not self._idle:
                     self._reaper = None
             _close_all(old)
@@ -105,8 +107,8 @@ class Pool(Generic[C]):
             self._lock.release()
             time.sleep(0.001)
             self._lock.acquire()
-        _close_all(connection for connection, _ in self._idle)
-        self._idle = []
+        _close_all(self._idle)
+        self._idle, self._untouched = [], 0
 
     def after_fork_in_parent(self) -> None:
         """Go on as before."""
@@ -114,7 +116,7 @@ class Pool(Generic[C]):
 
     def after_fork_in_child(self) -> None:
         """Begin anew, without the threads that the child does not have."""
-        self._idle, self._in_use, self._reaper, self._lock = [], 0, None, threading.Lock()
+        self._idle, self._untouched, self._in_use, self._reaper, self._lock = [], 0, 0, None, threading.Lock()
 
 
 def _close_all(connections: Iterable[Closable]) -> None:

@@ -125,6 +125,7 @@ class PostgresTransaction:
 
     now = NOW
     skip_locked = "FOR UPDATE SKIP LOCKED"
+    ready = "state = 'ready' AND NOT paused"
     running = "state = 'running'"
     for_update = "FOR UPDATE"
     server_started = "date_part('epoch', pg_postmaster_start_time())"

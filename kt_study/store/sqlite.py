@@ -10,7 +10,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from kt_study.database import Address, connect_sqlite, mismatch, require_local_disk, unreachable
 from kt_study.errors import DatabaseError
@@ -22,6 +22,7 @@ from kt_study.store.results import Rows, insert_sqlite, plain_rows
 from kt_study.words import Claim, Progress
 
 T = TypeVar("T")
+Given = TypeVarTuple("Given")
 
 # Seconds since 1970, to the millisecond. `unixepoch('subsec')` would be plainer and needs SQLite 3.42.
 NOW = "((julianday('now') - 2440587.5) * 86400.0)"
@@ -29,31 +30,44 @@ NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 # naps briefly, so that it does not starve.
 LONG_NAPS_S, SHORT_NAPS_S, LONG_WAIT_S = (0.002, 0.020), (0.0002, 0.001), 0.04
 
-# The words of the index jobs_queue, in which what runs lies beside what is ready: SQLite uses it where it finds them, and
-# no `state = 'ready'` beside them, which it would put in their place.
-_QUEUED = "(state = 'running' OR state = 'ready' AND NOT paused) AND (state = 'ready')"
+# `listed` is the fencing number under which a job was last made ready, so that it is another one from the claim on; -1 for
+# a job that was swept while it runs; NULL for the rest. Triggers hold that, whatever statement makes a job ready (migration
+# 0009). Claiming and finishing leave it, for the sake of speed: each index that they need not follow is a page less to write.
+# So what is claimed stays in the indexes by kind, teacher and student, and what is done in jobs_queue too, until a sweep.
+SWEEP_AFTER = 2048  # claims of a process for which any job would do: sweeping fewer at a time takes longer for each
+MOST_STALE = 64  # jobs that a claim by kind, teacher or student passes over before it would rather sweep
+SWEEP_AT_MOST = 2 * SWEEP_AFTER  # a few hundredths of a second
+
+# The words of the index jobs_queue: 2 for what is ready, 1 for what is stale or runs, 0 for what is swept.
+_QUEUED = "listed IS NOT NULL AND ((listed = fence) + (listed >= 0))"
 _DUE = f"not_before <= {NOW}"
-_READY = f"state = 'ready' AND NOT paused AND {_DUE}"
-_READY_IN_QUEUE = f"{_QUEUED} = 1 AND {_DUE}"
+_READY = "listed >= 0 AND state = 'ready' AND NOT paused"
+_READY_NOW = f"{_READY} AND {_DUE}"
+_READY_IN_QUEUE = f"{_QUEUED} = 2 AND state = 'ready' AND NOT paused AND {_DUE}"
+_STALE = f"SELECT 1 FROM jobs WHERE {_QUEUED} = 1 LIMIT 1 OFFSET ?"
+_SWEEP = f"""
+    UPDATE jobs SET listed = CASE state WHEN 'running' THEN -1 END
+    WHERE id IN (SELECT id FROM jobs WHERE {_QUEUED} < 2 AND (listed >= 0 OR state <> 'running') LIMIT ?)
+"""
 _ORDER = "ORDER BY priority DESC, estimate_s DESC, id"
 _OF_STUDY = " AND EXISTS (SELECT 1 FROM study_jobs sj JOIN studies s ON s.id = sj.study_id WHERE sj.job_id = jobs.id AND s.name = :study)"
 # Within one statement SQLite's clock stands still.
 _START = f"""
-    UPDATE jobs SET state = 'running', worker = :worker, fence = fence + 1, lease_until = {NOW} + :lease_s,
+    UPDATE jobs SET state = 'running', worker = ?, fence = fence + 1, lease_until = {NOW} + ?,
         started_at = {NOW}, changed_at = {NOW}, progress = NULL
     WHERE id {{picked}} RETURNING id, fence, kind, digest, spec, attempts
 """
-_FIRST = f"(SELECT id FROM jobs WHERE {_READY_IN_QUEUE} {_ORDER} LIMIT :limit)"
-_START_CHOSEN = _START.format(picked="IN (SELECT value FROM json_each(:ids))")
-_START_ONE = _START.format(picked=f"= {_FIRST}")
-_START_SEVERAL = _START.format(picked=f"IN {_FIRST}")
+_FIRST = f"(SELECT id FROM jobs WHERE {_READY_IN_QUEUE} {_ORDER} LIMIT"
+_START_CHOSEN = _START.format(picked="IN (SELECT value FROM json_each(?))")
+_START_ONE = _START.format(picked=f"= {_FIRST} 1)")
+_START_SEVERAL = _START.format(picked=f"IN {_FIRST} ?)")
 _RENEW = f"""
     UPDATE jobs SET lease_until = {NOW} + ?, progress = coalesce(?, progress) WHERE id = ? AND fence = ? AND state = 'running'
     RETURNING paused
 """
 _END = f"""
     UPDATE jobs SET state = 'done', attempts = attempts + 1, lease_until = NULL, changed_at = {NOW}
-    WHERE id = ? AND fence = ? AND state = 'running' RETURNING id
+    WHERE id = ? AND fence = ? AND state = 'running'
 """
 
 
@@ -62,7 +76,8 @@ class SqliteTransaction:
 
     now = NOW
     skip_locked = ""  # the one writer needs no row locks
-    running = f"{_QUEUED} = 0"
+    ready = _READY
+    running = f"{_QUEUED} < 2 AND state = 'running'"
     for_update = ""
     server_started = "0.0"
 
@@ -99,30 +114,25 @@ class SqliteBackend:
         require_local_disk(address.path, "the SQLite database")
         self.address = address
         self._patience_s = patience_s
+        self._until_sweep = random.randrange(SWEEP_AFTER)  # so that processes that live briefly do their share
         self._pool: Pool[_Connection] = Pool(lambda: _Connection(address.path), idle_s)
 
     def close(self) -> None:
         self._pool.close()
 
     def transact(self, work: Callable[[Transaction], T]) -> T:
-        return self._write(lambda connection: work(SqliteTransaction(connection)))
+        return self._run("BEGIN IMMEDIATE", lambda connection: work(SqliteTransaction(connection)))
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         return self._run("BEGIN", lambda connection: work(SqliteTransaction(connection)))
 
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return self._run("BEGIN IMMEDIATE", work)
-
-    def _write_one(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work`, of whose statements one writes: that one is its own transaction."""
-        return self._run("", work)
-
-    def _run(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _run(self, begin: str, work: Callable[[sqlite3.Connection, *Given], T], *given: *Given) -> T:
+        """See `within`."""
         deadline = time.monotonic() + self._patience_s
         while True:
             held = self._take()
             try:
-                result = within(held.connection, begin, work, deadline)
+                result = within(held.connection, begin, work, deadline, *given)
             except sqlite3.DatabaseError as error:
                 self._pool.discard(held)
                 if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
@@ -154,20 +164,24 @@ class SqliteBackend:
         return found[0][0] if found else None
 
     def claim(self, wish: Wish) -> list[Claim]:
-        if wish.is_plain:
-            return self._write_one(lambda connection: _claim_first(connection, wish))
-        return self._write(lambda connection: _claim(connection, wish))
+        if not wish.is_plain:
+            return self._run("BEGIN IMMEDIATE", _claim, wish)
+        self._until_sweep -= wish.limit
+        if self._until_sweep <= 0:
+            self._run("", sweep)  # before the claim, so that a sweep that fails keeps no claim from its worker
+            self._until_sweep = SWEEP_AFTER
+        return self._run("", _claim_first, wish)
 
     def beat(self, worker: str, held: Sequence[tuple[Claim, Progress | None]], lease_s: float) -> Orders:
-        return self._write(lambda connection: _beat(connection, worker, held, lease_s))
+        return self._run("BEGIN IMMEDIATE", _beat, worker, held, lease_s)
 
     def finish(self, finished: Sequence[tuple[Claim, Rows]]) -> list[JobLost]:
         ready = [
             (claim, {table: plain_rows(table, claim.job_id, rows) for table, rows in tables.items() if rows})
             for claim, tables in finished
         ]
-        write = self._write_one if len(ready) == 1 and not ready[0][1] else self._write
-        return write(lambda connection: _finish(connection, ready))
+        begin = "" if len(ready) == 1 and not ready[0][1] else "BEGIN IMMEDIATE"
+        return self._run(begin, _finish, ready)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Staging]:
@@ -182,19 +196,20 @@ class _Connection:
     """A connection and the identity of the file it was opened on."""
 
     def __init__(self, path: str) -> None:
-        self._look = functools.partial(os.stat, path)  # with every use; through a Path it takes three times as long
+        self._look = functools.partial(os.stat, path)  # through a Path it takes three times as long
         self.connection = connect_sqlite(path)
-        self._file = self._identity()
+        self._device = self._inode = -1  # of no file
+        with contextlib.suppress(OSError):
+            found = self._look()
+            self._device, self._inode = found.st_dev, found.st_ino
 
-    def _identity(self) -> tuple[int, int] | None:
+    def is_current(self) -> bool:
+        """Whether the name still is that of the file. Asked with every use, so in as few steps as there can be."""
         try:
             found = self._look()
         except OSError:
-            return None
-        return found.st_dev, found.st_ino
-
-    def is_current(self) -> bool:
-        return self._file is not None and self._identity() == self._file
+            return False
+        return found.st_ino == self._inode and found.st_dev == self._device
 
     def close(self) -> None:
         self.connection.close()
@@ -234,16 +249,22 @@ class SqliteStaging:
         """Nothing: our indexes serve every statement, and figures about them could only turn SQLite away from them."""
 
 
-def within(connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
-    """Run `work` between `begin` and COMMIT, or as it is where `begin` is empty.
+def within(
+    connection: sqlite3.Connection,
+    begin: str,
+    work: Callable[[sqlite3.Connection, *Given], T],
+    deadline: float,
+    *given: *Given,
+) -> T:
+    """Run `work` between `begin` and COMMIT; as it is where `begin` is empty, if one of its statements writes.
 
     Waits for other writers until `deadline` (time.monotonic).
     """
     if not begin:
-        return _patiently(lambda: work(connection), deadline)
-    _patiently(lambda: connection.execute(begin), deadline)
+        return _patiently(deadline, work, connection, *given)
+    _patiently(deadline, connection.execute, begin)
     try:
-        result = work(connection)
+        result = work(connection, *given)
         connection.execute("COMMIT")
         return result
     except BaseException:
@@ -252,11 +273,11 @@ def within(connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.C
         raise
 
 
-def _patiently(step: Callable[[], T], deadline: float) -> T:
+def _patiently(deadline: float, step: Callable[[*Given], T], *given: *Given) -> T:
     begun: float | None = None
     while True:
         try:
-            return step()
+            return step(*given)
         except sqlite3.OperationalError as error:
             now = time.monotonic()
             if not is_busy(error) or now > deadline:
@@ -271,19 +292,26 @@ def is_busy(error: sqlite3.DatabaseError) -> bool:
 
 
 def _claim_first(connection: sqlite3.Connection, wish: Wish) -> list[Claim]:
-    start = _START_ONE if wish.limit == 1 else _START_SEVERAL
-    return _started(connection, start, wish, limit=wish.limit)
+    if wish.limit == 1:
+        return _started(connection, _START_ONE, wish.worker, wish.lease_s)
+    return _started(connection, _START_SEVERAL, wish.worker, wish.lease_s, wish.limit)
 
 
 def _claim(connection: sqlite3.Connection, wish: Wish) -> list[Claim]:
+    if connection.execute(_STALE, [MOST_STALE]).fetchone():
+        sweep(connection)
     ids = _choose(connection, wish)
-    claims = _started(connection, _START_CHOSEN, wish, ids=json.dumps(ids))
+    claims = _started(connection, _START_CHOSEN, wish.worker, wish.lease_s, json.dumps(ids))
     return sorted(claims, key=lambda claim: ids.index(claim.job_id))
 
 
-def _started(connection: sqlite3.Connection, start: str, wish: Wish, **which: Any) -> list[Claim]:
-    rows = connection.execute(start, {"worker": wish.worker, "lease_s": wish.lease_s, **which}).fetchall()
-    return [as_claim(row) for row in rows]
+def _started(connection: sqlite3.Connection, start: str, *given: object) -> list[Claim]:
+    return [as_claim(row) for row in connection.execute(start, given).fetchall()]
+
+
+def sweep(connection: sqlite3.Connection) -> int:
+    """Take claimed jobs out of the indexes, and count them. Those that run stay where `SqliteTransaction.running` looks."""
+    return connection.execute(_SWEEP, [SWEEP_AT_MOST]).rowcount
 
 
 def _choose(connection: sqlite3.Connection, wish: Wish) -> list[int]:
@@ -328,7 +356,7 @@ def _choose_any(connection: sqlite3.Connection, wish: Wish, limit: int) -> list[
     return [job_id for _, _, job_id in sorted(found)][:limit]
 
 
-def _filters(wish: Wish, where: str = _READY) -> tuple[str, dict[str, Any]]:
+def _filters(wish: Wish, where: str = _READY_NOW) -> tuple[str, dict[str, Any]]:
     parameters: dict[str, Any] = {}
     if wish.kinds:
         where += " AND kind IN (SELECT value FROM json_each(:kinds))"
@@ -344,7 +372,7 @@ def _filters(wish: Wish, where: str = _READY) -> tuple[str, dict[str, Any]]:
 
 def _levels(connection: sqlite3.Connection, kinds: Sequence[str]) -> list[tuple[str, int]]:
     """Every (kind, priority) among the ready jobs, by one index seek each: time does not grow with the table."""
-    ready = "FROM jobs WHERE state = 'ready' AND NOT paused"
+    ready = f"FROM jobs WHERE {_READY}"
     if not kinds:
         kinds, last = [], ""
         while (last := connection.execute(f"SELECT min(kind) {ready} AND kind > ?", [last]).fetchone()[0]) is not None:
@@ -383,8 +411,7 @@ def _is_cancelled(connection: sqlite3.Connection, claim: Claim) -> bool:
 def _finish(connection: sqlite3.Connection, finished: Sequence[tuple[Claim, dict[str, list[Row]]]]) -> list[JobLost]:
     gone = []
     for claim, tables in finished:
-        ended = connection.execute(_END, [claim.job_id, claim.fence]).fetchall()  # to the end: it may be what commits
-        if not ended:
+        if not connection.execute(_END, [claim.job_id, claim.fence]).rowcount:
             found = connection.execute("SELECT state, fence, worker FROM jobs WHERE id = ?", [claim.job_id]).fetchone()
             if not is_done_by(claim, found):
                 gone.append(lost(claim, found))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-import sqlite3
-from pathlib import Path
 
 import pytest
 
-from kt_study.store import JobStore, Selection, open_store, sqlite
+from kt_study.store import JobStore, Selection
 from kt_study.words import Claim, PlannedJob
 from tests.store.making import STUDY, job, number, plan
 
@@ -141,17 +139,3 @@ def test_against_sorting_by_hand(store: JobStore, seed: int) -> None:
             del left[number(claim)]
         if not fitting and not draw.randrange(5):
             return
-
-
-def test_sqlite_finds_what_is_ready_and_what_runs_by_one_index(tmp_path: Path) -> None:
-    store = open_store(f"sqlite:///{tmp_path / 'kt-study.db'}", create=True)
-    plan(store, job(1))
-    asked = {
-        "ready": f"UPDATE jobs SET state = 'running' WHERE id = {sqlite._FIRST}",
-        "running": f"SELECT id FROM jobs WHERE {sqlite.SqliteTransaction.running} AND worker IN ('one')",
-    }
-    with sqlite3.connect(tmp_path / "kt-study.db") as connection:
-        for name, statement in asked.items():
-            steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", {"limit": 1}).fetchall()]
-            assert any("INDEX jobs_queue (<expr>=?)" in step for step in steps), (name, steps)
-            assert not any("TEMP B-TREE" in step for step in steps), (name, steps)

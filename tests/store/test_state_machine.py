@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kt_study.database import parse_url
 from kt_study.errors import LeaseLost
-from kt_study.store import JobStore, Selection, WorkerRecord, open_store
+from kt_study.store import JobStore, Selection, WorkerRecord, open_store, sqlite
 from kt_study.words import Claim, PlannedJob
 from tests.postgres import Server
 from tests.store.making import job as make_job
@@ -225,7 +226,13 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_on_sqlite(scratch: Path) -> None:
+def test_on_sqlite(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With sweeps as often as can be, also such as leave something to the next."""
+    for bound, value in {"SWEEP_AFTER": 4, "MOST_STALE": 1, "SWEEP_AT_MOST": 4}.items():
+        monkeypatch.setattr(sqlite, bound, value)
+    sweeps: list[int] = []
+    sweep = sqlite.sweep
+    monkeypatch.setattr(sqlite, "sweep", lambda connection: sweeps.append(sweep(connection)))
     template = scratch / "template.db"
     open_store(f"sqlite:///{template}", create=True).close()
 
@@ -235,9 +242,25 @@ def test_on_sqlite(scratch: Path) -> None:
                 leftover.unlink()
             shutil.copy(template, scratch / "kt-study.db")
             self.store = _open(f"sqlite:///{scratch / 'kt-study.db'}")
+            self.file = sqlite3.connect(scratch / "kt-study.db")
             super().__init__()
 
+        @invariant()
+        def what_is_listed_is_what_can_be_claimed(self) -> None:
+            listed = self.file.execute("SELECT listed, fence, state, paused FROM jobs WHERE state <> 'done'").fetchall()
+            for under, fence, state, paused in listed:
+                if state == "running":
+                    assert under == -1 or 0 <= under < fence
+                else:
+                    assert under == (fence if state == "ready" and not paused else None)
+
+        def teardown(self) -> None:
+            assert self.file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            self.file.close()
+            super().teardown()
+
     run_state_machine_as_test(OnSqlite, settings=_options(150))
+    assert any(sweeps)
 
 
 def test_on_postgresql(postgres_server: Server) -> None:
