@@ -14,15 +14,14 @@ import argparse
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.harness import interleave, medians, versions, write_result
+from worker.jit import compiled
 from worker.measures.allpairs import iter_all_pairs
-from worker.measures.arrays import Floats, Ints, in_lines
-from worker.measures.kernels import compiled
+from worker.measures.arrays import Counts, Floats, Ints, in_lines
+from worker.measures.kernels import Small
 from worker.measures.pair import measure_pair
 from worker.measures.similarity_kernels import add_rows
 from worker.measures.top_classes import top_classes
@@ -30,7 +29,7 @@ from worker.measures.top_classes import top_classes
 SAMPLES, CLASSES = 50_000, 1_000
 NAIVE_PAIRS = 50
 ROW_PAIRS = 1_000
-SCALED = {"single_pairs": NAIVE_PAIRS, "rows_of_the_sets_32_bit": ROW_PAIRS, "rows_of_the_sets_16_bit": ROW_PAIRS}
+SCALED = {"single_pairs": NAIVE_PAIRS, "rows_of_the_sets": ROW_PAIRS}
 """Cases that measure so many ordered pairs, and whose time is scaled to all."""
 ROW_BYTES = 20 * 8  # columns of a pair, written once
 
@@ -96,7 +95,7 @@ def products_with_similarity(models: int, similarity: Floats) -> Callable[[], No
 
 
 @compiled
-def add_up(blocks: NDArray[Any], sets: NDArray[np.int32], sizes: NDArray[np.int64], total: NDArray[Any]) -> None:
+def add_up(blocks: Small, sets: Small, sizes: Counts, total: Small) -> None:
     """The sum of `blocks[b]` over the classes of each set that have anything above the diagonal there, for each block b."""
     for b in range(blocks.shape[0]):
         for i in range(sizes.size):
@@ -104,9 +103,9 @@ def add_up(blocks: NDArray[Any], sets: NDArray[np.int32], sizes: NDArray[np.int6
             add_rows(blocks[b], sets[i, :known], total)
 
 
-def rows_of_the_sets(labels: Ints, predictions: Ints, dtype: type[np.signedinteger[Any]]) -> Callable[[], None]:
+def rows_of_the_sets(labels: Ints, predictions: Ints) -> Callable[[], None]:
     """Add up, for ROW_PAIRS ordered pairs, the rows of the similarity above its diagonal for the classes with the top 50 %
-    of flips and those tied with them, and nothing else: what the engine's additions alone take, in numbers of this size."""
+    of flips and those tied with them, and nothing else: the engine's additions without all that tells what to add."""
     sets = np.zeros((ROW_PAIRS, CLASSES), dtype=np.int32)
     sizes = np.zeros(ROW_PAIRS, dtype=np.int64)
     for i in range(ROW_PAIRS):
@@ -115,12 +114,12 @@ def rows_of_the_sets(labels: Ints, predictions: Ints, dtype: type[np.signedinteg
         members = np.flatnonzero(top.sure | top.tied)
         sizes[i] = members.size
         sets[i, : members.size] = members
-    blocks = in_lines(np.ones((4, CLASSES, 256), dtype=dtype))
-    halves = np.array_split(np.arange(ROW_PAIRS), cores())
+    blocks = in_lines(np.ones((4, CLASSES, 256), dtype=np.int32))
     pool = ThreadPoolExecutor(cores())
 
     def run() -> None:
-        for _ in pool.map(lambda half: add_up(blocks, sets[half], sizes[half], np.zeros(256, dtype)), halves):
+        parts = zip(np.array_split(sets, cores()), np.array_split(sizes, cores()), strict=True)
+        for _ in pool.map(lambda part: add_up(blocks, *part, np.zeros(256, np.int32)), parts):
             pass
 
     return run
@@ -166,8 +165,7 @@ def measure(models: int, rounds: int, by_class: bool) -> dict[str, float]:
     }
     half = np.random.default_rng(0).random((CLASSES, CLASSES))
     cases["bits_with_similarity"] = bits(labels, predictions, agreement=True, similarity=half + half.T)
-    cases["rows_of_the_sets_32_bit"] = rows_of_the_sets(labels, predictions, np.int32)
-    cases["rows_of_the_sets_16_bit"] = rows_of_the_sets(labels, predictions, np.int16)
+    cases["rows_of_the_sets"] = rows_of_the_sets(labels, predictions)
     if by_class:
         cases["matrix_products_of_one_set_with_similarity"] = products_with_similarity(models, half + half.T)
         cases["matrix_products_by_class"] = matrix_products_by_class(labels, predictions)

@@ -1,31 +1,18 @@
-"""Loops over pairs and bits that numpy has no single call for, compiled by numba. They release the interpreter lock.
+"""Loops over pairs and bits, compiled (`worker.jit`).
 
 In numpy alone the count of classes by their flips would be a bincount a pair, which holds the lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from worker.jit import compiled
 from worker.measures.arrays import Counts, Floats, Ints
 from worker.measures.bits import Words
 
 Small = npt.NDArray[np.int32]
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """Compile at the first call; kept on disk for the next process where numba finds a folder it may write to."""
-    try:
-        return cast(Function, numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:
-        return cast(Function, numba.njit(nogil=True)(function))
-
 
 _ODD_BITS = np.uint64(0x5555555555555555)
 _PAIRS = np.uint64(0x3333333333333333)

@@ -1,4 +1,4 @@
-"""Mean similarity within the top classes of every pair of models, compiled by numba like `worker.measures.kernels`.
+"""Mean similarity within the top classes of every pair of models, compiled like `worker.measures.kernels`.
 
 A mean over orders of tied classes needs sums of the similarity over pairs of classes within and between a few sets. These
 are added up a row of the matrix at a time: a class's row is fetched once for all the classes it is paired with, and a block
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from worker.jit import compiled
 from worker.measures.arrays import Counts, Floats, in_lines
 from worker.measures.bits import Words
-from worker.measures.kernels import Small, compiled, count_flips, count_values, scratch
+from worker.measures.kernels import Small, count_flips, count_values, scratch
 from worker.measures.similarity import GRID_BITS
 
 _COLUMNS = 256  # of a block: 1,000 rows of it are a megabyte, about what the second cache of a core holds
