@@ -33,8 +33,9 @@ _ABOUT = {
     "above 1 is how many times longer they take.",
     "jobs": "Jobs claimed and finished, against a bare claim-and-finish loop on the same database. `ratio` of a claim is "
     "its time in a table of a million jobs over that in one of a thousand. The aims are 0.8, and 1.5 at most. With eight "
-    "processes on SQLite one of the bare loop's does next to nothing, and the others go on with their pages in memory; `each "
-    "waiting fairly` compares with one that waits as the store does, of whose processes none starves.",
+    "processes on SQLite one of the bare loop's does next to nothing, and the others go on with their pages in memory: the "
+    "store, of whose processes none starves, is at the border of its aim there. `each waiting fairly` compares with a bare "
+    "loop that waits as the store does.",
     "pairs": "rho, flips and entropies of every ordered pair of 301 and of 1,700 models on 50,000 samples: other ways over "
     "ours (`bits`); above 1 is how many times longer they take. `single pairs` computes one pair after the other; "
     "`memory traffic` is the bare reading of the bits, a floor. `bits with agreement` is with error overlap and kappa. `bits "

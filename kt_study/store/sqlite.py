@@ -28,7 +28,7 @@ Given = TypeVarTuple("Given")
 NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 # Who finds the file busy naps for long, so that whoever writes goes on with its pages in memory; who has waited for a while
 # naps briefly, so that it does not starve.
-LONG_NAPS_S, SHORT_NAPS_S, LONG_WAIT_S = (0.002, 0.020), (0.0002, 0.001), 0.04
+LONG_NAPS_S, SHORT_NAPS_S, LONG_WAIT_S = (0.008, 0.050), (0.0005, 0.002), 0.06
 
 # `listed` is the fencing number under which a job was last made ready, so that it is another one from the claim on; -1 for
 # a job that was swept while it runs; NULL for the rest. Triggers hold that, whatever statement makes a job ready (migration
