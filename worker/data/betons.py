@@ -34,9 +34,7 @@ SAVE_EVERY_S = 20.0
 _CHUNK = 64  # images encoded ahead of the writer
 _PAGE = 1 << 23  # bytes; ffcv's default of 8 MiB, which no image may exceed
 _RAW, _JPEG = 1, 0  # ffcv's numbers for the two encodings
-_ENCODING = (
-    2  # 2: JPEGs have restart markers; an unfinished file of another is not gone on with, a finished one is good
-)
+_ENCODING = 2  # JPEGs have restart markers. Finished files of before stay good, unfinished ones begin anew.
 
 
 class BetonOptions(Record, frozen=True, kw_only=True):
@@ -291,7 +289,8 @@ def _as_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     success, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), settings)
     if not success:
         raise ValueError("OpenCV cannot encode this image as JPEG")
-    return encoded.reshape(-1)
+    jpeg: NDArray[np.uint8] = encoded.reshape(-1)
+    return jpeg
 
 
 def _unfinished(target: Path, content: str) -> Path:
