@@ -1,20 +1,26 @@
 """Where the job database is and whether it may be there: URLs, connections, file systems, migrations.
 
-A URL is `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user@host:port/name?passfile=FILE`. Everything
-that libpq takes as a parameter may follow the question mark; `passfile` names the file, mode 0600, that holds the password.
+A URL is `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user@host:port/name?passfile=FILE`, with special
+characters written as in every URL (`#` is %23). Everything that libpq takes as a parameter may follow the question mark, and
+what is left out comes from libpq's own places: PGHOST and the like, a service file, `passfile`, which names the file, mode
+0600, that holds the password. Several hosts, `host1:port,host2:port`, are tried in turn.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import re
+import shlex
 import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from kt_study.errors import DatabaseError, NothingPlanned, SchemaMismatch
+from kt_study.nearest import nearest
 from kt_study.words import Record
 
 if TYPE_CHECKING:
@@ -24,6 +30,10 @@ if TYPE_CHECKING:
 REVISION = "0009"  # the newest migration under sql/migrations; a test compares the two
 CONNECT_TIMEOUT_S = 10
 OLDEST_SQLITE = (3, 35, 0)  # UPDATE ... RETURNING
+
+_WHOLE_NUMBERS = ("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+_SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+_OUR_TABLES = frozenset(["studies", "models", "jobs"])  # in every version of the schema
 
 _THIS_MACHINE = ("", "localhost", "ip6-localhost", "::1", "::", "0.0.0.0")
 
@@ -80,15 +90,18 @@ class Address(Record, frozen=True, kw_only=True):
 
 
 def parse_url(url: str) -> Address:
-    """Take a database URL apart. Raises DatabaseError for anything but SQLite and PostgreSQL."""
+    """Take a database URL apart. Raises DatabaseError for anything but SQLite and PostgreSQL, and for unknown options."""
     try:
+        if not url.isprintable():  # the parser would leave them out, and the URL would be another one
+            raise ValueError(url)
         parts = urlsplit(url)
         scheme = parts.scheme.split("+")[0]
         if scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
-            path = str(Path(unquote(parts.path)[1:]).absolute())
-            return Address(url=f"sqlite:///{path}", path=path)
+            return _sqlite_address(parts)
         if scheme in ("postgresql", "postgres"):
-            return Address(url=_without_secrets(parts), conninfo=_conninfo(parts))
+            conninfo = _conninfo(parts)
+            _require_known(conninfo)
+            return Address(url=_without_secrets(parts), conninfo=conninfo)
     except ValueError:  # which quotes what it stumbled over: it may be a piece of the password
         raise DatabaseError(
             f"cannot read the database URL {without_password(url)!r}: after the host may come a port number and the "
@@ -100,29 +113,96 @@ def parse_url(url: str) -> Address:
     )
 
 
+def sqlite_url(path: str | Path) -> str:
+    """The URL of an SQLite file, whatever characters its name has."""
+    return f"sqlite:///{quote(str(path))}"
+
+
 def without_password(url: str) -> str:
     """The URL with every password taken out, fit for logs, also where it cannot be read.
 
     Of such a URL rather too much goes than too little: a password that is not percent-encoded may hold any sign.
     """
-    url = re.sub(r"(//[^/:?]*):.*@", r"\1@", url)
-    return re.sub(r"([?&])password=[^&]*&?", r"\1", url).rstrip("?&")
+    if not re.match(r"\w[\w+.-]*:/", url):  # libpq's other form, `host=... password=...`
+        return re.sub(r"=.*", "=...", url, flags=re.DOTALL)
+    url = re.sub(r"(//[^/:?]*):.*@", r"\1@", url, flags=re.DOTALL)
+    secret = r"(?!passfile=)[^=&]*(?:pass|pwd|secret|scram)[^=&]*=[^&]*&?"
+    return re.sub(rf"(?<=[?&]){secret}", "", url, flags=re.IGNORECASE | re.DOTALL).rstrip("?&")
+
+
+def _sqlite_address(parts: SplitResult) -> Address:
+    path = str(Path(unquote(parts.path)[1:]).absolute())
+    if parts.query or parts.fragment:
+        raise DatabaseError(
+            f"cannot read the database URL {parts.geturl()!r}: in the name of an SQLite file, write ? as %3F and # as %23"
+        )
+    if "\0" in path:
+        raise ValueError(path)
+    return Address(url=sqlite_url(path), path=path)
 
 
 def _without_secrets(parts: SplitResult) -> str:
     user, at, server = parts.netloc.rpartition("@")
-    kept = "&".join(field for field in parts.query.split("&") if unquote(field.partition("=")[0]) != "password")
+    kept = "&".join(field for field in parts.query.split("&") if unquote(field.partition("=")[0]) not in _SECRETS)
     return f"{parts.scheme}://{user.partition(':')[0]}{at}{server}{parts.path}{'?' if kept else ''}{kept}"
 
 
 def _conninfo(parts: SplitResult) -> dict[str, str]:
     """libpq's parameters. Raises ValueError where a password that is not percent-encoded has moved the host."""
-    if "@" in parts.path + parts.query.partition("=")[0] + parts.fragment:
+    if parts.fragment or "@" in parts.path + parts.query.partition("=")[0]:
         raise ValueError(parts.path)
-    given = {"host": parts.hostname, "port": parts.port, "user": parts.username, "password": parts.password}
+    user, at, servers = parts.netloc.rpartition("@")
+    name, _, password = user.partition(":") if at else ("", "", "")
+    hosts, ports = zip(*map(_host_and_port, servers.split(",")), strict=True)
+    given = {"host": ",".join(hosts), "port": ",".join(ports) if any(ports) else "", "user": name, "password": password}
     given["dbname"] = parts.path.lstrip("/")
-    known = {key: unquote(str(value)) for key, value in given.items() if value}
-    return known | dict(parse_qsl(parts.query))
+    known = {key: unquote(value) for key, value in given.items() if value.strip(",")}
+    for field in filter(None, parts.query.split("&")):
+        key, equals, value = field.partition("=")
+        if not equals:
+            raise DatabaseError(
+                "cannot read the database URL: in what follows its question mark, a part has no `=`; "
+                "in a password, write & as %26"
+            )
+        if (key, value) == ("ssl", "true"):  # as libpq reads it, for what JDBC writes
+            key, value = "sslmode", "require"
+        known[unquote(key)] = unquote(value)
+    if any("\0" in value for value in known.values()):
+        raise ValueError(parts.path)
+    return known
+
+
+def _host_and_port(server: str) -> tuple[str, str]:
+    """One of the servers of a URL. Raises ValueError."""
+    found = re.fullmatch(r"(?:\[(?P<v6>[0-9a-fA-F:.%]*)\]|(?P<name>[^:\[\]]*))(?::(?P<port>[0-9]*))?", server)
+    if found is None or int(found["port"] or 1) not in range(1, 65536):
+        raise ValueError(server)
+    return found["v6"] or found["name"] or "", found["port"] or ""
+
+
+def _require_known(conninfo: dict[str, str]) -> None:
+    """Refuse options that libpq does not know, and numbers that are none. Raises DatabaseError, which repeats no value
+    that may be a piece of a password."""
+    for key, value in conninfo.items():
+        if key not in _options():
+            if "password" in conninfo and not (hint := nearest(key, _options())):
+                raise DatabaseError(
+                    "the database URL has an option that PostgreSQL does not know beside its password; "
+                    "in a password, write & as %26"
+                )
+            raise DatabaseError(
+                f"the database URL has the option {key!r}, which PostgreSQL does not know{nearest(key, _options())}"
+            )
+        if key in _WHOLE_NUMBERS and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
+            raise DatabaseError(f"the database URL has {key}={value!r}, which is no whole number; correct it")
+
+
+@functools.cache
+def _options() -> frozenset[str]:
+    """The names of libpq's parameters."""
+    from psycopg import pq
+
+    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
 
 
 def is_this_machine(host: str) -> bool:
@@ -130,29 +210,62 @@ def is_this_machine(host: str) -> bool:
     return host in _THIS_MACHINE or host.startswith(("127.", "/", "@"))
 
 
+def hosts(address: Address) -> tuple[str, ...]:
+    """The hosts that the address leads to, "" for libpq's own Unix socket; none where only a service file knows them."""
+    info = address.conninfo
+    for given in (info.get("hostaddr"), info.get("host")):
+        if given:
+            return tuple(given.split(","))
+    if _service(address):
+        return ()
+    return tuple((os.environ.get("PGHOSTADDR") or os.environ.get("PGHOST") or "").split(","))
+
+
+def _service(address: Address) -> str:
+    return address.conninfo.get("service") or os.environ.get("PGSERVICE", "")
+
+
 def place(address: Address) -> str:
-    """The database in words: its file, or its name, host and port."""
+    """The database in words: its file, or its name, hosts and ports."""
     if address.is_sqlite:
         return address.path
     info = address.conninfo
-    return f"{info.get('dbname', '')} on {info.get('host', 'localhost')}:{info.get('port', '5432')}"
+    name = info.get("dbname") or ("" if _service(address) else os.environ.get("PGDATABASE", ""))
+    if not (servers := hosts(address)):
+        return f"{name or 'database'} of service {_service(address)}"
+    ports = (info.get("port") or os.environ.get("PGPORT") or "5432").split(",")
+    ports = ports if len(ports) == len(servers) else ports * len(servers)
+    where = ",".join(f"{host or 'localhost'}:{port or '5432'}" for host, port in zip(servers, ports, strict=False))
+    return f"{name} on {where}"
 
 
 def sqlalchemy_url(address: Address) -> sa.URL:
-    """The address for SQLAlchemy's engines, through psycopg 3."""
+    """The address for SQLAlchemy, through psycopg 3; what it leaves out, libpq finds as for every other connection."""
     import sqlalchemy as sa
 
     if address.is_sqlite:
         return sa.URL.create("sqlite", database=address.path)
     info = dict(address.conninfo)
+    port = info.pop("port") if info.get("port", "").isdigit() else None  # a list of ports stays among the parameters
     return sa.URL.create(
         "postgresql+psycopg",
         username=info.pop("user", None),
         password=info.pop("password", None),
-        host=info.pop("host", None),
-        port=int(info.pop("port", "5432")),
+        host=info.pop("host") if port and "," not in info.get("host", ",") else None,
+        port=int(port) if port else None,
         database=info.pop("dbname", None),
         query=info,
+    )
+
+
+def sqlalchemy_engine(address: Address) -> sa.Engine:
+    """An engine that keeps no connection; those to PostgreSQL are `connect_postgresql`'s, with all that it sees to."""
+    import sqlalchemy as sa
+
+    if address.is_sqlite:
+        return sa.create_engine(sqlalchemy_url(address), poolclass=sa.NullPool)
+    return sa.create_engine(
+        "postgresql+psycopg://", creator=lambda: connect_postgresql(address, autocommit=False), poolclass=sa.NullPool
     )
 
 
@@ -193,8 +306,13 @@ def cannot_open(path: str, error: sqlite3.OperationalError) -> DatabaseError:
     return DatabaseError(f"cannot open the database {path}: {error}; check its permissions and those of its folder")
 
 
-def connect_postgresql(address: Address) -> psycopg.Connection[Any]:
-    """A psycopg connection in autocommit that notices a dead peer. Raises psycopg.OperationalError."""
+def connect_postgresql(address: Address, *, autocommit: bool = True) -> psycopg.Connection[Any]:
+    """A psycopg connection that notices a dead peer.
+
+    Raises:
+        DatabaseError: an option of the URL that no waiting puts right.
+        psycopg.OperationalError: the server does not answer, or does not let us in.
+    """
     import psycopg
 
     defaults: dict[str, Any] = {
@@ -205,19 +323,41 @@ def connect_postgresql(address: Address) -> psycopg.Connection[Any]:
         "keepalives_count": 3,
         "tcp_user_timeout": 60_000,  # milliseconds
     }
-    return psycopg.connect("", autocommit=True, **(defaults | address.conninfo))
+    try:
+        return psycopg.connect("", autocommit=autocommit, **(defaults | address.conninfo))
+    except (psycopg.ProgrammingError, psycopg.OperationalError) as error:
+        reason = _reason(address, error)
+        if isinstance(error, psycopg.OperationalError) and not _WRONG_OPTION.search(reason):
+            raise
+        raise DatabaseError(f"the URL of database {place(address)} cannot be used: {reason}; correct it") from None
+
+
+_WRONG_OPTION = re.compile(r"invalid .*\bvalue\b|invalid port number|service .* not found|could not parse network address")
+
+
+def _reason(address: Address, error: BaseException) -> str:
+    """The line of an error of libpq that says why, without the password."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = re.sub(r"^connection (failed|is bad): ", "", lines[0]) if lines else type(error).__name__
+    return _scrubbed(said, address)
 
 
 def unreachable(address: Address, error: BaseException) -> DatabaseError:
     """The error for a database that does not answer: which one, where, and what to do."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0].removeprefix("connection failed: ") if lines else type(error).__name__
+    reason = _reason(address, error)
     if address.is_sqlite:
         return DatabaseError(f"database {place(address)}: {reason}")
-    return DatabaseError(
-        f"database {place(address)} does not answer: {_scrubbed(reason, address)}; "
-        "`kt-study db status` says whether the server runs, `kt-study db start` starts it"
-    )
+    return DatabaseError(f"database {place(address)} does not answer: {reason}; {_how_to_start(address)}")
+
+
+def _how_to_start(address: Address) -> str:
+    """What starts the server: for one of `kt-study db`, which its password file tells, the command and the machine."""
+    folder = Path(address.conninfo.get("passfile", "")).parent
+    try:
+        machine = json.loads((folder / "server.json").read_text())["machine"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "is the server up, and the URL right? (`kt-study db start` starts one of kt-study's own)"
+    return f"`kt-study db start --dir {shlex.quote(str(folder))}` on {machine} starts it"
 
 
 def mismatch(address: Address, error: BaseException) -> SchemaMismatch:
@@ -229,8 +369,9 @@ def mismatch(address: Address, error: BaseException) -> SchemaMismatch:
 
 
 def _scrubbed(text: str, address: Address) -> str:
-    password = address.conninfo.get("password")
-    return text.replace(password, "***") if password else text
+    for secret in filter(None, map(address.conninfo.get, _SECRETS)):
+        text = text.replace(secret, "***")
+    return text
 
 
 def file_system(path: str | Path) -> str:
@@ -239,7 +380,7 @@ def file_system(path: str | Path) -> str:
     best, kind = "", ""
     for line in mount_table().splitlines():
         left, _, right = line.partition(" - ")
-        mount = left.split()[4].encode().decode("unicode_escape")
+        mount = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), left.split()[4])  # of blanks and the like
         inside = target == mount or target.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best):
             best, kind = mount, right.split()[0]
@@ -249,7 +390,7 @@ def file_system(path: str | Path) -> str:
 def mount_table() -> str:
     """The kernel's list of mounts; empty where there is none."""
     table = Path("/proc/self/mountinfo")
-    return table.read_text() if table.exists() else ""
+    return table.read_text(encoding="utf-8", errors="surrogateescape") if table.exists() else ""
 
 
 def require_local_disk(path: str | Path, what: str) -> None:
@@ -258,7 +399,7 @@ def require_local_disk(path: str | Path, what: str) -> None:
     if kind in NETWORK_FILE_SYSTEMS:
         raise DatabaseError(
             f"{what} {path} lies on a network file system ({kind}), where file locks are not reliable; put it on a local disk "
-            "of one machine, or run `kt-study db start` on a local disk and use the PostgreSQL URL it prints"
+            "of one machine, or run `kt-study db start --dir FOLDER` with a folder on such a disk and use the URL it prints"
         )
 
 
@@ -288,7 +429,7 @@ def migrate(address: Address, revision: str = "head") -> None:
     """Bring the database to `revision`, from an empty one or any older one. Safe when several do it at once.
 
     Raises:
-        DatabaseError: unreachable, newer than this program, or on a network file system.
+        DatabaseError: unreachable, newer than this program, another program's, or on a network file system.
     """
     import sqlalchemy as sa
     from alembic import command
@@ -298,14 +439,41 @@ def migrate(address: Address, revision: str = "head") -> None:
         prepare_sqlite(address.path)
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
-    engine = sa.create_engine(sqlalchemy_url(address), poolclass=sa.NullPool)
+    engine = sqlalchemy_engine(address)
     config.attributes["engine"] = engine
     try:
+        _require_ours(address, engine)
         command.upgrade(config, revision)
     except sa.exc.OperationalError as error:
         raise unreachable(address, error.orig or error) from None
+    except sa.exc.DBAPIError as error:
+        raise DatabaseError(
+            f"database {place(address)}: cannot make the tables: {_reason(address, error.orig or error)}; "
+            "the role of the URL must be allowed to create them"
+        ) from None
     finally:
         engine.dispose()
+
+
+def _require_ours(address: Address, engine: sa.Engine) -> None:
+    """Refuse a database in which another program keeps tables of our names, or its own migrations. Raises DatabaseError."""
+    import sqlalchemy as sa
+
+    from kt_study.tables import metadata
+
+    with engine.connect() as connection:
+        there = set(sa.inspect(connection).get_table_names())  # before the version, which appears together with them
+        versions = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() \
+            if "alembic_version" in there else []  # fmt: skip
+    if versions and not (len(versions) == 1 and re.fullmatch(r"[0-9]{4}", versions[0]) and there >= _OUR_TABLES):
+        found = f"its alembic_version says {', '.join(versions)[:60]!r}"
+    elif not versions and (taken := sorted(there.intersection(metadata.tables))):
+        found = f"it has a table {taken[0]!r} that kt-study did not make"
+    else:
+        return
+    raise DatabaseError(
+        f"database {place(address)} belongs to another program: {found}; give kt-study a database of its own with --db"
+    )
 
 
 def prepare_sqlite(path: str) -> None:
@@ -335,6 +503,8 @@ def check_revision(address: Address, found: str | None) -> None:
         raise NothingPlanned(
             f"nothing is planned here yet: database {place(address)} holds no kt-study tables; `kt-study plan` makes them"
         )
+    if found != REVISION:
+        _require_ours(address, sqlalchemy_engine(address))
     if found > REVISION:
         raise DatabaseError(
             f"database {place(address)} has schema {found}, newer than this program's {REVISION}; upgrade kt-study"

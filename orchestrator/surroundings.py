@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kt_study.database import sqlite_url
 from kt_study.paths import StudyPaths
 from kt_study.study import StudyFile, read_study
 
@@ -54,7 +55,7 @@ class Surroundings:
     def database_url(self) -> str:
         """`--db`, else KT_STUDY_DB, else the study file's, else the SQLite file in the study folder."""
         url = self.db_flag or os.environ.get("KT_STUDY_DB") or self.study.study.database
-        return url or f"sqlite:///{self.paths.database}"
+        return url or sqlite_url(self.paths.database)
 
     def store(self, *, create: bool = False) -> JobStore:
         """The job store. Raises DatabaseError, also when there is no database yet and `create` is false."""

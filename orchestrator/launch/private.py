@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from kt_study.database import Address, is_this_machine, parse_url
+from kt_study.database import Address, hosts, is_this_machine, parse_url
 from kt_study.errors import DatabaseError
 from kt_study.files import write_text
 from kt_study.pilots import LaunchFiles
@@ -41,13 +41,13 @@ def require_reachable(address: Address, nodes: Sequence[Node]) -> None:
     Raises:
         DatabaseError: the address in the URL is that of this machine only, and a node is not this machine.
     """
-    host = address.conninfo.get("hostaddr") or address.conninfo.get("host", "")
-    if address.is_sqlite or not is_this_machine(host):
+    servers = () if address.is_sqlite else hosts(address)
+    if not servers or not all(map(is_this_machine, servers)):
         return
     elsewhere = [node.name for node in nodes if node.host != socket.gethostname() and not is_this_machine(node.address)]
     if elsewhere:
         raise DatabaseError(
-            f"the database's address {host or 'localhost'} means this machine only, and pilots would run on "
+            f"the database's address {servers[0] or 'localhost'} means this machine only, and pilots would run on "
             f"{elsewhere[0]} too; start it with `kt-study db start --host` and this machine's name, and give that URL"
         )
 

@@ -12,11 +12,27 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from kt_study import database
-from kt_study.database import is_this_machine, parse_url, place, require_local_disk, sqlalchemy_url, without_password
+from kt_study.database import (
+    file_system,
+    hosts,
+    is_this_machine,
+    parse_url,
+    place,
+    require_local_disk,
+    sqlalchemy_url,
+    sqlite_url,
+    without_password,
+)
 from kt_study.errors import DatabaseError, NothingPlanned
 from kt_study.store import open_store
+from orchestrator.cli import kt_study_command
+from orchestrator.doctor.study import database as database_findings
+from orchestrator.surroundings import Surroundings
+from tests.cli import kt_study
+from tests.command_line.tiny import STUDY_FILE
 from tests.postgres import Server
 from tests.store.making import claim_one, job, plan, wait_until
 
@@ -56,6 +72,10 @@ def test_other_urls_are_refused(url: str) -> None:
         f"postgresql://me:{SECRET}@h/x?password={SECRET}&passfile=/f",
         f"postgresql://h/x?passfile=/f&password={SECRET}",
         f"mysql://me:{SECRET}@h/x",
+        f"mysql://h/x?password={SECRET}&password={SECRET}&PASSWORD={SECRET}&sslpassword={SECRET}",
+        f"host=h password={SECRET} dbname=x",
+        f"host = h Password = '{SECRET} {SECRET}' dbname=x",
+        f"dbname='//x' password={SECRET}",
     ],
 )
 def test_passwords_are_taken_out(url: str) -> None:
@@ -101,6 +121,148 @@ def test_a_url_without_a_password_is_left_as_it_is(url: str) -> None:
     assert parse_url(url).url == url
 
 
+ODD = ["exp#1", "exp#2", "50%20off", "what?", "a\nb\tc&ü=\"q'"]
+
+
+def test_a_folder_of_any_name_has_a_database_of_its_own(tmp_path: Path) -> None:
+    """By the commands: the study folder's name is part of a URL that nobody typed."""
+    study = '[study]\nname = "{}"\n[dataset]\nkind = "digits"\n[models]\ninclude = ["digits_lin*"]\n'
+    for number, name in enumerate(ODD):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "study.toml").write_text(study.format(f"s{number}"))
+        here = Surroundings(study_path=folder / "study.toml", db_flag=None)
+        here.store(create=True).add_study(f"s{number}", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(ODD)
+    for number, name in enumerate(ODD):
+        url = parse_url(sqlite_url(tmp_path / name / "kt-study.db")).url
+        assert url.isprintable() and parse_url(url).path == str(tmp_path / name / "kt-study.db")
+        assert open_store(url).studies() == [f"s{number}"]
+    done = kt_study(tmp_path / ODD[0], "query", "SELECT name FROM studies", "--format", "csv")
+    assert done.stdout.split() == ["name", "s0"]
+
+
+@pytest.mark.parametrize("url", ["sqlite:///exp#1/x.db", "sqlite:///x.db?mode=ro", "sqlite:///a\nb.db", "sqlite:///a%00b"])
+def test_a_url_that_would_name_another_file_is_refused(url: str) -> None:
+    with pytest.raises(DatabaseError, match=r"cannot read the database URL.*write") as caught:
+        parse_url(url)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("?sslmod=require", "the option 'sslmod', which PostgreSQL does not know; did you mean 'sslmode'?"),
+        (f"?Password={SECRET}", "the option 'Password', which PostgreSQL does not know; did you mean 'password'?"),
+        (f"?passwrod={SECRET}", "the option 'passwrod', which PostgreSQL does not know; did you mean 'password'?"),
+        ("?autocommit=yes", "the option 'autocommit', which PostgreSQL does not know"),
+        ("?row_factory=x", "the option 'row_factory', which PostgreSQL does not know"),
+        ("?connect_timeout=abc", "connect_timeout='abc', which is no whole number"),
+        ("?keepalives_idle=1m", "keepalives_idle='1m', which is no whole number"),
+        ("?password=hun&ter2", "in a password, write & as %26"),
+        ("?password=hun&t3r=2", "in a password, write & as %26"),
+        ("?sslmode=nope", 'invalid sslmode value: "nope"; correct it'),
+        ("?port=x", 'invalid integer value "x" for connection option "port"; correct it'),
+        ("?service=nosuch", 'definition of service "nosuch" not found; correct it'),
+        ("?target_session_attrs=q", 'invalid target_session_attrs value: "q"; correct it'),
+        ("?password=a%00b", "cannot read the database URL"),
+    ],
+)
+def test_a_slip_in_an_option_is_one_line_at_once(given: str, said: str) -> None:
+    with pytest.raises(DatabaseError) as caught:
+        open_store(f"postgresql://me@127.0.0.1:1/x{given}", wait_s=30.0)
+    line = str(caught.value)
+    assert said in line and "\n" not in line
+    assert not any(piece in line for piece in (SECRET, "s3cret", "hun", "ter2", "t3r"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3cret@127.0.0.1:1/x?sslmod=require",
+        "postgresql://me@127.0.0.1:1/x?Password=s3cret",
+        "postgresql://me:s3cret@127.0.0.1:1/x?connect_timeout=abc",
+        "host=127.0.0.1 port=1 password=s3cret dbname=x",
+        "host=127.0.0.1 PASSWORD = 's3cret phrase' dbname=x",
+    ],
+)
+def test_every_command_says_a_slip_in_one_line(url: str, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(STUDY_FILE)
+    where = ["--study", str(tmp_path / "study.toml"), "--db", url]
+    for command in ("status", "query x.y", "collect", "retry", "cancel --job 1", "pause", "launch", "recommend --student x"):
+        done = CliRunner().invoke(kt_study_command, [*command.split(), *where])
+        said = done.output + str(done.exception or "")
+        assert isinstance(done.exception, DatabaseError), (command, done.exception)
+        assert not any(word in said for word in ("Traceback", "s3cret", "phrase", "\n")), command
+    (found,) = database_findings(url)
+    assert found.verdict == "wrong" and "s3cret" not in found.found and "phrase" not in found.found
+
+
+def test_what_the_url_leaves_out_means_the_same_to_plan_and_to_status(
+    postgres_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each form makes the tables, which goes through SQLAlchemy, and opens the store, which goes through psycopg."""
+    known = parse_url(postgres_server.url).conninfo
+    host, port, passfile = known["host"], known["port"], known["passfile"]
+
+    def works(url: str, where: str) -> None:
+        assert place(parse_url(url)) == where
+        open_store(url, create=True).add_study("one", {})
+        assert open_store(url).studies() == ["one"]
+
+    def empty() -> str:
+        return parse_url(postgres_server.database("template0")).conninfo["dbname"]
+
+    name = empty()
+    services = tmp_path / "services"
+    services.write_text(f"[mine]\nhost={host}\nport={port}\nuser=kt_study\npassfile={passfile}\ndbname={name}\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    works("postgresql://?service=mine", "database of service mine")
+
+    name = empty()
+    works(f"postgresql://kt_study@127.0.0.2:9,{host}:{port}/{name}?passfile={passfile}", f"{name} on 127.0.0.2:9,{host}:{port}")
+
+    monkeypatch.setenv("PGHOST", host)
+    monkeypatch.setenv("PGPORT", port)
+    name = empty()
+    works(f"postgresql://kt_study@/{name}?passfile={passfile}", f"{name} on {host}:{port}")
+    assert hosts(parse_url("postgresql:///x")) == (host,)
+    monkeypatch.setenv("PGDATABASE", empty())
+    monkeypatch.setenv("PGUSER", "kt_study")
+    monkeypatch.setenv("PGPASSFILE", passfile)
+    works("postgresql://", f"{os.environ['PGDATABASE']} on {host}:{port}")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://h1:1,h2/x", {"host": "h1,h2", "port": "1,", "dbname": "x"}),
+        ("postgresql://u@[::1]:5433,[::2]/x", {"host": "::1,::2", "port": "5433,", "user": "u", "dbname": "x"}),
+        ("postgresql://%2FRun%2Fpg/x", {"host": "/Run/pg", "dbname": "x"}),
+        ("postgresql://h/x?password=a+b%20c", {"host": "h", "dbname": "x", "password": "a+b c"}),
+        ("postgresql://h/x?ssl=true", {"host": "h", "dbname": "x", "sslmode": "require"}),
+    ],
+)
+def test_urls_are_read_as_libpq_reads_them(url: str, expected: dict[str, str]) -> None:
+    from psycopg.conninfo import conninfo_to_dict
+
+    assert parse_url(url).conninfo == expected == {key: str(value) for key, value in conninfo_to_dict(url).items()}
+
+
+def test_where_a_server_of_ours_is_started_again_is_said(postgres_server: Server, tmp_path: Path) -> None:
+    """With the folder, where it is not the usual one: otherwise the advice would start another server."""
+    import json
+    import shutil
+
+    folder = tmp_path / "of ours"
+    folder.mkdir()
+    shutil.copy(postgres_server.folder / "server.json", folder)
+    machine = json.loads((folder / "server.json").read_text())["machine"]
+    with pytest.raises(DatabaseError) as caught:
+        open_store(f"postgresql://kt_study@127.0.0.1:1/x?passfile={folder}/pgpass".replace(" ", "%20"))
+    assert f"`kt-study db start --dir '{folder}'` on {machine} starts it" in str(caught.value)
+
+
 def test_hosts_that_mean_whichever_machine_asks() -> None:
     for host in ("", "localhost", "127.0.0.1", "127.1.2.3", "::1", "0.0.0.0", "::", "/run/postgresql", "@abstract"):
         assert is_this_machine(host), host
@@ -142,6 +304,58 @@ def test_a_database_without_our_tables_is_said(postgres_server: Server, tmp_path
             open_store(url)
 
 
+@pytest.mark.parametrize("revision", ["ae1027a6acf3", "00ab12", "0003", "0009", "0010"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_database_of_another_program_is_recognised_and_left_alone(
+    kind: str, revision: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    import sqlalchemy as sa
+
+    if kind == "sqlite":
+        url = f"sqlite:///{tmp_path}/other.db"
+    else:
+        url = request.getfixturevalue("postgres_server").database("template0")
+    with sa.create_engine(sqlalchemy_url(parse_url(url))).begin() as connection:
+        connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(sa.text(f"INSERT INTO alembic_version VALUES ('{revision}')"))
+        connection.execute(sa.text("CREATE TABLE experiments (id INTEGER)"))
+    for create in (False, True):
+        if revision == database.REVISION:
+            continue  # seen by the statement that finds no table
+        with pytest.raises(DatabaseError, match=f"belongs to another program.*'{revision}'.*--db") as caught:
+            open_store(url, create=create)
+        assert "newer" not in str(caught.value)
+    with sa.create_engine(sqlalchemy_url(parse_url(url))).connect() as connection:
+        assert set(sa.inspect(connection).get_table_names()) == {"alembic_version", "experiments"}
+
+
+def test_a_table_of_our_name_that_is_not_ours_is_left_alone(postgres_server: Server, tmp_path: Path) -> None:
+    import sqlalchemy as sa
+
+    for url in (f"sqlite:///{tmp_path}/other.db", postgres_server.database("template0")):
+        engine = sa.create_engine(sqlalchemy_url(parse_url(url)))
+        with engine.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE jobs (id INTEGER)"))
+        with pytest.raises(DatabaseError, match="belongs to another program: it has a table 'jobs'"):
+            open_store(url, create=True)
+        with engine.connect() as connection:
+            assert sa.inspect(connection).get_table_names() == ["jobs"]
+
+
+def test_a_role_that_may_not_make_tables_is_said(postgres_server: Server) -> None:
+    url = postgres_server.database("template0")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE visitor LOGIN PASSWORD 'v1sitor'")
+    try:
+        theirs = url.replace("kt_study@", "visitor:v1sitor@").split("?")[0]
+        with pytest.raises(DatabaseError, match=r"permission denied for schema public.*allowed to create") as caught:
+            open_store(theirs, create=True)
+        assert "\n" not in str(caught.value) and "v1sitor" not in str(caught.value)
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP ROLE visitor")
+
+
 def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
     file = tmp_path / "notes.db"
     file.write_text("dear diary " * 1000)
@@ -175,6 +389,12 @@ def test_a_link_to_a_network_file_system_is_refused_too(tmp_path: Path, monkeypa
     monkeypatch.setattr(database, "mount_table", lambda: mounts)
     with pytest.raises(DatabaseError, match="nfs"):
         require_local_disk(tmp_path / "near" / "x.db", "the database")
+
+
+def test_a_mount_with_an_accent_in_its_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = f"1 1 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:5 / {tmp_path}/données\\040là rw - nfs s:/ rw\n"
+    monkeypatch.setattr(database, "mount_table", lambda: mounts)
+    assert file_system(tmp_path / "données là" / "x.db") == "nfs"
 
 
 def test_several_nodes_cannot_share_a_file(url: str) -> None:
