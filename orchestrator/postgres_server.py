@@ -6,6 +6,11 @@ scram-sha-256 and nothing else (no local socket, no trusted user). Its folder ho
     data/        the cluster, mode 0700, on a local disk; the log is data/server.log
     pgpass       the password in libpq's format, mode 0600; URLs name this file and never the password
     server.json  host, port, and the machine on which the server was started
+
+A cluster is made in a folder beside `data/`, whose name begins with `.new-` and which a file marks as ours, and renamed
+once it is whole. Nothing else is ever removed, and what others have put in the place of these files is refused. A cluster
+of ours whose other files are lost is taken up again: the address is in what PostgreSQL itself wrote down, and a password
+that nobody knows any more is replaced through PostgreSQL's single-user mode.
 """
 
 from __future__ import annotations
@@ -16,24 +21,33 @@ import importlib.util
 import json
 import os
 import pwd
+import re
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from kt_study.database import require_local_disk
 from kt_study.errors import DatabaseError
-from kt_study.files import write_text
+from kt_study.files import write_private, write_text
 from kt_study.words import Record
+
+if TYPE_CHECKING:
+    import psycopg
 
 USER = DATABASE = "kt_study"
 START_TIMEOUT_S = 60
 CLEARED_WITHIN_S = 15
+_RULES = "host all all 0.0.0.0/0 scram-sha-256\nhost all all ::/0 scram-sha-256\n"  # of pg_hba.conf: what tells ours
+_MARKER = "made-by-kt-study"
+_ELSEWHERE = "give another folder with --dir"
 
 
 class ServerStatus(Record, frozen=True, kw_only=True):
@@ -74,13 +88,15 @@ class _Place(Record, frozen=True, kw_only=True):
         return f"postgresql://{USER}@{self.host}:{self.port}/{DATABASE}?passfile={quote(str(self.passfile))}"
 
 
-def start(folder: str | Path, *, host: str = "127.0.0.1", port: int = 0, settings: dict[str, str] | None = None) -> str:
+def start(
+    folder: str | Path, *, host: str | None = None, port: int = 0, settings: dict[str, str] | None = None
+) -> str:
     """Start the server of `folder`, making it first where there is none; do nothing if it runs already.
 
     Args:
         folder: on a local disk of this machine.
         host: the address to listen on, which is also the one in the URL. 127.0.0.1 serves this machine only; for
-            workers on other nodes give this node's name or address.
+            workers on other nodes give this node's name or address. None keeps that of the last start, or takes 127.0.0.1.
         port: the TCP port; 0 keeps the port of the last start, or picks a free one.
         settings: further PostgreSQL settings by name.
 
@@ -88,28 +104,46 @@ def start(folder: str | Path, *, host: str = "127.0.0.1", port: int = 0, setting
         The URL, without the password.
 
     Raises:
-        DatabaseError: no PostgreSQL program, a network file system, or the server does not start.
+        DatabaseError: no PostgreSQL program, a network file system, files of others in the folder, another address than
+            the one at which the server runs, or the server does not start. A folder that was not there is not left behind.
     """
     folder = Path(folder).resolve()
     require_local_disk(folder, "the PostgreSQL folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        place = _remembered(folder)
+    if host:
+        _free_port(host)
+    _require_usable(folder)
+    with _made(folder), _locked(folder):
+        place = _remembered(folder) or _found(folder)
         if place is not None and _comes_up(place):
+            _require_same_address(place, host, port)
+            if not _knows_password(place):
+                _require_this_machine(place)
+                _stop(place)
+                return _started(place, settings or {})
+            _remember(place)
             return place.url
-        made = place is not None and (place.data / "PG_VERSION").exists()
+        host = host or (place.host if place else "127.0.0.1")
         place = _Place(
             folder=folder,
             host=host,
-            port=port or (place.port if place else _free_port(host)),
+            port=port or (place.port if place and place.port else _free_port(host)),
             machine=socket.gethostname(),
         )
-        if not made:
+        if not _is_ours(place.data):
             _initialise(place)
-        _remember(place)
-        _await_end_of(_pid(place))
-        _launch(place, settings or {})
-        _ensure_database(place)
+        return _started(place, settings or {})
+
+
+def _started(place: _Place, settings: dict[str, str]) -> str:
+    """Launch the server, with a new password if the old one is lost. Returns its URL."""
+    _await_end_of(_pid(place))
+    _launch(place, settings)
+    if not _knows_password(place):
+        _stop(place)
+        _replace_password(place)
+        _launch(place, settings)
+    _remember(place)
+    _ensure_database(place)
     return place.url
 
 
@@ -120,7 +154,7 @@ def stop(folder: str | Path) -> bool:
         if not _is_running(place):
             return False
         _require_this_machine(place)
-        _run_tool(place.data, "pg_ctl", "-D", str(place.data), "-m", "fast", "-w", "stop")
+        _stop(place)
         return True
 
 
@@ -183,40 +217,151 @@ def _exists(path: Path) -> bool:
 
 
 def _initialise(place: _Place) -> None:
-    """initdb with a fresh random password, which goes to the pgpass file and nowhere else."""
-    password = secrets.token_urlsafe(32)
-    if place.data.exists():
-        shutil.rmtree(place.data)  # left by an initdb that was interrupted: it has no PG_VERSION
-    place.data.mkdir(mode=0o700)
-    secret = place.folder / ".initdb-password"
-    _write_secret(secret, password + "\n")
-    _write_secret(place.passfile, f"*:*:*:{USER}:{password}\n")
-    _hand_over(place, secret)
+    """initdb with a fresh random password, which goes to the pgpass file and nowhere else. All of it, or nothing."""
+    _clear_unfinished(place.folder)
+    unfinished = Path(tempfile.mkdtemp(dir=place.folder, prefix=".new-"))
+    (unfinished / _MARKER).touch()
+    data, secret, password = unfinished / "data", unfinished / "password", secrets.token_urlsafe(32)
     try:
+        data.mkdir(mode=0o700)
+        _write_secret(secret, password + "\n")
+        if account := _account():  # PostgreSQL refuses to run as root
+            unfinished.chmod(0o711)
+            for path in (data, secret):
+                os.chown(path, account.pw_uid, account.pw_gid)
         _run_tool(
-            place.data, "initdb", "-D", str(place.data), "-U", USER, "--pwfile", str(secret), "--auth=scram-sha-256",
+            data, "initdb", "-D", str(data), "-U", USER, "--pwfile", str(secret), "--auth=scram-sha-256",
             "--encoding=UTF8", "--locale=C", "--data-checksums",
         )  # fmt: skip
+        (data / "pg_hba.conf").write_text(_RULES)
+        _write_secret(place.passfile, f"*:*:*:{USER}:{password}\n")
+        data.rename(place.data)
     finally:
-        secret.unlink(missing_ok=True)
-    rules = "host all all 0.0.0.0/0 scram-sha-256\nhost all all ::/0 scram-sha-256\n"
-    (place.data / "pg_hba.conf").write_text(rules)
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _clear_unfinished(folder: Path) -> None:
+    """Remove what killed starts left behind."""
+    for unfinished in folder.glob(".new-*"):
+        if (unfinished / _MARKER).is_file() and not unfinished.is_symlink():
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replace_password(place: _Place) -> None:
+    """Give the role of the URL a fresh password, the server being down; what it replaces, nobody knows any more."""
+    password = secrets.token_urlsafe(32)
+    statement = f"ALTER ROLE {USER} PASSWORD '{password}'\n"
+    _run_tool(
+        place.data, "postgres", "--single", "-D", str(place.data), "-c", "password_encryption=scram-sha-256", "postgres",
+        says=statement,
+    )  # fmt: skip
+    _write_secret(place.passfile, f"*:*:*:{USER}:{password}\n")
 
 
 def _write_secret(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as stream:
-        stream.write(text)
+    write_private(path, text.encode())
 
 
-def _hand_over(place: _Place, secret: Path) -> None:
-    """PostgreSQL refuses to run as root: give root's files to the account that will run it."""
-    if not (account := _account()):
-        return
-    place.folder.chmod(place.folder.stat().st_mode | 0o011)
-    for path in (place.data, secret):
-        os.chown(path, account.pw_uid, account.pw_gid)
+def _require_usable(folder: Path) -> None:
+    """Refuse, before anything is made, a folder with files of others, or one in which PostgreSQL could not work."""
+    if folder.exists() and not folder.is_dir():
+        raise DatabaseError(f"{folder} is no folder; {_ELSEWHERE}")
+    data, passfile = folder / "data", folder / "pgpass"
+    ours = _is_ours(data)
+    if not ours and os.path.lexists(data) and (not data.is_dir() or data.is_symlink() or any(_listed(data))):
+        raise DatabaseError(f"{data} holds something that kt-study did not make; {_ELSEWHERE}")
+    if os.path.lexists(passfile) and not _is_passfile(passfile):
+        raise DatabaseError(f"{passfile} is not one of kt-study's; {_ELSEWHERE}")
+    _remembered(folder)
+    binaries(data if ours else None)
+    if account := _account():
+        if folder.is_dir() and all(_is_name_of_ours(path.name) for path in _listed(folder)):
+            folder.chmod(folder.stat().st_mode | 0o011)
+        _require_access(account, folder, data if ours else None)
+
+
+def _is_name_of_ours(name: str) -> bool:
+    return name in ("data", "pgpass", "server.json", ".lock") or name.startswith(".new-")
+
+
+def _is_ours(data: Path) -> bool:
+    """Whether a cluster was made here by us: by its rules of who may connect, or by our files beside it."""
+    try:
+        if not (data / "PG_VERSION").is_file():
+            return False
+        beside = (data.parent / "server.json").is_file() or _is_passfile(data.parent / "pgpass")
+        return beside or _RULES in (data / "pg_hba.conf").read_text()
+    except PermissionError:
+        raise DatabaseError(f"{data} is another user's; {_ELSEWHERE}") from None
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _is_passfile(path: Path) -> bool:
+    try:
+        return f":{USER}:" in path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    try:
+        yield from folder.iterdir()
+    except OSError as error:
+        raise DatabaseError(f"{folder} cannot be read: {error.strerror}; {_ELSEWHERE}") from None
+
+
+def _require_access(account: pwd.struct_passwd, folder: Path, data: Path | None) -> None:
+    """Refuse what the account that runs PostgreSQL in root's place cannot enter or run. Raises DatabaseError."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if not _succeeds_as(account, "test", "-x", str(there)):
+        shut = next((p for p in (*reversed(there.parents), there) if not _succeeds_as(account, "test", "-x", str(p))), there)
+        raise DatabaseError(
+            f"PostgreSQL does not run as root but as {account.pw_name}, which cannot enter {shut}; "
+            "give a folder that it can with --dir, for instance /var/lib/kt-study/postgresql"
+        )
+    program = binaries(data) / "initdb"
+    if not _succeeds_as(account, str(program), "--version"):
+        raise DatabaseError(
+            f"PostgreSQL does not run as root but as {account.pw_name}, which cannot run {program}: "
+            "a folder above it is closed; run as an ordinary user"
+        )
+
+
+def _succeeds_as(account: pwd.struct_passwd, *command: str) -> bool:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+            user=account.pw_uid, group=account.pw_gid, extra_groups=[],
+        )  # fmt: skip
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make the folder. If what follows fails, those that were made here and are empty go again. Raises DatabaseError."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    mode = 0o711 if _account() else 0o777  # the account must get through root's folders
+    try:
+        for path in reversed(missing):
+            path.mkdir(mode=mode)
+            if _account():
+                path.chmod(mode)
+    except OSError as error:
+        raise DatabaseError(f"cannot make {folder}: {error.strerror}; {_ELSEWHERE}") from None
+    try:
+        yield
+    except BaseException:
+        if missing:
+            with contextlib.suppress(OSError):
+                (folder / ".lock").unlink(missing_ok=True)
+                for path in missing:
+                    path.rmdir()
+        raise
 
 
 def _account() -> pwd.struct_passwd | None:
@@ -255,11 +400,34 @@ def _last_words(log: Path) -> str:
     return (fatal or lines or ["nothing"])[-1]
 
 
+def _knows_password(place: _Place) -> bool:
+    """Whether the server takes the password of the file."""
+    import psycopg
+
+    try:
+        _connected(place).close()
+    except OSError:
+        return False
+    except psycopg.OperationalError as error:
+        return "password" not in str(error)
+    return True
+
+
+def _connected(place: _Place) -> psycopg.Connection[Any]:
+    """A connection to the server's first database. Raises OSError without a password file, psycopg.OperationalError."""
+    import psycopg
+
+    password = place.passfile.read_text().strip().rpartition(":")[2]  # given, as PGPASSWORD would count before a file
+    return psycopg.connect(
+        host=place.host, port=place.port, user=USER, dbname="postgres", password=password, autocommit=True
+    )
+
+
 def _ensure_database(place: _Place) -> None:
     import psycopg
 
     try:
-        with psycopg.connect(place.url.replace(f"/{DATABASE}?", "/postgres?"), autocommit=True) as connection:
+        with _connected(place) as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
                 connection.execute(f"CREATE DATABASE {DATABASE}")
     except psycopg.OperationalError as error:
@@ -267,29 +435,29 @@ def _ensure_database(place: _Place) -> None:
         raise DatabaseError(f"the server on {place.host}:{place.port} started but does not answer: {reason}") from None
 
 
-def _run_tool(data: Path, tool: str, *arguments: str) -> None:
-    """Run one of PostgreSQL's programs, as another account if we are root. Raises DatabaseError with what it said."""
+def _run_tool(data: Path, tool: str, *arguments: str, says: str = "") -> None:
+    """Run one of PostgreSQL's programs, as another account if we are root. Raises DatabaseError with what it said.
+
+    Args:
+        says: the program's standard input.
+    """
     program = binaries(data) / tool
     account = _account()
     as_account: dict[str, Any] = {}
     if account:
         as_account = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-    output = data.parent / f".{tool}.out"  # a pipe would stay open in the server and never end
-    try:
-        with output.open("w+") as stream:
+    with tempfile.TemporaryFile("w+") as heard, tempfile.TemporaryFile("w+") as spoken:
+        spoken.write(says)  # files and no pipes: those would stay open in the server and never end
+        spoken.seek(0)
+        try:
             done = subprocess.run(
-                [program, *arguments], stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+                [program, *arguments], stdin=spoken, stdout=heard, stderr=subprocess.STDOUT,
                 cwd="/", env={**os.environ, "LC_ALL": "C"}, **as_account,
             )  # fmt: skip
-            stream.seek(0)
-            said = [line.strip() for line in stream.read().splitlines() if line.strip()]
-    except PermissionError:
-        who = account.pw_name if account else "you"
-        raise DatabaseError(
-            f"{program} cannot be run by {who}: a folder above it is closed; run as an ordinary user"
-        ) from None
-    finally:
-        output.unlink(missing_ok=True)
+        except OSError as error:
+            raise DatabaseError(f"{program} cannot be run: {error.strerror}; run as an ordinary user") from None
+        heard.seek(0)
+        said = [line.strip() for line in heard.read().splitlines() if line.strip()]
     if done.returncode != 0:
         raise DatabaseError(f"{tool} failed on {data}: {said[-1] if said else f'exit code {done.returncode}'}")
 
@@ -297,7 +465,11 @@ def _run_tool(data: Path, tool: str, *arguments: str) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One start or stop at a time."""
-    with (folder / ".lock").open("w") as stream:
+    try:
+        stream = (folder / ".lock").open("a")
+    except OSError as error:
+        raise DatabaseError(f"cannot write in {folder}: {error.strerror}; {_ELSEWHERE}") from None
+    with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
@@ -313,18 +485,49 @@ def _free_port(host: str) -> int:
 
 def _remember(place: _Place) -> None:
     known = {"host": place.host, "port": place.port, "machine": place.machine}
-    write_text(place.folder / "server.json", json.dumps(known) + "\n")
+    if _remembered(place.folder) != place:
+        write_text(place.folder / "server.json", json.dumps(known) + "\n")
 
 
 def _remembered(folder: Path) -> _Place | None:
+    """What server.json says, where there is one. Raises DatabaseError for one that is not ours."""
     file = folder / "server.json"
-    return _Place(folder=folder, **json.loads(file.read_text())) if file.exists() else None
+    try:
+        known = json.loads(file.read_text())
+        return _Place(folder=folder, host=str(known["host"]), port=int(known["port"]), machine=str(known["machine"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DatabaseError(
+            f"{file} cannot be read, or is not one of kt-study's; move it away and run `kt-study db start` again, "
+            "which takes up a server of kt-study's without it, or give another folder with --dir"
+        ) from None
+
+
+def _found(folder: Path) -> _Place | None:
+    """A cluster of ours whose server.json is lost, at the address of its last start; port 0 where that is lost too."""
+    data = folder / "data"
+    if not _is_ours(data):
+        return None
+    try:
+        options = (data / "postmaster.opts").read_text()
+    except (OSError, UnicodeDecodeError):
+        options = ""
+    host = re.search(r'"listen_addresses=([^",]+)"', options)
+    port = re.search(r'"port=([0-9]+)"', options)
+    return _Place(
+        folder=folder,
+        host=host[1] if host else "127.0.0.1",
+        port=int(port[1]) if port else 0,
+        machine=socket.gethostname(),
+    )
 
 
 def _known(folder: str | Path) -> _Place:
     place = _remembered(Path(folder).resolve())
     if place is None:
-        raise DatabaseError(f"no PostgreSQL server was ever started in {folder}; `kt-study db start` does it")
+        command = f"kt-study db start --dir {shlex.quote(str(folder))}"
+        raise DatabaseError(f"no PostgreSQL server was ever started in {folder}; `{command}` does it")
     return place
 
 
@@ -368,6 +571,19 @@ def _is_running(place: _Place) -> bool:
 def _is_accepting(place: _Place) -> bool:
     command = [str(binaries() / "pg_isready"), "-h", place.host, "-p", str(place.port), "-t", "5"]
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def _stop(place: _Place) -> None:
+    _run_tool(place.data, "pg_ctl", "-D", str(place.data), "-m", "fast", "-w", "stop")
+
+
+def _require_same_address(place: _Place, host: str | None, port: int) -> None:
+    """Refuse to pretend that a running server listens elsewhere. Raises DatabaseError."""
+    if (host or place.host, port or place.port) != (place.host, place.port):
+        raise DatabaseError(
+            f"the server of {place.folder} runs already, on {place.host}:{place.port}; "
+            f"`kt-study db stop --dir {shlex.quote(str(place.folder))}` first, then start it again"
+        )
 
 
 def _require_this_machine(place: _Place) -> None:

@@ -31,10 +31,10 @@ def command() -> None:
 @command.command()
 @_FOLDER
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; this node's name for workers."
+    "--host", help="Address to listen on: this node's name for workers. That of the last start, at first 127.0.0.1."
 )
 @click.option("--port", type=int, default=0, help="TCP port; a free one, kept from then on.")
-def start(folder: Path, host: str, port: int) -> None:
+def start(folder: Path, host: str | None, port: int) -> None:
     """Start the server, making it first where there is none. Prints its URL.
 
     \b

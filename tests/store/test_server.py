@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import psycopg
 import pytest
 
 from kt_study.errors import DatabaseError
+from kt_study.store import open_store
 from orchestrator import postgres_server as server
-from tests.postgres import Server, new_server
+from tests.postgres import FAST, TEMPLATE, Server, new_server
+from tests.store.making import job, plan
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +108,124 @@ def test_a_port_that_is_taken_is_said(own: Server) -> None:
             server.start(folder, port=server.status(own.folder).port)
     finally:
         Server.remove(folder)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty folder that the account which runs PostgreSQL in root's place can enter, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="kt-study-place-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() if path.is_file() else "" for path in folder.rglob("*")}
+
+
+FOREIGN = {
+    "images": {"data/imagenet/train/n01440764/1.jpg": "pixels", "data/notes.txt": "dear diary"},
+    "a file": {"data": "numbers"},
+    "another's cluster": {"data/PG_VERSION": "18\n", "data/pg_hba.conf": "local all all trust\n", "data/base/1": "rows"},
+    "another's passwords": {"pgpass": "db.example:5432:*:me:secret\n"},
+    "another server.json": {"server.json": '{"listen": 8080}'},
+    "no folder": {"": "text"},
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_others_put_there_is_left_alone_and_said(kind: str, place: Path) -> None:
+    folder = place / "X"
+    for name, text in FOREIGN[kind].items():
+        path = folder / name if name else folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    before = tree(place)
+    with pytest.raises(DatabaseError, match=r"give another folder with --dir") as caught:
+        server.start(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    assert tree(place) == before
+
+
+def test_what_others_put_beside_is_left_alone(place: Path) -> None:
+    """Also what only looks like an unfinished start of ours; a real one of a killed start is cleared away."""
+    theirs = {"notes.txt": "dear diary", ".lock": "theirs", ".new-house/plan.txt": "walls", ".initdb-password": "x"}
+    for name, text in theirs.items():
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(text)
+    (place / ".new-killed" / "data").mkdir(parents=True)
+    (place / ".new-killed" / "made-by-kt-study").touch()
+    server.start(place, settings=FAST)
+    try:
+        assert {name: (place / name).read_text() for name in theirs} == theirs
+        assert sorted(path.name for path in place.iterdir()) == sorted(
+            ["notes.txt", ".lock", ".new-house", ".initdb-password", "data", "pgpass", "server.json"]
+        )
+    finally:
+        server.stop(place)
+
+
+@pytest.mark.parametrize("lost", [["server.json"], ["server.json", "pgpass"]], ids=["address", "address and password"])
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_a_server_whose_files_are_lost_is_taken_up_again(own: Server, lost: list[str], running: bool) -> None:
+    with psycopg.connect(own.url, autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS twelve")
+        connection.execute(f"CREATE DATABASE twelve TEMPLATE {TEMPLATE}".encode())
+    store = open_store(own.named("twelve"))
+    plan(store, *(job(number) for number in range(12)))
+    store.close()
+    if not running:
+        server.stop(own.folder)
+    for name in lost:
+        (own.folder / name).unlink()
+    own.restart()  # at the same address
+    assert stat.S_IMODE((own.folder / "pgpass").stat().st_mode) == 0o600
+    assert open_store(own.named("twelve")).outlook().ready_now == 12
+    assert server.status(own.folder).accepting
+
+
+def test_a_wrong_password_file_is_put_right(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = (own.folder / "pgpass").read_text()
+    (own.folder / "pgpass").write_text("*:*:*:kt_study:guess\n")
+    own.restart()
+    with psycopg.connect(own.url) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    again = (own.folder / "pgpass").read_text()
+    assert again != right
+    monkeypatch.setenv("PGPASSWORD", "of another server")
+    own.restart()
+    assert (own.folder / "pgpass").read_text() == again
+
+
+def test_the_address_is_kept_and_another_one_is_not_pretended(own: Server) -> None:
+    with pytest.raises(DatabaseError, match=r"runs already, on 127\.0\.0\.1:.*`kt-study db stop --dir .*` first"):
+        server.start(own.folder, host="127.0.0.2")
+    server.stop(own.folder)
+    try:
+        assert "@127.0.0.2:" in server.start(own.folder, host="127.0.0.2", settings=FAST)
+        server.stop(own.folder)
+        assert "@127.0.0.2:" in server.start(own.folder, settings=FAST)
+        server.stop(own.folder)
+    finally:
+        assert server.start(own.folder, host="127.0.0.1", settings=FAST) == own.url
+
+
+def test_a_start_that_fails_leaves_no_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DatabaseError, match="cannot listen on"):
+        server.start(place / "a" / "b", host="203.0.113.7")
+    monkeypatch.setattr(server, "_run_tool", lambda *_, **__: (_ for _ in ()).throw(DatabaseError("initdb failed")))
+    with pytest.raises(DatabaseError, match="initdb failed"):
+        server.start(place / "a" / "b")
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone starts PostgreSQL as another account")
+def test_root_is_told_which_folder_is_closed_and_nothing_is_left(place: Path) -> None:
+    closed = place / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "notes.txt").write_text("mine")
+    for folder in (closed, closed / "deeper" / "down"):
+        with pytest.raises(DatabaseError, match=rf"cannot enter {closed}; give a folder that it can with --dir"):
+            server.start(folder)
+    assert tree(place) == {"closed": "", "closed/notes.txt": "mine"}
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
