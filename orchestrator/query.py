@@ -1,7 +1,10 @@
 """`kt-study query`: named queries from sql/queries, and free SELECTs, on a connection that cannot write.
 
 SQLite opens the file read-only, with an authorizer that lets nothing but reading through. PostgreSQL runs one statement
-as a cursor in a read-only transaction that is always rolled back; see `_as_reader` for a URL whose role is a superuser.
+as a cursor in a read-only transaction that is always rolled back, and refuses functions whose effects a rollback does not
+undo: those that end or lock other sessions, write files, or run SQL that they are given. A superuser's query runs under
+the role kt_study_reader, which may read the job tables and nothing else. It is made where it is missing, once for each
+server. The role of any other URL may not make roles as a rule, and is used as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import math
 import re
 import sqlite3
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMATS = ("table", "csv", "json", "parquet")
+TIMEOUT_S = 60.0
 
 _QUOTED = r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"(?:[^"]|"")*\""""
 _PARAMETER = re.compile(r"(?<![:\w]):(?P<name>[a-z_]\w*)")
@@ -39,6 +44,7 @@ _WORDS = re.compile(rf"(?P<quoted>{_QUOTED})|{_PARAMETER.pattern}|%", re.DOTALL)
 _PART = re.compile(r"\{(?P<name>[a-z]+)\}")  # stands for a file of sql/queries/parts
 _NAME = re.compile(r"^[a-z][a-z0-9-]*$")
 
+_STEPS = 10_000  # of SQLite's virtual machine, between two looks at the clock: less than a millisecond
 _SQLITE_READS = {
     sqlite3.SQLITE_SELECT,
     sqlite3.SQLITE_READ,
@@ -84,31 +90,34 @@ def queries_folder() -> Path:
     raise UsageError(f"the named queries are missing from {sys.prefix}/share/kt-study/sql; install kt-study again")
 
 
-def run_query(url: str, name_or_sql: str, parameters: Mapping[str, Any] | None = None) -> Answer:
-    """Run a named query or a SELECT of the user's own. Nothing it does can change the database.
+def run_query(
+    url: str, name_or_sql: str, parameters: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+) -> Answer:
+    """Run a named query or a SELECT of the user's own. Nothing it does can change the database or hold up its workers.
 
     Args:
         url: URL of the job database.
         name_or_sql: a name of `named_queries`, or SQL.
         parameters: values for the `:name` in it; those of a named query that are not given are NULL.
+        timeout_s: after so many seconds the database stops it.
 
     Raises:
-        UsageError: no query of that name, an unknown parameter, or SQL that the database refuses.
+        UsageError: no query of that name, an unknown parameter, SQL that the database refuses, or the time is up.
         DatabaseError: the database cannot be reached.
     """
     sql, values = _statement(name_or_sql, dict(parameters or {}))
     address = parse_url(url)
     if address.is_sqlite:
-        return _query_sqlite(address, sql, values)
-    return _query_postgresql(address, sql, values)
+        return _query_sqlite(address, sql, values, timeout_s)
+    return _query_postgresql(address, sql, values, timeout_s)
 
 
-def pairs_in_files(url: str, name_or_sql: str) -> int:
+def pairs_in_files(url: str, name_or_sql: str, *, timeout_s: float = TIMEOUT_S) -> int:
     """Ordered pairs that a query of `complementarity` misses: `all_pairs` jobs leave theirs in files. 0 for others."""
     named = named_queries().get(name_or_sql)
     if "complementarity" not in _uncommented(named.sql if named else name_or_sql):
         return 0
-    return int(run_query(url, "SELECT COALESCE(SUM(n_pairs), 0) FROM all_pairs").rows[0][0])
+    return int(run_query(url, "SELECT COALESCE(SUM(n_pairs), 0) FROM all_pairs", timeout_s=timeout_s).rows[0][0])
 
 
 def render(answer: Answer, style: str) -> bytes:
@@ -164,14 +173,16 @@ def _uncommented(sql: str) -> str:
     return re.sub(_QUOTED, "", sql, flags=re.DOTALL)
 
 
-def _query_sqlite(address: Address, sql: str, values: Mapping[str, Any]) -> Answer:
+def _query_sqlite(address: Address, sql: str, values: Mapping[str, Any], timeout_s: float) -> Answer:
     with contextlib.closing(open_read_only(address)) as connection:
         connection.set_authorizer(_reads_only)
+        deadline = time.monotonic() + timeout_s
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
         try:
             cursor = connection.execute(sql, values)
             return _answer(cursor.description, cursor.fetchall())
         except (sqlite3.Error, sqlite3.Warning) as error:
-            raise _refused(error) from error
+            raise _too_long(timeout_s) if time.monotonic() > deadline else _refused(error) from error
 
 
 def _reads_only(action: int, *_: object) -> int:
@@ -179,7 +190,7 @@ def _reads_only(action: int, *_: object) -> int:
     return sqlite3.SQLITE_OK if action in _SQLITE_READS else sqlite3.SQLITE_DENY
 
 
-def _query_postgresql(address: Address, sql: str, values: Mapping[str, Any]) -> Answer:
+def _query_postgresql(address: Address, sql: str, values: Mapping[str, Any], timeout_s: float) -> Answer:
     import psycopg
 
     try:
@@ -188,11 +199,47 @@ def _query_postgresql(address: Address, sql: str, values: Mapping[str, Any]) -> 
         raise unreachable(address, error) from error
     with contextlib.closing(connection):
         try:
-            with _as_reader(connection):
+            _refuse_effects(connection, sql)
+            with _as_reader(connection, timeout_s):
                 return _through_cursor(connection, sql, values)
+        except psycopg.errors.QueryCanceled as error:
+            raise _too_long(timeout_s) from error
         except psycopg.Error as error:
             raise _refused(error) from error
 
+
+# Volatile functions are those that may do more than compute their result, as PostgreSQL knows of each, also of those that
+# extensions and users bring. One that takes or returns internal values cannot be called from SQL.
+_VOLATILE = b"""
+SELECT DISTINCT lower(proname) FROM pg_proc
+WHERE provolatile = 'v' AND prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype, 'internal'::regtype)
+  AND NOT 'internal'::regtype::oid = ANY(proargtypes)
+"""
+_HARMLESS = frozenset(
+    "clock_timestamp timeofday random random_normal setseed gen_random_uuid uuidv4 uuidv7 array_sample array_shuffle "
+    "pg_sleep pg_sleep_for pg_sleep_until current_query pg_is_in_recovery pg_relation_size pg_table_size "
+    "pg_indexes_size pg_total_relation_size pg_database_size".split()
+)
+
+
+def _refuse_effects(connection: psycopg.Connection[Any], sql: str) -> None:
+    """Refuse a query in which a function stands that may have effects beyond it. Raises UsageError.
+
+    Every word counts, wherever it stands: what is a string or a comment to a scanner need not be one to the server.
+    """
+    if re.search(r"\bu&[\"']", sql, re.IGNORECASE):
+        raise UsageError('the query is refused: it has U&"..." escapes, which may hide a name; write the characters')
+    words = {word.lower() for word in re.findall(r"[^\W\d][\w$]*", sql)}
+    volatile = {name for (name,) in connection.execute(_VOLATILE)} - _HARMLESS
+    if found := sorted(words & volatile):
+        raise UsageError(
+            f"the query is refused: {found[0]} may have effects beyond the query; one SELECT over the job tables may run here"
+        )
+
+
+_READER = "kt_study_reader"
+_READER_LOCK = 5_730_413  # key of the advisory lock under which it gets its rights
+_READABLE = sorted([*metadata.tables, attempts.name, "alembic_version"])
 
 _POWERS = b"""
 SELECT rolsuper, CASE WHEN pg_has_role('pg_read_server_files', 'member') THEN 'read files'
@@ -200,52 +247,60 @@ SELECT rolsuper, CASE WHEN pg_has_role('pg_read_server_files', 'member') THEN 'r
                       WHEN pg_has_role('pg_execute_server_program', 'member') THEN 'run programs' END
 FROM pg_roles WHERE rolname = session_user
 """
-
-_READABLE = frozenset([*metadata.tables, attempts.name, "alembic_version"])
-_TABLES = b"""
-SELECT relname, nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE relkind IN ('r', 'v') AND pg_table_is_visible(pg_class.oid)
+_READER_KNOWN = b"""
+SELECT rolsuper OR rolcanlogin OR EXISTS (SELECT FROM pg_auth_members WHERE member = pg_roles.oid)
+FROM pg_roles WHERE rolname = %s
+"""
+_UNREADABLE = b"""
+SELECT quote_ident(nspname), quote_ident(relname) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE relkind IN ('r', 'v') AND pg_table_is_visible(pg_class.oid) AND relname = ANY(%(tables)s)
+  AND NOT (has_table_privilege(%(reader)s, pg_class.oid, 'SELECT')
+           AND has_schema_privilege(%(reader)s, relnamespace, 'USAGE'))
 """
 
 
 @contextlib.contextmanager
-def _as_reader(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """A read-only transaction that is rolled back whatever happens.
+def _as_reader(connection: psycopg.Connection[Any], timeout_s: float) -> Iterator[None]:
+    """A read-only transaction that the server ends after a time and that is rolled back whatever happens.
 
-    A superuser may read the server's files and run its programs from within a SELECT, and may take back any role that
-    it gave up. For one, a role is made that may read the job tables only, in this same transaction, so that it never
-    exists for anyone else and is gone with the rollback; and `set_config`, the one function that could return to the
-    superuser, is taken from it. Any other role is held by PostgreSQL itself: a read-only transaction cannot be made
-    writable once it has begun to read, and files need a membership, with which a role is refused here.
+    A read-only transaction cannot be made writable once it has begun to read. What a superuser may do besides, such as
+    reading the server's files, the reader may not; it could go back to the superuser by `set_config` alone, which is
+    refused before. Raises UsageError for another role that may use the server's files or programs.
     """
-    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    superuser, files = connection.execute(_POWERS).fetchall()[0]
+    if superuser:
+        _prepare_reader(connection)
+    elif files:
+        raise UsageError(f"the role of this URL may {files} on the server; give --db a role that may not")
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     try:
-        superuser, files = connection.execute(_POWERS).fetchall()[0]
+        for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.execute("SELECT set_config(%s, %s, true)", [setting, f"{max(1, round(1000 * timeout_s))}ms"])
         if superuser:
-            for command in _restrict(connection):
-                connection.execute(command.encode())
-        elif files:
-            raise UsageError(f"the role of this URL may {files} on the server; give --db a role that may not")
-        connection.execute("SET TRANSACTION READ ONLY")
+            connection.execute(f"SET LOCAL ROLE {_READER}")
         yield
     finally:
         connection.execute("ROLLBACK")
 
 
-def _restrict(connection: psycopg.Connection[Any]) -> Iterator[str]:
-    """The commands that leave this transaction with the rights of a reader of the job tables."""
-    import secrets
+def _prepare_reader(connection: psycopg.Connection[Any]) -> None:
+    """Make the role that may read the job tables, and give it the tables that it cannot read yet. Mostly it has them all."""
+    import psycopg
 
-    role = f"kt_study_reader_{secrets.token_hex(8)}"
-    found = connection.execute(_TABLES).fetchall()
-    yield f"CREATE ROLE {role} NOLOGIN"
-    for schema in sorted({schema for table, schema in found if table in _READABLE}):
-        yield f'GRANT USAGE ON SCHEMA "{schema}" TO {role}'
-    for table, schema in sorted(found):
-        if table in _READABLE:
-            yield f'GRANT SELECT ON "{schema}"."{table}" TO {role}'
-    yield "REVOKE EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) FROM PUBLIC"
-    yield f"SET LOCAL ROLE {role}"
+    wanted = {"reader": _READER, "tables": _READABLE}
+    known = connection.execute(_READER_KNOWN, [_READER]).fetchone()
+    if known is None:
+        with contextlib.suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):  # another query's
+            connection.execute(f"CREATE ROLE {_READER} NOLOGIN")
+    elif known[0]:
+        raise UsageError(f"the server's role {_READER} may more than read; drop it, and kt-study makes it anew")
+    if not connection.execute(_UNREADABLE, wanted).fetchall():
+        return
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_READER_LOCK])
+        for schema, table in connection.execute(_UNREADABLE, wanted).fetchall():
+            connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO {_READER}".encode())
+            connection.execute(f"GRANT SELECT ON {schema}.{table} TO {_READER}".encode())
 
 
 def _through_cursor(connection: psycopg.Connection[Any], sql: str, values: Mapping[str, Any]) -> Answer:
@@ -263,6 +318,10 @@ def _through_cursor(connection: psycopg.Connection[Any], sql: str, values: Mappi
 def _psycopg_word(match: re.Match[str]) -> str:
     """`:name` as psycopg's `%(name)s`, and a literal % doubled."""
     return f"%({match['name']})s" if match["name"] else match[0].replace("%", "%%")
+
+
+def _too_long(timeout_s: float) -> UsageError:
+    return UsageError(f"the query took longer than {timeout_s:g} s and was stopped; ask for less, or give --timeout more")
 
 
 def _refused(error: Exception) -> UsageError:

@@ -14,8 +14,18 @@ from orchestrator.surroundings import Surroundings, with_surroundings
 @click.argument("name_or_select", required=False, shell_complete=completion.queries)
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json", "parquet"]), default="table")
 @click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="A parameter of the query.")
-def command(here: Surroundings, name_or_select: str | None, style: str, given: tuple[str, ...]) -> None:
-    """Ask the results database: a named query, or a SELECT of your own. Nothing it does can change the database.
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Stop it after so long.",
+)
+def command(
+    here: Surroundings, name_or_select: str | None, style: str, given: tuple[str, ...], timeout: float
+) -> None:
+    """Ask the results database: a named query, or a SELECT of your own. Nothing it does can change the rows.
 
     \b
     Examples:
@@ -30,8 +40,9 @@ def command(here: Surroundings, name_or_select: str | None, style: str, given: t
             click.echo(f"{query.name:<22}{query.title}")
         return
     parameters = dict(_parameter(text) for text in given)
-    click.echo(render(run_query(here.database_url, name_or_select, parameters), style), nl=False)
-    if pairs := pairs_in_files(here.database_url, name_or_select):
+    answer = run_query(here.database_url, name_or_select, parameters, timeout_s=timeout)
+    click.echo(render(answer, style), nl=False)
+    if pairs := pairs_in_files(here.database_url, name_or_select, timeout_s=timeout):
         click.echo(
             f"{pairs:,} pairs of --complementarity-pairs all are not in the database but in parquet: `kt-study collect`, "
             'then kt_study.load("results/").all_pairs',

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
 import math
 import sqlite3
 import statistics
+import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from kt_study.errors import DatabaseError, UsageError
 from kt_study.store import JobStore, open_store
 from kt_study.words import AllPairsSpec, Settings, TransferSpec
 from orchestrator.query import Answer, named_queries, pairs_in_files, queries_folder, render, run_query
-from tests.cli import kt_study
+from tests.cli import kt_study, refused
 from tests.postgres import Server
 from tests.results import synthetic
 from tests.results.synthetic import World, fill, make_world
+from tests.store.making import wait_until
 
 WORLD = make_world(models=6, n=300, classes=12)
 
@@ -235,6 +238,14 @@ POSTGRESQL = {
     "other sessions": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity",
     "the server": "SELECT pg_reload_conf()",
     "the end of the cursor": "SELECT 1 $$; DROP TABLE jobs; --$$",
+    "an advisory lock": "SELECT pg_advisory_lock(5730412)",
+    "an advisory lock in other words": 'SELECT "pg_catalog" . "pg_advisory_lock" /* /* */ */ (5730412)',
+    "an advisory lock behind a string": "SELECT E'\\'', pg_advisory_lock(5730412), ''",
+    "an advisory lock in escapes": 'SELECT U&"pg!005fadvisory!005flock" UESCAPE \'!\' (5730412)',
+    "other queries": "SELECT pg_cancel_backend(pid) FROM pg_stat_activity",
+    "a message": "SELECT pg_notify('x', 'y')",
+    "an effect within a text": "SELECT * FROM ts_stat('SELECT pg_advisory_lock(5730412)::text::tsvector')",
+    "a function of the user's": "SELECT with_effects()",
 }
 
 
@@ -247,7 +258,7 @@ def contents(url: str) -> list[Any]:
 def test_nothing_can_be_written(filled: str, tmp_path: Path) -> None:
     before = contents(filled)
     for name, sql in WRITES.items():
-        with pytest.raises(UsageError, match="the database refuses the query") as caught:
+        with pytest.raises(UsageError, match="the database refuses the query|the query is refused") as caught:
             run_query(filled, sql.format(tmp=tmp_path))
         assert "\n" not in str(caught.value), name
     assert contents(filled) == before
@@ -256,8 +267,76 @@ def test_nothing_can_be_written(filled: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attack", POSTGRESQL)
 def test_postgresql_gives_no_files_and_no_rights(attack: str, postgres_filled: str) -> None:
-    with pytest.raises(UsageError, match="the database refuses the query"):
+    with connect_postgresql(parse_url(postgres_filled)) as connection:
+        connection.execute("CREATE OR REPLACE FUNCTION with_effects() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        with pytest.raises(UsageError, match="the database refuses the query|the query is refused"):
+            run_query(postgres_filled, POSTGRESQL[attack])
+        assert connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+
+
+FILES = ["pg_read_file", "pg_read_binary_file", "pg_ls_dir", "pg_stat_file", "lo_import", "passwords", "the server"]
+
+
+@pytest.mark.parametrize("attack", FILES)
+def test_the_role_has_no_rights_to_what_is_refused_before(
+    attack: str, postgres_filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second wall stands without the first one."""
+    monkeypatch.setattr("orchestrator.query._refuse_effects", lambda *_: None)
+    with pytest.raises(UsageError, match="permission denied"):
         run_query(postgres_filled, POSTGRESQL[attack])
+
+
+def test_queries_run_side_by_side_and_hold_up_no_worker(postgres_server: Server) -> None:
+    url = postgres_server.database()
+    store = open_store(url)
+    fill(store, WORLD, done=3)
+
+    def ask() -> None:
+        with contextlib.suppress(UsageError):  # as it is ended
+            run_query(url, "SELECT pg_sleep(60), count(*) FROM jobs", timeout_s=120)
+
+    slow = threading.Thread(target=ask)
+    with connect_postgresql(parse_url(url)) as watcher:
+
+        def sleeping() -> list[Any]:
+            asked = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+            return watcher.execute(asked).fetchall()
+
+        slow.start()
+        wait_until(lambda: bool(sleeping()))
+        assert run_query(url, "SELECT count(*) FROM models", timeout_s=5).rows == [(6,)]
+        (claim,) = store.claim("worker")
+        store.finish(claim, synthetic.outcome(WORLD, claim.kind, claim.spec))
+        store.plan("synthetic", [])
+        assert sleeping()
+        watcher.execute("SELECT pg_terminate_backend(%s)", sleeping()[0])
+    slow.join()
+
+
+ENDLESS = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n % 2 + 1 FROM c) SELECT count(*) FROM c"
+
+
+def test_a_query_is_stopped_after_its_time(filled: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"took longer than 0\.2 s and was stopped.*--timeout"):
+        run_query(filled, ENDLESS, timeout_s=0.2)
+    if filled.startswith("postgresql"):
+        with pytest.raises(UsageError, match=r"took longer than 0\.2 s"):
+            run_query(filled, "SELECT pg_sleep(60)", timeout_s=0.2)
+    (tmp_path / "study.toml").write_text('[study]\nname = "x"\n[dataset]\nkind = "digits"\n')
+    assert "took longer than 0.5 s" in refused(tmp_path, "query", ENDLESS, "--timeout", "0.5", "--db", filled)
+
+
+def test_the_reader_has_no_more_rights_than_to_read(postgres_filled: str) -> None:
+    assert rows(postgres_filled, "SELECT current_user AS who") == [{"who": "kt_study_reader"}]
+    with connect_postgresql(parse_url(postgres_filled)) as connection:
+        connection.execute("GRANT pg_read_all_data TO kt_study_reader")
+        with pytest.raises(UsageError, match="kt_study_reader may more than read; drop it"):
+            run_query(postgres_filled, "SELECT 1")
+        connection.execute("REVOKE pg_read_all_data FROM kt_study_reader")
+        connection.execute("CREATE TABLE secrets (word text)")
+        with pytest.raises(UsageError, match="permission denied for table secrets"):
+            run_query(postgres_filled, "SELECT * FROM secrets")
 
 
 @pytest.fixture(scope="module")
@@ -275,18 +354,19 @@ def test_an_ordinary_role_reads_too_and_leaves_no_role_behind(postgres_filled: s
             parts = parse_url(postgres_filled).conninfo
             url = f"postgresql://plain_reader:plain@{parts['host']}:{parts['port']}/{parts['dbname']}"
             assert rows(url, "SELECT count(*) AS n FROM models") == [{"n": 6}]
-            with pytest.raises(UsageError, match="permission denied for function pg_read_file"):
-                run_query(url, "SELECT pg_read_file('/etc/passwd')")
-            with pytest.raises(UsageError, match="transaction"):
-                run_query(url, "SELECT set_config('transaction_read_only', 'off', false)")
+            for attack in POSTGRESQL.values():
+                with pytest.raises(UsageError, match="the database refuses the query|the query is refused"):
+                    run_query(url, attack)
+            with pytest.raises(UsageError, match="read-only transaction|permission denied"):
+                run_query(url, "SELECT id FROM jobs FOR UPDATE")
             connection.execute("GRANT pg_read_server_files TO plain_reader")
             with pytest.raises(UsageError, match="may read files on the server"):
                 run_query(url, "SELECT 1")
         finally:
             connection.execute("DROP OWNED BY plain_reader")
             connection.execute("DROP ROLE plain_reader")
-        left = connection.execute("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'kt_study_reader%'").fetchone()
-    assert left == (0,)
+        left = connection.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'kt_study_reader_%'").fetchall()
+    assert left == []
 
 
 def test_free_queries_take_parameters_and_percent_signs(filled: str) -> None:
