@@ -1,0 +1,28 @@
+"""Figure 4a: how often a transfer succeeds."""
+
+from __future__ import annotations
+
+from orchestrator.results.report.figures.figure import Figure
+from orchestrator.results.report.figures.success import success_boxes
+from orchestrator.results.report.material import Material
+from orchestrator.results.report.missing import Missing
+from orchestrator.results.report.plot import Drawing
+
+OBJECTIVES = ("kl", "xe_kl", "xe_kl_mcl", "kl_dp", "kl_dp_unsupervised", "kl_label_smoothing", "soft_xe",
+              "self_distillation")  # fmt: skip
+
+
+def build(material: Material) -> Drawing | Missing:
+    """Success rate of each student over its teachers, for each objective that is not contrastive."""
+    return success_boxes(material, OBJECTIVES)
+
+
+FIGURE = Figure(
+    key="4a",
+    title="Teachers that raise a student",
+    caption="Success rate: share of a student's teachers whose transfer has delta_transf > 0. A point a student, a "
+    "box over students; diamonds: the paper's median.",
+    section="transfer",
+    plan="kt-study plan --preset paper-10pct",
+    build=build,
+)
