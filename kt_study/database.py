@@ -31,7 +31,14 @@ REVISION = "0009"  # the newest migration under sql/migrations; a test compares 
 CONNECT_TIMEOUT_S = 10
 OLDEST_SQLITE = (3, 35, 0)  # UPDATE ... RETURNING
 
-_WHOLE_NUMBERS = ("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+_WHOLE_NUMBERS = (
+    "connect_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+)
 _SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 _OUR_TABLES = frozenset(["studies", "models", "jobs"])  # in every version of the schema
 
@@ -185,14 +192,13 @@ def _require_known(conninfo: dict[str, str]) -> None:
     that may be a piece of a password."""
     for key, value in conninfo.items():
         if key not in _options():
-            if "password" in conninfo and not (hint := nearest(key, _options())):
+            hint = nearest(key, _options())
+            if "password" in conninfo and not hint:
                 raise DatabaseError(
                     "the database URL has an option that PostgreSQL does not know beside its password; "
                     "in a password, write & as %26"
                 )
-            raise DatabaseError(
-                f"the database URL has the option {key!r}, which PostgreSQL does not know{nearest(key, _options())}"
-            )
+            raise DatabaseError(f"the database URL has the option {key!r}, which PostgreSQL does not know{hint}")
         if key in _WHOLE_NUMBERS and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
             raise DatabaseError(f"the database URL has {key}={value!r}, which is no whole number; correct it")
 
@@ -332,7 +338,9 @@ def connect_postgresql(address: Address, *, autocommit: bool = True) -> psycopg.
         raise DatabaseError(f"the URL of database {place(address)} cannot be used: {reason}; correct it") from None
 
 
-_WRONG_OPTION = re.compile(r"invalid .*\bvalue\b|invalid port number|service .* not found|could not parse network address")
+_WRONG_OPTION = re.compile(
+    r"invalid .*\bvalue\b|invalid port number|service .* not found|could not parse network address"
+)
 
 
 def _reason(address: Address, error: BaseException) -> str:

@@ -21,7 +21,7 @@ from kt_study.database import connect_postgresql, parse_url
 from kt_study.errors import DatabaseError, UsageError
 from kt_study.store import JobStore, open_store
 from kt_study.words import AllPairsSpec, Settings, TransferSpec
-from orchestrator.query import Answer, named_queries, pairs_in_files, queries_folder, render, run_query
+from orchestrator.results.query import Answer, named_queries, pairs_in_files, queries_folder, render, run_query
 from tests.cli import kt_study, refused
 from tests.postgres import Server
 from tests.results import synthetic
@@ -29,6 +29,7 @@ from tests.results.synthetic import World, fill, make_world
 from tests.store.making import wait_until
 
 WORLD = make_world(models=6, n=300, classes=12)
+REFUSED = r"the database refuses the query|the query is refused"
 
 
 @pytest.fixture
@@ -241,7 +242,7 @@ POSTGRESQL = {
     "an advisory lock": "SELECT pg_advisory_lock(5730412)",
     "an advisory lock in other words": 'SELECT "pg_catalog" . "pg_advisory_lock" /* /* */ */ (5730412)',
     "an advisory lock behind a string": "SELECT E'\\'', pg_advisory_lock(5730412), ''",
-    "an advisory lock in escapes": 'SELECT U&"pg!005fadvisory!005flock" UESCAPE \'!\' (5730412)',
+    "an advisory lock in escapes": "SELECT U&\"pg!005fadvisory!005flock\" UESCAPE '!' (5730412)",
     "other queries": "SELECT pg_cancel_backend(pid) FROM pg_stat_activity",
     "a message": "SELECT pg_notify('x', 'y')",
     "an effect within a text": "SELECT * FROM ts_stat('SELECT pg_advisory_lock(5730412)::text::tsvector')",
@@ -258,7 +259,7 @@ def contents(url: str) -> list[Any]:
 def test_nothing_can_be_written(filled: str, tmp_path: Path) -> None:
     before = contents(filled)
     for name, sql in WRITES.items():
-        with pytest.raises(UsageError, match="the database refuses the query|the query is refused") as caught:
+        with pytest.raises(UsageError, match=REFUSED) as caught:
             run_query(filled, sql.format(tmp=tmp_path))
         assert "\n" not in str(caught.value), name
     assert contents(filled) == before
@@ -269,7 +270,7 @@ def test_nothing_can_be_written(filled: str, tmp_path: Path) -> None:
 def test_postgresql_gives_no_files_and_no_rights(attack: str, postgres_filled: str) -> None:
     with connect_postgresql(parse_url(postgres_filled)) as connection:
         connection.execute("CREATE OR REPLACE FUNCTION with_effects() RETURNS int LANGUAGE sql AS 'SELECT 1'")
-        with pytest.raises(UsageError, match="the database refuses the query|the query is refused"):
+        with pytest.raises(UsageError, match=REFUSED):
             run_query(postgres_filled, POSTGRESQL[attack])
         assert connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
 
@@ -282,7 +283,7 @@ def test_the_role_has_no_rights_to_what_is_refused_before(
     attack: str, postgres_filled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second wall stands without the first one."""
-    monkeypatch.setattr("orchestrator.query._refuse_effects", lambda *_: None)
+    monkeypatch.setattr("orchestrator.results.query._refuse_effects", lambda *_: None)
     with pytest.raises(UsageError, match="permission denied"):
         run_query(postgres_filled, POSTGRESQL[attack])
 
@@ -355,9 +356,9 @@ def test_an_ordinary_role_reads_too_and_leaves_no_role_behind(postgres_filled: s
             url = f"postgresql://plain_reader:plain@{parts['host']}:{parts['port']}/{parts['dbname']}"
             assert rows(url, "SELECT count(*) AS n FROM models") == [{"n": 6}]
             for attack in POSTGRESQL.values():
-                with pytest.raises(UsageError, match="the database refuses the query|the query is refused"):
+                with pytest.raises(UsageError, match=REFUSED):
                     run_query(url, attack)
-            with pytest.raises(UsageError, match="read-only transaction|permission denied"):
+            with pytest.raises(UsageError, match=r"read-only transaction|permission denied"):
                 run_query(url, "SELECT id FROM jobs FOR UPDATE")
             connection.execute("GRANT pg_read_server_files TO plain_reader")
             with pytest.raises(UsageError, match="may read files on the server"):

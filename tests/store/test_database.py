@@ -29,8 +29,8 @@ from kt_study.database import (
 from kt_study.errors import DatabaseError, NothingPlanned
 from kt_study.store import open_store
 from orchestrator.cli import kt_study_command
-from orchestrator.doctor.study import database as database_findings
-from orchestrator.surroundings import Surroundings
+from orchestrator.cluster.doctor.study import database as database_findings
+from orchestrator.terminal.surroundings import Surroundings
 from tests.cli import kt_study
 from tests.command_line.tiny import STUDY_FILE
 from tests.postgres import Server
@@ -142,7 +142,9 @@ def test_a_folder_of_any_name_has_a_database_of_its_own(tmp_path: Path) -> None:
     assert done.stdout.split() == ["name", "s0"]
 
 
-@pytest.mark.parametrize("url", ["sqlite:///exp#1/x.db", "sqlite:///x.db?mode=ro", "sqlite:///a\nb.db", "sqlite:///a%00b"])
+@pytest.mark.parametrize(
+    "url", ["sqlite:///exp#1/x.db", "sqlite:///x.db?mode=ro", "sqlite:///a\nb.db", "sqlite:///a%00b"]
+)
 def test_a_url_that_would_name_another_file_is_refused(url: str) -> None:
     with pytest.raises(DatabaseError, match=r"cannot read the database URL.*write") as caught:
         parse_url(url)
@@ -189,7 +191,16 @@ def test_a_slip_in_an_option_is_one_line_at_once(given: str, said: str) -> None:
 def test_every_command_says_a_slip_in_one_line(url: str, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY_FILE)
     where = ["--study", str(tmp_path / "study.toml"), "--db", url]
-    for command in ("status", "query x.y", "collect", "retry", "cancel --job 1", "pause", "launch", "recommend --student x"):
+    for command in (
+        "status",
+        "query x.y",
+        "collect",
+        "retry",
+        "cancel --job 1",
+        "pause",
+        "launch",
+        "recommend --student x",
+    ):
         done = CliRunner().invoke(kt_study_command, [*command.split(), *where])
         said = done.output + str(done.exception or "")
         assert isinstance(done.exception, DatabaseError), (command, done.exception)
@@ -220,7 +231,10 @@ def test_what_the_url_leaves_out_means_the_same_to_plan_and_to_status(
     works("postgresql://?service=mine", "database of service mine")
 
     name = empty()
-    works(f"postgresql://kt_study@127.0.0.2:9,{host}:{port}/{name}?passfile={passfile}", f"{name} on 127.0.0.2:9,{host}:{port}")
+    works(
+        f"postgresql://kt_study@127.0.0.2:9,{host}:{port}/{name}?passfile={passfile}",
+        f"{name} on 127.0.0.2:9,{host}:{port}",
+    )
 
     monkeypatch.setenv("PGHOST", host)
     monkeypatch.setenv("PGPORT", port)
@@ -311,9 +325,8 @@ def test_a_database_of_another_program_is_recognised_and_left_alone(
 ) -> None:
     import sqlalchemy as sa
 
-    if kind == "sqlite":
-        url = f"sqlite:///{tmp_path}/other.db"
-    else:
+    url = f"sqlite:///{tmp_path}/other.db"
+    if kind == "postgresql":
         url = request.getfixturevalue("postgres_server").database("template0")
     with sa.create_engine(sqlalchemy_url(parse_url(url))).begin() as connection:
         connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))

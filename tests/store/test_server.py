@@ -15,7 +15,7 @@ import pytest
 
 from kt_study.errors import DatabaseError
 from kt_study.store import open_store
-from orchestrator import postgres_server as server
+from orchestrator.cluster import postgres_server as server
 from tests.postgres import FAST, TEMPLATE, Server, new_server
 from tests.store.making import job, plan
 
@@ -126,7 +126,11 @@ def tree(folder: Path) -> dict[str, str]:
 FOREIGN = {
     "images": {"data/imagenet/train/n01440764/1.jpg": "pixels", "data/notes.txt": "dear diary"},
     "a file": {"data": "numbers"},
-    "another's cluster": {"data/PG_VERSION": "18\n", "data/pg_hba.conf": "local all all trust\n", "data/base/1": "rows"},
+    "another's cluster": {
+        "data/PG_VERSION": "18\n",
+        "data/pg_hba.conf": "local all all trust\n",
+        "data/base/1": "rows",
+    },
     "another's passwords": {"pgpass": "db.example:5432:*:me:secret\n"},
     "another server.json": {"server.json": '{"listen": 8080}'},
     "no folder": {"": "text"},
