@@ -7,10 +7,11 @@ something altered it afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import shutil
+import re
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -27,6 +28,10 @@ ABANDONED_S = 24 * 3600.0
 """Seconds without a write after which an unfinished entry is taken for abandoned."""
 SIDE_BYTES = 28
 """Bytes of the side columns of one sample: five float32 and two int32."""
+
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+_LEFTOVER = re.compile(rf"\.(gone-{_DIGEST.pattern}-[0-9]+|making-{_DIGEST.pattern}(-[0-9a-f]+)?)")
+_FILE = re.compile(r"\w+\.npy|(manifest|progress)\.json|\.(manifest|progress)\.\w+\.json")  # the last: being written
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -57,6 +62,7 @@ class CacheEntry(Record, frozen=True, kw_only=True):
     view: int = -1
     loader: str = ""
     problem: str = ""
+    foreign: str = ""  # the name of something in its folder that kt-study did not make; `cache gc` leaves it alone then
 
 
 def entries(paths: StudyPaths, *, deep: bool = False) -> list[CacheEntry]:
@@ -83,12 +89,12 @@ def collect_garbage(paths: StudyPaths, *, max_size: int, keep: Collection[str] =
         the entries that were removed. They are made again when a job asks for them.
     """
     for leftover in _leftovers(paths):
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove_files(leftover)
     found = entries(paths)
     total = sum(entry.nbytes for entry in found)
     removed = []
     for entry in found:
-        if entry.digest not in keep and (entry.problem or total > max_size):
+        if entry.digest not in keep and not entry.foreign and (entry.problem or total > max_size):
             remove_entry(Path(entry.folder))
             total -= entry.nbytes
             removed.append(entry)
@@ -153,7 +159,16 @@ def remove_entry(folder: Path) -> None:
         return
     except OSError as error:
         raise DiskError(f"cannot remove {folder}: {error.strerror}") from error
-    shutil.rmtree(aside, ignore_errors=True)
+    remove_files(aside)
+
+
+def remove_files(folder: Path) -> None:
+    """Remove the files of a finished or unfinished entry, and its folder if nothing else is in it. Never fails."""
+    with contextlib.suppress(OSError):
+        for file in folder.iterdir():
+            if _FILE.fullmatch(file.name):
+                file.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def note_forward(paths: StudyPaths, digest: str, spec: dict[str, Any], n: int) -> None:
@@ -182,13 +197,15 @@ def _log(paths: StudyPaths) -> Path:
 
 
 def _folders(paths: StudyPaths) -> Iterator[Path]:
-    yield from (folder for folder in (paths.cache / "logits").glob("??/*") if folder.is_dir() and folder.name[0] != ".")
+    for folder in (paths.cache / "logits").glob("??/*"):
+        if _DIGEST.fullmatch(folder.name) and folder.is_dir():
+            yield folder
 
 
 def _leftovers(paths: StudyPaths) -> Iterator[Path]:
     """Folders of makers that stopped or were killed, and that nobody has written to for a day."""
     for folder in (paths.cache / "logits").glob("??/.*"):
-        if folder.is_dir() and time.time() - _touched(folder) > ABANDONED_S:
+        if _LEFTOVER.fullmatch(folder.name) and folder.is_dir() and time.time() - _touched(folder) > ABANDONED_S:
             yield folder
 
 
@@ -201,6 +218,7 @@ def _entry(folder: Path, deep: bool) -> CacheEntry:
     manifest = read_manifest(folder)
     spec = manifest.spec if manifest else {}
     files = [file for file in folder.iterdir() if file.is_file()]
+    foreign = next((file.name for file in folder.iterdir() if not _FILE.fullmatch(file.name)), "")
     return CacheEntry(
         digest=folder.name,
         folder=str(folder),
@@ -212,4 +230,5 @@ def _entry(folder: Path, deep: bool) -> CacheEntry:
         view=spec.get("view", -1),
         loader=spec.get("loader", "torch"),
         problem=problem_of(folder, manifest, deep=deep),
+        foreign=foreign,
     )

@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kt_study.errors import DiskError
+from kt_study.errors import DiskError, UsageError
 
 
 @contextlib.contextmanager
@@ -57,6 +57,25 @@ def write_private(target: Path, content: bytes) -> None:
     """As `write_bytes`, readable by its owner only, at every moment. Raises DiskError."""
     with written_aside(target, mode=0o600) as scratch:
         scratch.write_bytes(content)
+
+
+def require_ours(marker: Path, targets: Iterable[Path]) -> None:
+    """Refuse to write over what others put into a folder to which kt-study has written nothing yet.
+
+    Args:
+        marker: the file that kt-study leaves in every folder of the kind.
+        targets: the files that it would write or remove there.
+
+    Raises:
+        UsageError: one of them is there, and no marker.
+    """
+    if marker.exists():
+        return
+    for target in targets:
+        if os.path.lexists(target):
+            raise UsageError(
+                f"{target} is there already and kt-study did not make it; give another --out, or move it away"
+            )
 
 
 def file_digest(path: Path) -> str:

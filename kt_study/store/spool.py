@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from kt_study.store.results import Rows, columns_of, plain_rows
 from kt_study.words import Claim
 
 log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"job-[0-9]{9,}-[0-9]+\.json")
 
 
 class Spool:
@@ -54,7 +57,7 @@ class Spool:
 
     def waiting(self) -> list[Path]:
         """Files of results that wait, oldest job first."""
-        return sorted(self.folder.glob("job-*.json"))
+        return sorted(path for path in self.folder.glob("job-*.json") if _NAME.fullmatch(path.name))
 
     def rejected(self) -> list[Path]:
         """Files of results that came too late: another attempt had taken the job over."""

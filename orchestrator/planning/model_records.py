@@ -26,6 +26,15 @@ from orchestrator.planning.universe import CatalogueModel, catalogue, resolve, s
 _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
+def _remembered(memory: Path) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(memory.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StudyFileError(f"{memory} is not one of kt-study's, or damaged ({error}); move it away") from None
+
+
 class FileDigests:
     """Digests of weights files, remembered by path, size and time of change, so that a plan reads each file once.
 
@@ -34,7 +43,7 @@ class FileDigests:
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
-        self._known: dict[str, str] = json.loads(memory.read_text()) if memory.exists() else {}
+        self._known = _remembered(memory)
         self._new = False
 
     def of(self, path: Path) -> str:

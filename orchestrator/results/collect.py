@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from urllib.parse import quote
 import msgspec
 
 from kt_study.errors import DiskError, UsageError
-from kt_study.files import write_text, written_aside
+from kt_study.files import require_ours, write_text, written_aside
 from kt_study.hashing import digest
 from kt_study.nearest import nearest
 from kt_study.parquet import MODELS, PARQUET_TABLES, arrow_schema, parquet_columns
@@ -58,7 +59,7 @@ class CollectedStudy(msgspec.Struct):
 class Manifest(msgspec.Struct):
     """`results/_collected.json`."""
 
-    studies: dict[str, CollectedStudy] = {}
+    studies: dict[str, CollectedStudy]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +94,15 @@ def collect(
         progress: told of every part written.
 
     Raises:
-        UsageError: no study of that name.
+        UsageError: no study of that name, or files of others lie where the parts would go.
         DatabaseError: the database cannot be read.
         DiskError: `out` cannot be written, or another collect is writing to it.
     """
     with reading(store_url) as reader:
-        _choose(read_studies(reader), study)  # before anything is made under `out`
+        _require_ours(out, _choose(read_studies(reader), study))  # before anything is made under `out`
     with _locked(out), reading(store_url) as reader:
         chosen = _choose(read_studies(reader), study)
-        manifest = _read_manifest(out)
+        manifest = _read_manifest(out) or Manifest(studies={})
         written: list[Path] = []
         for one in chosen:
             known = _known(manifest, one)
@@ -217,9 +218,14 @@ def _intact(path: Path, part: Part) -> bool:
 
 
 def _remove_others(folder: Path, wanted: set[str]) -> None:
-    for path in folder.glob("part-*.parquet") if folder.is_dir() else ():
+    for path in _parts(folder):
         if path.name not in wanted:
             path.unlink()
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The files of this folder that have the name of a part."""
+    return [path for path in folder.glob("part-*.parquet") if re.fullmatch(r"part-[0-9]{5,}\.parquet", path.name)]
 
 
 def _table_key(table: str) -> str:
@@ -242,12 +248,20 @@ def _count_starts(out: Path, studies: tuple[str, ...]) -> int:
     return sum(name.endswith(UNTRAINED) for name in names)
 
 
-def _read_manifest(out: Path) -> Manifest:
-    """What was collected before; an unreadable manifest counts as none, as everything can be collected again."""
+def _read_manifest(out: Path) -> Manifest | None:
+    """What was collected before; None without a readable manifest, as everything can be collected again."""
     try:
         return msgspec.json.decode((out / "_collected.json").read_bytes(), type=Manifest)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        return Manifest()
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
+        return None
+
+
+def _require_ours(out: Path, studies: Sequence[Study]) -> None:
+    """Refuse to write over files of others. The lock file marks a folder to which something was collected."""
+    if _read_manifest(out) is None:
+        folders = [study_folder(out, table, study.name) for study in studies for table in PARQUET_TABLES]
+        targets = [out / "_collected.json", *(part for folder in folders for part in _parts(folder))]
+        require_ours(out / ".collect.lock", targets)
 
 
 @contextlib.contextmanager
@@ -255,7 +269,7 @@ def _locked(out: Path) -> Iterator[None]:
     """Keep two collects from writing to one folder."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".collect.lock").open("w")
+        lock = (out / ".collect.lock").open("a")
     except OSError as error:
         raise DiskError(f"{out}: cannot be written: {error.strerror}; choose another folder with --out") from error
     with lock:

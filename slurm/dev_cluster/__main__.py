@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster import DAEMONS, PATH, Cluster, ClusterError, MachineError
+from cluster import CLUSTER, DAEMONS, PATH, Cluster, ClusterError, MachineError
 from report import print_status, status
 from start import up
 from stop import down
@@ -61,11 +61,21 @@ def check_machine(cluster: Cluster) -> None:
         raise MachineError(f"missing packages: {' '.join(missing)}; run `slurm/dev-cluster up --install`")
 
 
+def claim(cluster: Cluster) -> None:
+    """Mark the directory as ours; one that holds anything else is left alone."""
+    marker, conf = cluster.root / "kt-study-dev-cluster", cluster.slurm_conf
+    ours = marker.exists() or (conf.is_file() and f"ClusterName={CLUSTER}\n" in conf.read_text(errors="replace"))
+    if not ours and cluster.root.exists() and (not cluster.root.is_dir() or any(cluster.root.iterdir())):
+        raise MachineError(f"{cluster.root} holds something that slurm/dev-cluster did not make; give an empty --dir")
+    cluster.root.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
 @contextmanager
 def only_one(cluster: Cluster) -> Iterator[None]:
     """Two `up` at once: the second waits, and finds it up."""
-    cluster.root.mkdir(parents=True, exist_ok=True)
-    with (cluster.root / "lock").open("w") as lock:
+    claim(cluster)
+    with (cluster.root / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

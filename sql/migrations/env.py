@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import context
 
-from kt_study.database import parse_url, sqlalchemy_url
+from kt_study.database import parse_url, sqlalchemy_engine
 from kt_study.tables import belongs_to, metadata
 
 MIGRATION_LOCK = 5_730_411  # key of the PostgreSQL advisory lock that keeps two migrations apart
@@ -18,7 +18,7 @@ def _engine() -> sa.Engine:
     given = context.config.attributes.get("engine")
     if given is not None:
         return given
-    return sa.create_engine(sqlalchemy_url(parse_url(context.get_x_argument(as_dictionary=True)["url"])))
+    return sqlalchemy_engine(parse_url(context.get_x_argument(as_dictionary=True)["url"]))
 
 
 def _lock(connection: sa.Connection) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import COMMANDS
-from tests.cli import succeeds
+from tests.cli import refused, succeeds
 
 HEAVY = ("torch", "torchvision", "timm", "pandas", "pyarrow", "matplotlib", "sklearn", "scipy", "numpy", "submitit")
 
@@ -42,6 +42,24 @@ def test_planning_the_embedded_study_does_not_import_torch(tmp_path: Path) -> No
     tell = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {plan}"
     done = subprocess.run([sys.executable, "-c", tell], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_init_writes_over_nothing(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text("mine")
+    (tmp_path / "link.toml").symlink_to(tmp_path / "nowhere")
+    for name in ("study.toml", "link.toml"):
+        assert f"{name} exists; remove it first" in refused(tmp_path, "init", "--study", name)
+    assert (tmp_path / "study.toml").read_text() == "mine"
+    assert (tmp_path / "link.toml").is_symlink()
+
+
+def test_a_file_of_others_among_the_caches_is_said(tmp_path: Path) -> None:
+    succeeds(tmp_path, "init")
+    (tmp_path / "cache").mkdir()
+    theirs = tmp_path / "cache" / "digests.json"
+    theirs.write_text("[1, 2]")
+    assert f"{theirs} is not one of kt-study's" in refused(tmp_path, "plan", "--dry-run")
+    assert theirs.read_text() == "[1, 2]"
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

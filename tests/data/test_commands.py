@@ -99,6 +99,26 @@ def test_cache_gc_keeps_the_latest_within_the_size(folder: Path, databases: Data
     assert "give a size such as 500M" in refused(folder, "cache", "gc", "--max-size", "much")
 
 
+def test_cache_gc_leaves_what_kt_study_did_not_make(folder: Path) -> None:
+    open_store(f"sqlite:///{folder}/kt-study.db", create=True)
+    logits = folder / "cache" / "logits"
+    noted = Path(entries(StudyPaths(root=folder))[0].folder)
+    theirs = [logits / "my" / "runs" / "notes.txt", logits / "ab" / ".git" / "HEAD", noted / "notes.txt"]
+    theirs += [logits / "ab" / f".making-{'ab' * 16}" / "notes.txt"]
+    for file in theirs:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+        for path in (file, file.parent):
+            os.utime(path, (0, 0))
+    done = kt_study(folder, "cache", "gc", "--max-size", "0")
+    assert f"{noted} stays: it holds notes.txt, which kt-study did not make" in done.stderr
+    assert [entry.folder for entry in entries(StudyPaths(root=folder))] == [str(noted)]
+    assert all(file.read_text() == "mine" for file in theirs)
+    (noted / "notes.txt").unlink()
+    assert "1 passes removed" in succeeds(folder, "cache", "gc", "--max-size", "0")
+    assert not noted.exists()
+
+
 @pytest.mark.parametrize(
     ("typed", "given"),
     [

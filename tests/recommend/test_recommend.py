@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -19,6 +20,7 @@ from kt_study.errors import UsageError
 from kt_study.multi_teacher import transfer_digest
 from kt_study.store import JobStore
 from kt_study.words import DatasetRecord
+from orchestrator.cli.commands.recommend import command
 from orchestrator.results.recommend.advice import Question, recommend
 from orchestrator.results.recommend.record import Recommendation, as_json, read_recommendation
 from orchestrator.results.recommend.text import as_text
@@ -346,3 +348,14 @@ def test_the_text_says_what_the_record_says(store: JobStore, url: str, tmp_path:
     for shown, line in zip(table, advice.teachers, strict=True):
         assert f"+{line.classes[0].positive} -{line.classes[0].negative}" in shown
         assert line.basis in shown
+
+
+def test_a_file_of_others_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text('[study]\nname = "x"\n[dataset]\nkind = "digits"\n')
+    (tmp_path / "mine.json").write_text('{"teachers": "of mine"}')
+    asked = ["--student", "x", "--study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "mine.json")]
+    with pytest.raises(
+        UsageError, match=r"mine\.json is there already and is no recommendation of kt-study's; give another"
+    ):
+        CliRunner().invoke(command, asked, catch_exceptions=False)
+    assert (tmp_path / "mine.json").read_text() == '{"teachers": "of mine"}'

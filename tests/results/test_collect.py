@@ -426,3 +426,50 @@ def test_what_collect_counts_is_there(store: JobStore, url: str, world: World, t
     fill(store, world, students=1)
     for table, count in collect(url, out).rows.items():
         assert count == kt_study.load(out).arrow(table).num_rows
+
+
+FOREIGN = {
+    "another manifest": "_collected.json",
+    "a part": "transfers/synthetic/part-00000.parquet",
+    "a part that would go": "class_flips/synthetic/part-00031.parquet",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_files_of_others_are_left_alone_and_said(
+    kind: str, store: JobStore, url: str, world: World, tmp_path: Path
+) -> None:
+    fill(store, world, done=3)
+    theirs = tmp_path / "shared" / FOREIGN[kind]
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text('{"by": "another program"}')
+    for _ in range(2):
+        with pytest.raises(
+            UsageError, match=rf"{theirs} is there already and kt-study did not make it; give another --out"
+        ):
+            collect(url, tmp_path / "shared")
+    assert [path for path in (tmp_path / "shared").rglob("*") if path.is_file()] == [theirs]
+    assert theirs.read_text() == '{"by": "another program"}'
+
+
+def test_files_of_others_that_are_in_no_way_stay(store: JobStore, url: str, world: World, tmp_path: Path) -> None:
+    fill(store, world, done=3)
+    out = tmp_path / "shared"
+    theirs = [
+        "transfers.parquet",
+        "transfers/other/part-00000.parquet",
+        "transfers/synthetic/part-7.snappy.parquet",
+        "notes",
+    ]
+    for name in theirs:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(name)
+    collect(url, out)
+    assert collect(url, out).written == ()
+    (out / ".collect.lock").write_text("kept")
+    fill(store, world)
+    collect(url, out)
+    assert {name: (out / name).read_text() for name in [*theirs, ".collect.lock"]} == {
+        **{name: name for name in theirs},
+        ".collect.lock": "kept",
+    }

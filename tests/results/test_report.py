@@ -297,3 +297,31 @@ def test_thinning_keeps_the_same_rows_whatever_else_is_there() -> None:
 def test_numbers_in_sentences_are_not_rounded_twice_or_signed_zeros() -> None:
     assert Interval(32.5, 10.0, -0.04).text(" %") == "32.5 % [10.0, 0.0]"
     assert Interval(-0.004, -0.2, 0.0).text("", 2) == "0.00 [-0.20, 0.00]"
+
+
+@pytest.mark.parametrize("name", ["index.html", "figures/synthetic/figure-4a.png", "tables/synthetic/table-9.csv"])
+def test_files_of_others_are_not_written_over(name: str, results: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "site" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(
+        UsageError, match=rf"{theirs} is there already and kt-study did not make it; give another --out"
+    ):
+        write_report(results, tmp_path / "site")
+    assert [path for path in (tmp_path / "site").rglob("*") if path.is_file()] == [theirs]
+    assert theirs.read_text() == "mine"
+
+
+def test_files_of_others_beside_a_report_stay(report: Path, results: Path, tmp_path: Path) -> None:
+    """Also in a report of before, which had no marker; one that was cut off is gone on with."""
+    out = tmp_path / "report"
+    shutil.copytree(report.parent, out)
+    (out / ".kt-study-report").unlink(missing_ok=True)
+    theirs = ("fig4a.csv", "figures/synthetic/figure-4a.pdf", "tables/mine.csv")
+    for name in theirs:
+        (out / name).write_text("mine")
+    page = report.read_bytes()
+    assert write_report(results, out).read_bytes() == page
+    (out / "index.html").unlink()
+    assert write_report(results, out).read_bytes() == page
+    assert all((out / name).read_text() == "mine" for name in theirs)

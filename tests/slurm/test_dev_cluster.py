@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -168,3 +169,19 @@ def test_what_cannot_work_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
     assert "shorten --dir" in done.stderr
     assert dev_cluster(tmp_path, "down", "slurmctdl").returncode == 2
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_a_directory_of_others_is_left_alone(command: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        conf = Path(directory) / "etc" / "slurm.conf"
+        conf.parent.mkdir()
+        conf.write_text("ClusterName=production\n")
+        done = dev_cluster(Path(directory), command)
+        assert done.returncode == 3
+        assert (
+            done.stderr
+            == f"dev-cluster: {directory} holds something that slurm/dev-cluster did not make; give an empty --dir\n"
+        )
+        assert [path.name for path in Path(directory).rglob("*")] == ["etc", "slurm.conf"]
+        assert conf.read_text() == "ClusterName=production\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from kt_study.cache import MANIFEST, Manifest, problem_of, read_manifest, remove_entry
+from kt_study.cache import MANIFEST, Manifest, problem_of, read_manifest, remove_entry, remove_files
 from kt_study.errors import DataError, DiskError
 from kt_study.files import file_digest, write_bytes
 
@@ -40,7 +39,7 @@ class EntryWriter:
         self._columns: dict[str, BinaryIO] = {}
         with _disk_errors(folder):
             if not resume:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_files(folder)
             folder.mkdir(parents=True, exist_ok=True)
         self.rows = self._saved_rows()
 
@@ -85,7 +84,7 @@ class EntryWriter:
             with contextlib.suppress(OSError):  # a stream on a full disk cannot flush, and need not
                 stream.close()
         self._columns.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_files(self.folder)
 
     def _saved_rows(self) -> int:
         try:
@@ -121,7 +120,7 @@ def _into_place(folder: Path, target: Path) -> None:
         if not target.is_dir():
             raise
         if not problem_of(target, read_manifest(target), deep=True):
-            shutil.rmtree(folder)
+            remove_files(folder)
             return
         remove_entry(target)
         folder.rename(target)

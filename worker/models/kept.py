@@ -11,6 +11,7 @@ keep = "best"   for each (data set, student, objective), the one with the highes
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from kt_study.errors import WeightsError
 from kt_study.files import written_aside
 from kt_study.paths import StudyPaths
 
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 _HEADER = "kt_study"
 _HEADER_MAX = 100_000_000  # bytes; the format allows no longer header, a damaged file may claim one
 
@@ -84,6 +86,8 @@ def _rivals(folder: Path, facts: Mapping[str, Any]) -> list[tuple[float, Path]]:
     """(minus accuracy, file) of the students kept as the best of the same data set, student and objective."""
     rivals = []
     for path in folder.glob("*.safetensors"):
+        if not _DIGEST.fullmatch(path.stem):
+            continue  # a copy of the user's
         try:
             other = kept_facts(path)
         except WeightsError:

@@ -83,9 +83,13 @@ def collect_entries(here: Surroundings, max_size: str) -> None:
       kt-study cache gc --max-size 2T
       kt-study cache gc --max-size 0  # everything that no open job needs
     """
-    from kt_study.cache import collect_garbage
+    from kt_study.cache import collect_garbage, entries
 
-    gone = collect_garbage(_study_paths(here), max_size=_bytes(max_size), keep=_needed(here))
+    paths = _study_paths(here)
+    gone = collect_garbage(paths, max_size=_bytes(max_size), keep=_needed(here))
+    for entry in entries(paths):
+        if entry.foreign:
+            click.echo(f"{entry.folder} stays: it holds {entry.foreign}, which kt-study did not make", err=True)
     click.echo(f"{len(gone)} passes removed, {size(sum(entry.nbytes for entry in gone))}")
 
 

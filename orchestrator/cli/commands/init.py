@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ def command(imagenet: Path | None, study_path: Path) -> None:
       kt-study init
       kt-study init --imagenet /data/imagenet
     """
-    if study_path.exists():
+    if os.path.lexists(study_path):
         raise UsageError(f"{study_path} exists; remove it first, or name another file with --study")
     write_text(study_path, imagenet_study(imagenet) if imagenet else digits_study())
     click.echo(f"wrote {study_path}; next: kt-study plan --dry-run")

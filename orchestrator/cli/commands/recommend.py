@@ -47,8 +47,11 @@ def command(
     from orchestrator.planning.model_records import FileDigests
     from orchestrator.results.recommend.advice import Question, recommend
     from orchestrator.results.recommend.record import as_json as encoded
+    from orchestrator.results.recommend.record import require_ours
     from orchestrator.results.recommend.text import as_text
 
+    if out is not None:
+        require_ours(out)
     question = Question(student=student, objective=objective, classes=classes, top=top, unmeasured=unmeasured)
     cache = here.paths.cache
     sources = Sources(folder=here.folder, scratch=cache, digests=FileDigests(cache / "digests.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -94,6 +95,18 @@ def read_recommendation(path: Path) -> Recommendation:
         raise UsageError(f"{path}: no such recommendation; {advice}") from error
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a recommendation ({error}); {advice}") from error
+
+
+def require_ours(path: Path) -> None:
+    """Refuse to write over a file that is no recommendation. Raises UsageError."""
+    if not os.path.lexists(path):
+        return
+    try:
+        read_recommendation(path)
+    except UsageError:
+        raise UsageError(
+            f"{path} is there already and is no recommendation of kt-study's; give another --out"
+        ) from None
 
 
 def as_json(recommendation: Recommendation) -> bytes:

@@ -27,7 +27,7 @@ def write_report(results: Path, out: Path, study: str | None = None, progress: P
         The path of index.html.
 
     Raises:
-        UsageError: no results, or no such study in them.
+        UsageError: no results, no such study in them, or a page, figure or table of others in `out`.
         DiskError: `out` cannot be written.
     """
     from orchestrator.results.report.write import write

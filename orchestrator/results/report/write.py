@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from kt_study.errors import UsageError
 from kt_study.files import write_text
@@ -16,6 +15,7 @@ from orchestrator.results.report.figures import FIGURES
 from orchestrator.results.report.figures.figure import Figure
 from orchestrator.results.report.files import write_files
 from orchestrator.results.report.findings import Finding, findings
+from orchestrator.results.report.folder import PAGE, claim, figures_folder, tables_folder
 from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing
 from orchestrator.results.report.page import render
@@ -45,13 +45,15 @@ class StudyReport:
 def write(results: Path, out: Path, study: str | None, progress: Callable[[str], None]) -> Path:
     """See `orchestrator.results.report.write_report`."""
     reports = []
-    for name in _studies(results, study):
+    names = _studies(results, study)
+    claim(out, names)
+    for name in names:
         progress(f"study {name}")
         report = _prepare(Material(load(results, name), name))
-        _write_figures(report, out / "figures" / quote(name, safe=""), progress)
-        _write_tables(report, out / "tables" / quote(name, safe=""))
+        _write_figures(report, figures_folder(out, name), progress)
+        _write_tables(report, tables_folder(out, name))
         reports.append(report)
-    page = out / "index.html"
+    page = out / PAGE
     write_text(page, render(reports))
     progress(f"page {page}")
     return page
