@@ -348,7 +348,7 @@ def _made(folder: Path) -> Iterator[None]:
     mode = 0o711 if _account() else 0o777  # the account must get through root's folders
     try:
         for path in reversed(missing):
-            path.mkdir(mode=mode)
+            path.mkdir(mode=mode, exist_ok=True)
             if _account():
                 path.chmod(mode)
     except OSError as error:

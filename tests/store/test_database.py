@@ -184,6 +184,7 @@ def test_a_slip_in_an_option_is_one_line_at_once(given: str, said: str) -> None:
         "postgresql://me:s3cret@127.0.0.1:1/x?sslmod=require",
         "postgresql://me@127.0.0.1:1/x?Password=s3cret",
         "postgresql://me:s3cret@127.0.0.1:1/x?connect_timeout=abc",
+        "sqlite:///exp#1/x.db",
         "host=127.0.0.1 port=1 password=s3cret dbname=x",
         "host=127.0.0.1 PASSWORD = 's3cret phrase' dbname=x",
     ],

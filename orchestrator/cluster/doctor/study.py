@@ -60,9 +60,13 @@ def database(url: str, *, has_slurm: bool = False) -> Iterator[Finding]:
     """Kind, version, latency and place of the job database."""
     try:
         address = parse_url(url)
+    except DatabaseError as error:
+        yield Finding(what="database", verdict="wrong", found=str(error), do="correct the URL")
+        return
+    try:
         kind = _server(address)
     except DatabaseError as error:
-        missing = url.startswith("sqlite") and not Path(parse_url(url).path).exists()
+        missing = address.is_sqlite and not Path(address.path).exists()
         yield Finding(what="database", verdict="note" if missing else "wrong", found=str(error))
         return
     try:
