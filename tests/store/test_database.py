@@ -193,6 +193,8 @@ def test_every_command_says_a_slip_in_one_line(url: str, tmp_path: Path) -> None
     (tmp_path / "study.toml").write_text(STUDY_FILE)
     where = ["--study", str(tmp_path / "study.toml"), "--db", url]
     for command in (
+        "plan",
+        "plan --dry-run",
         "status",
         "query x.y",
         "collect",

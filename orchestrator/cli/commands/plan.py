@@ -8,13 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
+from kt_study.database import parse_url
 from kt_study.errors import DatabaseError, StudyFileError, UsageError
 from kt_study.mistakes import readable, unusable_number
 from kt_study.nearest import nearest
@@ -87,6 +88,8 @@ def command(
     wishes = Wishes(
         pairs=pairs, complementarity_pairs=_pairs_or_all(complementarity_pairs), grid=dict(map(_grid_axis, grid))
     )
+    with suppress(StudyFileError):  # a preset needs no study file to be looked at
+        parse_url(here.database_url)  # a slip in it is said before the work of planning
     with _sources(here) as sources:
         if recommendation is None:
             plan = _plan(here, preset_name, sources, wishes, dry_run=dry_run)
