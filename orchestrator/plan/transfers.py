@@ -169,9 +169,7 @@ def common_settings(
 ) -> dict[str, Any]:
     """The settings that the study file gives to every transfer, by name; without those left to the objective."""
     loader = loader_of(section, dataset, sources)
-    return {**said_settings(section), "teacher_order": Settings().teacher_order, "loader": loader} | {
-        "crop_pct": wanted.crop_pct
-    }
+    return {**said_settings(section, wanted), "teacher_order": Settings().teacher_order, "loader": loader}
 
 
 def loader_of(section: TransferSection, dataset: DatasetRecord, sources: Sources) -> str:

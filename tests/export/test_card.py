@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from kt_study.paths import StudyPaths
-from kt_study.words import DatasetRecord, ModelRecord, Settings
+from kt_study.settings import Settings
+from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.export.card import CardFacts, model_card, wilson_interval
 from orchestrator.export.choice import Chosen
 from orchestrator.export.folder import export_student

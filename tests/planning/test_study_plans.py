@@ -13,7 +13,8 @@ import pytest
 
 from kt_study.datasets import open_split
 from kt_study.errors import UsageError
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Settings, TrainSpec
+from kt_study.settings import Settings
+from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TrainSpec
 from orchestrator import model_records
 from orchestrator.plan import Wishes, cost, plan_cost
 from orchestrator.plan.cost import all_pairs_s

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import kt_study
 from kt_study.errors import UsageError
+from kt_study.settings import Settings
 from kt_study.store import open_store
-from kt_study.words import Settings
 from orchestrator.collect import collect
 from orchestrator.report import write_report
 from orchestrator.report.figures import FIGURES

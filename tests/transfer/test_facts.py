@@ -30,7 +30,8 @@ from kt_study.objectives import (
     supports,
     transfer_logits,
 )
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Settings, TransferSpec, as_spec
+from kt_study.settings import Settings
+from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec, as_spec
 from worker.objectives import OBJECTIVES as LOSSES
 
 DATASET = DatasetRecord(key="d", name="data", kind="digits", splits={"train": 9, "val": 9})
