@@ -22,9 +22,6 @@ class ProbeExit(IntEnum):
     LOST_GPU = 85  # it answered at first
 
 
-RESUMABLE = ("transfer", "train", "remake", "shared")
-"""Kinds that go on from a checkpoint, so that one allocation need not hold a whole job."""
-
 HOLD_BAD_NODE_S = 20
 """Seconds that a pilot which cannot work stays: otherwise its node would swallow a whole array in no time."""
 

@@ -24,7 +24,7 @@ def _said(
     source: str = "",
     section: str = "transfer",
     refused: bool = False,
-    **bounds: float,
+    **bounds: Any,
 ) -> Meta:
     """What is said of a setting beside its type and default.
 
@@ -39,7 +39,7 @@ def _said(
         bounds: as of `msgspec.Meta`.
     """
     more = {"role": role, "unit": unit, "source": source, "section": section, "refused": refused}
-    return Meta(description=sentence, extra=more, **bounds)  # type: ignore[arg-type]
+    return Meta(description=sentence, extra=more, **bounds)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

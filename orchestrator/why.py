@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kt_study.pilots import RESUMABLE, LaunchFiles
+from kt_study.job_kinds import RESUMABLE
+from kt_study.pilots import LaunchFiles
 from kt_study.store import JobRow, JobStore, WorkerRow
 from kt_study.words import JobState
 from orchestrator.launch import records

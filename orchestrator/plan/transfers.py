@@ -30,6 +30,7 @@ class StudyTransfers:
         self, study: StudyFile, dataset: DatasetRecord, models: list[ModelRecord], wishes: Wishes, sources: Sources
     ) -> None:
         self.notes: list[str] = []
+        self._order: str = said_settings(study.transfer, study.dataset)["teacher_order"]
         self._study, self._dataset, self._wishes, self._sources = study, dataset, wishes, sources
         self._students = matching(models, study.transfer.students, where="[transfer] students")
         self._teachers = matching(models, study.transfer.teachers, where="[transfer] teachers")
@@ -99,9 +100,8 @@ class StudyTransfers:
 
     def _team_runs(self, mode: str, settings: dict[str, list[Settings]]) -> list[TransferSpec]:
         """One run for each student, its team, and each objective that the mode makes sense for."""
-        order = self._study.transfer.teacher_order
         points = [
-            (objective, replace(point, multi_teacher=mode, teacher_order=order))
+            (objective, replace(point, multi_teacher=mode, teacher_order=self._order))
             for objective in self._fitting(mode, settings)
             for point in settings[objective]
         ]
@@ -152,7 +152,7 @@ class StudyTransfers:
             return team
         known = self._sources.accuracies(self._dataset.key)
         try:
-            return order_teachers(team, order=self._study.transfer.teacher_order, accuracy=known)
+            return order_teachers(team, order=self._order, accuracy=known)
         except PairsError as error:
             raise _NotYetKnown(
                 "the accuracy of their teachers is not known before these are evaluated; launch and plan again, or set "

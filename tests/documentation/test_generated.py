@@ -12,11 +12,11 @@ import pytest
 
 from benchmarks.performance_page import RESULTS, newest
 from benchmarks.performance_page import page as performance
+from kt_study.job_kinds import JOB_KINDS
 from kt_study.objectives import OBJECTIVES
 from kt_study.schema import RESULT_TABLES
 from orchestrator.cli import COMMANDS
 from tests.documentation.blocks import ROOT
-from worker.kinds import KINDS
 
 GENERATORS = {
     "docs/commands.md": ("orchestrator.commands_page", "page"),
@@ -87,7 +87,7 @@ def test_concepts_knows_every_objective_and_kind_and_names_columns_that_exist() 
     text = (ROOT / "docs" / "concepts.md").read_text()
     for objective in OBJECTIVES:
         assert f"`{objective}`" in text, objective
-    for kind in KINDS:
+    for kind in JOB_KINDS:
         assert f"`{kind}`" in text, kind
     columns = {column.name for table in RESULT_TABLES.values() for column in table.columns}
     told = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text.partition("| objective |")[0], re.MULTILINE)
