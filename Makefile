@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := runs/demo
 
-.PHONY: demo test lint format clean bench-jobs bench-pairs bench-step bench-loader bench-collect docs
+.PHONY: demo test lint format clean bench-jobs bench-pairs bench-step bench-loader bench-collect docs migration
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ docs: $(STAMP)
 	$(BIN)/python -m orchestrator.commands_page
 	$(BIN)/python -m orchestrator.paper_page
 	$(BIN)/python -m benchmarks.performance_page
+
+migration: $(STAMP)
+	$(BIN)/python sql/write_migration.py $(NAME)
+	$(BIN)/ruff format --quiet sql/migrations/versions
 
 clean:
 	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache
