@@ -36,6 +36,7 @@ bench-jobs bench-pairs bench-step bench-loader bench-collect: bench-%: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m kt_study.schema_page
 	$(BIN)/python -m kt_study.study_page
+	$(BIN)/python -m kt_study.concepts_page
 	$(BIN)/python -m orchestrator.commands_page
 	$(BIN)/python -m orchestrator.paper_page
 	$(BIN)/python -m benchmarks.performance_page

@@ -23,6 +23,7 @@ GENERATORS = {
     "docs/reproducing-the-paper.md": ("orchestrator.paper_page", "page"),
     "docs/performance.md": ("benchmarks.performance_page", "page"),
     "docs/study-file.md": ("kt_study.study_page", "page"),
+    "docs/concepts.md": ("kt_study.concepts_page", "page"),
     "docs/schema.md": ("kt_study.schema_page", "schema_page"),
 }
 
@@ -90,7 +91,7 @@ def test_concepts_knows_every_objective_and_kind_and_names_columns_that_exist() 
     for kind in JOB_KINDS:
         assert f"`{kind}`" in text, kind
     columns = {column.name for table in RESULT_TABLES.values() for column in table.columns}
-    told = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text.partition("| objective |")[0], re.MULTILINE)
+    told = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text.partition("<!-- generated: objectives -->")[0], re.MULTILINE)
     names = {name for cell in told for name in re.findall(r"\w+", cell)}
     assert len(names) > 8
     assert names <= columns, names - columns
