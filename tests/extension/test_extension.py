@@ -6,9 +6,11 @@ A small study is run before and after: on real images, by the program's own comm
 from __future__ import annotations
 
 import csv
+import filecmp
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ import pytest
 
 from tests.documentation.blocks import ROOT
 from tests.documentation.surroundings import copy_checkout
-from tests.extension.additions import Newcomer, add_everything
+from tests.extension.additions import Newcomer, add_everything, places
+from tests.postgres import Server
 
 TIMEOUT_S = 300
 
@@ -269,11 +272,8 @@ def test_the_migration_holds_on_postgresql(extended: Extended, postgres_server: 
     code = "import sys; from kt_study.store import open_store; open_store(sys.argv[1], create=True)"
     run(extended.checkout, extended.folder, "-c", code, url)
     with psycopg.connect(url) as database:
-        columns = dict(
-            database.execute(
-                "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = 'transfers'"
-            ).fetchall()
-        )
+        told = "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = 'transfers'"
+        columns = dict(database.execute(told).fetchall())
     assert {name: columns[name] for name in ("sharpness", "patience", "motto", "hushed")} == {
         "sharpness": "double precision",
         "patience": "bigint",
