@@ -139,7 +139,7 @@ from typing import Any
 import msgspec
 
 from kt_study.job_kinds import EchoSpec
-from worker.context import JobContext, Rows
+from worker.job.context import JobContext, Rows
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
@@ -193,10 +193,10 @@ FIGURE = '''
 
 from __future__ import annotations
 
-from orchestrator.report.figures.figure import Figure
-from orchestrator.report.material import Material
-from orchestrator.report.missing import Missing, missing
-from orchestrator.report.plot import Drawing, Layer, Panel
+from orchestrator.results.report.figures.figure import Figure
+from orchestrator.results.report.material import Material
+from orchestrator.results.report.missing import Missing, missing
+from orchestrator.results.report.plot import Drawing, Layer, Panel
 
 
 def build(material: Material) -> Drawing | Missing:

@@ -14,7 +14,7 @@ from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
 from kt_study.settings import Settings
 from kt_study.words import TransferSpec, as_spec
-from orchestrator.commands.plan import command
+from orchestrator.cli.commands.plan import command
 from tests.databases import Databases, ask
 from tests.planning.support import DIGITS, FOUR, write_study
 

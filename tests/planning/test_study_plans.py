@@ -15,10 +15,9 @@ from kt_study.datasets import open_split
 from kt_study.errors import UsageError
 from kt_study.settings import Settings
 from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TrainSpec
-from orchestrator import model_records
-from orchestrator.plan import Wishes, cost, plan_cost
-from orchestrator.plan.cost import all_pairs_s
-from orchestrator.universe.table import by_name
+from orchestrator.planning import Wishes, cost, model_records, plan_cost
+from orchestrator.planning.cost import all_pairs_s
+from orchestrator.planning.universe.table import by_name
 from tests.cli import succeeds
 from tests.data.support import image_folder
 from tests.databases import Databases

@@ -20,7 +20,7 @@ from kt_study.errors import DatabaseError, UsageError
 from kt_study.settings import Settings
 from kt_study.store import JobStore, open_store
 from kt_study.words import AllPairsSpec, TransferSpec
-from orchestrator.query import Answer, named_queries, pairs_in_files, queries_folder, render, run_query
+from orchestrator.results.query import Answer, named_queries, pairs_in_files, queries_folder, render, run_query
 from tests.cli import kt_study
 from tests.postgres import Server
 from tests.results import synthetic

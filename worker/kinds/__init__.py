@@ -7,7 +7,7 @@ from typing import cast
 
 from kt_study.errors import UsageError
 from kt_study.job_kinds import JOB_KINDS
-from worker.context import KindModule
+from worker.job.context import KindModule
 
 
 def job_kind(name: str) -> KindModule:
