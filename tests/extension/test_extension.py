@@ -26,7 +26,9 @@ from tests.documentation.surroundings import copy_checkout
 from tests.extension.additions import Newcomer, add_everything, places
 from tests.postgres import Server
 
-TIMEOUT_S = 300
+TIMEOUT_S = 1200
+
+pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)
 
 STUDY = """
 [study]
