@@ -21,6 +21,9 @@ from kt_study.database import migrate, migrations_folder, newest_revision, parse
 from kt_study.schema import TRANSFERS
 from kt_study.settings import SETTINGS
 
+_TO_BE_ADJUSTED = "    # ###"
+"""Comments of alembic's around what it writes."""
+
 
 def write_migration(name: str) -> list[Path]:
     """Write it into the folder of migrations. Returns its path; none where the models ask for nothing."""
@@ -32,14 +35,18 @@ def write_migration(name: str) -> list[Path]:
         engine = config.attributes["engine"] = sa.create_engine(sqlalchemy_url(address), poolclass=sa.NullPool)
         made = command.revision(
             config,
-            message=name,
+            message=f"{name.replace('_', ' ').capitalize()}.",
             autogenerate=True,
             rev_id=f"{int(newest_revision()) + 1:04d}",
             process_revision_directives=_complete,  # type: ignore[arg-type]
         )
         engine.dispose()
     scripts = made if isinstance(made, list) else [made]
-    return [Path(script.path) for script in scripts if script is not None]
+    paths = [Path(script.path) for script in scripts if script is not None]
+    for path in paths:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if not line.startswith(_TO_BE_ADJUSTED)), encoding="utf-8")
+    return paths
 
 
 def _complete(_context: object, _revision: object, directives: list[ops.MigrationScript]) -> None:
