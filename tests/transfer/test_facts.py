@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from kt_study.errors import DataError, PairsError, UsageError
 from kt_study.hashing import job_digest
+from kt_study.job_kinds import JOB_KINDS, RESUMABLE, JobKind, planned_job
 from kt_study.multi_teacher import (
     intermediate_students,
     job_of_weights,
@@ -34,7 +35,8 @@ from kt_study.objectives import (
 )
 from kt_study.schema import RESULT_TABLES
 from kt_study.settings import SETTINGS, Settings, named
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec, as_spec
+from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TrainSpec, TransferSpec, as_spec
+from worker.kinds import job_kind
 from worker.objectives import Setup, build_objective, objective_class
 
 DATASET = DatasetRecord(key="d", name="data", kind="digits", splits={"train": 9, "val": 9})
@@ -94,6 +96,19 @@ def test_facts_cannot_leave_out_whether_the_loss_reads_labels_or_name_a_setting_
     for name in ("temprature", "epochs"):
         with pytest.raises(ValueError, match=name):
             ObjectiveFacts(name="new", label="New", meaning="", reads_labels=False, uses=frozenset({name}))
+    with pytest.raises(ValueError, match="temprature"):
+        ObjectiveFacts(
+            name="new", label="New", meaning="", reads_labels=False, uses=frozenset(), defaults={"temprature": 2.0}
+        )
+
+
+def test_every_job_kind_has_a_module_and_planning_gives_its_priority() -> None:
+    assert all(callable(job_kind(name).run) for name in JOB_KINDS)
+    assert set(RESUMABLE) == {"train", "transfer", "remake", "shared"}
+    job = planned_job("train", TrainSpec(dataset="d", split="zoo", start="m"), estimate_s=1.23456)
+    assert (job.priority, job.estimate_s, job.spec) == (30, 1.235, {"dataset": "d", "split": "zoo", "start": "m"})
+    with pytest.raises(ValueError, match="no table 'echos'"):
+        JobKind(name="echo", meaning="", spec=TrainSpec, priority=0, tables=("echos",))
 
 
 def test_every_setting_of_objectives_is_used_by_one_and_every_setting_is_a_column() -> None:
