@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := runs/demo
 
-.PHONY: demo test lint format clean bench-jobs bench-pairs bench-step bench-loader bench-collect docs
+.PHONY: demo test lint format clean bench-jobs bench-pairs bench-step bench-loader bench-collect docs migration
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,9 +36,14 @@ bench-jobs bench-pairs bench-step bench-loader bench-collect: bench-%: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate.schema_page
 	$(BIN)/python -m docs.generate.study_page
+	$(BIN)/python -m docs.generate.concepts_page
 	$(BIN)/python -m docs.generate.commands_page
 	$(BIN)/python -m docs.generate.paper_page
 	$(BIN)/python -m docs.generate.performance_page
+
+migration: $(STAMP)
+	$(BIN)/python sql/write_migration.py $(NAME)
+	$(BIN)/ruff format --quiet sql/migrations/versions
 
 clean:
 	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache

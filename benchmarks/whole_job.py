@@ -21,19 +21,10 @@ from kt_study.hashing import job_digest
 from kt_study.objectives import needed_logits, settings_for
 from kt_study.paths import StudyPaths
 from kt_study.pilots import PilotOptions
+from kt_study.settings import Settings
 from kt_study.store import open_store
 from kt_study.study import DatasetSection
-from kt_study.words import (
-    Claim,
-    DatasetRecord,
-    JobState,
-    LogitsSpec,
-    ModelRecord,
-    PlannedJob,
-    Settings,
-    TransferSpec,
-    as_spec,
-)
+from kt_study.words import Claim, DatasetRecord, JobState, LogitsSpec, ModelRecord, PlannedJob, TransferSpec, as_spec
 from worker.data.loader import evaluation_views, training_views
 from worker.data.views import ViewRecipe, epoch_order
 from worker.job.context import JobContext, WorkerOptions

@@ -14,20 +14,19 @@ import os
 import re
 import shlex
 import sqlite3
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from kt_study.errors import DatabaseError, NothingPlanned, SchemaMismatch
 from kt_study.nearest import nearest
+from kt_study.shared_files import missing, shared_folder
 from kt_study.words import Record
 
 if TYPE_CHECKING:
     import psycopg
     import sqlalchemy as sa
 
-REVISION = "0009"  # the newest migration under sql/migrations; a test compares the two
 CONNECT_TIMEOUT_S = 10
 OLDEST_SQLITE = (3, 35, 0)  # UPDATE ... RETURNING
 
@@ -421,16 +420,16 @@ def require_single_node(address: Address, nodes: int) -> None:
 
 
 def migrations_folder() -> Path:
-    """Where the alembic migrations are: the checkout's sql/, else where the installation put them."""
-    candidates = [
-        Path(__file__).resolve().parent.parent / "sql" / "migrations",
-        Path(sys.prefix) / "share" / "kt-study" / "sql" / "migrations",
-        Path(sys.base_prefix) / "share" / "kt-study" / "sql" / "migrations",
-    ]
-    for folder in candidates:
-        if (folder / "env.py").is_file():
-            return folder
-    raise DatabaseError(f"the migrations are missing from {candidates[1]}; install kt-study again")
+    """Where the alembic migrations are. Raises DatabaseError where the installation lacks them."""
+    if folder := shared_folder("sql/migrations", "versions/*.py"):
+        return folder
+    raise DatabaseError(missing("the migrations"))
+
+
+@functools.cache
+def newest_revision() -> str:
+    """The schema that this program works with: that of its newest migration."""
+    return max(path.name.partition("_")[0] for path in (migrations_folder() / "versions").glob("[0-9]*.py"))
 
 
 def migrate(address: Address, revision: str = "head") -> None:
@@ -511,14 +510,15 @@ def check_revision(address: Address, found: str | None) -> None:
         raise NothingPlanned(
             f"nothing is planned here yet: database {place(address)} holds no kt-study tables; `kt-study plan` makes them"
         )
-    if found != REVISION:
+    ours = newest_revision()
+    if found != ours:
         _require_ours(address, sqlalchemy_engine(address))
-    if found > REVISION:
+    if found > ours:
         raise DatabaseError(
-            f"database {place(address)} has schema {found}, newer than this program's {REVISION}; upgrade kt-study"
+            f"database {place(address)} has schema {found}, newer than this program's {ours}; upgrade kt-study"
         )
-    if found < REVISION:
+    if found < ours:
         raise DatabaseError(
-            f"database {place(address)} has schema {found}, older than this program's {REVISION}; "
+            f"database {place(address)} has schema {found}, older than this program's {ours}; "
             "stop its workers and run `kt-study plan`, which upgrades it"
         )

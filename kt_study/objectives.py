@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from kt_study.errors import DataError, UsageError
 from kt_study.multi_teacher import stage_start_key
 from kt_study.nearest import nearest
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Settings, TransferSpec
+from kt_study.settings import SETTINGS, Settings, named
+from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec
 
 Partition = Literal["teacher", "frozen", "label", "max", "positive_flips", "negative_flips"]
 """Who is asked, sample by sample: always the teacher, always the frozen student, whoever gives the label more
@@ -25,8 +26,8 @@ only."""
 class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What everything but the loss itself has to know of an objective; the fields without a default must be given.
 
-    `uses` names the settings, beyond those of SGD and views, that the objective reads; the others stay at their
-    default in its specifications, so that a row never claims a temperature that nothing used.
+    `uses` names the settings of the role "objective" that it reads; the others of that role stay at their default in its
+    specifications, so that a row never claims a temperature that nothing used.
     """
 
     name: str
@@ -41,10 +42,15 @@ class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     defaults: dict[str, Any] = {}  # settings whose default is another one than that of `Settings`
     source: str = ""
 
+    def __post_init__(self) -> None:
+        if unknown := self.uses - set(named("objective")):
+            raise ValueError(f"objective {self.name!r} uses {sorted(unknown)}: no settings of the role 'objective'")
+        if unknown := self.defaults.keys() - SETTINGS.keys():
+            raise ValueError(f"objective {self.name!r} has defaults for {sorted(unknown)}, which are no settings")
+
 
 _KL = frozenset({"temperature", "top_k", "flips"})
 _MIXED = _KL | {"kl_weight"}
-_REFUSED = ("top_k", "flips")
 
 # In the order of figures, tables and pages.
 _FACTS = (
@@ -149,11 +155,11 @@ _FACTS = (
 
 OBJECTIVES = {facts.name: facts for facts in _FACTS}
 
-_OPTIONAL = frozenset[str]().union(*(facts.uses for facts in _FACTS)) - set(_REFUSED)
-"""Settings of some objectives only, which are at their default for the others."""
+AUTHORS = {"weight_decay": 1e-4}
+"""Defaults under `reading = "authors"`: config/distillation/distillation.yaml of ExplainableML/FantasticGains; the paper says 1e-3."""
 
-AUTHORS_WEIGHT_DECAY = 1e-4
-"""config/distillation/distillation.yaml of ExplainableML/FantasticGains; the paper says 1e-3."""
+OWN_DEFAULTS = frozenset(AUTHORS).union(*(facts.defaults for facts in _FACTS))
+"""Settings whose default depends on the objective or the reading."""
 
 
 def facts_of(objective: str) -> ObjectiveFacts:
@@ -177,14 +183,14 @@ def settings_for(objective: str, given: Mapping[str, Any]) -> Settings:
     facts = facts_of(objective)
     defaults = dict(facts.defaults)
     if given.get("reading") == "authors":
-        defaults["weight_decay"] = AUTHORS_WEIGHT_DECAY
+        defaults |= AUTHORS
     settings = Settings(**{**defaults, **given})
     check(objective, settings)
-    unused = {name: getattr(Settings(), name) for name in _OPTIONAL - facts.uses}
+    unused = {name: SETTINGS[name].default for name in _unused(facts)}
     if settings.augment == "none":
         unused["views"] = 1
     if settings.augment == "crop_flip" or settings.crop == "student":
-        unused["crop_pct"] = Settings().crop_pct
+        unused["crop_pct"] = SETTINGS["crop_pct"].default
     return msgspec.structs.replace(settings, **unused)
 
 
@@ -204,11 +210,16 @@ def supports(objective: str, mode: str) -> bool:
     return mode != "parallel" or facts_of(objective).partition in ("label", "max")
 
 
+def _unused(facts: ObjectiveFacts) -> list[str]:
+    """The settings of other objectives."""
+    return [name for name in named("objective") if name not in facts.uses]
+
+
 def _clashes(facts: ObjectiveFacts, settings: Settings) -> list[str]:
     found = []
-    for name in _REFUSED:
+    for name in _unused(facts):
         value = getattr(settings, name)
-        if value not in (0, "all") and name not in facts.uses:
+        if SETTINGS[name].refused and value != SETTINGS[name].default:
             found.append(f"{name} = {value!r} does not apply to it; remove it or choose another objective")
     if not supports(facts.name, settings.multi_teacher):
         found.append("parallel teachers need a data partition; use kl_dp or kl_dp_unsupervised, or sequential or soup")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kt_study.job_kinds import JOB_KINDS
 from kt_study.schema import COMPLEMENTARITY, RESULT_TABLES, Column, ResultTable
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ JOBS = ResultTable(
             "kind",
             "text",
             "",
-            "train, logits, complementarity, all_pairs, transfer, soup, remake or shared",
+            ", ".join(JOB_KINDS),
             nullable=False,
         ),
         Column("digest", "text", "", "digest of kind and specification", nullable=False),

@@ -22,8 +22,8 @@ class ProbeExit(IntEnum):
     LOST_GPU = 85  # it answered at first
 
 
-RESUMABLE = ("transfer", "train", "remake", "shared")
-"""Kinds that go on from a checkpoint, so that one allocation need not hold a whole job."""
+LEASE_S = 60.0
+"""Seconds without a heartbeat before a job is requeued, unless a launch says otherwise."""
 
 HOLD_BAD_NODE_S = 20
 """Seconds that a pilot which cannot work stays: otherwise its node would swallow a whole array in no time."""
@@ -98,7 +98,7 @@ class PilotOptions(Record, frozen=True, kw_only=True):
     study: str = ""  # work for this study only; any when empty
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # torch threads; 0 for the cores this process may use
-    lease_s: float = 60.0
+    lease_s: float = LEASE_S
     idle_s: float = 600.0  # how long to wait for work that others must finish first
     grace_s: float = 20.0  # from the first signal to the last word to the database
     margin_s: float = 60.0  # time left to the allocation in which no job is claimed
@@ -130,6 +130,11 @@ class PilotOptions(Record, frozen=True, kw_only=True):
             raise DatabaseError(
                 f"{self.files.database}, which names the job database, cannot be read: {error.strerror}; launch again"
             ) from error
+
+
+def alive_within_s(*leases_s: float) -> float:
+    """Seconds since its last heartbeat for which a worker counts as alive: two leases, of the longest ones given."""
+    return 2 * max(leases_s, default=LEASE_S)
 
 
 def time_left_s(ends_at: float, margin_s: float) -> float | None:

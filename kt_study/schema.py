@@ -10,7 +10,15 @@ from typing import Literal
 
 import msgspec
 
+from kt_study.settings import SETTINGS, Setting
+
 Type = Literal["int", "float", "text", "bool"]
+
+TOP_PERCENTS = (2, 5, 20, 50)
+"""Shares of the positive flips, %, whose smallest sets of classes are looked at (Figures 2 and 5a)."""
+
+RATE_PERCENTS = (*TOP_PERCENTS, 100)
+"""Those for which a transfer rate is measured."""
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -94,14 +102,19 @@ COMPLEMENTARITY = ResultTable(
         _real("kappa", "", "Cohen's kappa of being right: error consistency", "Geirhos et al. 2020, Eq. 3"),
         _real("entropy", "nats", "entropy of the positive flips over classes", "Fig. 1b"),
         _real("entropy_null", "nats", "expected entropy of a random subset of the student's errors of the same size"),
-        _real("top2_classes", "%", "share of classes that holds the top 2 % of positive flips", "Fig. 2a"),
-        _real("top5_classes", "%", "share of classes that holds the top 5 % of positive flips", "Fig. 2a"),
-        _real("top20_classes", "%", "share of classes that holds the top 20 % of positive flips", "Fig. 2a"),
-        _real("top50_classes", "%", "share of classes that holds the top 50 % of positive flips", "Fig. 2a"),
-        _real("top2_similarity", "%", "similarity of those classes above the average over all classes", "Fig. 2b"),
-        _real("top5_similarity", "%", "similarity of those classes above the average over all classes", "Fig. 2b"),
-        _real("top20_similarity", "%", "similarity of those classes above the average over all classes", "Fig. 2b"),
-        _real("top50_similarity", "%", "similarity of those classes above the average over all classes", "Fig. 2b"),
+        *(
+            _real(f"top{x}_classes", "%", f"share of classes that holds the top {x} % of positive flips", "Fig. 2a")
+            for x in TOP_PERCENTS
+        ),
+        *(
+            _real(
+                f"top{x}_similarity",
+                "%",
+                "similarity of those classes above the average over all classes",
+                "Fig. 2b",
+            )
+            for x in TOP_PERCENTS
+        ),
         _text("similarity", "what measured the similarity of classes"),
         _text("source", "forwarded here, or predictions made elsewhere"),
     ),
@@ -123,37 +136,14 @@ CLASS_FLIPS = ResultTable(
     key=("class_index",),
 )
 
-_SETTINGS = (
-    _count("epochs", "passes over the transfer set", "epochs"),
-    _count("batch_size", "samples a step"),
-    _real("lr", "", "learning rate of SGD"),
-    _real("momentum", "", "momentum of SGD"),
-    _real("weight_decay", "", "weight decay of SGD"),
-    _real("temperature", "", "softmax temperature T"),
-    _real("kl_weight", "", "lambda: weight of the KL term beside cross-entropy", "Eq. 3"),
-    _real("label_smoothing", "", "smoothing of the kl_label_smoothing objective"),
-    _count("top_k", "classes of the teacher that enter the KL term; 0 for all", "classes"),
-    _count("warmup_epochs", "epochs in which only the last layer learns", "epochs"),
-    _text("flips", "samples taken from the teacher: all, positive flips, or negative flips kept by the student"),
-    _count("views", "distinct views of a training sample", "views"),
-    _text("augment", "none, flip, crop_flip or authors"),
-    _text("crop", "whose crop a training view has: study or student"),
-    _real("crop_pct", "", "the study's centre crop, as a share of the image's shorter side"),
-    _text("batchnorm", "batch norm of the student: train or frozen"),
-    _text("reading", "paper, or authors where the released code differs"),
-    _real("mcl_tau", "", "momentum of the slow weights", "Sec. A.3"),
-    _count("mcl_every", "steps between updates of the slow weights", "steps"),
-    _text("precision", "fp32, bf16 or fp16"),
-    _flag("channels_last", "memory format of the student"),
-    _real("grad_clip", "", "largest gradient norm; 0 for none"),
-    _count("micro_batch", "samples a forward when a batch is split; 0 for whole batches"),
-    _flag("deterministic", "deterministic kernels"),
-    _flag("compile", "torch.compile"),
-    _text("loader", "which loader made the views: torch or ffcv"),
-    _text("multi_teacher", "single, sequential, parallel or soup"),
-    _text("teacher_order", "order of sequential teachers"),
-    _count("seed", "seed of order, views and dropout", ""),
-)
+_TYPES: dict[type, Type] = {int: "int", float: "float", bool: "bool"}
+
+
+def _setting(setting: Setting) -> Column:
+    words = f" ({', '.join(setting.words)})" if setting.words else ""
+    meaning = setting.sentence[0].lower() + setting.sentence[1:].removesuffix(".") + words
+    return Column(setting.name, _TYPES.get(setting.bare_type, "text"), setting.unit, meaning, setting.source)
+
 
 TRANSFERS = ResultTable(
     name="transfers",
@@ -166,10 +156,9 @@ TRANSFERS = ResultTable(
         _text("student_key", "digest of the student"),
         _text("teacher_key", "digest of the teacher; joined by + for several"),
         _text("objective", "transfer objective"),
-        *_SETTINGS,
+        *map(_setting, SETTINGS.values()),
+        _count("seed", "seed of order, views and dropout", ""),
         _real("lr_effective", "", "learning rate that SGD got: lr, scaled by batch_size / 256 under reading = authors"),
-        _count("eval_every", "epochs between evaluations; 0 for the last only", "epochs"),
-        _text("keep", "which transferred students are kept: none, best or all"),
         _count("stage", "stage of a sequential transfer, from 0; 0 for all others", ""),
         _count("n", "validation samples"),
         _count("n_train", "samples of the transfer set"),
@@ -197,7 +186,7 @@ TRANSFERS = ResultTable(
                 f"flips gained on the classes that hold the top {x} % of positive flips, of the positive flips there",
                 "Fig. 5a",
             )
-            for x in (2, 5, 20, 50, 100)
+            for x in RATE_PERCENTS
         ),
         *(
             _real(
@@ -205,7 +194,7 @@ TRANSFERS = ResultTable(
                 "%",
                 f"the same images gained, of the positive flips in the classes that hold the top {x} %",
             )
-            for x in (2, 5, 20, 50, 100)
+            for x in RATE_PERCENTS
         ),
         _real("dp_pos_to_teacher", "%", "positive flips that the partition's rule gives to the teacher", "Sec. 5.1"),
         _real("dp_neg_to_teacher", "%", "negative flips that the partition's rule gives to the teacher", "Sec. 5.1"),

@@ -1,20 +1,22 @@
-"""The study file: settings as records, a sentence for each field, and errors that say which line to mend.
+"""The study file: its keys as records, a sentence for each, and errors that say which line to fix.
 
-docs/study-file.md is generated from here.
+The keys of a transfer's settings come from `kt_study.settings`. docs/study-file.md is generated from here.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, field
 
 from kt_study.errors import StudyFileError
 from kt_study.mistakes import explained, unusable_number
-from kt_study.words import Settings
+from kt_study.objectives import OWN_DEFAULTS
+from kt_study.settings import SETTINGS
 
 Share = Annotated[float, Meta(gt=0, le=1)]
 Epochs = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -23,6 +25,33 @@ Family = Literal["cnn", "transformer", "mlp", "hybrid"]
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the study file's sections: an unknown key is an error."""
+
+
+Sectional = TypeVar("Sectional", bound=type[Section])
+
+
+def _with_settings(name: str) -> Callable[[Sectional], Sectional]:
+    """Add to a section a key for each setting that the study file has there.
+
+    Where the default depends on the objective, the key has none.
+    """
+
+    def keys() -> Iterator[tuple[str, Any, Any]]:
+        for setting in SETTINGS.values():
+            if setting.section == name and setting.name in OWN_DEFAULTS:
+                said = Meta(description=f"{setting.sentence.removesuffix('.')}; the objective's own when empty.")
+                yield setting.name, Annotated[setting.annotation, said] | None, None
+            elif setting.section == name:
+                yield setting.name, setting.annotation, setting.default
+
+    def extended(section: Sectional) -> Sectional:
+        made = msgspec.defstruct(
+            section.__name__, list(keys()), bases=(section,), module=__name__, frozen=True, kw_only=True
+        )
+        made.__doc__ = section.__doc__
+        return cast(Sectional, made)
+
+    return extended
 
 
 class StudySection(Section, frozen=True, kw_only=True):
@@ -35,6 +64,7 @@ class StudySection(Section, frozen=True, kw_only=True):
     database: Annotated[str, Meta(description="URL of the job database; flags and KT_STUDY_DB win over it.")] = ""
 
 
+@_with_settings("dataset")
 class DatasetSection(Section, frozen=True, kw_only=True):
     """[dataset]"""
 
@@ -59,7 +89,6 @@ class DatasetSection(Section, frozen=True, kw_only=True):
         Literal["auto", "imagenet", "sorted"],
         Meta(description="How class folders are numbered: ImageNet's synsets, sorted names, or whichever fits."),
     ] = "auto"
-    crop_pct: Annotated[Share, Meta(description="Centre crop of training views where no random crop is drawn.")] = 0.875
     class_names: Annotated[
         str,
         Meta(description="Of kind predictions: text file with a class on each line, in the order of their numbers."),
@@ -158,6 +187,7 @@ class ComplementaritySection(Section, frozen=True, kw_only=True):
     ) = None
 
 
+@_with_settings("transfer")
 class TransferSection(Section, frozen=True, kw_only=True):
     """[transfer]"""
 
@@ -174,56 +204,12 @@ class TransferSection(Section, frozen=True, kw_only=True):
     objectives: Annotated[list[str], Meta(min_length=1, description="Transfer objectives.")] = field(
         default_factory=lambda: ["kl", "kl_dp"]
     )
-    epochs: Annotated[Epochs, Meta(description="Passes over the transfer set.")] = 20
-    batch_size: Annotated[int, Meta(ge=1, description="Samples a step.")] = 128
-    lr: Annotated[float, Meta(ge=0, description="Learning rate; the objective's own when empty.")] | None = None
-    momentum: Annotated[float, Meta(ge=0, lt=1, description="Momentum of SGD.")] = 0.9
-    weight_decay: Annotated[float, Meta(ge=0, description="Weight decay of SGD.")] | None = None
-    temperature: Annotated[float, Meta(gt=0, description="Softmax temperature T of the KL term.")] = 1.0
-    kl_weight: Annotated[float, Meta(ge=0, le=1, description="lambda: weight of KL beside cross-entropy.")] | None = (
-        None
-    )
-    label_smoothing: Annotated[float, Meta(ge=0, lt=1, description="Smoothing of kl_label_smoothing.")] = 0.1
-    top_k: Annotated[int, Meta(ge=0, description="Classes of the teacher in the KL term; 0 for all.")] = 0
-    warmup_epochs: Annotated[int, Meta(ge=0, description="First epochs in which only the last layer learns.")] = 0
-    flips: Annotated[
-        Literal["all", "positive", "negative"],
-        Meta(description="Flip-based partition: teacher on positive flips only, or student on negative flips only."),
-    ] = "all"
-    views: Annotated[int, Meta(ge=1, description="Distinct views of a training sample, cycled over epochs.")] = 2
-    augment: Annotated[Literal["none", "flip", "crop_flip", "authors"], Meta(description="What a view does.")] = (
-        "crop_flip"
-    )
-    crop: Annotated[Literal["study", "student"], Meta(description="Whose centre crop a view has.")] = "study"
-    batchnorm: Annotated[Literal["train", "frozen"], Meta(description="Batch norm of the student.")] = "train"
-    reading: Annotated[Literal["paper", "authors"], Meta(description="The paper's text, or the released code.")] = (
-        "paper"
-    )
-    mcl_tau: Annotated[float, Meta(ge=0, lt=1, description="Momentum of the slow weights.")] = 0.9999
-    mcl_every: Annotated[int, Meta(ge=1, description="Steps between updates of the slow weights.")] = 2
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], Meta(description="Arithmetic of the student.")] = "fp32"
-    channels_last: Annotated[bool, Meta(description="Memory format of the student.")] = False
-    grad_clip: Annotated[float, Meta(ge=0, description="Largest gradient norm; 0 for none.")] = 0.0
-    micro_batch: Annotated[int, Meta(ge=0, description="Samples a forward when a batch is split; 0 for whole.")] = 0
-    deterministic: Annotated[bool, Meta(description="Deterministic kernels only.")] = False
-    compile: Annotated[bool, Meta(description="torch.compile the student.")] = False
-    eval_every: Annotated[int, Meta(ge=0, description="Epochs between evaluations; 0 for the last only.")] = 1
-    keep: Annotated[
-        Literal["none", "best", "all"],
-        Meta(
-            description='Students to keep, "best" one a data set, student and objective over all settings, seeds and studies of the '
-            "folder; those of finished transfers are made again."
-        ),
-    ] = "none"
     loader: Annotated[Literal["auto", "torch", "ffcv"], Meta(description="Loader of training views.")] = "auto"
     multi_teacher: Annotated[
         list[Literal["sequential", "parallel", "soup"]],
         Meta(description="Multi-teacher modes to add; parallel for kl_dp and kl_dp_unsupervised."),
     ] = []
     teachers_per_student: Annotated[int, Meta(ge=2, description="Teachers of each multi-teacher transfer.")] = 3
-    teacher_order: Annotated[
-        Literal["ascending", "descending", "given"], Meta(description="Order of sequential teachers by accuracy.")
-    ] = "ascending"
 
 
 class FineTuningSection(Section, frozen=True, kw_only=True):
@@ -327,13 +313,15 @@ def recorded(study: StudyFile) -> dict[str, Any]:
     return kept
 
 
-def said_settings(section: TransferSection) -> dict[str, Any]:
-    """The settings of a transfer by their names, as the section has them; those left to the objective are absent."""
-    return {
-        name: value
-        for name in Settings.__struct_fields__
-        if name not in ("multi_teacher", "loader") and (value := getattr(section, name, None)) is not None
+def said_settings(transfer: TransferSection, dataset: DatasetSection) -> dict[str, Any]:
+    """The settings of a transfer by their names, as the sections have them; those left to the objective are absent."""
+    sections = {"transfer": transfer, "dataset": dataset}
+    said = {
+        setting.name: getattr(sections[setting.section], setting.name)
+        for setting in SETTINGS.values()
+        if setting.section in sections
     }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _check_models(path: Path, study: StudyFile) -> None:

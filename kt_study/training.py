@@ -6,11 +6,10 @@ classes of the data set that it was trained on, but under scope `body` the old l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from kt_study.hashing import digest, job_digest
-from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, TrainSpec, as_spec
+from kt_study.hashing import digest
+from kt_study.words import DatasetRecord, ModelRecord, TrainSpec
 
 TRAINED = "train:"
 """Prefix of a model record's `weights`: the job that trained it. Such a model waits for that job."""
@@ -59,18 +58,4 @@ def trained_record(start: ModelRecord, spec: TrainSpec, job: str, dataset: Datas
         params=start.params,
         gmacs=start.gmacs,
         license=start.license,
-    )
-
-
-def train_job(spec: TrainSpec, *, estimate_s: float, needs: Iterable[str] = ()) -> PlannedJob:
-    """The job that trains a model; ahead of everything else, since everything waits for it."""
-    encoded = as_spec(spec)
-    return PlannedJob(
-        kind="train",
-        spec=encoded,
-        digest=job_digest("train", encoded),
-        needs=tuple(needs),
-        priority=30,
-        estimate_s=estimate_s,
-        student=spec.start,
     )

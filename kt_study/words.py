@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from kt_study.settings import Settings
+
 
 class JobState(StrEnum):
     """States of a job. docs/job-states.md draws them; `kt_study.store` holds the only transitions."""
@@ -73,41 +75,6 @@ class DatasetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     def has_labels(self, split: str) -> bool:
         """Whether the samples of a split have labels."""
         return self.labelled or (bool(self.unlabelled) and split not in self.unlabelled)
-
-
-class Settings(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """The settings of one transfer by their study-file names. Every one of them is a column of `transfers`."""
-
-    epochs: int = 20
-    batch_size: int = 128
-    lr: float = 1e-4
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-    temperature: float = 1.0
-    kl_weight: float = 0.5
-    label_smoothing: float = 0.1
-    top_k: int = 0
-    warmup_epochs: int = 0
-    flips: str = "all"
-    views: int = 2
-    augment: str = "crop_flip"
-    crop: str = "study"
-    crop_pct: float = 0.875  # of the study
-    batchnorm: str = "train"
-    reading: str = "paper"
-    mcl_tau: float = 0.9999
-    mcl_every: int = 2
-    precision: str = "fp32"
-    channels_last: bool = False
-    grad_clip: float = 0.0
-    micro_batch: int = 0
-    deterministic: bool = False
-    compile: bool = False
-    eval_every: int = 1
-    keep: str = "none"
-    loader: str = "torch"
-    multi_teacher: str = "single"
-    teacher_order: str = "ascending"
 
 
 class TransferSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -240,19 +207,19 @@ def as_spec(record: Record) -> dict[str, Any]:
     return _without_defaults(settled)
 
 
-def _without_defaults(record: Record) -> dict[str, Any]:
+def _without_defaults(record: msgspec.Struct) -> dict[str, Any]:
     spec: dict[str, Any] = {}
     for field in _fields(type(record)):
         value = getattr(record, field.name)
         if not field.required and value == field_default(field):
             continue
-        plain = _without_defaults(value) if isinstance(value, Record) else msgspec.to_builtins(value)
+        plain = _without_defaults(value) if isinstance(value, msgspec.Struct) else msgspec.to_builtins(value)
         spec[field.encode_name] = list(plain) if isinstance(plain, tuple) else plain
     return spec
 
 
 @cache
-def _fields(kind: type[Record]) -> tuple[msgspec.structs.FieldInfo, ...]:
+def _fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
     return msgspec.structs.fields(kind)
 
 

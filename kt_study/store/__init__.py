@@ -78,7 +78,7 @@ def open_store(
         from kt_study.store.postgres import PostgresBackend as ChosenBackend  # type: ignore[assignment]
     backend = ChosenBackend(address, patience_s=patience_s, idle_s=idle_s)
     found = backend.revision(wait_s)
-    if create and (found is None or found < database.REVISION):
+    if create and (found is None or found < database.newest_revision()):
         database.migrate(address)
         found = backend.revision(wait_s)
     database.check_revision(address, found)

@@ -10,9 +10,10 @@ import msgspec
 
 from kt_study.errors import UsageError
 from kt_study.failures import GROUP_SHOWN
-from kt_study.pilots import LaunchFiles
+from kt_study.pilots import LaunchFiles, alive_within_s
 from kt_study.store import JobRow, JobStore, Selection
 from kt_study.words import JobState
+from orchestrator.cluster.launch import records
 from orchestrator.cluster.slurm import report
 from orchestrator.cluster.slurm.report import SlurmPart
 from orchestrator.terminal.plural import counted
@@ -20,7 +21,6 @@ from orchestrator.terminal.spans import span
 from orchestrator.terminal.tint import tint
 
 _RATE_WINDOW_S = 600.0
-_ALIVE_S = 180.0  # since a worker's last heartbeat
 
 
 def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
         raise UsageError(f"study {study!r} has no jobs in this database; kt-study plan adds them")
     pace = store.pace(study, window_s=_RATE_WINDOW_S)
     slurm = report.slurm_part(files, store, study, eta_s=pace.eta_s)  # first: it takes ended workers off the list
-    workers = store.workers(alive_within_s=_ALIVE_S)
+    leases_s = [record.lease_s for record in records.launches(files, study)]
+    workers = store.workers(alive_within_s=alive_within_s(*leases_s))
     if not workers:
         pace = msgspec.structs.replace(pace, eta_s=None)
     outlook = store.outlook(study)

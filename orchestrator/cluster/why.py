@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kt_study.pilots import RESUMABLE, LaunchFiles
+from kt_study.job_kinds import RESUMABLE
+from kt_study.pilots import LaunchFiles, alive_within_s
 from kt_study.store import JobRow, JobStore, WorkerRow
 from kt_study.words import JobState
 from orchestrator.cluster.launch import records
@@ -20,7 +21,6 @@ from orchestrator.cluster.slurm.report import SlurmPart
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import span
 
-ALIVE_WITHIN_S = 180.0
 LOOKED_AT = 200  # jobs on the way to a root cause, at most
 SHOWN = 4  # of them
 
@@ -106,7 +106,7 @@ class _Scene:
         slurm = report.slurm_part(files, store, study, eta_s=None)
         launches = records.launches(files, study)
         tokens = {record.token for record in launches}
-        alive = store.workers(alive_within_s=ALIVE_WITHIN_S)
+        alive = store.workers(alive_within_s=alive_within_s(*(record.lease_s for record in launches)))
         ours = [worker for worker in alive if not worker.slurm_job or records.token_of(worker) in tokens]
         return cls(store=store, study=study, workers=ours, launches=launches, slurm=slurm)
 

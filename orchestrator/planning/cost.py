@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, Record, Settings, TrainSpec
+from kt_study.settings import Settings
+from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, Record, TrainSpec
 
 if TYPE_CHECKING:
     from orchestrator.planning.record import Plan

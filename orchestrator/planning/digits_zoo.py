@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kt_study.training import UNTRAINED, keyed, train_job, trained_record
+from kt_study.job_kinds import planned_job
+from kt_study.training import UNTRAINED, keyed, trained_record
 from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, TrainSpec
 
 _THIN = 0.25
@@ -103,7 +104,7 @@ def digits_zoo(dataset: DatasetRecord, *, seed: int) -> tuple[list[ModelRecord],
             batch_size=32,
             **recipe,
         )
-        job = train_job(spec, estimate_s=10.0)
+        job = planned_job("train", spec, estimate_s=10.0, student=start)
         untrained.append(start)
         jobs.append(job)
         trained.append(trained_record(start, spec, job.digest, dataset))

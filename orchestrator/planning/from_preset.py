@@ -9,8 +9,9 @@ from msgspec.structs import replace
 from kt_study.errors import UsageError
 from kt_study.multi_teacher import order_teachers
 from kt_study.objectives import settings_for
+from kt_study.settings import Settings
 from kt_study.study import DatasetSection, StudyFile, StudySection, recorded
-from kt_study.words import DatasetRecord, ModelRecord, Settings, TransferSpec
+from kt_study.words import DatasetRecord, ModelRecord, TransferSpec
 from orchestrator.planning.checks import check_classes, check_embeddings
 from orchestrator.planning.fine_tuning import Recipe, train_all
 from orchestrator.planning.from_study import compare

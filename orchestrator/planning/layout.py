@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kt_study.hashing import job_digest
+from kt_study.job_kinds import EVALUATION_PRIORITY, planned_job
 from kt_study.multi_teacher import (
     intermediate_students,
     job_of_weights,
@@ -15,7 +16,7 @@ from kt_study.multi_teacher import (
     transfer_digest,
 )
 from kt_study.objectives import needed_logits, shared_training
-from kt_study.training import TRAINED, train_job, trained_record
+from kt_study.training import TRAINED, trained_record
 from kt_study.words import (
     AllPairsSpec,
     ComplementaritySpec,
@@ -23,23 +24,13 @@ from kt_study.words import (
     LogitsSpec,
     ModelRecord,
     PlannedJob,
+    Record,
     TrainSpec,
     TransferSpec,
     as_spec,
 )
 from orchestrator.planning import cost
 from orchestrator.planning.record import Ran
-
-_PRIORITY = {
-    "logits_val": 20,
-    "complementarity": 15,
-    "logits_train": 10,
-    "all_pairs": 5,
-    "transfer": 0,
-    "soup": 0,
-    "remake": 0,
-    "shared": 0,
-}
 
 _COMPARE_S = 0.1
 """Seconds to compare two models' cached predictions."""
@@ -84,9 +75,9 @@ class Layout:
         """One training. Returns the trained model."""
         dataset = self._datasets[spec.dataset]
         needs = [maker] if (maker := maker_of(start)) else []
-        job = train_job(spec, estimate_s=_rounded(cost.train_s(start, dataset, spec)), needs=needs)
-        self.take([job], [start])
-        trained = trained_record(start, spec, job.digest, dataset)
+        job = self._add("train", spec, needs=needs, estimate_s=cost.train_s(start, dataset, spec), student=start)
+        self._add_others([start])
+        trained = trained_record(start, spec, job, dataset)
         self._models[trained.key] = trained
         return trained
 
@@ -98,16 +89,14 @@ class Layout:
             dataset=dataset.key, teacher=teacher.key, student=student.key, class_similarity=similarity
         )
         needs = [self._predictions(dataset, model) for model in (teacher, student)]
-        self._add(
-            "complementarity", as_spec(spec), needs=needs, estimate_s=_COMPARE_S, teacher=teacher, student=student
-        )
+        self._add("complementarity", spec, needs=needs, estimate_s=_COMPARE_S, teacher=teacher, student=student)
 
     def all_pairs(self, dataset: DatasetRecord, models: Sequence[ModelRecord], *, similarity: str = "auto") -> None:
         """Every ordered pair as one job, and the predictions it needs; `similarity` as for one pair."""
         keys = tuple(sorted(model.key for model in models))
         spec = AllPairsSpec(dataset=dataset.key, models=keys, class_similarity=similarity)
         needs = [self._predictions(dataset, model) for model in models]
-        self._add("all_pairs", as_spec(spec), needs=needs, estimate_s=cost.all_pairs_s(len(models), dataset))
+        self._add("all_pairs", spec, needs=needs, estimate_s=cost.all_pairs_s(len(models), dataset))
 
     def transfers(self, runs: Iterable[TransferSpec]) -> None:
         """Every run with its stages or parts. What two runs share is planned once, kept if one of them reads it."""
@@ -125,7 +114,7 @@ class Layout:
             passes = needed_logits(spec, dataset=dataset, model=self._models.__getitem__)
             self._add(
                 "shared",
-                as_spec(spec),
+                spec,
                 needs=map(self._logits, passes),
                 estimate_s=cost.transfer_s(student, dataset, spec.settings),
                 student=student,
@@ -185,7 +174,7 @@ class Layout:
         teacher = self._models[spec.teachers[-1]]
 
         def add(kind: str, needs: list[str]) -> str:
-            return self._add(kind, as_spec(spec), needs=needs, estimate_s=estimate_s, teacher=teacher, student=student)
+            return self._add(kind, spec, needs=needs, estimate_s=estimate_s, teacher=teacher, student=student)
 
         job = add("soup" if spec.settings.multi_teacher == "soup" else "transfer", needs)
         if remake:
@@ -204,10 +193,10 @@ class Layout:
         model, dataset = self._models[spec.model], self._datasets[spec.dataset]
         self._passes[spec] = self._add(
             "logits",
-            as_spec(spec),
+            spec,
             needs=self._makers(maker) if (maker := maker_of(model)) else [],
             estimate_s=cost.forward_s(model, dataset, spec.split, spec.loader),
-            priority=_PRIORITY["logits_val" if spec.split == "val" else "logits_train"],
+            priority=EVALUATION_PRIORITY if spec.split == "val" else None,
             student=model,
         )
         return self._passes[spec]
@@ -215,27 +204,12 @@ class Layout:
     def _add(
         self,
         kind: str,
-        spec: dict[str, Any],
-        *,
-        needs: Iterable[str],
-        estimate_s: float,
-        priority: int | None = None,
-        teacher: ModelRecord | None = None,
-        student: ModelRecord | None = None,
+        spec: Record,
+        **more: Any,
     ) -> str:
-        digest = job_digest(kind, spec)
-        if digest not in self.jobs:
-            self.jobs[digest] = PlannedJob(
-                kind=kind,
-                spec=spec,
-                digest=digest,
-                needs=tuple(dict.fromkeys(needs)),
-                priority=_PRIORITY[kind] if priority is None else priority,
-                estimate_s=_rounded(estimate_s),
-                teacher=teacher.key if teacher else None,
-                student=student.key if student else None,
-            )
-        return digest
+        """Plan a job, once; `more` as of `planned_job`. Returns its digest."""
+        job = planned_job(kind, spec, **more)
+        return self.jobs.setdefault(job.digest, job).digest
 
     def _add_others(self, models: Iterable[ModelRecord]) -> None:
         for model in models:
@@ -245,7 +219,3 @@ class Layout:
 def maker_of(model: ModelRecord) -> str | None:
     """Digest of the job that makes this model's weights, if one does."""
     return model.weights.removeprefix(TRAINED) if model.weights.startswith(TRAINED) else job_of_weights(model)
-
-
-def _rounded(seconds: float) -> float:
-    return round(seconds, 3)

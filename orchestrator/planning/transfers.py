@@ -12,8 +12,9 @@ from kt_study.errors import PairsError, UsageError
 from kt_study.hashing import hash64
 from kt_study.multi_teacher import order_teachers
 from kt_study.objectives import check, settings_for
+from kt_study.settings import Settings
 from kt_study.study import DatasetSection, StudyFile, TransferSection, said_settings
-from kt_study.words import DatasetRecord, ModelRecord, Settings, TransferSpec
+from kt_study.words import DatasetRecord, ModelRecord, TransferSpec
 from orchestrator.planning.checks import check_can_transfer
 from orchestrator.planning.model_records import matching
 from orchestrator.planning.record import Sources, Wishes
@@ -30,6 +31,7 @@ class StudyTransfers:
         self, study: StudyFile, dataset: DatasetRecord, models: list[ModelRecord], wishes: Wishes, sources: Sources
     ) -> None:
         self.notes: list[str] = []
+        self._order: str = said_settings(study.transfer, study.dataset)["teacher_order"]
         self._study, self._dataset, self._wishes, self._sources = study, dataset, wishes, sources
         self._students = matching(models, study.transfer.students, where="[transfer] students")
         self._teachers = matching(models, study.transfer.teachers, where="[transfer] teachers")
@@ -99,9 +101,8 @@ class StudyTransfers:
 
     def _team_runs(self, mode: str, settings: dict[str, list[Settings]]) -> list[TransferSpec]:
         """One run for each student, its team, and each objective that the mode makes sense for."""
-        order = self._study.transfer.teacher_order
         points = [
-            (objective, replace(point, multi_teacher=mode, teacher_order=order))
+            (objective, replace(point, multi_teacher=mode, teacher_order=self._order))
             for objective in self._fitting(mode, settings)
             for point in settings[objective]
         ]
@@ -152,7 +153,7 @@ class StudyTransfers:
             return team
         known = self._sources.accuracies(self._dataset.key)
         try:
-            return order_teachers(team, order=self._study.transfer.teacher_order, accuracy=known)
+            return order_teachers(team, order=self._order, accuracy=known)
         except PairsError as error:
             raise _NotYetKnown(
                 "the accuracy of their teachers is not known before these are evaluated; launch and plan again, or set "
@@ -169,9 +170,7 @@ def common_settings(
 ) -> dict[str, Any]:
     """The settings that the study file gives to every transfer, by name; without those left to the objective."""
     loader = loader_of(section, dataset, sources)
-    return {**said_settings(section), "teacher_order": Settings().teacher_order, "loader": loader} | {
-        "crop_pct": wanted.crop_pct
-    }
+    return {**said_settings(section, wanted), "teacher_order": Settings().teacher_order, "loader": loader}
 
 
 def loader_of(section: TransferSection, dataset: DatasetRecord, sources: Sources) -> str:

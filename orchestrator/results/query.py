@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 from kt_study.database import Address, connect_postgresql, parse_url, unreachable
 from kt_study.errors import UsageError
 from kt_study.nearest import nearest
+from kt_study.settings import named
+from kt_study.shared_files import missing, shared_folder
 from kt_study.tables import attempts, metadata
 from orchestrator.results.streaming import open_read_only
 
@@ -41,7 +43,7 @@ TIMEOUT_S = 60.0
 _QUOTED = r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"(?:[^"]|"")*\""""
 _PARAMETER = re.compile(r"(?<![:\w]):(?P<name>[a-z_]\w*)")
 _WORDS = re.compile(rf"(?P<quoted>{_QUOTED})|{_PARAMETER.pattern}|%", re.DOTALL)
-_PART = re.compile(r"\{(?P<name>[a-z]+)\}")  # stands for a file of sql/queries/parts
+_PART = re.compile(r"\{(?P<name>[a-z]+)\}")  # a file of sql/queries/parts, or the settings that tell results apart
 _NAME = re.compile(r"^[a-z][a-z0-9-]*$")
 
 _STEPS = 10_000  # of SQLite's virtual machine, between two looks at the clock: less than a millisecond
@@ -82,12 +84,10 @@ def named_queries() -> dict[str, NamedQuery]:
 
 
 def queries_folder() -> Path:
-    """Where the named queries are: the checkout's sql/, else where the installation put them. Raises UsageError."""
-    home = Path(__file__).resolve().parents[2]
-    for folder in (home, Path(sys.prefix) / "share" / "kt-study", Path(sys.base_prefix) / "share" / "kt-study"):
-        if any((folder / "sql" / "queries").glob("*.sql")):
-            return folder / "sql" / "queries"
-    raise UsageError(f"the named queries are missing from {sys.prefix}/share/kt-study/sql; install kt-study again")
+    """Where the named queries are. Raises UsageError where the installation lacks them."""
+    if folder := shared_folder("sql/queries", "*.sql"):
+        return folder
+    raise UsageError(missing("the named queries"))
 
 
 def run_query(
@@ -138,13 +138,20 @@ def render(answer: Answer, style: str) -> bytes:
 
 
 def _read(path: Path) -> NamedQuery:
-    sql = _PART.sub(lambda part: _part(path.parent, part["name"]), path.read_text(encoding="utf-8"))
+    sql = _with_parts(path.read_text(encoding="utf-8"), path.parent / "parts")
     return NamedQuery(name=path.stem, title=sql.splitlines()[0].removeprefix("--").strip(), sql=sql)
 
 
-def _part(queries: Path, name: str) -> str:
-    """What several named queries have in common, without the line that says what it is."""
-    return (queries / "parts" / f"{name}.sql").read_text(encoding="utf-8").partition("\n")[2].rstrip()
+def _with_parts(sql: str, parts: Path) -> str:
+    """The text with its `{settings}`, and each `{NAME}` replaced by that file of `parts` without its first line."""
+
+    def part(name: str) -> str:
+        if name == "settings":
+            return ", ".join(f"t.{column}" for column in named("objective", "training"))
+        text = (parts / f"{name}.sql").read_text(encoding="utf-8")
+        return _with_parts(text.partition("\n")[2].rstrip(), parts)
+
+    return _PART.sub(lambda match: part(match["name"]), sql)
 
 
 def _statement(name_or_sql: str, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:

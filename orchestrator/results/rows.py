@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from kt_study.errors import DiskError
 from kt_study.hashing import digest
+from kt_study.job_kinds import JOB_KINDS
 from kt_study.parquet import ALL_PAIRS, ATTEMPTS, JOBS, MODELS, PAIRS, arrow_schema
 from kt_study.schema import RESULT_TABLES, ResultTable
 from kt_study.tables import attempts, jobs, models, results, studies, study_jobs, workers
@@ -31,7 +32,7 @@ JOBS_A_PART = 65_536
 MANY_ROWS = {"class_flips": 1_024, "transfer_epochs": 4_096}
 """Jobs in a part of the tables with many rows a job."""
 
-_PAIR_KINDS = ("complementarity", "transfer", "soup")
+_PAIR_KINDS = [kind.name for kind in JOB_KINDS.values() if {"complementarity", "transfers"} & {*kind.tables}]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """A number and its noun, e.g. `1 job`, `2,000 jobs`, `2 studies`."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+def counted(count: float, noun: str, plural: str = "") -> str:
+    """A number and its noun, e.g. `1 job`, `2,000 jobs`, `2 studies`, `2.5 teachers`."""
+    number = f"{int(count):,}" if count == int(count) else f"{count:g}"
+    return f"{number} {noun if count == 1 else plural or noun + 's'}"

@@ -1,6 +1,6 @@
 """Alembic's entry: runs the migrations on the engine that `kt_study.database.migrate` hands over, one at a time.
 
-By hand, to write a new one: `alembic -c sql/migrations/alembic.ini -x url=sqlite:///scratch.db revision --autogenerate`.
+`make migration` writes a new one.
 """
 
 from __future__ import annotations
@@ -8,17 +8,9 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import context
 
-from kt_study.database import parse_url, sqlalchemy_engine
 from kt_study.tables import belongs_to, metadata
 
 MIGRATION_LOCK = 5_730_411  # key of the PostgreSQL advisory lock that keeps two migrations apart
-
-
-def _engine() -> sa.Engine:
-    given = context.config.attributes.get("engine")
-    if given is not None:
-        return given
-    return sqlalchemy_engine(parse_url(context.get_x_argument(as_dictionary=True)["url"]))
 
 
 def _lock(connection: sa.Connection) -> None:
@@ -35,15 +27,19 @@ def _by_hand(connection: object, _: object) -> None:
 
 
 def _is_ours(item: object, *_: object) -> bool:
-    """Whether `--autogenerate` compares it: of the columns, those that are meant for this database."""
+    """Whether autogeneration compares it: no columns of the other database, and no index of a table that is there, since
+    alembic cannot read those with expressions back from SQLite."""
+    if isinstance(item, sa.Index):
+        return item.table is not None and item.table.name not in tables
     return not isinstance(item, sa.Column) or belongs_to(engine.dialect.name, item)
 
 
-engine = _engine()
+engine: sa.Engine = context.config.attributes["engine"]
 if engine.dialect.name == "sqlite":
     sa.event.listen(engine, "connect", _by_hand)
 with engine.connect() as connection, connection.begin():
     _lock(connection)
+    tables = sa.inspect(connection).get_table_names()
     context.configure(
         connection=connection, target_metadata=metadata, render_as_batch=True, transactional_ddl=True, compare_type=True,
         include_object=_is_ours,

@@ -12,17 +12,18 @@ import pytest
 
 from docs.generate.performance_page import RESULTS, newest
 from docs.generate.performance_page import page as performance
+from kt_study.job_kinds import JOB_KINDS
 from kt_study.objectives import OBJECTIVES
 from kt_study.schema import RESULT_TABLES
 from orchestrator.cli import COMMANDS
 from tests.documentation.blocks import ROOT
-from worker.kinds import KINDS
 
 GENERATORS = {
     "docs/commands.md": ("docs.generate.commands_page", "page"),
     "docs/reproducing-the-paper.md": ("docs.generate.paper_page", "page"),
     "docs/performance.md": ("docs.generate.performance_page", "page"),
     "docs/study-file.md": ("docs.generate.study_page", "page"),
+    "docs/concepts.md": ("docs.generate.concepts_page", "page"),
     "docs/schema.md": ("docs.generate.schema_page", "schema_page"),
 }
 
@@ -87,10 +88,10 @@ def test_concepts_knows_every_objective_and_kind_and_names_columns_that_exist() 
     text = (ROOT / "docs" / "concepts.md").read_text()
     for objective in OBJECTIVES:
         assert f"`{objective}`" in text, objective
-    for kind in KINDS:
+    for kind in JOB_KINDS:
         assert f"`{kind}`" in text, kind
     columns = {column.name for table in RESULT_TABLES.values() for column in table.columns}
-    told = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text.partition("| objective |")[0], re.MULTILINE)
+    told = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text.partition("<!-- generated: objectives -->")[0], re.MULTILINE)
     names = {name for cell in told for name in re.findall(r"\w+", cell)}
     assert len(names) > 8
     assert names <= columns, names - columns

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from kt_study.paths import StudyPaths
-from kt_study.words import DatasetRecord, ModelRecord, Settings
+from kt_study.settings import Settings
+from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.planning.universe import catalogue
-from orchestrator.results.export.card import CardFacts, model_card, wilson_interval
+from orchestrator.results.export.card import CardFacts, model_card
 from orchestrator.results.export.choice import Chosen
 from orchestrator.results.export.folder import export_student
 from orchestrator.results.export.licences import card_licence, is_non_commercial, warnings
@@ -47,14 +45,6 @@ class Store:
 
     def dataset(self, key: str) -> DatasetRecord:
         return DatasetRecord(key=key, name="digits", kind="digits")
-
-
-@settings(deadline=None)
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_is_scipys(counts: tuple[int, int]) -> None:
-    right, n = counts
-    low, high = binomtest(right, n).proportion_ci(method="wilson")
-    assert wilson_interval(right, n) == pytest.approx((100 * low, 100 * high), abs=1e-9)
 
 
 def test_a_factorys_student_comes_with_words_that_load_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from kt_study.errors import UsageError
-from kt_study.words import Settings, TrainSpec
+from kt_study.settings import Settings
+from kt_study.words import TrainSpec
 from orchestrator.planning import Plan, Wishes, nominal_plan, preset_plan
 from orchestrator.planning.presets import preset, presets
 from orchestrator.planning.universe.table import by_name

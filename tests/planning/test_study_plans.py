@@ -13,7 +13,8 @@ import pytest
 
 from kt_study.datasets import open_split
 from kt_study.errors import UsageError
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Settings, TrainSpec
+from kt_study.settings import Settings
+from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TrainSpec
 from orchestrator.planning import Wishes, cost, model_records, plan_cost
 from orchestrator.planning.cost import all_pairs_s
 from orchestrator.planning.universe.table import by_name

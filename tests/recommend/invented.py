@@ -19,6 +19,7 @@ from kt_study.datasets.kind import Found, Listing
 from kt_study.files import file_digest
 from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
+from kt_study.settings import Settings
 from kt_study.store import JobStore, WorkerRecord
 from kt_study.study import DatasetSection, StudyFile, StudySection, TransferSection
 from kt_study.words import (
@@ -27,7 +28,6 @@ from kt_study.words import (
     DatasetRecord,
     LogitsSpec,
     PlannedJob,
-    Settings,
     TransferSpec,
     as_spec,
 )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kt_study.hashing import job_digest
 from kt_study.schema import TRANSFERS
+from kt_study.settings import Settings
 from kt_study.store import JobStore, WorkerRecord
 from kt_study.words import (
     Claim,
@@ -26,7 +27,6 @@ from kt_study.words import (
     ModelRecord,
     PlannedJob,
     Record,
-    Settings,
     TransferSpec,
     as_spec,
 )

@@ -7,10 +7,12 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 from msgspec.structs import replace
 
 from kt_study.errors import DataError, PairsError, UsageError
 from kt_study.hashing import job_digest
+from kt_study.job_kinds import JOB_KINDS, RESUMABLE, JobKind, planned_job
 from kt_study.multi_teacher import (
     intermediate_students,
     job_of_weights,
@@ -24,14 +26,18 @@ from kt_study.multi_teacher import (
 )
 from kt_study.objectives import (
     OBJECTIVES,
+    ObjectiveFacts,
     needed_logits,
     needs_live_teacher,
     settings_for,
     supports,
     transfer_logits,
 )
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Settings, TransferSpec, as_spec
-from worker.objectives import OBJECTIVES as LOSSES
+from kt_study.schema import RESULT_TABLES
+from kt_study.settings import SETTINGS, Settings, named
+from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TrainSpec, TransferSpec, as_spec
+from worker.kinds import job_kind
+from worker.objectives import Setup, build_objective, objective_class
 
 DATASET = DatasetRecord(key="d", name="data", kind="digits", splits={"train": 9, "val": 9})
 
@@ -71,8 +77,45 @@ def test_planning_never_imports_torch() -> None:
 
 
 def test_every_objective_has_facts_and_a_loss() -> None:
-    assert list(OBJECTIVES) == list(LOSSES)
-    assert len(OBJECTIVES) == 10
+    classes = [objective_class(name) for name in OBJECTIVES]
+    assert len(set(classes)) == len(OBJECTIVES) >= 10
+
+
+def test_an_objective_reads_no_setting_that_its_facts_do_not_name() -> None:
+    """It would be at its default in every row, whatever the study file says."""
+    setup = Setup(settings=settings_for("kl", {}), labels=torch.zeros(2, dtype=torch.int64))
+    objective = build_objective("kl", setup)
+    assert objective.settings.temperature == 1.0
+    with pytest.raises(AttributeError, match=r"'kl' reads the setting 'kl_weight'.*uses.*objectives\.py"):
+        _ = objective.settings.kl_weight
+
+
+def test_facts_cannot_leave_out_whether_the_loss_reads_labels_or_name_a_setting_that_is_none() -> None:
+    with pytest.raises(TypeError, match="reads_labels"):
+        ObjectiveFacts(name="new", label="New", meaning="", uses=frozenset())  # type: ignore[call-arg]
+    for name in ("temprature", "epochs"):
+        with pytest.raises(ValueError, match=name):
+            ObjectiveFacts(name="new", label="New", meaning="", reads_labels=False, uses=frozenset({name}))
+    with pytest.raises(ValueError, match="temprature"):
+        ObjectiveFacts(
+            name="new", label="New", meaning="", reads_labels=False, uses=frozenset(), defaults={"temprature": 2.0}
+        )
+
+
+def test_every_job_kind_has_a_module_and_planning_gives_its_priority() -> None:
+    assert all(callable(job_kind(name).run) for name in JOB_KINDS)
+    assert set(RESUMABLE) == {"train", "transfer", "remake", "shared"}
+    job = planned_job("train", TrainSpec(dataset="d", split="zoo", start="m"), estimate_s=1.23456)
+    assert (job.priority, job.estimate_s, job.spec) == (30, 1.235, {"dataset": "d", "split": "zoo", "start": "m"})
+    with pytest.raises(ValueError, match="no table 'echos'"):
+        JobKind(name="echo", meaning="", spec=TrainSpec, priority=0, tables=("echos",))
+
+
+def test_every_setting_of_objectives_is_used_by_one_and_every_setting_is_a_column() -> None:
+    used = frozenset[str]().union(*(facts.uses for facts in OBJECTIVES.values()))
+    assert used == set(named("objective"))
+    columns = {column.name for column in RESULT_TABLES["transfers"].columns}
+    assert set(Settings.__struct_fields__) == set(SETTINGS) <= columns
 
 
 def test_defaults_follow_objective_and_reading() -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from kt_study.errors import DataError
-from kt_study.words import Settings
+from kt_study.settings import Settings
 from worker.objectives import Batch, Setup, build_objective
 from worker.objectives.crd import ContrastiveRepresentationDistillation, OtherClasses
 

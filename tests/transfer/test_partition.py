@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kt_study.errors import UsageError
 from kt_study.objectives import OBJECTIVES, needs_frozen_student, partition_of
-from kt_study.words import Settings
+from kt_study.settings import Settings
 from worker.objectives.partition import Columns, assign_sources
 from worker.training.rows import ResidentTable, StreamedTable, merged_table
 

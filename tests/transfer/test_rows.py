@@ -13,7 +13,7 @@ import torch
 from msgspec.structs import replace
 
 from kt_study.objectives import OBJECTIVES
-from kt_study.words import Settings
+from kt_study.settings import Settings
 from tests.transfer.study import Study, make_study
 from worker.training.step import StepInputs, TransferStep
 

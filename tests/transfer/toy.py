@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kt_study.objectives import facts_of, partition_of, settings_for
-from kt_study.words import Settings
+from kt_study.settings import Settings
 from worker.objectives import Setup, build_objective
 from worker.objectives.partition import Columns, assign_sources
 from worker.training.deterministic import seed_step

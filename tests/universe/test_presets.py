@@ -7,7 +7,7 @@ import pytest
 
 from kt_study.errors import UsageError
 from kt_study.published import read_table
-from kt_study.words import Settings
+from kt_study.settings import Settings
 from orchestrator.planning.presets import Search, TransferPair, preset, presets
 from orchestrator.planning.universe.table import by_name
 

@@ -20,7 +20,7 @@ class Stopped(Exception):
     """The job was asked to stop and has written its checkpoint; it goes back to ready."""
 
 
-class JobKind(Protocol):
+class KindModule(Protocol):
     """One module of `worker.kinds`: `run` does one job and returns its result rows."""
 
     def run(self, spec: dict[str, Any], context: JobContext) -> Rows:

@@ -1,4 +1,4 @@
-"""The job kinds. A new one is a module with `run(spec, context) -> Rows` and a line here."""
+"""The job kinds, a module each of its name in `kt_study.job_kinds`, with `run(spec, context) -> Rows`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,13 @@ import importlib
 from typing import cast
 
 from kt_study.errors import UsageError
-from worker.job.context import JobKind
-
-KINDS = {
-    "train": "worker.kinds.train",
-    "logits": "worker.kinds.logits",
-    "complementarity": "worker.kinds.complementarity",
-    "all_pairs": "worker.kinds.all_pairs",
-    "transfer": "worker.kinds.transfer",
-    "soup": "worker.kinds.soup",
-    "remake": "worker.kinds.remake",
-    "shared": "worker.kinds.shared",
-}
-
-TINY = frozenset({"complementarity"})
-"""Kinds whose jobs take milliseconds: a worker claims and finishes them in batches."""
+from kt_study.job_kinds import JOB_KINDS
+from worker.job.context import KindModule
 
 
-def job_kind(name: str) -> JobKind:
+def job_kind(name: str) -> KindModule:
     """The module of a job kind. Raises UsageError for a kind that this version does not know."""
-    if name not in KINDS:
-        raise UsageError(f"job kind {name!r} is not known to this version of kt-study; it knows {', '.join(KINDS)}")
-    return cast(JobKind, importlib.import_module(KINDS[name]))
+    if name not in JOB_KINDS:
+        known = ", ".join(JOB_KINDS)
+        raise UsageError(f"job kind {name!r} is not known to this version of kt-study; it knows {known}")
+    return cast(KindModule, importlib.import_module(f"{__name__}.{name}"))

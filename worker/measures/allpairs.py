@@ -18,13 +18,13 @@ import numpy.typing as npt
 
 from kt_study.errors import DataError
 from kt_study.files import written_aside
+from kt_study.schema import TOP_PERCENTS
 from worker.measures import kernels, similarity_kernels
 from worker.measures.arrays import Counts, Floats, Ints, check_labels, check_predictions
 from worker.measures.bits import Correctness, pack_correctness
 from worker.measures.entropy import entropy_of_sums, expected_subset_entropy, xlogx
 from worker.measures.rates import pair_rates
 from worker.measures.similarity import average_similarity, check_similarity, grid_step, on_grid
-from worker.measures.top_classes import TOP_PERCENTS
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from kt_study.errors import DataError
+from kt_study.schema import TOP_PERCENTS
 from worker.measures.arrays import Counts, Floats
-from worker.measures.top_classes import TOP_PERCENTS, TopClasses, top_classes
+from worker.measures.top_classes import TopClasses, top_classes
 
 GRID_BITS = 22
 """Similarities are whole steps of a grid, 2 ** 22 of them up to the largest: as fine as the float32 they come from."""

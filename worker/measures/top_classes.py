@@ -13,8 +13,6 @@ import numpy as np
 
 from worker.measures.arrays import Counts, Mask
 
-TOP_PERCENTS = (2, 5, 20, 50)  # Figure 2b
-
 
 class TopClasses(msgspec.Struct, frozen=True, kw_only=True):
     """The smallest set of classes that holds a share of the flips: `sure` and `drawn` random ones of `tied`.

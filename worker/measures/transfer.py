@@ -7,13 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from kt_study.errors import DataError
+from kt_study.schema import RATE_PERCENTS
 from kt_study.words import Record
 from worker.measures.arrays import Floats, Ints, Mask, check_labels, check_predictions
 from worker.measures.pair import count_by_class
-from worker.measures.top_classes import TOP_PERCENTS, top_classes
-
-RATE_PERCENTS = (*TOP_PERCENTS, 100)
-
+from worker.measures.top_classes import top_classes
 
 _AGREEMENTS = ("agreement_before", "agreement_after")
 

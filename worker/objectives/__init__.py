@@ -1,41 +1,53 @@
-"""The transfer objectives: what a student learns from a batch. A new one is a module here and a line in `OBJECTIVES`.
+"""The transfer objectives: what a student learns from a batch. Each is a module of its name with one class of `Objective`.
 
 An objective turns a `Batch` into one loss a sample. Which source's logits a sample gets as its target is the
-partition's business (`worker.objectives.partition`), settled before training; the facts that planning needs are in
-`kt_study.objectives`.
+partition's business (`worker.objectives.partition`), settled before training; all other facts of an objective are its
+record in `kt_study.objectives`.
 """
 
 from __future__ import annotations
 
-from kt_study.objectives import facts_of
+import importlib
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
+from kt_study.objectives import ObjectiveFacts, facts_of
+from kt_study.settings import SETTINGS, Settings
 from worker.objectives.base import Batch, Objective, Setup
-from worker.objectives.cd import CosineSimilarityDistillation
-from worker.objectives.crd import ContrastiveRepresentationDistillation
-from worker.objectives.kl import KL
-from worker.objectives.kl_dp import DataPartitionedKL
-from worker.objectives.kl_dp_unsupervised import UnsupervisedDataPartitionedKL
-from worker.objectives.kl_label_smoothing import LabelSmoothedKL
-from worker.objectives.self_distillation import SelfDistillation
-from worker.objectives.soft_xe import SoftCrossEntropy
-from worker.objectives.xe_kl import CrossEntropyKL
-from worker.objectives.xe_kl_mcl import MomentumContinualKL
 
-__all__ = ["OBJECTIVES", "Batch", "Objective", "Setup", "build_objective"]
+__all__ = ["Batch", "Objective", "Setup", "build_objective", "objective_class"]
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    "kl": KL,
-    "xe_kl": CrossEntropyKL,
-    "xe_kl_mcl": MomentumContinualKL,
-    "kl_dp": DataPartitionedKL,
-    "kl_dp_unsupervised": UnsupervisedDataPartitionedKL,
-    "kl_label_smoothing": LabelSmoothedKL,
-    "soft_xe": SoftCrossEntropy,
-    "cd": CosineSimilarityDistillation,
-    "crd": ContrastiveRepresentationDistillation,
-    "self_distillation": SelfDistillation,
-}
+
+def objective_class(name: str) -> type[Objective]:
+    """The class of the module of that name. Raises UsageError for an objective that does not exist."""
+    module = importlib.import_module(f"{__name__}.{facts_of(name).name}")
+    (found,) = [
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Objective) and kind.__module__ == module.__name__
+    ]
+    return found
 
 
 def build_objective(name: str, setup: Setup) -> Objective:
     """The objective of that name, ready to be moved to a device. Raises UsageError for one that does not exist."""
-    return OBJECTIVES[facts_of(name).name](setup)
+    readable = _ReadableSettings(facts_of(name), setup.settings)
+    return objective_class(name)(replace(setup, settings=cast(Settings, readable)))
+
+
+class _ReadableSettings(SimpleNamespace):
+    """The settings without those that the facts of the objective do not name: rows have their defaults."""
+
+    def __init__(self, facts: ObjectiveFacts, settings: Settings) -> None:
+        readable = [name for name, one in SETTINGS.items() if one.role != "objective" or name in facts.uses]
+        super().__init__(**{name: getattr(settings, name) for name in readable})
+        self._objective = facts.name
+
+    def __getattr__(self, name: str) -> object:
+        if name in SETTINGS:
+            raise AttributeError(
+                f"objective {self._objective!r} reads the setting {name!r}, which `uses` in its record in "
+                "kt_study/objectives.py does not name"
+            )
+        raise AttributeError(name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kt_study.words import Settings
+from kt_study.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

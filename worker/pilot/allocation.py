@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from kt_study import scontrol
 from kt_study.pilots import PilotOptions
 from kt_study.store import WorkerRow
 from worker.pilot.signals import END_OF_ALLOCATION, StopRequest
@@ -106,8 +107,8 @@ def slurm_job() -> str:
 def slurm_facts(job: str) -> dict[str, str]:
     """What `scontrol show job` says; empty when it does not answer."""
     said = _scontrol("-o", "show", "job", job)
-    found = re.findall(r"(\w+)=(\S*)", said.stdout) if said and not said.returncode else []
-    return dict(reversed(found))  # of a name that comes twice the first: comments, which anybody writes, come last
+    found = scontrol.records(said.stdout) if said and not said.returncode else []
+    return found[0] if found else {}
 
 
 def say_farewell(allocation: Allocation, stop: StopRequest, options: PilotOptions, *, work_left: bool) -> None:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from kt_study import notify
 from kt_study.errors import DatabaseError, LeaseLost, SchemaMismatch, UsageError
 from kt_study.failures import describe, is_transient
-from kt_study.pilots import RESUMABLE, PilotOptions, time_left_s
+from kt_study.job_kinds import BATCHED, RESUMABLE
+from kt_study.pilots import PilotOptions, time_left_s
 from kt_study.store import JobStore, Outlook, WorkerRecord
 from kt_study.store.spool import Spool
 from kt_study.words import Claim
 from worker.job.context import JobContext, Rows, Stopped, WorkerOptions
-from worker.kinds import TINY, job_kind
+from worker.kinds import job_kind
 from worker.pilot.allocation import Allocation, say_farewell, this_allocation
 from worker.pilot.heartbeat import Heartbeat, LastWord
 from worker.pilot.probe import GpuLost, check_gpu
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kt-study.worker")
 
-TINY_BATCH = 16
+BATCH_SIZE = 16
 
 NO_FIT_PATIENCE_S = 10.0
 ASK_SLURM_AGAIN_S = 120.0
@@ -119,8 +120,8 @@ class Pilot:
             return []
         held_teachers, held_students = self._affinity()
         claims = self._ask_for(left, teachers=held_teachers, students=held_students)
-        if claims and claims[0].kind in TINY:
-            claims += self._ask_for(left, kinds=(claims[0].kind,), limit=TINY_BATCH - 1)
+        if claims and claims[0].kind in BATCHED:
+            claims += self._ask_for(left, kinds=(claims[0].kind,), limit=BATCH_SIZE - 1)
         if not claims and left is not None and left > self._longest_s() / 2:
             claims = self._ask_for(None, kinds=RESUMABLE)  # it fits no allocation, or waits for a longer one in vain
         return claims

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kt_study.words import Settings
+from kt_study.settings import Settings
 
 
 def forget_compiled(shelf: dict[str, Any], student: str, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kt_study.errors import UsageError
 from kt_study.objectives import facts_of
-from kt_study.words import Settings
+from kt_study.settings import Settings
 from worker.objectives import Batch, Objective
 from worker.training.guard import Guard
 from worker.training.slow_weights import SlowWeights

@@ -19,8 +19,9 @@ from kt_study.database import parse_url
 from kt_study.errors import DatabaseError, StudyFileError, UsageError
 from kt_study.mistakes import readable, unusable_number
 from kt_study.nearest import nearest
+from kt_study.settings import SETTINGS, named
 from kt_study.study import TransferSection
-from kt_study.words import JobState, Settings, TransferSpec
+from kt_study.words import JobState, TransferSpec
 from orchestrator.cli import completion
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import size
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from kt_study.store import JobRow, JobStore
     from orchestrator.planning import Plan, Ran, Sources, Wishes
 
-_NO_AXES = ("multi_teacher", "teacher_order", "keep")
+_NO_AXES = (*named("teachers"), "keep")
 """Settings that do not search for anything."""
 
 
@@ -285,7 +286,7 @@ def _grid_axis(text: str) -> tuple[str, tuple[Any, ...]]:
     """`lr=1e-3,1e-4` as ("lr", (0.001, 0.0001)), checked as in the study file."""
     name, _, values = text.partition("=")
     types = {field.name: field.type for field in msgspec.structs.fields(TransferSection)}
-    known = [key for key in types if key in Settings.__struct_fields__ and key not in _NO_AXES]
+    known = [key for key in types if key in SETTINGS and key not in _NO_AXES]
     if name not in known or not values:
         hint = nearest(name, known) if name not in known else ""
         raise UsageError(f"--grid {text}: give KEY=V1,V2 with a key of [transfer]{hint} (there are {', '.join(known)})")

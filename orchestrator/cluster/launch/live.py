@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from kt_study.pilots import PilotOptions
+from kt_study.pilots import PilotOptions, alive_within_s
 from kt_study.store import JobStore, WorkerRow
 
 
@@ -16,7 +16,7 @@ def live_workers(store: JobStore, options: PilotOptions) -> list[WorkerRow]:
 
     Studies may share a database: whose log lies in another study's folder works for that one.
     """
-    working = store.workers(alive_within_s=2 * options.lease_s)
+    working = store.workers(alive_within_s=alive_within_s(options.lease_s))
     here = [worker for worker in working if worker.host == socket.gethostname() and not worker.slurm_job]
     gone = [worker for worker in here if not _runs(worker.pid)]
     if gone:

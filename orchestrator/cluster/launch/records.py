@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from kt_study.files import write_bytes
-from kt_study.pilots import LaunchFiles, Probe
+from kt_study.pilots import LEASE_S, LaunchFiles, Probe
 from kt_study.store import WorkerRow
 from kt_study.words import Record
 from orchestrator.cluster.launch.request import warning_of
@@ -30,7 +30,7 @@ class LaunchRecord(Record, frozen=True, kw_only=True):
     time_min: int
     done_before: int  # jobs of the study that were done then
     slurm_id: str = ""
-    lease_s: float = 60.0  # of its pilots
+    lease_s: float = LEASE_S  # of its pilots
 
     @property
     def name(self) -> str:

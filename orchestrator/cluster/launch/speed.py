@@ -10,6 +10,8 @@ from typing import Any
 import click
 from click import IntRange
 
+from kt_study.pilots import LEASE_S
+
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "--loader-workers",
@@ -23,7 +25,7 @@ lease_option = click.option(
     "--lease",
     "lease_s",
     type=click.FloatRange(min=3),
-    default=60.0,
+    default=LEASE_S,
     show_default=True,
     help="Seconds a silent worker keeps a job.",
 )

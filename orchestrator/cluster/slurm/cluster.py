@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from kt_study import scontrol
 from kt_study.errors import SlurmError
 from kt_study.nearest import nearest
 from kt_study.words import Record
@@ -68,8 +69,8 @@ def look_at_cluster() -> Cluster:
     """Ask slurmctld. Raises SlurmError."""
     config = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", run("scontrol", "show", "config"), re.MULTILINE))
     return Cluster(
-        partitions=tuple(map(_partition, _records(run("scontrol", "--all", "-o", "show", "partition")))),
-        nodes=tuple(map(_node, _records(run("scontrol", "--all", "-o", "show", "node")))),
+        partitions=tuple(map(_partition, scontrol.records(run("scontrol", "--all", "-o", "show", "partition")))),
+        nodes=tuple(map(_node, scontrol.records(run("scontrol", "--all", "-o", "show", "node")))),
         largest_array=int(config.get("MaxArraySize", "1001")),
         kill_wait_s=int(config.get("KillWait", "30 sec").split()[0]),
     )
@@ -96,11 +97,6 @@ def minutes(text: str) -> int:
     else:
         hours, mins, seconds = 0, parts[0], parts[1] if len(parts) == 2 else 0
     return (int(days or 0) * 24 + hours) * 60 + mins + -(-seconds // 60)
-
-
-def _records(text: str) -> list[dict[str, str]]:
-    """Of a name that comes twice the first counts: comments, which anybody writes, come last."""
-    return [dict(reversed(re.findall(r"(\w+)=(\S*)", line))) for line in text.splitlines() if "=" in line]
 
 
 def _partition(facts: dict[str, str]) -> Partition:

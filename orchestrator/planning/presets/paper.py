@@ -38,7 +38,7 @@ IMAGENET_SUBSET = DatasetNeed(
 
 
 def settings_of(objective: str) -> dict[str, Setting]:
-    """The paper's settings of an objective, by the names of kt_study.words.Settings."""
+    """The paper's settings of an objective, by the names of kt_study.settings.Settings."""
     return {**COMMON, "lr": 1e-4, **BY_OBJECTIVE.get(objective, {})}
 
 

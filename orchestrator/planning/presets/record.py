@@ -22,7 +22,7 @@ class TransferPair(Record, frozen=True):
 class Search(Record, frozen=True):
     """A search over settings: every combination of the axes, or a seeded draw of `draws` different ones."""
 
-    axes: dict[str, tuple[Setting, ...]]  # name of a field of kt_study.words.Settings -> values
+    axes: dict[str, tuple[Setting, ...]]  # name of a field of kt_study.settings.Settings -> values
     draws: int = 0  # 0: every combination
     seed: int = 0
 
@@ -45,7 +45,9 @@ class Arm(Record, frozen=True):
     objective: str
     pairs: tuple[TransferPair, ...]
     dataset: str  # name of one of the preset's data sets
-    settings: dict[str, Setting]  # by the names of kt_study.words.Settings; multi_teacher and teacher_order among them
+    settings: dict[
+        str, Setting
+    ]  # by the names of kt_study.settings.Settings; multi_teacher and teacher_order among them
     search: Search | None = None
 
     def points(self) -> tuple[dict[str, Setting], ...]:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import kt_study
 from kt_study.objectives import facts_of
-from kt_study.words import DatasetRecord, ModelRecord, Settings
+from kt_study.settings import SETTINGS
+from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.results.export.licences import card_licence, licence_of, remark, warnings
-
-_Z = 1.959963984540054
-"""The normal distribution's 97.5 % point."""
+from orchestrator.results.report.statistics import wilson
 
 _ALWAYS = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "views", "augment", "batchnorm", "reading")
 """Settings that every card names; others where the objective reads them or they are not at their default."""
-
-_QUIET = ("keep", "eval_every")
-"""Settings that change no weight of the student."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +31,6 @@ class CardFacts:
     matches: int
     folder: str
     acc_remade: float | None = None  # %, where these weights were made again and are not, to the bit, the row's
-
-
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a share, in % (Wilson 1927): what accuracies the counted samples are likely under."""
-    p, z2 = right / n, _Z * _Z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
 def remade(facts: CardFacts) -> str:
@@ -189,8 +176,9 @@ def _selection(facts: CardFacts) -> str:
 
 
 def _wilson(percent: float, n: int) -> str:
-    low, high = wilson_interval(round(percent * n / 100), n)
-    return f"{low:.2f} to {high:.2f} %"
+    """The 95 % score interval: what accuracies the counted samples are likely under."""
+    share = wilson(round(percent * n / 100), n)
+    return f"{share.low:.2f} to {share.high:.2f} %"
 
 
 def _making(facts: CardFacts) -> str:
@@ -211,9 +199,9 @@ def _making(facts: CardFacts) -> str:
 
 def _telling_settings(row: dict[str, Any]) -> Iterator[str]:
     used = facts_of(row["objective"]).uses
-    for name in Settings.__struct_fields__:
-        changed = row[name] is not None and row[name] != getattr(Settings(), name)
-        if name not in _QUIET and (changed or name in _ALWAYS or name in used):
+    for name in SETTINGS:
+        changed = row[name] is not None and row[name] != SETTINGS[name].default
+        if SETTINGS[name].role != "output" and (changed or name in _ALWAYS or name in used):
             yield name
 
 

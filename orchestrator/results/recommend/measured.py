@@ -10,8 +10,9 @@ import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
 
+from kt_study.settings import SETTINGS, Settings, named
 from kt_study.tables import jobs, results
-from kt_study.words import Settings, TransferSpec
+from kt_study.words import TransferSpec
 from orchestrator.results.recommend.known import Known
 from orchestrator.results.streaming import Reader, Select
 
@@ -27,10 +28,7 @@ _NUMBERS = (
     "seconds",
 )
 
-_SAME_RESULT = {
-    name: getattr(Settings(), name)
-    for name in ("eval_every", "keep", "loader", "micro_batch", "channels_last", "deterministic", "compile")
-}
+_SAME_RESULT = {name: SETTINGS[name].default for name in named("execution", "output")}
 """Settings that move a result by less than another seed would."""
 
 

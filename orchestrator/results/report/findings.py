@@ -11,9 +11,10 @@ from kt_study.published import read_table
 from orchestrator.results.report.material import SETTINGS, Material, order_of
 from orchestrator.results.report.plot import OBJECTIVES
 from orchestrator.results.report.published import SETTING, claim, success_medians
-from orchestrator.results.report.statistics import FEWEST, Interval, bootstrap, by_student, counted, median
+from orchestrator.results.report.statistics import FEWEST, Interval, bootstrap, by_student, median
 from orchestrator.results.report.tables.several import SETTING as SEVERAL
 from orchestrator.results.report.tables.several import against_single
+from orchestrator.terminal.plural import counted
 
 LABELS = {label: name for name, label in OBJECTIVES.items()}
 MODES = ("sequential", "parallel", "soup")

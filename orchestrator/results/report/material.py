@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kt_study.words import Settings
+from kt_study.settings import named
 from orchestrator.results.report.plot import FAMILIES, OBJECTIVES
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown family"
 
-SETTINGS = tuple(name for name in Settings.__struct_fields__ if name not in ("eval_every", "keep", "multi_teacher"))
+SETTINGS = (*named("objective", "training", "execution"), "teacher_order")
 """Settings that may tell two transfers of one pair apart."""
 
 

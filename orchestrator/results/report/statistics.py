@@ -80,11 +80,6 @@ def _interval(value: float, n: int, statistic: Callable[[NDArray[np.int64]], Val
     return Interval(value, float(low), float(high))
 
 
-def counted(n: float, name: str) -> str:
-    """Such as `1 student` or `2.5 teachers`."""
-    return f"{n:g} {name}" if n == 1 else f"{n:g} {name}s"
-
-
 def median(values: Values) -> Any:
     """Along the last axis."""
     import numpy as np

@@ -3,9 +3,7 @@ runs AS (
     SELECT st.name AS study, t.*,
            DENSE_RANK() OVER (
                PARTITION BY st.name, t.dataset, t.objective
-               ORDER BY t.reading DESC, t.batchnorm DESC, t.epochs, t.lr, t.temperature, t.top_k, t.batch_size,
-                        t.momentum, t.weight_decay, t.kl_weight, t.label_smoothing, t.warmup_epochs, t.flips, t.views,
-                        t.augment, t.crop, t.crop_pct, t.mcl_tau, t.mcl_every, t.precision, t.grad_clip
+               ORDER BY t.reading DESC, t.batchnorm DESC, t.epochs, t.lr, t.temperature, t.top_k, {settings}
            ) AS setting
     FROM transfers t
     JOIN study_jobs sj ON sj.job_id = t.job_id

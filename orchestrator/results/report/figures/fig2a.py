@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from kt_study.schema import TOP_PERCENTS
 from orchestrator.results.report.figures.figure import Figure
 from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing, missing
@@ -56,7 +57,7 @@ def _curve(flips: pd.DataFrame, pair: pd.Series, kind: str, classes: int) -> pd.
 
 
 def _shares(kind: str, pair: pd.Series) -> str:
-    values = " / ".join(f"{pair[f'top{x}_classes']:.1f}" for x in (2, 5, 20, 50))
+    values = " / ".join(f"{pair[f'top{x}_classes']:.1f}" for x in TOP_PERCENTS)
     return f"{kind.split(' (')[0]} {values} ({pair['teacher']} → {pair['student']})"
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
+from kt_study.schema import TOP_PERCENTS
 from orchestrator.results.report.figures.figure import Figure
 from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing, missing
 from orchestrator.results.report.plot import Drawing, Layer, Panel
 from orchestrator.results.report.statistics import bootstrap, mean, thinned
 
-TOPS = (2, 5, 20, 50)
-_BY_TOP = {x: f"top{x}_similarity" for x in TOPS}
+_BY_TOP = {x: f"top{x}_similarity" for x in TOP_PERCENTS}
 COLUMNS = list(_BY_TOP.values())
 PAIRS = 1500  # in the page's boxes
 NOISE = 1e-6  # %; below it all classes were equally alike, and only the last digits differ
@@ -35,7 +35,7 @@ def build(material: Material) -> Drawing | Missing:
             for x, name in _BY_TOP.items()
         ]
     ).dropna(subset=["similarity"])
-    order = tuple(f"top {x} %" for x in TOPS)
+    order = tuple(f"top {x} %" for x in TOP_PERCENTS)
     zero = pd.DataFrame({"y": [0.0], "label": ["average over all classes"]})
     layers = (
         Layer(mark="box", data=long, x="top", y="similarity"),

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pandas as pd
 
+from kt_study.schema import RATE_PERCENTS
 from orchestrator.results.report.figures.figure import Figure
 from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing, missing
 from orchestrator.results.report.plot import OBJECTIVES, Drawing, Layer, Panel
 
-TOPS = (2, 5, 20, 50, 100)
 MAIN = OBJECTIVES["kl_dp"]
 RATES = {"transfer_rate": "any flips gained there", "transfer_rate_strict": "the same images"}
 
 
 def build(material: Material) -> Drawing | Missing:
     """Means and quartiles by family of the student, for both ways to count."""
-    rows = material.single.dropna(subset=[f"transfer_rate_top{x}" for x in TOPS], how="all")
+    rows = material.single.dropna(subset=[f"transfer_rate_top{x}" for x in RATE_PERCENTS], how="all")
     if rows.empty:
         return missing(material.single, "single-teacher transfers", "transfer_rate_top100")
     main = main_objective(rows)
@@ -42,11 +42,11 @@ def main_objective(rows: pd.DataFrame) -> str:
 
 
 def _panel(rows: pd.DataFrame, column: str, title: str, main: str) -> Panel:
-    order = tuple(f"top {x} %" if x < 100 else "all" for x in TOPS)
+    order = tuple(f"top {x} %" if x < 100 else "all" for x in RATE_PERCENTS)
     long = pd.concat(
         [
             rows[["family", "objective"]].assign(top=label, rate=rows[f"{column}_top{x}"].astype(float))
-            for x, label in zip(TOPS, order, strict=True)
+            for x, label in zip(RATE_PERCENTS, order, strict=True)
         ]
     ).dropna(subset=["rate"])
     grouped = long.groupby(["objective", "family", "top"], sort=False)["rate"]

@@ -7,7 +7,7 @@ from orchestrator.results.report.figures.figure import Figure
 from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing, missing
 from orchestrator.results.report.plot import Drawing, Layer, Panel
-from orchestrator.results.report.statistics import counted
+from orchestrator.terminal.plural import counted
 
 
 def build(material: Material) -> Drawing | Missing:

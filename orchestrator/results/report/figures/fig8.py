@@ -10,7 +10,8 @@ from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing, missing
 from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, PUBLISHED, Drawing, Layer, Panel
 from orchestrator.results.report.published import students as published_students
-from orchestrator.results.report.statistics import by_student, counted
+from orchestrator.results.report.statistics import by_student
+from orchestrator.terminal.plural import counted
 
 PANELS = {
     "acc_before": ("accuracy of the student before, %", "a) accuracy"),

@@ -10,7 +10,8 @@ from orchestrator.results.report.material import Material, order_of
 from orchestrator.results.report.missing import Missing, missing
 from orchestrator.results.report.plot import OBJECTIVES, PUBLISHED, Drawing, Layer, Panel
 from orchestrator.results.report.published import SETTING, claim, success_medians
-from orchestrator.results.report.statistics import bootstrap, by_student, counted, median
+from orchestrator.results.report.statistics import bootstrap, by_student, median
+from orchestrator.terminal.plural import counted
 
 
 def success_boxes(material: Material, objectives: Sequence[str]) -> Drawing | Missing:

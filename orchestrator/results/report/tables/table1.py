@@ -6,23 +6,24 @@ import pandas as pd
 
 from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing
+from orchestrator.results.report.plot import OBJECTIVES
 from orchestrator.results.report.tables.common import beside, per_student, printed, student_facts
 from orchestrator.results.report.tables.table import Table
 
-OBJECTIVES = {"kl": "KL", "kl_dp": "KL+DP"}
+LABELS = {name: OBJECTIVES[name] for name in ("kl", "kl_dp")}
 PRINTED = {
     f"delta_{name}_{short}": f"paper {label} {sign}"
-    for name, label in OBJECTIVES.items()
+    for name, label in LABELS.items()
     for short, sign in (("mean", "mean"), ("std", "±"))
 }
 
 
 def build(material: Material) -> pd.DataFrame | Missing:
     """A row a student."""
-    parts = [per_student(material, name, {"delta_transf": label}) for name, label in OBJECTIVES.items()]
+    parts = [per_student(material, name, {"delta_transf": label}) for name, label in LABELS.items()]
     there = [part for part in parts if len(part)]
     if not there:
-        return Missing(reason=f"No {' or '.join(OBJECTIVES.values())} transfers from a single teacher yet")
+        return Missing(reason=f"No {' or '.join(LABELS.values())} transfers from a single teacher yet")
     joined = pd.concat([part.drop(columns="teachers") for part in there], axis=1).sort_index()
     teachers = there[0]["teachers"].rename("teachers").reindex(joined.index)
     ours = student_facts(material, list(joined.index)).join(teachers).join(joined)

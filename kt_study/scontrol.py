@@ -1,0 +1,10 @@
+"""Reading what `scontrol -o show` prints: one thing per line, as words KEY=VALUE."""
+
+from __future__ import annotations
+
+import re
+
+
+def records(text: str) -> list[dict[str, str]]:
+    """A dictionary per line. Of a name that comes twice the first counts: comments, which anybody writes, come last."""
+    return [dict(reversed(re.findall(r"(\w+)=(\S*)", line))) for line in text.splitlines() if "=" in line]
