@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import psycopg
     import sqlalchemy as sa
 
-REVISION = "0009"  # the newest migration under sql/migrations; a test compares the two
+REVISION = "0010"  # the newest migration under sql/migrations; a test compares the two
 CONNECT_TIMEOUT_S = 10
 OLDEST_SQLITE = (3, 35, 0)  # UPDATE ... RETURNING
 

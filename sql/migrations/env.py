@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import context
 
 from kt_study.database import parse_url, sqlalchemy_url
-from kt_study.tables import belongs_to, metadata
+from kt_study.tables import metadata
 
 MIGRATION_LOCK = 5_730_411  # key of the PostgreSQL advisory lock that keeps two migrations apart
 
@@ -34,11 +34,6 @@ def _by_hand(connection: object, _: object) -> None:
     connection.isolation_level = None  # type: ignore[attr-defined]
 
 
-def _is_ours(item: object, *_: object) -> bool:
-    """Whether `--autogenerate` compares it: of the columns, those that are meant for this database."""
-    return not isinstance(item, sa.Column) or belongs_to(engine.dialect.name, item)
-
-
 engine = _engine()
 if engine.dialect.name == "sqlite":
     sa.event.listen(engine, "connect", _by_hand)
@@ -46,6 +41,5 @@ with engine.connect() as connection, connection.begin():
     _lock(connection)
     context.configure(
         connection=connection, target_metadata=metadata, render_as_batch=True, transactional_ddl=True, compare_type=True,
-        include_object=_is_ours,
     )  # fmt: skip
     context.run_migrations()

@@ -206,7 +206,7 @@ def test_a_store_holds_no_connection_for_long(postgres_server: Server) -> None:
             row = watcher.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = %s", [name]).fetchone()
             return int(row[0]) if row else 0
 
-        assert store._backend.transact(lambda _: held()) == 1  # while it is in use
+        assert store._database.write(lambda _: held()) == 1  # while it is in use
         wait_until(lambda: held() == 0)
     store.finish(claim, {})
 
