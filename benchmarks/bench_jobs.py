@@ -37,10 +37,11 @@ import psycopg
 from benchmarks.harness import read_result, versions, write_result
 from kt_study.database import connect_postgresql, connect_sqlite, parse_url, sqlalchemy_url
 from kt_study.hashing import job_digest
+from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore, Planned, open_store
 from kt_study.words import PlannedJob
-from orchestrator import postgres_server
-from orchestrator.status import snapshot
+from orchestrator.cli.status import look
+from orchestrator.cluster import postgres_server
 
 BOUNDS = {
     "postgresql": {"store": 700, "store, batches of 16": 5_000},
@@ -364,7 +365,8 @@ def _plan(url: str, number: int, answers: Any) -> None:
     marks.append(time.perf_counter())
     plan_jobs(store, number, needs_every=100)
     marks.append(time.perf_counter())
-    snapshot(store, "bench")
+    with tempfile.TemporaryDirectory() as folder:
+        look(store, "bench", LaunchFiles(root=Path(folder)))
     marks.append(time.perf_counter())
     seconds, again_s, status_s = (later - earlier for earlier, later in itertools.pairwise(marks))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
