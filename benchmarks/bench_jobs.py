@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import logging
 import multiprocessing
 import os
 import resource
@@ -147,6 +148,7 @@ def start_procrastinate(url: str) -> Step:
     from procrastinate import App, PsycopgConnector
     from procrastinate.jobs import Status
 
+    logging.getLogger("procrastinate").setLevel(logging.ERROR)
     loop = asyncio.new_event_loop()
     app = App(connector=PsycopgConnector(conninfo=_libpq(url), min_size=1, max_size=1))
     loop.run_until_complete(app.open_async())
@@ -167,9 +169,8 @@ def fill_procrastinate(url: str) -> None:
     from procrastinate.schema import SchemaManager
 
     with psycopg.connect(_libpq(url), autocommit=True) as connection:
-        connection.execute("DROP SCHEMA IF EXISTS peer CASCADE")
-        connection.execute("CREATE SCHEMA peer")
-        connection.execute("SET search_path = peer")
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
         connection.execute(SchemaManager.get_schema())
         connection.execute(
             "INSERT INTO procrastinate_jobs (queue_name, task_name, args) "
@@ -179,8 +180,7 @@ def fill_procrastinate(url: str) -> None:
 
 
 def _libpq(url: str) -> str:
-    info = parse_url(url).conninfo | {"options": "-c search_path=peer"}
-    return psycopg.conninfo.make_conninfo(**info)
+    return psycopg.conninfo.make_conninfo(**parse_url(url).conninfo)
 
 
 def fill_bare(url: str) -> None:
@@ -294,17 +294,17 @@ def throughput(engine: str, cases: list[Case], rounds: int, seconds: float) -> d
         print(f"{engine}: {name}: {values['jobs_per_s']:,.0f} jobs/s{bound}, least share {share:.2f}")
     for name, ratio in over.items():
         print(f"{engine}: store over {name}: {ratio:.2f}")
-    return {"figures": figures, "store_over": over}
+    return {"figures": figures, "store_over_others": over}
 
 
-def postgresql_cases(url: str) -> list[Case]:
-    """Bare loop, store, store in batches, Optuna, procrastinate."""
+def postgresql_cases(fresh: Callable[[], str]) -> list[Case]:
+    """Bare loop, store, store in batches, Optuna, procrastinate, each with a database of its own."""
     return [
-        Case("bare loop", url, start_bare, fill_bare),
-        Case("store", url, start_store(1), fill_store(READY_JOBS)),
-        Case("store, batches of 16", url, start_store(16), fill_store(BATCH_JOBS)),
-        Case("optuna", url, start_optuna, fill_optuna),
-        Case("procrastinate", url, start_procrastinate, fill_procrastinate),
+        Case("bare loop", fresh(), start_bare, fill_bare),
+        Case("store", fresh(), start_store(1), fill_store(READY_JOBS)),
+        Case("store, batches of 16", fresh(), start_store(16), fill_store(BATCH_JOBS)),
+        Case("optuna", fresh(), start_optuna, fill_optuna),
+        Case("procrastinate", fresh(), start_procrastinate, fill_procrastinate),
     ]
 
 
@@ -408,7 +408,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with own_postgresql(options.folder) as fresh, tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         if "postgresql" in parts:
-            found["postgresql"] = throughput("postgresql", postgresql_cases(fresh()), options.rounds, options.seconds)
+            found["postgresql"] = throughput("postgresql", postgresql_cases(fresh), options.rounds, options.seconds)
         if "sqlite" in parts:
             found["sqlite"] = throughput("sqlite", sqlite_cases(Path(scratch)), options.rounds, options.seconds)
         for name, url in (("postgresql", fresh()), ("sqlite", f"sqlite:///{scratch}/scale.db")):

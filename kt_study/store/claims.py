@@ -29,8 +29,6 @@ _START = (
 _CLAIMED_BEFORE = sa.select(*_CLAIMED).where(
     RUNNING, jobs.c.worker == parameter("by"), jobs.c.ticket == parameter("number")
 )
-# PostgreSQL's figures about the table lag behind it, and would at times have it sort all jobs that are ready.
-_ALONG_THE_INDEX = "SET LOCAL enable_sort = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
 
 
 def claimed_before(connection: sa.Connection, request: ClaimRequest, ticket: int) -> list[Claim]:
@@ -41,8 +39,6 @@ def claimed_before(connection: sa.Connection, request: ClaimRequest, ticket: int
 
 def claim(connection: sa.Connection, request: ClaimRequest, ticket: int) -> list[Claim]:
     """See JobStore.claim."""
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(_ALONG_THE_INDEX)
     ids = _chosen(connection, request)
     if not ids:
         return []
