@@ -57,6 +57,8 @@ _needed = jobs.alias("needed")
 _IN_PLAN = sa.and_(planned.c.digest == jobs.c.digest, planned.c.kind == jobs.c.kind)
 _PLANNED_JOBS = sa.select(jobs.c.id).join(planned, _IN_PLAN).order_by(jobs.c.id)
 _BLOCKED_IF_READY = sa.case((jobs.c.state == "ready", "blocked"), else_=jobs.c.state)
+# Locked, so that a pause or cancellation at this moment comes before the plan or finds its jobs.
+_STUDY = sa.select(studies.c.id, studies.c.paused).with_for_update(key_share=True)
 _LAST = sa.bindparam("last", type_=sa.BigInteger)  # the highest id of a job planned before
 
 
@@ -138,7 +140,7 @@ def _write(connection: sa.Connection, study: str, distinct: int) -> Planned:
 
 
 def _study(connection: sa.Connection, name: str) -> tuple[int, bool]:
-    found = connection.execute(sa.select(studies.c.id, studies.c.paused).where(studies.c.name == name)).first()
+    found = connection.execute(_STUDY.where(studies.c.name == name)).first()
     if found is None:
         raise UsageError(f"no study {name!r} in the database; add it before its jobs")
     wanted = sa.update(studies).where(studies.c.id == found.id, studies.c.cancelled)
