@@ -1,15 +1,13 @@
-"""The job table: jobs claimed and finished a second, against a bare loop on the same database in the same run.
+"""The job table: jobs claimed and finished a second, beside a bare loop and other packages' queues in the same run.
 
     python -m benchmarks.bench_jobs                    everything, on a PostgreSQL of its own and on SQLite files
     python -m benchmarks.bench_jobs --only postgresql  or sqlite, scale, plan
     python -m benchmarks.bench_jobs --seconds 3 --rounds 5
 
-The bare loop is one UPDATE .. FOR UPDATE SKIP LOCKED .. RETURNING (on SQLite: UPDATE .. RETURNING between BEGIN IMMEDIATE
-and COMMIT) and one finishing UPDATE, each with its own commit, over a table with nothing but what it needs: no attempts, no
-fencing numbers, no needs, no affinity. Cases take turns, round by round. On SQLite the same bare loop also runs over a table
-with indexes by kind, teacher and student and of what runs, to tell what they cost where they follow each claim (the store's
-follow in sweeps, of which each round has its share); and with the store's way of waiting, since by SQLite's own one of eight
-processes does next to nothing.
+Each case is eight processes that claim a job and finish it, over and over. The bare loop is one claiming UPDATE and one
+finishing UPDATE over a table with nothing but what they need. Optuna's RDB storage asks for a trial and tells its value,
+with a sampler that draws at random; procrastinate fetches a job and finishes it, through its job manager, in one asyncio
+loop per process. Cases take turns, round by round.
 
 Parts may be run one at a time: the file of the day keeps what the other parts found, each with its own time and load.
 """
@@ -17,7 +15,9 @@ Parts may be run one at a time: the file of the day keeps what the other parts f
 from __future__ import annotations
 
 import argparse
-import json
+import asyncio
+import itertools
+import logging
 import multiprocessing
 import os
 import resource
@@ -36,131 +36,75 @@ from typing import Any
 import psycopg
 
 from benchmarks.harness import read_result, versions, write_result
-from kt_study.database import connect_postgresql, connect_sqlite, parse_url
+from kt_study.database import connect_postgresql, connect_sqlite, parse_url, sqlalchemy_url
 from kt_study.hashing import job_digest
+from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore, Planned, open_store
-from kt_study.store.sqlite import within
 from kt_study.words import PlannedJob
+from orchestrator.cli.status import look
 from orchestrator.cluster import postgres_server
 
-LEAST_RATIO = 0.8  # of the bare loop's jobs a second
+BOUNDS = {
+    "postgresql": {"store": 700, "store, batches of 16": 5_000},
+    "sqlite": {"store": 400},
+}  # jobs a second
+PROCESSES = 8
 READY_JOBS = 20_000  # more than any case uses up in its seconds
 BATCH_JOBS = 150_000
 MILLION = 1_000_000
-FAIR = ", each waiting fairly"
 FORK = multiprocessing.get_context("fork")
-ROW = {"evaluations": [{"dataset": "imagenet-val", "model": "resnet50", "n": 50_000, "acc": 76.13}]}
 SPEC = {"dataset": "imagenet-val", "student": "s" * 32, "teachers": ["t" * 32], "objective": "kl_dp", "seed": 1}
 
-BARE_TABLE = "CREATE TABLE bare (id {identity} PRIMARY KEY, state text NOT NULL, priority integer NOT NULL, worker text, spec text)"
+BARE_TABLE = (
+    "CREATE TABLE bare (id {identity} PRIMARY KEY, state text NOT NULL, priority integer NOT NULL, worker text)"
+)
 BARE_INDEX = "CREATE INDEX bare_ready ON bare (priority DESC, id) WHERE state = 'ready'"
-AFFINITY_INDEXES = (
-    "CREATE INDEX bare_kind ON bare (kind, priority DESC, id) WHERE state = 'ready'",
-    "CREATE INDEX bare_teacher ON bare (teacher, priority DESC, id) WHERE state = 'ready'",
-    "CREATE INDEX bare_student ON bare (student, priority DESC, id) WHERE state = 'ready'",
-    "CREATE INDEX bare_running ON bare (worker) WHERE state = 'running'",
-)
 BARE_CLAIM = (
-    "UPDATE bare SET state = 'running', worker = {mark} WHERE id = (SELECT id FROM bare WHERE state = 'ready' "
-    "ORDER BY priority DESC, id LIMIT 1 {locking}) RETURNING id, spec"
+    "UPDATE bare SET state = 'running', worker = 'worker' WHERE id = (SELECT id FROM bare WHERE state = 'ready' "
+    "ORDER BY priority DESC, id LIMIT 1 {locking}) RETURNING id"
 )
-BARE_FINISH = "UPDATE bare SET state = 'done' WHERE id = {mark}"
 
-Loop = Callable[[str], Callable[[], int]]  # url -> a call that claims and finishes, and counts what it did
+Step = Callable[[], int]  # claims and finishes, and counts what it did
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way of working through jobs, with some processes."""
+    """One way of working through jobs: `fill` makes the jobs, `start` makes a process's step."""
 
     name: str
     url: str
-    processes: int
-    loop: Loop
+    start: Callable[[str], Step]
     fill: Callable[[str], None]
-    seconds: float
     counts: list[list[int]] = field(default_factory=list)  # of each round, of each process
 
-    def rates(self) -> list[float]:
-        """Jobs a second in each round."""
-        return [sum(counts) / self.seconds for counts in self.counts]
 
-
-def bare_postgresql(url: str) -> Callable[[], int]:
-    """The bare loop on PostgreSQL: two statements in autocommit, prepared."""
-    connection = connect_postgresql(parse_url(url))
-    claim = BARE_CLAIM.format(mark="%s", locking="FOR UPDATE SKIP LOCKED").encode()
-    finish = BARE_FINISH.format(mark="%s").encode()
+def start_bare(url: str) -> Step:
+    """Two statements, each with its own commit; on SQLite with its own busy handler, which starves some processes."""
+    address = parse_url(url)
+    connection: Any = connect_sqlite(address.path) if address.is_sqlite else connect_postgresql(address)
+    if address.is_sqlite:
+        connection.execute("PRAGMA busy_timeout=60000")
+    claim = BARE_CLAIM.format(locking="" if address.is_sqlite else "FOR UPDATE SKIP LOCKED")
 
     def step() -> int:
-        row = connection.execute(claim, ["worker"], prepare=True).fetchone()
-        if row is None:
-            return 0
-        json.loads(row[1])
-        connection.execute(finish, [row[0]], prepare=True)
-        return 1
-
-    return step
-
-
-def bare_sqlite(url: str) -> Callable[[], int]:
-    """The bare loop on SQLite: the store's pragmas, SQLite's own busy handler."""
-    connection = connect_sqlite(parse_url(url).path)
-    connection.execute("PRAGMA busy_timeout=60000")
-    claim, finish = BARE_CLAIM.format(mark="?", locking=""), BARE_FINISH.format(mark="?")
-
-    def step() -> int:
-        connection.execute("BEGIN IMMEDIATE")
-        row = connection.execute(claim, ["worker"]).fetchone()
-        connection.execute("COMMIT")
-        if row is None:
-            return 0
-        json.loads(row[1])
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(finish, [row[0]])
-        connection.execute("COMMIT")
-        return 1
-
-    return step
-
-
-def fair_sqlite(url: str) -> Callable[[], int]:
-    """The bare loop on SQLite whose processes wait for each other as the store's do, so that none of them starves."""
-    connection = connect_sqlite(parse_url(url).path)
-    claim, finish = BARE_CLAIM.format(mark="?", locking=""), BARE_FINISH.format(mark="?")
-
-    def alone(statement: str, parameter: str | int) -> list[tuple[int, str]]:
-        return within(
-            connection,
-            "BEGIN IMMEDIATE",
-            lambda one: one.execute(statement, [parameter]).fetchall(),
-            time.monotonic() + 60.0,
-        )
-
-    def step() -> int:
-        rows = alone(claim, "worker")
-        for job, spec in rows:
-            json.loads(spec)
-            alone(finish, job)
+        rows = connection.execute(claim).fetchall()
+        for (job_id,) in rows:
+            connection.execute(f"UPDATE bare SET state = 'done' WHERE id = {job_id}")
         return len(rows)
 
     return step
 
 
-def store_loop(batch: int, rows: dict[str, list[dict[str, Any]]] | None = None) -> Loop:
-    """Claim and finish through the job store, `batch` jobs at a time, each with these result rows."""
-    result = rows or {}
+def start_store(batch: int) -> Callable[[str], Step]:
+    """Claim and finish through the job store, `batch` jobs at a time."""
 
-    def start(url: str) -> Callable[[], int]:
+    def start(url: str) -> Step:
         store = open_store(url)
         worker = f"worker-{os.getpid()}"
 
         def step() -> int:
             claims = store.claim(worker, limit=batch)
-            if batch == 1 and claims:
-                store.finish(claims[0], result)
-            elif claims:
-                store.finish_many([(claim, result) for claim in claims])
+            store.finish_many([(claim, {}) for claim in claims])
             return len(claims)
 
         return step
@@ -168,35 +112,87 @@ def store_loop(batch: int, rows: dict[str, list[dict[str, Any]]] | None = None) 
     return start
 
 
-def fill_bare(jobs: int, *, indexed: bool = False) -> Callable[[str], None]:
-    """Empty the bare table and put ready rows into it; `indexed` with indexes by which the store's claims look."""
+def start_optuna(url: str) -> Step:
+    """Ask for a trial and tell its value."""
+    import optuna
 
-    def fill(url: str) -> None:
-        spec = json.dumps(SPEC)
-        series = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {jobs}) SELECT i FROM n"
-        with _connection(url) as connection:
-            identity = "integer" if url.startswith("sqlite") else "bigserial"
-            connection.execute("DROP TABLE IF EXISTS bare")
-            connection.execute(BARE_TABLE.format(identity=identity))
-            connection.execute(BARE_INDEX)
-            connection.execute(
-                f"INSERT INTO bare (state, priority, spec) SELECT 'ready', 0, '{spec}' FROM ({series}) x"
-            )
-            if indexed:
-                _index_for_affinity(connection)
-        _settle(url, "bare")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = optuna.storages.RDBStorage(_for_sqlalchemy(url), engine_kwargs={"connect_args": _patience(url)})
+    study = optuna.load_study(study_name="bench", storage=storage, sampler=optuna.samplers.RandomSampler())
 
-    return fill
+    def step() -> int:
+        study.tell(study.ask(), 0.0)
+        return 1
+
+    return step
 
 
-def _index_for_affinity(connection: Any) -> None:
-    for column in ("kind", "teacher", "student"):
-        connection.execute(f"ALTER TABLE bare ADD COLUMN {column} text")
-    connection.execute(
-        "UPDATE bare SET kind = 'transfer', teacher = 'teacher-' || (id % 300), student = 'student-' || (id % 299)"
-    )
-    for index in AFFINITY_INDEXES:
-        connection.execute(index)
+def fill_optuna(url: str) -> None:
+    """An empty study: a trial is made when it is asked for."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.create_study(study_name="bench", storage=_for_sqlalchemy(url), load_if_exists=True)
+
+
+def _for_sqlalchemy(url: str) -> str:
+    return sqlalchemy_url(parse_url(url)).render_as_string(hide_password=False)
+
+
+def _patience(url: str) -> dict[str, Any]:
+    return {"timeout": 60.0} if url.startswith("sqlite") else {}
+
+
+def start_procrastinate(url: str) -> Step:
+    """Fetch a job and finish it."""
+    from procrastinate import App, PsycopgConnector
+    from procrastinate.jobs import Status
+
+    logging.getLogger("procrastinate").setLevel(logging.ERROR)
+    loop = asyncio.new_event_loop()
+    app = App(connector=PsycopgConnector(conninfo=_libpq(url), min_size=1, max_size=1))
+    loop.run_until_complete(app.open_async())
+    worker = loop.run_until_complete(app.job_manager.register_worker())
+
+    async def once() -> int:
+        job = await app.job_manager.fetch_job(queues=None, worker_id=worker)
+        if job is None:
+            return 0
+        await app.job_manager.finish_job(job, Status.SUCCEEDED, delete_job=False)
+        return 1
+
+    return lambda: loop.run_until_complete(once())
+
+
+def fill_procrastinate(url: str) -> None:
+    """Make its tables, and ready jobs."""
+    from procrastinate.schema import SchemaManager
+
+    with psycopg.connect(_libpq(url), autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+        connection.execute(SchemaManager.get_schema())
+        connection.execute(
+            "INSERT INTO procrastinate_jobs (queue_name, task_name, args) "
+            f"SELECT 'default', 'task', '{{}}' FROM generate_series(1, {READY_JOBS})"
+        )
+    _settle(url)
+
+
+def _libpq(url: str) -> str:
+    return psycopg.conninfo.make_conninfo(**parse_url(url).conninfo)
+
+
+def fill_bare(url: str) -> None:
+    """Empty the bare table and put ready rows into it."""
+    identity = "integer" if url.startswith("sqlite") else "bigserial"
+    series = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {READY_JOBS}) SELECT i FROM n"
+    with _connection(url) as connection:
+        connection.execute("DROP TABLE IF EXISTS bare")
+        connection.execute(BARE_TABLE.format(identity=identity))
+        connection.execute(BARE_INDEX)
+        connection.execute(f"INSERT INTO bare (state, priority) SELECT 'ready', 0 FROM ({series}) x")
+    _settle(url)
 
 
 def fill_store(jobs: int) -> Callable[[str], None]:
@@ -209,7 +205,7 @@ def fill_store(jobs: int) -> Callable[[str], None]:
                 connection.execute(f"DELETE FROM {table}" if url.startswith("sqlite") else f"TRUNCATE {table} CASCADE")
         plan_jobs(store, jobs)
         store.close()
-        _settle(url, "jobs")
+        _settle(url)
 
     return fill
 
@@ -242,121 +238,141 @@ def _connection(url: str) -> Iterator[Any]:
         connection.close()
 
 
-def _settle(url: str, table: str) -> None:
+def _settle(url: str) -> None:
     """Let the database tidy up before the clock starts, not while it runs."""
     with _connection(url) as connection:
-        if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        else:
-            connection.execute(f"VACUUM ANALYZE {table}")
+        settle = "PRAGMA wal_checkpoint(TRUNCATE)" if isinstance(connection, sqlite3.Connection) else "VACUUM ANALYZE"
+        connection.execute(settle)
 
 
-def run_case(case: Case) -> None:
+def run_case(case: Case, seconds: float) -> None:
     """One round: fresh jobs, all processes from one gate, counts of what each did in the given seconds."""
     case.fill(case.url)
-    gate = FORK.Barrier(case.processes)
+    gate = FORK.Barrier(PROCESSES)
     answers = FORK.SimpleQueue()
-    workers = [FORK.Process(target=_work, args=(case, gate, answers)) for _ in range(case.processes)]
+    workers = [FORK.Process(target=_work, args=(case, seconds, gate, answers)) for _ in range(PROCESSES)]
     for worker in workers:
         worker.start()
-    counts = [answers.get() for _ in workers]
+    case.counts.append([answers.get() for _ in workers])
     for worker in workers:
         worker.join()
-    case.counts.append(counts)
 
 
-def _work(case: Case, gate: Any, answers: Any) -> None:
-    step = case.loop(case.url)
+def _work(case: Case, seconds: float, gate: Any, answers: Any) -> None:
+    step = case.start(case.url)
     for _ in range(3):
         step()
     gate.wait()
-    end = time.perf_counter() + case.seconds
+    end = time.perf_counter() + seconds
     count = 0
     while time.perf_counter() < end:
         count += step()
     answers.put(count)
 
 
-def throughput(cases: list[Case], rounds: int) -> dict[str, dict[str, float]]:
-    """Jobs a second of each case (median over rounds), and the smallest share of its fair part that a process got."""
+def throughput(engine: str, cases: list[Case], rounds: int, seconds: float) -> dict[str, Any]:
+    """Jobs a second of each case, the smallest share of its fair part that a process got, the store over each other."""
     for at in range(rounds):
         for case in cases if at % 2 else reversed(cases):
-            run_case(case)
-    return {
+            run_case(case, seconds)
+    rates = {case.name: [sum(counts) / seconds for counts in case.counts] for case in cases}
+    figures = {
         case.name: {
-            "jobs_per_s": statistics.median(case.rates()),
+            "jobs_per_s": statistics.median(rates[case.name]),
             "least_of_fair_share": min(min(counts) * len(counts) / max(1, sum(counts)) for counts in case.counts),
         }
         for case in cases
     }
+    over = {
+        name: statistics.median(ours / max(theirs, 1e-9) for ours, theirs in zip(rates["store"], others, strict=True))
+        for name, others in rates.items()
+        if not name.startswith("store")
+    }
+    for name, values in figures.items():
+        bound = f" (at least {BOUNDS[engine][name]:,})" if name in BOUNDS[engine] else ""
+        share = values["least_of_fair_share"]
+        print(f"{engine}: {name}: {values['jobs_per_s']:,.0f} jobs/s{bound}, least share {share:.2f}")
+    for name, ratio in over.items():
+        print(f"{engine}: store over {name}: {ratio:.2f}")
+    return {"figures": figures, "store_over_others": over}
 
 
-def postgresql_cases(url: str, seconds: float) -> list[Case]:
-    """Bare and store at 1, 8 and 32 processes, and batches of 16 at 8."""
-    cases = []
-    for processes in (1, 8, 32):
-        cases.append(Case(f"bare x{processes}", url, processes, bare_postgresql, fill_bare(READY_JOBS), seconds))
-        cases.append(Case(f"store x{processes}", url, processes, store_loop(1), fill_store(READY_JOBS), seconds))
-    cases.append(Case("store x8, a result row each", url, 8, store_loop(1, ROW), fill_store(READY_JOBS), seconds))
-    cases.append(Case("store x8, batches of 16", url, 8, store_loop(16), fill_store(BATCH_JOBS), seconds))
-    return cases
+def postgresql_cases(fresh: Callable[[], str]) -> list[Case]:
+    """Bare loop, store, store in batches, Optuna, procrastinate, each with a database of its own."""
+    return [
+        Case("bare loop", fresh(), start_bare, fill_bare),
+        Case("store", fresh(), start_store(1), fill_store(READY_JOBS)),
+        Case("store, batches of 16", fresh(), start_store(16), fill_store(BATCH_JOBS)),
+        Case("optuna", fresh(), start_optuna, fill_optuna),
+        Case("procrastinate", fresh(), start_procrastinate, fill_procrastinate),
+    ]
 
 
-def sqlite_cases(folder: Path, seconds: float) -> list[Case]:
-    """Bare and store at 1 and 8 processes, bare at 8 that waits fairly, with indexes for affinity, batches of 16; one file."""
-    url = f"sqlite:///{folder / 'bench.db'}"
+def sqlite_cases(folder: Path) -> list[Case]:
+    """Bare loop, store, Optuna, each on a file of its own."""
+    return [
+        Case("bare loop", f"sqlite:///{folder}/bare.db", start_bare, fill_bare_file),
+        Case("store", f"sqlite:///{folder}/store.db", start_store(1), fill_store(READY_JOBS)),
+        Case("optuna", f"sqlite:///{folder}/optuna.db", start_optuna, fill_optuna),
+    ]
+
+
+def fill_bare_file(url: str) -> None:
+    """`fill_bare` in a file with the store's settings."""
     open_store(url, create=True).close()
-    cases = []
-    for processes in (1, 8):
-        cases.append(Case(f"bare x{processes}", url, processes, bare_sqlite, fill_bare(READY_JOBS), seconds))
-        cases.append(Case(f"store x{processes}", url, processes, store_loop(1), fill_store(READY_JOBS), seconds))
-    cases.append(Case(f"bare x8{FAIR}", url, 8, fair_sqlite, fill_bare(READY_JOBS), seconds))
-    indexed = fill_bare(READY_JOBS, indexed=True)
-    cases.append(Case("bare x1, indexes for affinity", url, 1, bare_sqlite, indexed, seconds))
-    cases.append(Case("store x1, batches of 16", url, 1, store_loop(16), fill_store(BATCH_JOBS), seconds))
-    return cases
+    fill_bare(url)
 
 
 def claim_scale(url: str, claims: int = 200) -> dict[str, float]:
-    """Median milliseconds of one claim by each kind of wish, at 1,000 and at 1,000,000 jobs, and their ratio."""
-    wishes: dict[str, dict[str, Any]] = {
+    """Median milliseconds of one claim of each sort, at 1,000 and at 1,000,000 jobs, and their ratio."""
+    requests: dict[str, dict[str, Any]] = {
         "any": {},
         "affinity": {"teachers": ["teacher-7"], "students": ["student-9"]},
         "kinds and time left": {"kinds": ["transfer", "logits"], "time_left_s": 3600.0},
+        "time left": {"time_left_s": 3600.0},
     }
     found: dict[str, float] = {}
     for number in (1_000, MILLION):
         fill_store(number)(url)
         store = open_store(url)
-        seconds: dict[str, list[float]] = {name: [] for name in wishes}
+        seconds: dict[str, list[float]] = {name: [] for name in requests}
         for _ in range(claims):
-            for name, wish in wishes.items():
+            for name, request in requests.items():
                 start = time.perf_counter()
-                store.claim("worker", **wish)
+                store.claim("worker", **request)
                 seconds[name].append(time.perf_counter() - start)
         found |= {f"{name}, {number:,} jobs, ms": 1000 * statistics.median(values) for name, values in seconds.items()}
         store.close()
-    for name in wishes:
+    for name in requests:
         found[f"{name}, ratio"] = found[f"{name}, {MILLION:,} jobs, ms"] / found[f"{name}, 1,000 jobs, ms"]
     return found
 
 
 def planning(url: str, number: int = MILLION) -> dict[str, float]:
-    """Seconds and peak memory of a process that plans `number` jobs, 99 of 100 of which need another."""
+    """Planning `number` jobs, 99 of 100 of which need another, in a process of its own; again; and their status."""
     answers = FORK.SimpleQueue()
     process = FORK.Process(target=_plan, args=(url, number, answers))
     process.start()
-    seconds, peak, new = answers.get()
+    found: dict[str, float] = answers.get()
     process.join()
-    return {"jobs": new, "seconds": seconds, "peak_memory_gb": peak}
+    return found
 
 
 def _plan(url: str, number: int, answers: Any) -> None:
     store = open_store(url, create=True)
-    start = time.perf_counter()
-    planned = plan_jobs(store, number, needs_every=100)
-    seconds = time.perf_counter() - start
-    answers.put((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, planned.new))
+    marks = [time.perf_counter()]
+    new = plan_jobs(store, number, needs_every=100).new
+    marks.append(time.perf_counter())
+    plan_jobs(store, number, needs_every=100)
+    marks.append(time.perf_counter())
+    with tempfile.TemporaryDirectory() as folder:
+        look(store, "bench", LaunchFiles(root=Path(folder)))
+    marks.append(time.perf_counter())
+    seconds, again_s, status_s = (later - earlier for earlier, later in itertools.pairwise(marks))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    answers.put(
+        {"jobs": new, "seconds": seconds, "again_seconds": again_s, "status_seconds": status_s, "peak_memory_gb": peak}
+    )
 
 
 @contextmanager
@@ -379,19 +395,6 @@ def own_postgresql(place: str | None) -> Iterator[Callable[[], str]]:
         shutil.rmtree(folder)
 
 
-def ratios(cases: list[Case]) -> dict[str, float]:
-    """Store over bare for each number of processes: the median over rounds of the ratio within a round."""
-    by_name = {case.name: case for case in cases}
-    found = {}
-    for name, case in by_name.items():
-        for suffix in ("", FAIR):
-            bare = by_name.get(name.replace("store", "bare") + suffix)
-            if name.startswith("store") and bare:
-                each_round = [ours / theirs for ours, theirs in zip(case.rates(), bare.rates(), strict=True)]
-                found[name.removeprefix("store ") + suffix] = statistics.median(each_round)
-    return found
-
-
 def main() -> None:
     """Run the parts, print what they found, and keep it under benchmarks/results/."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -405,31 +408,23 @@ def main() -> None:
     found: dict[str, Any] = {}
     with own_postgresql(options.folder) as fresh, tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         if "postgresql" in parts:
-            found["postgresql"] = _report("PostgreSQL", postgresql_cases(fresh(), options.seconds), options.rounds)
+            found["postgresql"] = throughput("postgresql", postgresql_cases(fresh), options.rounds, options.seconds)
         if "sqlite" in parts:
-            found["sqlite"] = _report("SQLite", sqlite_cases(Path(scratch), options.seconds), options.rounds)
+            found["sqlite"] = throughput("sqlite", sqlite_cases(Path(scratch)), options.rounds, options.seconds)
         for name, url in (("postgresql", fresh()), ("sqlite", f"sqlite:///{scratch}/scale.db")):
             if "plan" in parts:
                 found[f"plan, {name}"] = _print(f"planning, {name}", planning(url))
             if "scale" in parts:
                 found[f"claim, {name}"] = _print(f"one claim, {name}", claim_scale(url))
     if options.keep:
+        packages = versions("psycopg", "sqlalchemy", "optuna", "procrastinate")
         conditions = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "load_1min": os.getloadavg()[0]}
-        conditions |= {"seconds": options.seconds, "rounds": options.rounds, "versions": versions("psycopg")}
+        conditions |= {"seconds": options.seconds, "rounds": options.rounds, "versions": packages}
         earlier = {
             name: part for name, part in read_result("jobs").items() if isinstance(part, dict) and "when" in part
         }
         new = {name: conditions | part for name, part in found.items()}
         print(f"kept in {write_result('jobs', earlier | new)}")
-
-
-def _report(title: str, cases: list[Case], rounds: int) -> dict[str, Any]:
-    figures = throughput(cases, rounds)
-    for name, values in figures.items():
-        print(f"{title}: {name}: {values['jobs_per_s']:,.0f} jobs/s, least share {values['least_of_fair_share']:.2f}")
-    for name, ratio in ratios(cases).items():
-        print(f"{title}: store / bare {name}: {ratio:.2f} (wanted: at least {LEAST_RATIO})")
-    return {"figures": figures, "store_over_bare": ratios(cases)}
 
 
 def _print(title: str, figures: dict[str, float]) -> dict[str, float]:

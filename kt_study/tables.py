@@ -8,29 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateColumn
-from sqlalchemy.sql.compiler import DDLCompiler
 
 from kt_study.schema import RESULT_TABLES, Column, ResultTable
 
 metadata = sa.MetaData()
-
-ONLY = "only"  # key of a column's `info`: the one database that has the column
-
-
-@compiles(CreateColumn, "postgresql")
-def _create_column(element: CreateColumn, compiler: DDLCompiler, **options: Any) -> str | None:
-    if not belongs_to("postgresql", element.element):
-        return None
-    told: str = compiler.visit_create_column(element, **options)  # type: ignore[no-untyped-call]
-    return told
-
-
-def belongs_to(dialect: str, column: sa.Column[Any]) -> bool:
-    """Whether the tables on this database have the column."""
-    return bool(column.info.get(ONLY, dialect) == dialect)
-
 
 Identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
@@ -82,38 +63,35 @@ jobs = sa.Table(
     sa.Column("fence", sa.Integer, nullable=False, server_default="0"),  # grows with every claim
     sa.Column("not_before", sa.Double, nullable=False, server_default="0"),
     sa.Column("worker", sa.Text),
-    sa.Column("lease_until", sa.Double),
+    sa.Column("lease_s", sa.Double),  # length of the lease
+    sa.Column("lease_until", sa.Double),  # set exactly while the job runs
     sa.Column("ticket", sa.BigInteger),  # random number of the claim call, by which a lost answer is found again
     sa.Column("started_at", sa.Double),  # of the attempt that runs, or ran last
     sa.Column("progress", sa.Text),  # of that attempt: Progress as JSON
-    sa.Column("needed", sa.Boolean, nullable=False, server_default=sa.false()),  # whether other jobs need this one
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("changed_at", sa.Double, nullable=False),
-    sa.Column("listed", sa.Integer, info={ONLY: "sqlite"}),  # by triggers; `kt_study.store.sqlite` says what for
     sa.UniqueConstraint("digest", "kind"),  # the digest first: needs are looked up by it
 )
 
 
-_CLAIM_ORDER = (jobs.c.priority.desc(), jobs.c.estimate_s.desc(), jobs.c.id)
+# Literals, not parameters: a partial index serves only statements in whose text its condition stands.
+READY = sa.and_(jobs.c.state == sa.literal_column("'ready'"), ~jobs.c.paused)
+RUNNING = jobs.c.state == sa.literal_column("'running'")
+CLAIM_ORDER = (jobs.c.priority.desc(), jobs.c.estimate_s.desc(), jobs.c.id)
 
+# Jobs that can be claimed, in the order in which they are claimed: a claim reads as many entries as it takes jobs.
+sa.Index("jobs_ready", *CLAIM_ORDER, postgresql_where=READY, sqlite_where=READY)
+for _column in (jobs.c.kind, jobs.c.teacher, jobs.c.student):
+    sa.Index(f"jobs_ready_{_column.name}", _column, *CLAIM_ORDER, postgresql_where=READY, sqlite_where=READY)
+sa.Index("jobs_running", jobs.c.worker, postgresql_where=RUNNING, sqlite_where=RUNNING)
 
-def _ready_index(name: str, *leading: sa.Column[object]) -> sa.Index:
-    """An index over the jobs that can be claimed, in the order in which they are claimed; on SQLite stale, until a sweep."""
-    ready, listed = sa.text("state = 'ready' AND NOT paused"), sa.text("listed >= 0")
-    return sa.Index(name, *leading, *_CLAIM_ORDER, postgresql_where=ready, sqlite_where=listed)
-
-
-# Partial: on PostgreSQL a row leaves them when it is claimed, so neither claiming nor finishing a job has to write them.
-_ready_index("jobs_ready_kind", jobs.c.kind)
-_ready_index("jobs_ready_teacher", jobs.c.teacher)
-_ready_index("jobs_ready_student", jobs.c.student)
-_ready_index("jobs_ready").ddl_if(dialect="postgresql")
-_running = sa.text("state = 'running'")
-sa.Index("jobs_running", jobs.c.worker, postgresql_where=_running).ddl_if(dialect="postgresql")
-# SQLite pays for each page that a claim changes: jobs that run and jobs that are ready in one index, side by side, whose
-# words are such that only claims change it.
-_queued, _listed = sa.text("((listed = fence) + (listed >= 0))"), sa.text("listed IS NOT NULL")
-sa.Index("jobs_queue", _queued, *_CLAIM_ORDER, sqlite_where=_listed).ddl_if(dialect="sqlite")
+# One row: when leases were last looked at, by a heartbeat or an expiry. `kt_study.store.leases` says what for.
+lease_checks = sa.Table(
+    "lease_checks",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("checked_at", sa.Double, nullable=False),
+)
 
 # Links refer to jobs without foreign keys: checking them one by one doubled the time of a large plan.
 job_needs = sa.Table(

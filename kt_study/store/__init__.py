@@ -9,8 +9,9 @@ for claim in store.claim("worker-1"):
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from kt_study import database
-from kt_study.store.jobstore import JobStore
 from kt_study.store.records import (
     AttemptRow,
     FailureGroup,
@@ -23,7 +24,11 @@ from kt_study.store.records import (
     WorkerRecord,
     WorkerRow,
 )
-from kt_study.store.transitions import FIRST_BACKOFF_S
+
+if TYPE_CHECKING:
+    from kt_study.store.jobstore import JobStore
+
+FIRST_BACKOFF_S = 15.0  # before the second try; doubles with every further one
 
 __all__ = [
     "AttemptRow",
@@ -69,17 +74,25 @@ def open_store(
         DatabaseError: unreachable, absent (without `create`), newer than this program, older than it (without
             `create`), or a SQLite file on a network file system.
     """
+    from kt_study.store.connections import Database
+    from kt_study.store.jobstore import JobStore
+
     address = database.parse_url(url)
     if create:
         database.create_if_needed(address)
-    if address.is_sqlite:
-        from kt_study.store.sqlite import SqliteBackend as ChosenBackend
-    else:
-        from kt_study.store.postgres import PostgresBackend as ChosenBackend  # type: ignore[assignment]
-    backend = ChosenBackend(address, patience_s=patience_s, idle_s=idle_s)
-    found = backend.revision(wait_s)
+    opened = Database(address, patience_s=patience_s, idle_s=idle_s)
+    found = opened.revision(wait_s)
     if create and (found is None or found < database.newest_revision()):
         database.migrate(address)
-        found = backend.revision(wait_s)
+        found = opened.revision(wait_s)
     database.check_revision(address, found)
-    return JobStore(backend, max_attempts=max_attempts, max_crashes=max_crashes, first_backoff_s=first_backoff_s)
+    return JobStore(opened, max_attempts=max_attempts, max_crashes=max_crashes, first_backoff_s=first_backoff_s)
+
+
+def __getattr__(name: str) -> Any:
+    """`JobStore`, and with it SQLAlchemy, is loaded by whoever opens a database, and not for help and completion."""
+    if name == "JobStore":
+        from kt_study.store.jobstore import JobStore
+
+        return JobStore
+    raise AttributeError(name)

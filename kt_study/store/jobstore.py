@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
-from kt_study import database
+from kt_study import database, tables
 from kt_study.errors import UsageError
 from kt_study.hashing import canonical_json
-from kt_study.store import listings, planning, selections, transitions
-from kt_study.store.backend import Backend, Transaction, Wish, chunks
+from kt_study.store import claims, leases, listings, planning, selections
+from kt_study.store.connections import Database
+from kt_study.store.expressions import now
 from kt_study.store.records import (
+    ClaimRequest,
     FailureGroup,
     JobRow,
     Orders,
@@ -25,11 +29,10 @@ from kt_study.store.records import (
     WorkerRecord,
     WorkerRow,
 )
-from kt_study.store.results import Rows, columns_of
+from kt_study.store.results import Rows, converters, plain_rows
 from kt_study.words import Claim, DatasetRecord, Failure, JobState, ModelRecord, PlannedJob, Progress
 
 RESULTS_CHUNK = 5_000  # result rows fetched at a time
-DIGESTS_CHUNK = 10_000  # jobs looked up at a time
 
 
 class JobStore:
@@ -55,8 +58,8 @@ class JobStore:
     Every method raises DatabaseError when the database stays away longer than the store's patience.
     """
 
-    def __init__(self, backend: Backend, *, max_attempts: int, max_crashes: int, first_backoff_s: float) -> None:
-        self._backend = backend
+    def __init__(self, opened: Database, *, max_attempts: int, max_crashes: int, first_backoff_s: float) -> None:
+        self._database = opened
         self._max_attempts = max_attempts
         self._max_crashes = max_crashes
         self._first_backoff_s = first_backoff_s
@@ -64,63 +67,58 @@ class JobStore:
     @property
     def url(self) -> str:
         """The database's URL, without a password."""
-        return self._backend.address.url
+        return self._database.address.url
 
     def close(self) -> None:
         """Close idle connections. The store can be used again after it."""
-        self._backend.close()
+        self._database.close()
 
     def require_single_node(self, nodes: int) -> None:
         """Refuse SQLite when workers would sit on more than one node. Raises DatabaseError."""
-        database.require_single_node(self._backend.address, nodes)
+        database.require_single_node(self._database.address, nodes)
 
     # What a study consists of
 
     def add_study(self, name: str, spec: Mapping[str, Any]) -> None:
         """Add a study, or replace the settings of the one with this name."""
-        self._change(
-            "INSERT INTO studies (name, spec, created_at) VALUES (:name, :spec, {now}) "
-            "ON CONFLICT (name) DO UPDATE SET spec = excluded.spec",
-            [{"name": name, "spec": canonical_json(spec)}],
-        )
+        row = {"name": name, "spec": canonical_json(spec), "created_at": now()}
+        self._put(tables.studies, "name", [row], "spec")
 
     def study(self, name: str) -> dict[str, Any]:
         """The settings of a study. Raises UsageError for an unknown one."""
-        found = self._backend.read(lambda tx: tx.rows("SELECT spec FROM studies WHERE name = :name", name=name))
-        if not found:
+        found = self._one(sa.select(tables.studies.c.spec).where(tables.studies.c.name == name))
+        if found is None:
             raise UsageError(f"no study {name!r} in {self.url}; it has {', '.join(self.studies()) or 'none yet'}")
-        spec: dict[str, Any] = msgspec.json.decode(found[0][0])
+        spec: dict[str, Any] = msgspec.json.decode(found)
         return spec
 
     def studies(self) -> list[str]:
         """Names of the studies, oldest first."""
-        return [name for (name,) in self._backend.read(lambda tx: tx.rows("SELECT name FROM studies ORDER BY id"))]
+        return self._all(sa.select(tables.studies.c.name).order_by(tables.studies.c.id))
 
     def add_models(self, records: Iterable[ModelRecord]) -> None:
         """Add models, or replace those with the same key."""
-        self._add("models", records)
+        self._add(tables.models, records)
 
     def add_datasets(self, records: Iterable[DatasetRecord]) -> None:
         """Add data sets, or replace those with the same key."""
-        self._add("datasets", records)
+        self._add(tables.datasets, records)
 
     def model(self, key: str) -> ModelRecord:
         """The model with this key. Raises UsageError."""
-        return msgspec.json.decode(self._record("models", key), type=ModelRecord)
+        return msgspec.json.decode(self._record(tables.models, key), type=ModelRecord)
 
     def dataset(self, key: str) -> DatasetRecord:
         """The data set with this key. Raises UsageError."""
-        return msgspec.json.decode(self._record("datasets", key), type=DatasetRecord)
+        return msgspec.json.decode(self._record(tables.datasets, key), type=DatasetRecord)
 
     def models(self) -> list[ModelRecord]:
         """Every model, by name."""
-        rows = self._backend.read(lambda tx: tx.rows("SELECT record FROM models ORDER BY name, key"))
-        return [msgspec.json.decode(record, type=ModelRecord) for (record,) in rows]
+        return [msgspec.json.decode(record, type=ModelRecord) for record in self._records(tables.models)]
 
     def datasets(self) -> list[DatasetRecord]:
         """Every data set, by name."""
-        rows = self._backend.read(lambda tx: tx.rows("SELECT record FROM datasets ORDER BY name, key"))
-        return [msgspec.json.decode(record, type=DatasetRecord) for (record,) in rows]
+        return [msgspec.json.decode(record, type=DatasetRecord) for record in self._records(tables.datasets)]
 
     def plan(self, study: str, jobs: Iterable[PlannedJob]) -> Planned:
         """Add jobs to a study: new ones as rows, known ones as shared, cancelled ones and done remakes opened again.
@@ -131,22 +129,19 @@ class JobStore:
         Raises:
             UsageError: an unknown study, or a need that is nowhere. Nothing is added then.
         """
-        return planning.plan(self._backend, study, jobs)
+        return planning.plan(self._database, study, jobs)
 
     # What a worker does
 
     def enlist(self, worker: WorkerRecord) -> None:
         """Put a worker process on the list, its first heartbeat included."""
-        self._change(
-            "INSERT INTO workers (id, host, pid, slurm_job, log, device, started_at, beat_at) "
-            "VALUES (:id, :host, :pid, :slurm_job, :log, :device, {now}, {now}) "
-            "ON CONFLICT (id) DO UPDATE SET beat_at = {now}, ended_at = NULL",
-            [msgspec.to_builtins(worker)],
-        )
+        row = msgspec.to_builtins(worker) | {"started_at": now(), "beat_at": now(), "ended_at": None}
+        self._put(tables.workers, "id", [row], "beat_at", "ended_at")
 
     def leave(self, worker_id: str) -> None:
         """Take a worker process off the list. Its jobs keep their leases until it finishes or releases them."""
-        self._change("UPDATE workers SET ended_at = {now} WHERE id = :id", [{"id": worker_id}])
+        left = sa.update(tables.workers).where(tables.workers.c.id == worker_id).values(ended_at=now())
+        self._database.write(lambda connection: connection.execute(left))
 
     def claim(
         self,
@@ -174,18 +169,23 @@ class JobStore:
         Returns:
             Possibly fewer than there are: jobs that another worker is just taking are passed over.
         """
-        return self._backend.claim(
-            Wish(
-                worker=worker_id,
-                kinds=() if kinds is None else tuple(kinds),
-                teachers=tuple(teachers),
-                students=tuple(students),
-                time_left_s=time_left_s,
-                study=study,
-                limit=limit,
-                lease_s=lease_s,
-            )
+        request = ClaimRequest(
+            worker=worker_id,
+            kinds=() if kinds is None else tuple(kinds),
+            teachers=tuple(teachers),
+            students=tuple(students),
+            time_left_s=time_left_s,
+            study=study,
+            limit=limit,
+            lease_s=lease_s,
         )
+        ticket, tries = random.getrandbits(62), itertools.count()
+
+        def claim(connection: sa.Connection) -> list[Claim]:
+            before = claims.claimed_before(connection, request, ticket) if next(tries) else []
+            return before or claims.claim(connection, request, ticket)
+
+        return self._database.write(claim)
 
     def beat(
         self,
@@ -195,7 +195,8 @@ class JobStore:
     ) -> Orders:
         """One heartbeat: renew the leases of the claims, store their progress, and learn which are lost or paused."""
         pairs = held.items() if isinstance(held, Mapping) else held
-        return self._backend.beat(worker_id, list(pairs), lease_s)
+        given = list(pairs)
+        return self._database.write(lambda connection: leases.heartbeat(connection, worker_id, given, lease_s))
 
     def finish(self, claim: Claim, rows: Rows) -> None:
         """Store the result rows and mark the job done; jobs for which it was the last need become ready.
@@ -208,19 +209,22 @@ class JobStore:
             LeaseLost: the job is no longer this worker's; nothing was written.
             UsageError: a table or column that the schema does not have; nothing was written.
         """
-        for error in self._backend.finish([(claim, rows)]):
+        for error in self._finish([(claim, rows)]):
             raise error
 
     def finish_many(self, finished: Sequence[tuple[Claim, Rows]]) -> frozenset[int]:
         """Finish several jobs in one transaction. Returns the ids of those that were lost and left alone."""
         if not finished:
             return frozenset()
-        lost = self._backend.finish(finished)
-        return frozenset(error.job_id for error in lost)
+        return frozenset(error.job_id for error in self._finish(finished))
+
+    def _finish(self, finished: Sequence[tuple[Claim, Rows]]) -> list[leases.JobLost]:
+        plain = [(claim, plain_rows(rows)) for claim, rows in finished]
+        return self._database.write(lambda connection: leases.finish(connection, plain))
 
     def release(self, claim: Claim, *, reason: str) -> None:
         """Hand a job back, not having tried it: on preemption, at the time limit, when paused. Raises LeaseLost."""
-        self._backend.transact(lambda tx: transitions.release(tx, claim, reason))
+        self._database.write(lambda connection: leases.release(connection, claim, reason))
 
     def fail(self, claim: Claim, failure: Failure) -> JobState:
         """End an attempt with an error.
@@ -232,12 +236,12 @@ class JobStore:
         Raises:
             LeaseLost: the job is no longer this worker's.
         """
-        return self._backend.transact(
-            lambda tx: transitions.fail(tx, claim, failure, self._max_attempts, self._backoff_s)
+        return self._database.write(
+            lambda connection: leases.fail(connection, claim, failure, self._max_attempts, self._backoff_s)
         )
 
     def _backoff_s(self, attempts: int) -> float:
-        longest = min(self._first_backoff_s * 2.0 ** (attempts - 1), transitions.LONGEST_BACKOFF_S)
+        longest = min(self._first_backoff_s * 2.0 ** (attempts - 1), leases.LONGEST_BACKOFF_S)
         return longest * random.uniform(0.75, 1.25)  # so that jobs that failed together do not come back together
 
     # What anyone does for the workers that cannot
@@ -251,12 +255,12 @@ class JobStore:
         Returns:
             The number of leases ended.
         """
-        return self._backend.transact(lambda tx: transitions.expire(tx, self._max_crashes, grace_s))
+        return self._database.write(lambda connection: leases.expire(connection, self._max_crashes, grace_s))
 
     def disown(self, worker_ids: Iterable[str], reason: str) -> int:
         """End the leases of workers that are known to be dead, without waiting for the leases. Returns how many."""
         workers = list(worker_ids)
-        return self._backend.transact(lambda tx: transitions.disown(tx, workers, self._max_crashes, reason))
+        return self._database.write(lambda connection: leases.orphan(connection, workers, self._max_crashes, reason))
 
     # What users do
 
@@ -265,82 +269,80 @@ class JobStore:
 
         Selected by study, a job that another study still wants stays open. Planning opens cancelled jobs again.
         """
-        return self._backend.transact(lambda tx: selections.cancel(tx, selection))
+        return self._database.write(lambda connection: selections.cancel(connection, selection))
 
     def pause(self, selection: Selection) -> int:
         """Open jobs are no longer claimed; workers that run them hand them back. Returns how many were not paused before."""
-        return self._backend.transact(lambda tx: selections.pause(tx, selection))
+        return self._database.write(lambda connection: selections.pause(connection, selection))
 
     def resume(self, selection: Selection) -> int:
         """Undo pause. Returns how many jobs were paused."""
-        return self._backend.transact(lambda tx: selections.resume(tx, selection))
+        return self._database.write(lambda connection: selections.resume(connection, selection))
 
     def retry(self, selection: Selection) -> int:
         """Failed jobs start afresh with all their attempts, backing-off ones start now. Returns how many.
 
         Cancelled jobs come back only when they are selected by their ids.
         """
-        return self._backend.transact(lambda tx: selections.retry(tx, selection))
+        return self._database.write(lambda connection: selections.retry(connection, selection))
 
     # What there is to see
 
     def counts(self, study: str | None = None) -> dict[tuple[str, JobState], int]:
         """Number of jobs by (kind, state)."""
-        return self._backend.read(lambda tx: listings.counts(tx, study))
+        return self._database.read(lambda connection: listings.counts(connection, study))
 
     def jobs(self, selection: Selection | None = None, limit: int = 1000) -> list[JobRow]:
         """The first `limit` of the selected jobs by id, without their attempts and needs."""
-        return self._backend.read(lambda tx: listings.jobs(tx, selection or Selection(), limit))
+        return self._database.read(lambda connection: listings.jobs_of(connection, selection or Selection(), limit))
 
     def job(self, job_id: int) -> JobRow:
         """One job with its attempts, needs, studies and the reason why it is where it is. Raises UsageError."""
-        found = self._backend.read(lambda tx: listings.job(tx, job_id))
+        found = self._database.read(lambda connection: listings.job(connection, job_id))
         if found is None:
             raise UsageError(f"no job {job_id} in {self.url}; `kt-study status` lists them")
         return found
 
     def before(self, job: JobRow, study: str | None = None) -> tuple[int, int]:
         """Ready jobs that a claim without affinity takes before this one, and how many of them for higher priority."""
-        return self._backend.read(lambda tx: listings.before(tx, job, study))
+        return self._database.read(lambda connection: listings.before(connection, job, study))
 
     def failures(self, study: str | None = None) -> list[FailureGroup]:
         """Failed jobs grouped by cause, the most frequent first."""
-        return self._backend.read(lambda tx: listings.failures(tx, study))
+        return self._database.read(lambda connection: listings.failures(connection, study))
 
     def outlook(self, study: str | None = None) -> Outlook:
         """How many jobs are in each state, told apart by whether they can be claimed now."""
-        return self._backend.read(lambda tx: listings.outlook(tx, study))
+        return self._database.read(lambda connection: listings.outlook(connection, study))
 
     def tally(self, selection: Selection) -> dict[str, int]:
         """Number of the selected jobs by state; open ones that are paused count as `paused`."""
-        return self._backend.read(lambda tx: listings.tally(tx, selection))
+        return self._database.read(lambda connection: listings.tally(connection, selection))
 
     def error_groups(self, study: str) -> list[str]:
         """Every group of causes that a selection by `error_group` finds jobs of, in alphabetical order."""
-        return self._backend.read(lambda tx: listings.error_groups(tx, study))
+        return self._database.read(lambda connection: listings.error_groups(connection, study))
 
     def unfinished(self, study: str) -> list[tuple[int, str]]:
         """(id, digest) of the study's jobs that are open or failed, less those that another study still wants."""
-        return self._backend.read(lambda tx: selections.unfinished(tx, study))
+        return self._database.read(lambda connection: selections.unfinished(connection, study))
 
     def states(self, digests: Iterable[str], study: str | None = None) -> dict[str, JobState]:
         """The state of each of these jobs that the database, or the study, has; by digest."""
-        found: dict[str, JobState] = {}
-        for chunk in chunks(digests, DIGESTS_CHUNK):
-            found |= self._backend.read(functools.partial(listings.states, digests=chunk, study=study))
-        return found
+        wanted = list(digests)
+        return self._database.read(lambda connection: listings.states(connection, wanted, study))
 
     def pace(self, study: str | None = None, *, window_s: float = 600.0) -> Pace:
         """Jobs done a second over the last `window_s` seconds, and how long those that can be done will take at that rate."""
-        return self._backend.read(lambda tx: listings.pace(tx, study, window_s))
+        return self._database.read(lambda connection: listings.pace(connection, study, window_s))
 
     def needed_by_open_jobs(self, kind: str) -> set[str]:
         """Digests of the jobs of one kind whose results an open job may still read."""
-        return self._backend.read(lambda tx: listings.needed_by_open_jobs(tx, kind))
+        return self._database.read(lambda connection: listings.needed_by_open_jobs(connection, kind))
 
     def workers(self, alive_within_s: float | None = None) -> list[WorkerRow]:
         """Worker processes, oldest first; with `alive_within_s` only those heard of within so many seconds."""
-        return self._backend.read(lambda tx: listings.workers(tx, alive_within_s))
+        return self._database.read(lambda connection: listings.workers(connection, alive_within_s))
 
     def results(self, table: str, study: str | None = None, after_id: int = 0) -> Iterator[list[dict[str, Any]]]:
         """Result rows in chunks, by id: id, job_id, study and the schema's columns. A job of two studies comes twice.
@@ -351,34 +353,48 @@ class JobStore:
         Raises:
             UsageError: an unknown table.
         """
-        columns_of(table)
+        converters(table)  # which knows the tables that there are
         while (last := self._last_result(table, after_id)) is not None:
             if chunk := self._results_after(table, study, after_id):
                 yield chunk
             after_id = last
 
     def _last_result(self, table: str, after_id: int) -> int | None:
-        return self._backend.read(lambda tx: listings.last_id(tx, table, after_id, RESULTS_CHUNK))
+        return self._database.read(lambda connection: listings.last_id(connection, table, after_id, RESULTS_CHUNK))
 
     def _results_after(self, table: str, study: str | None, after_id: int) -> list[dict[str, Any]]:
-        return self._backend.read(lambda tx: listings.results(tx, table, study, after_id, RESULTS_CHUNK))
-
-    def _add(self, table: str, records: Iterable[ModelRecord] | Iterable[DatasetRecord]) -> None:
-        self._change(
-            f"INSERT INTO {table} (key, name, record) VALUES (:key, :name, :record) "
-            "ON CONFLICT (key) DO UPDATE SET name = excluded.name, record = excluded.record",
-            [{"key": each.key, "name": each.name, "record": msgspec.json.encode(each).decode()} for each in records],
+        return self._database.read(
+            lambda connection: listings.results(connection, table, study, after_id, RESULTS_CHUNK)
         )
 
-    def _change(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
-        def change(tx: Transaction) -> None:
-            tx.many(statement.format(now=tx.now), parameters)
+    def _add(self, table: sa.Table, records: Iterable[ModelRecord] | Iterable[DatasetRecord]) -> None:
+        rows = [{"key": each.key, "name": each.name, "record": msgspec.json.encode(each).decode()} for each in records]
+        self._put(table, "key", rows, "name", "record")
 
-        self._backend.transact(change)
+    def _put(self, table: sa.Table, key: str, rows: Sequence[Mapping[str, Any]], *replaced: str) -> None:
+        """Add rows; of those whose key is there, replace these columns."""
 
-    def _record(self, table: str, key: str) -> str:
-        found = self._backend.read(lambda tx: tx.rows(f"SELECT record FROM {table} WHERE key = :key", key=key))
-        if not found:
-            raise UsageError(f"no {table.rstrip('s')} {key!r} in {self.url}; plan the study again")
-        record: str = found[0][0]
+        def put(connection: sa.Connection) -> None:
+            insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+            for row in rows:
+                added = insert(table).values(row)
+                new = {name: added.excluded[name] for name in replaced}
+                connection.execute(added.on_conflict_do_update(index_elements=[key], set_=new))
+
+        self._database.write(put)
+
+    def _record(self, table: sa.Table, key: str) -> str:
+        found = self._one(sa.select(table.c.record).where(table.c.key == key))
+        if found is None:
+            raise UsageError(f"no {table.name.rstrip('s')} {key!r} in {self.url}; plan the study again")
+        record: str = found
         return record
+
+    def _records(self, table: sa.Table) -> list[str]:
+        return self._all(sa.select(table.c.record).order_by(table.c.name, table.c.key))
+
+    def _one(self, select: sa.Select[Any]) -> Any:
+        return self._database.read(lambda connection: connection.scalar(select))
+
+    def _all(self, select: sa.Select[Any]) -> list[Any]:
+        return self._database.read(lambda connection: list(connection.scalars(select)))

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 
-from kt_study.schema import RESULT_TABLES
-from kt_study.store.backend import Row, Transaction
+from kt_study.store.expressions import chunks, now, of_study
 from kt_study.store.records import (
     AttemptRow,
     FailureGroup,
@@ -20,144 +20,104 @@ from kt_study.store.records import (
     WorkerRow,
     decode_progress,
 )
-from kt_study.store.selections import where
+from kt_study.store.selections import LAST_ATTEMPT, OPEN, condition
+from kt_study.tables import READY, RUNNING, attempts, job_needs, jobs, past_attempts, studies, study_jobs
+from kt_study.tables import results as result_tables
+from kt_study.tables import workers as worker_table
 from kt_study.words import JobState
 
 EXAMPLES = 5  # ids shown of a group of failures
 
-_JOB = """
-SELECT j.id, j.kind, j.digest, j.spec, j.state, j.paused, j.priority, j.estimate_s, j.teacher, j.student, j.needs_open,
-    j.attempts, j.crashes, j.fence, j.not_before, j.worker, j.lease_until, j.created_at, j.changed_at,
-    {now} - j.changed_at AS age_s, CASE WHEN j.state = 'running' THEN j.progress END AS progress, {now} AS moment
-FROM jobs j
-"""
-_ATTEMPTS = """
-SELECT a.fence, a.worker, coalesce(w.host, ''), coalesce(w.log, ''), a.started_at, a.ended_at, a.outcome, a.progress,
-    a.error, a.message, a.traceback, a.error_group
-FROM attempts a LEFT JOIN workers w ON w.id = a.worker WHERE a.job_id = :id ORDER BY a.fence
-"""
-_NEEDS = """
-SELECT j.id, j.kind, j.state FROM job_needs n JOIN jobs j ON j.id = n.needs_id WHERE n.job_id = :id ORDER BY j.id
-"""
-_STUDIES = """
-SELECT s.name FROM study_jobs sj JOIN studies s ON s.id = sj.study_id WHERE sj.job_id = :id ORDER BY s.name
-"""
-_FAILED = """
-SELECT a.error_group, a.error, a.message, j.kind, j.id, a.ended_at FROM jobs j JOIN past_attempts a ON a.job_id = j.id AND a.fence = j.fence
-WHERE j.state = 'failed' AND {where} ORDER BY j.id
-"""
-_OUTLOOK = """
-SELECT CASE WHEN j.paused AND j.state IN ('blocked', 'ready', 'running') THEN 'paused'
-            WHEN j.state = 'ready' AND j.not_before > {now} THEN 'later' ELSE j.state END AS condition,
-    count(*), min(CASE WHEN j.state = 'ready' THEN j.not_before - {now} END)
-FROM jobs j WHERE {where} GROUP BY 1
-"""
-_TALLY = """
-SELECT CASE WHEN j.paused AND j.state IN ('blocked', 'ready', 'running') THEN 'paused' ELSE j.state END AS condition, count(*)
-FROM jobs j WHERE {where} GROUP BY 1 ORDER BY 1
-"""
-_ERROR_GROUPS = """
-SELECT DISTINCT a.error_group FROM jobs j JOIN past_attempts a ON a.job_id = j.id AND a.fence = j.fence
-WHERE a.error_group IS NOT NULL AND {where} ORDER BY 1
-"""
-# A failed or cancelled job keeps back whatever needs it, near or far.
-_PACE = """
-WITH RECURSIVE stuck (id) AS (
-    SELECT n.job_id FROM jobs f CROSS JOIN job_needs n WHERE f.state IN ('failed', 'cancelled') AND f.needed AND n.needs_id = f.id
-    UNION SELECT n.job_id FROM stuck k CROSS JOIN job_needs n WHERE n.needs_id = k.id
+_JOB = sa.select(
+    *(column for column in jobs.c if column.name not in ("ticket", "started_at", "lease_s", "progress", "attempts")),
+    jobs.c.attempts.label("attempts_used"),
+    (now() - jobs.c.changed_at).label("age_s"),
+    sa.case((jobs.c.state == "running", jobs.c.progress)).label("progress"),
 )
-SELECT coalesce(sum(CASE WHEN j.state = 'done' AND j.changed_at > {now} - :window THEN 1 ELSE 0 END), 0),
-    sum(CASE WHEN j.state = 'done' AND j.changed_at > {now} - :window THEN j.estimate_s END),
-    sum(CASE WHEN j.state IN ('blocked', 'ready', 'running') AND k.id IS NULL THEN j.estimate_s END),
-    {now} - min(CASE WHEN j.state = 'done' THEN j.changed_at END)
-FROM jobs j LEFT JOIN stuck k ON k.id = j.id WHERE {where}
-"""
-_BEFORE = """
-SELECT count(*), coalesce(sum(CASE WHEN j.priority > :priority THEN 1 ELSE 0 END), 0) FROM jobs j
-WHERE {where} AND {ready} AND j.not_before <= {now} AND (j.priority > :priority OR (j.priority = :priority
-    AND (j.estimate_s > :estimate OR (j.estimate_s = :estimate AND j.id < :job))))
-"""
-_NEEDED = """
-SELECT j.digest FROM jobs j WHERE j.kind = :kind AND (j.state IN ('blocked', 'ready', 'running') OR EXISTS (
-    SELECT 1 FROM job_needs n JOIN jobs o ON o.id = n.job_id
-    WHERE n.needs_id = j.id AND o.state IN ('blocked', 'ready', 'running')))
-"""
-_WORKERS = """
-SELECT id, host, pid, slurm_job, log, device, started_at, ended_at, {now} - beat_at FROM workers
-WHERE {where} ORDER BY started_at, id
-"""
+_BACKS_OFF = sa.and_(jobs.c.state == "ready", jobs.c.not_before > now())
+_PAUSED = sa.and_(jobs.c.paused, jobs.c.state.in_(OPEN))
 
 
-def counts(tx: Transaction, study: str | None) -> dict[tuple[str, JobState], int]:
+def _of(study: str | None) -> sa.ColumnElement[bool]:
+    return sa.true() if study is None else of_study(study)
+
+
+def counts(connection: sa.Connection, study: str | None) -> dict[tuple[str, JobState], int]:
     """Jobs by (kind, state)."""
-    terms, parameters = where(tx, Selection(study=study))
-    rows = tx.rows(
-        f"SELECT j.kind, j.state, count(*) FROM jobs j WHERE {terms} GROUP BY 1, 2 ORDER BY 1, 2", **parameters
+    counted = (
+        sa.select(jobs.c.kind, jobs.c.state, sa.func.count()).where(_of(study)).group_by(jobs.c.kind, jobs.c.state)
     )
+    rows = connection.execute(counted.order_by(jobs.c.kind, jobs.c.state))
     return {(kind, JobState(state)): count for kind, state, count in rows}
 
 
-def tally(tx: Transaction, selection: Selection) -> dict[str, int]:
+def tally(connection: sa.Connection, selection: Selection) -> dict[str, int]:
     """Selected jobs by state; open ones that are paused count as that."""
-    terms, parameters = where(tx, selection)
-    return dict(tx.rows(_TALLY.format(where=terms), **parameters))
+    state = sa.case((_PAUSED, "paused"), else_=jobs.c.state).label("condition")
+    counted = sa.select(state, sa.func.count()).where(condition(selection)).group_by("condition").order_by("condition")
+    return {found: count for found, count in connection.execute(counted)}
 
 
-def error_groups(tx: Transaction, study: str) -> list[str]:
+def error_groups(connection: sa.Connection, study: str) -> list[str]:
     """Causes from which the last attempts of the study's jobs failed."""
-    terms, parameters = where(tx, Selection(study=study))
-    return [group for (group,) in tx.rows(_ERROR_GROUPS.format(where=terms), **parameters)]
+    group = past_attempts.c.error_group
+    groups = sa.select(group).distinct().join(jobs, LAST_ATTEMPT).where(group.is_not(None), of_study(study))
+    return list(connection.scalars(groups.order_by(group)))
 
 
-def states(tx: Transaction, digests: list[str], study: str | None) -> dict[str, JobState]:
+def states(connection: sa.Connection, digests: Sequence[str], study: str | None) -> dict[str, JobState]:
     """Digest -> state of those of these jobs that there are."""
-    terms, parameters = where(tx, Selection(study=study))
-    statement = f"SELECT j.digest, j.state FROM jobs j WHERE {tx.among('j.digest', 'digests')} AND {terms}"
-    return {digest: JobState(state) for digest, state in tx.rows(statement, digests=digests, **parameters)}
+    wanted = sa.select(jobs.c.digest, jobs.c.state).where(_of(study))
+    found: dict[str, JobState] = {}
+    for chunk in chunks(digests):
+        rows = connection.execute(wanted.where(jobs.c.digest.in_(chunk)))
+        found |= {digest: JobState(state) for digest, state in rows}
+    return found
 
 
-def jobs(tx: Transaction, selection: Selection, limit: int) -> list[JobRow]:
+def jobs_of(connection: sa.Connection, selection: Selection, limit: int) -> list[JobRow]:
     """Selected jobs, lowest id first."""
-    terms, parameters = where(tx, selection)
-    statement = f"{_JOB.format(now=tx.now)} WHERE {terms} ORDER BY j.id LIMIT :limit"
-    return [_job_row(row) for row in tx.rows(statement, limit=limit, **parameters)]
+    rows = connection.execute(_JOB.where(condition(selection)).order_by(jobs.c.id).limit(limit))
+    return [_job_row(row) for row in rows]
 
 
-def job(tx: Transaction, job_id: int) -> JobRow | None:
+def job(connection: sa.Connection, job_id: int) -> JobRow | None:
     """One job with its attempts, needs and studies."""
-    rows = tx.rows(f"{_JOB.format(now=tx.now)} WHERE j.id = :id", id=job_id)
-    if not rows:
+    row = connection.execute(_JOB.add_columns(now().label("moment")).where(jobs.c.id == job_id)).first()
+    if row is None:
         return None
+    needs = sa.select(jobs.c.id, jobs.c.kind, jobs.c.state).join(job_needs, job_needs.c.needs_id == jobs.c.id)
+    needed = connection.execute(needs.where(job_needs.c.job_id == job_id).order_by(jobs.c.id))
+    names = sa.select(studies.c.name).join(study_jobs, study_jobs.c.study_id == studies.c.id)
     found = msgspec.structs.replace(
-        _job_row(rows[0]),
-        attempts=tuple(_attempt_row(row) for row in tx.rows(_ATTEMPTS, id=job_id)),
-        needs=tuple(
-            NeedRow(job_id=needed, kind=kind, state=JobState(state))
-            for needed, kind, state in tx.rows(_NEEDS, id=job_id)
-        ),
-        studies=tuple(name for (name,) in tx.rows(_STUDIES, id=job_id)),
+        _job_row(row),
+        attempts=_attempts(connection, job_id),
+        needs=tuple(NeedRow(job_id=need, kind=kind, state=JobState(state)) for need, kind, state in needed),
+        studies=tuple(connection.scalars(names.where(study_jobs.c.job_id == job_id).order_by(studies.c.name))),
     )
-    return msgspec.structs.replace(found, why=_why(found, rows[0][-1]))
+    return msgspec.structs.replace(found, why=_why(found, row.moment))
 
 
-def _job_row(row: Row) -> JobRow:
-    (
-        job_id, kind, digest, spec, state, paused, priority, estimate_s, teacher, student, needs_open, attempts, crashes,
-        fence, not_before, worker, lease_until, created_at, changed_at, age_s, progress, _,
-    ) = row  # fmt: skip
+def _job_row(row: Any) -> JobRow:
+    values = {name: value for name, value in row._mapping.items() if name != "moment"}
     return JobRow(
-        id=job_id, kind=kind, digest=digest, spec=msgspec.json.decode(spec), state=JobState(state), paused=bool(paused),
-        priority=priority, estimate_s=estimate_s, teacher=teacher, student=student, needs_open=needs_open,
-        attempts_used=attempts, crashes=crashes, fence=fence, not_before=not_before, worker=worker,
-        lease_until=lease_until, created_at=created_at, changed_at=changed_at, age_s=max(0.0, age_s),
-        progress=decode_progress(progress),
-    )  # fmt: skip
+        **values
+        | {
+            "spec": msgspec.json.decode(row.spec),
+            "state": JobState(row.state),
+            "age_s": max(0.0, row.age_s),
+            "progress": decode_progress(row.progress),
+        }
+    )
 
 
-def _attempt_row(row: Row) -> AttemptRow:
+def _attempts(connection: sa.Connection, job_id: int) -> tuple[AttemptRow, ...]:
+    elsewhere = {name: sa.func.coalesce(worker_table.c[name], "").label(name) for name in ("host", "log")}
     names = [field.name for field in msgspec.structs.fields(AttemptRow)]
-    values = dict(zip(names, row, strict=True))
-    return AttemptRow(**values | {"progress": decode_progress(values["progress"])})
+    tried = sa.select(*(elsewhere[name] if name in elsewhere else attempts.c[name] for name in names))
+    tried = tried.join(worker_table, worker_table.c.id == attempts.c.worker, isouter=True)
+    rows = connection.execute(tried.where(attempts.c.job_id == job_id).order_by(attempts.c.fence))
+    return tuple(AttemptRow(**dict(row._mapping) | {"progress": decode_progress(row.progress)}) for row in rows)
 
 
 def _why(job: JobRow, moment: float) -> str:
@@ -186,117 +146,131 @@ def _last_error(job: JobRow) -> str:
     return errors[-1] if errors else "no recorded error"
 
 
-def failures(tx: Transaction, study: str | None) -> list[FailureGroup]:
+def failures(connection: sa.Connection, study: str | None) -> list[FailureGroup]:
     """Failed jobs by the cause of their last attempt, the most frequent first."""
-    terms, parameters = where(tx, Selection(study=study))
-    groups: dict[str, list[Row]] = {}
-    for row in tx.rows(_FAILED.format(where=terms), **parameters):
-        groups.setdefault(row[0] or "", []).append(row)
+    told = [past_attempts.c[name] for name in ("error_group", "error", "message", "ended_at")]
+    failed = sa.select(*told, jobs.c.kind, jobs.c.id).join(past_attempts, LAST_ATTEMPT)
+    groups: dict[str, list[Any]] = {}
+    for row in connection.execute(failed.where(jobs.c.state == "failed", _of(study)).order_by(jobs.c.id)):
+        groups.setdefault(row.error_group or "", []).append(row)
     found = [_failure_group(group, rows) for group, rows in groups.items()]
     return sorted(found, key=lambda group: (-group.count, group.group))
 
 
-def _failure_group(group: str, rows: Sequence[Row]) -> FailureGroup:
-    latest = max(rows, key=lambda row: (row[5] or 0.0, row[4]))  # two may end within a tick of the clock
+def _failure_group(group: str, rows: Sequence[Any]) -> FailureGroup:
+    latest = max(rows, key=lambda row: (row.ended_at or 0.0, row.id))  # two may end within a tick of the clock
     return FailureGroup(
         group=group,
-        error=latest[1] or "",
-        message=latest[2] or "",
+        error=latest.error or "",
+        message=latest.message or "",
         count=len(rows),
-        job_ids=tuple(row[4] for row in rows[:EXAMPLES]),
-        kinds=tuple(sorted({row[3] for row in rows})),
+        job_ids=tuple(row.id for row in rows[:EXAMPLES]),
+        kinds=tuple(sorted({row.kind for row in rows})),
     )
 
 
-def outlook(tx: Transaction, study: str | None) -> Outlook:
+def outlook(connection: sa.Connection, study: str | None) -> Outlook:
     """How much there is to do, now and later."""
-    terms, parameters = where(tx, Selection(study=study))
-    found = {row[0]: row for row in tx.rows(_OUTLOOK.format(now=tx.now, where=terms), **parameters)}
-    number = {condition: row[1] for condition, row in found.items()}
-    later = found.get("later")
-    return Outlook(
-        ready_now=number.get("ready", 0),
-        ready_later=number.get("later", 0),
-        next_s=max(0.0, later[2]) if later else None,
-        blocked=number.get("blocked", 0),
-        running=number.get("running", 0),
-        failed=number.get("failed", 0),
-        done=number.get("done", 0),
-        cancelled=number.get("cancelled", 0),
-        paused=number.get("paused", 0),
-    )
+    field = sa.case(
+        (_PAUSED, "paused"), (_BACKS_OFF, "ready_later"), (jobs.c.state == "ready", "ready_now"), else_=jobs.c.state
+    ).label("field")
+    wait = sa.func.min(sa.case((_BACKS_OFF, jobs.c.not_before - now())))
+    found = {}
+    for name, count, wait_s in connection.execute(
+        sa.select(field, sa.func.count(), wait).where(_of(study)).group_by("field")
+    ):
+        found[name] = count
+        if name == "ready_later":
+            found["next_s"] = max(0.0, wait_s)
+    return Outlook(**found)
 
 
-def pace(tx: Transaction, study: str | None, window_s: float) -> Pace:
+def pace(connection: sa.Connection, study: str | None, window_s: float) -> Pace:
     """How fast the study goes: jobs done within the last `window_s` seconds against what is open and can be done."""
-    terms, parameters = where(tx, Selection(study=study))
-    done, done_s, open_s, since = tx.rows(_PACE.format(now=tx.now, where=terms), window=window_s, **parameters)[0]
+    # A failed or cancelled job keeps back whatever needs it, near or far.
+    given_up = jobs.alias("given_up")
+    stuck = (
+        sa.select(job_needs.c.job_id.label("id"))
+        .join(given_up, given_up.c.id == job_needs.c.needs_id)
+        .where(given_up.c.state.in_(["failed", "cancelled"]))
+        .cte("stuck", recursive=True)
+    )
+    stuck = stuck.union(sa.select(job_needs.c.job_id).join(stuck, stuck.c.id == job_needs.c.needs_id))
+    done = jobs.c.state == "done"
+    lately = sa.and_(done, jobs.c.changed_at > now() - window_s)
+    can_be_done = sa.and_(jobs.c.state.in_(OPEN), stuck.c.id.is_(None))
+    figures = sa.select(
+        sa.func.count(sa.case((lately, 1))),
+        sa.func.sum(sa.case((lately, jobs.c.estimate_s))),
+        sa.func.sum(sa.case((can_be_done, jobs.c.estimate_s))),
+        now() - sa.func.min(sa.case((done, jobs.c.changed_at))),
+    ).join_from(jobs, stuck, stuck.c.id == jobs.c.id, isouter=True)
+    number, done_s, open_s, since = connection.execute(figures.where(_of(study))).one()
     span = min(window_s, since or window_s)
     return Pace(
-        jobs_per_s=done / span if done else 0.0,
-        eta_s=open_s * span / done_s if done_s and open_s else None,
+        jobs_per_s=number / span if number else 0.0, eta_s=open_s * span / done_s if done_s and open_s else None
     )
 
 
-def before(tx: Transaction, job: JobRow, study: str | None) -> tuple[int, int]:
+def before(connection: sa.Connection, job: JobRow, study: str | None) -> tuple[int, int]:
     """Jobs that a claim would take before this ready one, and how many of them for their higher priority."""
-    terms, parameters = where(tx, Selection(study=study))
-    line, preferred = tx.rows(
-        _BEFORE.format(now=tx.now, ready=tx.ready, where=terms),
-        priority=job.priority,
-        estimate=job.estimate_s,
-        job=job.id,
-        **parameters,
-    )[0]
-    return line, preferred
+    preferred = jobs.c.priority > job.priority
+    longer = jobs.c.estimate_s > job.estimate_s
+    older = sa.and_(jobs.c.estimate_s == job.estimate_s, jobs.c.id < job.id)
+    earlier = preferred | sa.and_(jobs.c.priority == job.priority, longer | older)
+    counted = sa.select(sa.func.count(), sa.func.count(sa.case((preferred, 1))))
+    number, higher = connection.execute(counted.where(_of(study), READY, jobs.c.not_before <= now(), earlier)).one()
+    return number, higher
 
 
-def needed_by_open_jobs(tx: Transaction, kind: str) -> set[str]:
+def needed_by_open_jobs(connection: sa.Connection, kind: str) -> set[str]:
     """Digests of the jobs of one kind that an open job needs, or that are open themselves."""
-    return {digest for (digest,) in tx.rows(_NEEDED, kind=kind)}
+    user = jobs.alias("user")
+    needed = sa.select(job_needs.c.job_id).join(user, user.c.id == job_needs.c.job_id)
+    needed = needed.where(job_needs.c.needs_id == jobs.c.id, user.c.state.in_(OPEN)).correlate(jobs)
+    wanted = sa.select(jobs.c.digest).where(jobs.c.kind == kind, jobs.c.state.in_(OPEN) | needed.exists())
+    return set(connection.scalars(wanted))
 
 
-def workers(tx: Transaction, alive_within_s: float | None) -> list[WorkerRow]:
+def workers(connection: sa.Connection, alive_within_s: float | None) -> list[WorkerRow]:
     """Worker processes, oldest first; only those that have not left and sent a heartbeat within the given seconds."""
-    terms, parameters = "true", {}
-    if alive_within_s is not None:
-        terms, parameters = f"ended_at IS NULL AND beat_at >= {tx.now} - :within", {"within": alive_within_s}
     held: dict[str, list[int]] = {}
-    for worker, job_id in tx.rows(f"SELECT worker, id FROM jobs WHERE {tx.running} ORDER BY id"):
+    for worker, job_id in connection.execute(sa.select(jobs.c.worker, jobs.c.id).where(RUNNING).order_by(jobs.c.id)):
         held.setdefault(worker, []).append(job_id)
-    return [_worker_row(row, held) for row in tx.rows(_WORKERS.format(now=tx.now, where=terms), **parameters)]
-
-
-def _worker_row(row: Row, held: dict[str, list[int]]) -> WorkerRow:
-    worker, host, pid, slurm_job, log, device, started_at, ended_at, age = row
-    return WorkerRow(
-        id=worker, host=host, pid=pid, slurm_job=slurm_job or "", log=log or "", device=device or "",
-        started_at=started_at, ended_at=ended_at, beat_age_s=max(0.0, age), running=tuple(held.get(worker, ())),
-    )  # fmt: skip
-
-
-def results(tx: Transaction, table: str, study: str | None, after_id: int, limit: int) -> list[dict[str, Any]]:
-    """Rows of up to `limit` results with an id above `after_id`: id, job_id, study and the columns of the schema."""
-    flags = [column.name for column in RESULT_TABLES[table].columns if column.type == "bool"]
-    columns = [column.name for column in RESULT_TABLES[table].columns]
-    names = ", ".join(f't."{name}"' for name in columns)
-    only, parameters = ("AND s.name = :study", {"study": study}) if study is not None else ("", {})
-    rows = tx.rows(
-        f"SELECT t.id, t.job_id, s.name, {names} "
-        f"FROM (SELECT * FROM {table} WHERE id > :after ORDER BY id LIMIT :limit) t "
-        f"JOIN study_jobs sj ON sj.job_id = t.job_id JOIN studies s ON s.id = sj.study_id WHERE true {only} ORDER BY t.id, s.name",
-        after=after_id,
-        limit=limit,
-        **parameters,
+    beat_at = worker_table.c.beat_at
+    known = sa.select(worker_table, (now() - beat_at).label("age_s")).order_by(
+        worker_table.c.started_at, worker_table.c.id
     )
-    found = [dict(zip(("id", "job_id", "study", *columns), row, strict=True)) for row in rows]
-    for row in found if flags else ():
-        row.update({name: None if row[name] is None else bool(row[name]) for name in flags})
-    return found
+    if alive_within_s is not None:
+        known = known.where(worker_table.c.ended_at.is_(None), beat_at >= now() - alive_within_s)
+    return [
+        WorkerRow(
+            id=row.id, host=row.host, pid=row.pid, slurm_job=row.slurm_job or "", log=row.log or "",
+            device=row.device or "", started_at=row.started_at, ended_at=row.ended_at,
+            beat_age_s=max(0.0, row.age_s), running=tuple(held.get(row.id, ())),
+        )
+        for row in connection.execute(known)
+    ]  # fmt: skip
 
 
-def last_id(tx: Transaction, table: str, after_id: int, limit: int) -> int | None:
+def results(
+    connection: sa.Connection, table: str, study: str | None, after_id: int, limit: int
+) -> list[dict[str, Any]]:
+    """Rows of up to `limit` results with an id above `after_id`: id, job_id, study and the columns of the schema."""
+    rows = result_tables[table]
+    first = sa.select(rows).where(rows.c.id > after_id).order_by(rows.c.id).limit(limit).subquery()
+    named = sa.select(first.c.id, first.c.job_id, studies.c.name.label("study"), *list(first.c)[2:])
+    named = named.join(study_jobs, study_jobs.c.job_id == first.c.job_id).join(
+        studies, studies.c.id == study_jobs.c.study_id
+    )
+    if study is not None:
+        named = named.where(studies.c.name == study)
+    return [dict(row._mapping) for row in connection.execute(named.order_by(first.c.id, studies.c.name))]
+
+
+def last_id(connection: sa.Connection, table: str, after_id: int, limit: int) -> int | None:
     """The highest id among the next `limit` results after `after_id`; None when there are none."""
-    statement = f"SELECT max(id) FROM (SELECT id FROM {table} WHERE id > :after ORDER BY id LIMIT :limit) t"
-    found: int | None = tx.rows(statement, after=after_id, limit=limit)[0][0]
+    rows = result_tables[table]
+    first = sa.select(rows.c.id).where(rows.c.id > after_id).order_by(rows.c.id).limit(limit).subquery()
+    found: int | None = connection.scalar(sa.select(sa.func.max(first.c.id)))
     return found

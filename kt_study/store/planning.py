@@ -1,128 +1,112 @@
-"""Adding a study's jobs: each once, however often and by however many planners it is planned."""
+"""Adding a study's jobs: each once, however often and by however many planners it is planned.
+
+The jobs are first copied into temporary tables, a chunk at a time and without a lock, and then written by one transaction
+that keeps other planners out. Sets of digests are compared with joins and NOT EXISTS: PostgreSQL answers NOT IN and an IN
+among the columns by reading the whole set for each row as soon as it outgrows work_mem, which at a million jobs takes days.
+
+What jobs planned before may come to need: planning names a `remake` only while its student's file is missing, so one that
+is done is done again, and jobs wait for the remakes and shared trainings that they need from now on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+import sqlalchemy as sa
+
 from kt_study.errors import UsageError
 from kt_study.hashing import canonical_json
-from kt_study.store import remakes
-from kt_study.store.backend import Backend, Row, Staging, Transaction, chunks
+from kt_study.store.connections import Database
+from kt_study.store.expressions import chunks, now
 from kt_study.store.records import Planned
+from kt_study.store.selections import WAITING_STATE
+from kt_study.tables import job_needs, jobs, past_attempts, studies, study_jobs
 from kt_study.words import PlannedJob
 
 CHUNK = 10_000  # jobs in memory at a time
 ANALYSE_FROM = 5_000  # new jobs from which the database's figures are worth renewing
+PLANNING_LOCK = 5_730_412  # key of PostgreSQL's advisory lock that keeps two planners apart
+PREPARE = {
+    "postgresql": ("SET work_mem = '128MB'", "SET maintenance_work_mem = '128MB'", "SET temp_buffers = '64MB'"),
+    "sqlite": ("PRAGMA temp_store=FILE", "PRAGMA cache_size=-65536"),  # KiB
+}
 
-# Sets of digests are compared with joins and NOT EXISTS: PostgreSQL answers NOT IN and an IN among the columns by reading
-# the whole set for each row as soon as it outgrows work_mem, which at a million jobs takes days.
+_staging = sa.MetaData()
+planned = sa.Table(
+    "planned",
+    _staging,
+    sa.Column("position", sa.BigInteger),
+    *(sa.Column(name, jobs.c[name].type) for name in ("kind", "digest", "spec", "priority", "estimate_s", "teacher", "student")),
+    prefixes=["TEMPORARY"],
+)  # fmt: skip
+planned_needs = sa.Table(
+    "planned_needs", _staging, sa.Column("digest", sa.Text), sa.Column("needs", sa.Text), prefixes=["TEMPORARY"]
+)
+known_needs = sa.Table(
+    "known_needs",
+    _staging,
+    sa.Column("id", sa.BigInteger),
+    sa.Column("digest", sa.Text),
+    sa.Column("done", sa.Boolean),
+    prefixes=["TEMPORARY"],
+)
+_INDEXES = (sa.Index("planned_digest", planned.c.digest), sa.Index("planned_needs_digest", planned_needs.c.digest))
 
-# One planner at a time writes (`Staging.transact`), so what is not there yet stays so: no ON CONFLICT, which takes longer.
-_INSERT = """
-INSERT INTO jobs (kind, digest, spec, state, paused, priority, estimate_s, teacher, student, needs_open, needed,
-    created_at, changed_at)
-SELECT p.kind, p.digest, p.spec, CASE WHEN coalesce(o.count, 0) = 0 THEN 'ready' ELSE 'blocked' END,
-    (SELECT paused FROM studies WHERE id = :study), p.priority, p.estimate_s, p.teacher, p.student, coalesce(o.count, 0),
-    w.needs IS NOT NULL, {now}, {now}
-FROM planned p LEFT JOIN (
-    SELECT n.digest, count(*) AS count FROM planned_needs n
-    WHERE NOT EXISTS (SELECT 1 FROM known_needs k WHERE k.digest = n.needs AND k.done) GROUP BY n.digest
-) o ON o.digest = p.digest LEFT JOIN (SELECT DISTINCT needs FROM planned_needs) w ON w.needs = p.digest
-WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.digest = p.digest AND j.kind = p.kind) ORDER BY p.position
-"""
-_NEEDS = """
-INSERT INTO job_needs (job_id, needs_id)
-SELECT j.id, m.id FROM planned_needs n JOIN jobs j ON j.digest = n.digest AND j.id > :last JOIN jobs m ON m.digest = n.needs
-"""
-_LINK = """
-INSERT INTO study_jobs (study_id, job_id)
-SELECT :study, j.id FROM planned p JOIN jobs j ON j.digest = p.digest AND j.kind = p.kind
-WHERE NOT EXISTS (SELECT 1 FROM study_jobs s WHERE s.study_id = :study AND s.job_id = j.id) ORDER BY j.id
-"""
-_UNKNOWN = """
-SELECT n.digest, n.needs FROM planned_needs n
-WHERE NOT EXISTS (SELECT 1 FROM planned p WHERE p.digest = n.needs)
-    AND NOT EXISTS (SELECT 1 FROM known_needs k WHERE k.digest = n.needs) LIMIT 1
-"""
-_KNOWN = """
-INSERT INTO known_needs SELECT j.id, j.digest, j.state = 'done' FROM jobs j
-WHERE j.digest IN (SELECT needs FROM planned_needs)
-"""
-# While the rows above were written, workers went on. A needed job that was open when `known_needs` was filled may be done
-# now. The rest are kept from ending until this plan is committed, after which ending them sees the new needs.
-_HOLD = """
-SELECT j.id FROM jobs j WHERE j.id IN (SELECT id FROM known_needs WHERE NOT done) ORDER BY j.id {for_update}
-"""
-_MARK = """
-UPDATE jobs SET needed = true WHERE NOT needed AND id IN (SELECT id FROM known_needs WHERE NOT done)
-"""
-_SETTLE = """
-UPDATE jobs SET needs_open = needs_open - d.count, state = CASE WHEN needs_open = d.count THEN 'ready' ELSE state END
-FROM (
-    SELECT n.job_id, count(*) AS count FROM job_needs n JOIN known_needs k ON k.id = n.needs_id JOIN jobs m ON m.id = k.id
-    WHERE NOT k.done AND m.state = 'done' AND n.job_id > :last GROUP BY n.job_id
-) d WHERE jobs.id = d.job_id
-"""
-_PICK_CANCELLED = """
-SELECT j.id FROM jobs j JOIN planned p ON p.digest = j.digest AND p.kind = j.kind
-WHERE j.state = 'cancelled' ORDER BY j.id
-"""
-_REOPEN = """
-UPDATE jobs SET state = CASE WHEN needs_open = 0 THEN 'ready' ELSE 'blocked' END, attempts = 0, crashes = 0, not_before = 0,
-    paused = (SELECT paused FROM studies WHERE id = :study), changed_at = {now}
-WHERE state = 'cancelled' AND {among}
-"""
-# A student's file is no part of a job's identity (`kt_study.hashing.job_digest`): a job that no worker has taken yet is
-# told to keep more than it was planned with, and never less, for another study may rely on it.
-_PICK_UNKEPT = """
-SELECT j.id FROM jobs j JOIN planned p ON p.digest = j.digest AND p.kind = j.kind
-WHERE j.state NOT IN ('running', 'done') AND p.spec LIKE '%"keep":"%' AND (
-    j.spec NOT LIKE '%"keep":"%' OR (p.spec LIKE '%"keep":"all"%' AND j.spec NOT LIKE '%"keep":"all"%'))
-ORDER BY j.id {for_update}
-"""
-_KEEP = """
-UPDATE jobs SET spec = p.spec FROM planned p WHERE p.digest = jobs.digest AND p.kind = jobs.kind AND {among}
-"""
-_CONTINUE = """
-UPDATE jobs SET paused = false WHERE paused AND state IN ('blocked', 'ready', 'running')
-    AND id IN (SELECT j.id FROM planned p JOIN jobs j ON j.digest = p.digest AND j.kind = p.kind)
-    AND NOT EXISTS (SELECT 1 FROM study_jobs s WHERE s.study_id = :study AND s.job_id = jobs.id)
-    AND NOT (SELECT paused FROM studies WHERE id = :study)
-"""
+_needed = jobs.alias("needed")
+_IN_PLAN = sa.and_(planned.c.digest == jobs.c.digest, planned.c.kind == jobs.c.kind)
+_PLANNED_JOBS = sa.select(jobs.c.id).join(planned, _IN_PLAN).order_by(jobs.c.id)
+_BLOCKED_IF_READY = sa.case((jobs.c.state == "ready", "blocked"), else_=jobs.c.state)
+# Locked, so that a pause or cancellation at this moment comes before the plan or finds its jobs.
+_STUDY = sa.select(studies.c.id, studies.c.paused).with_for_update(key_share=True)
+_LAST = sa.bindparam("last", type_=sa.BigInteger)  # the highest id of a job planned before
 
 
-def plan(backend: Backend, study: str, jobs: Iterable[PlannedJob]) -> Planned:
+def plan(database: Database, study: str, given: Iterable[PlannedJob]) -> Planned:
     """See JobStore.plan."""
-    with backend.staging() as staging:
-        distinct = _stage(staging, jobs)
-        planned = staging.transact(lambda tx: _write(tx, study, distinct))
-        if planned.new >= ANALYSE_FROM:
-            staging.analyse()
-    return planned
+    with database.private() as connection:
+        distinct = _stage(connection, given)
+        done = database.write_on(connection, lambda open_one: _write(open_one, study, distinct))
+        if done.new >= ANALYSE_FROM and connection.dialect.name == "postgresql":
+            # Not on SQLite: our indexes serve every statement, and figures about them could only turn it away from them.
+            _run(connection, "ANALYZE jobs, job_needs, study_jobs")
+    return done
 
 
-def _stage(staging: Staging, jobs: Iterable[PlannedJob]) -> int:
-    """Copy the jobs into temporary tables, a chunk at a time, and count the distinct ones. Takes no lock."""
-    staging.make(
-        "planned",
-        "position bigint, kind text, digest text, spec text, priority integer, estimate_s double precision, teacher text, "
-        "student text",
-    )
-    staging.make("planned_needs", "digest text, needs text")
-    staging.make("known_needs", "id bigint, digest text, done boolean")
+def _run(connection: sa.Connection, *commands: str) -> None:
+    with connection.begin():
+        for command in commands:
+            connection.exec_driver_sql(command)
+
+
+def _stage(connection: sa.Connection, given: Iterable[PlannedJob]) -> int:
+    """Copy the jobs into temporary tables and count the distinct ones. Takes no lock."""
+    _run(connection, *PREPARE[connection.dialect.name])
+    with connection.begin():
+        _staging.create_all(connection, checkfirst=False)
     seen: set[str] = set()
-    for chunk in chunks(jobs, CHUNK):
+    for chunk in chunks(given, CHUNK):
         rows, needs = _staged_rows(chunk, seen)
-        staging.load("planned", rows)
-        staging.load("planned_needs", needs)
-    staging.ready(("planned", "digest"), ("planned_needs", "digest"))
+        with connection.begin():
+            _load(connection, planned, rows)
+            _load(connection, planned_needs, needs)
+    if connection.dialect.name == "postgresql":
+        _run(connection, "ANALYZE planned", "ANALYZE planned_needs")
     return len(seen)
 
 
-def _staged_rows(chunk: list[PlannedJob], seen: set[str]) -> tuple[list[Row], list[Row]]:
-    rows: list[Row] = []
-    needs: list[Row] = []
+def _load(connection: sa.Connection, table: sa.Table, rows: list[tuple[Any, ...]]) -> None:
+    if connection.dialect.name == "postgresql":  # COPY, which Core cannot say, takes a fifth of the time
+        with connection.connection.cursor() as cursor, cursor.copy(f"COPY {table.name} FROM STDIN") as copy:  # type: ignore[attr-defined]
+            for row in rows:
+                copy.write_row(row)
+    elif rows:
+        connection.exec_driver_sql(f"INSERT INTO {table.name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+
+
+def _staged_rows(chunk: list[PlannedJob], seen: set[str]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    rows: list[tuple[Any, ...]] = []
+    needs: list[tuple[Any, ...]] = []
     for job in chunk:
         if job.digest in seen:
             continue
@@ -130,57 +114,185 @@ def _staged_rows(chunk: list[PlannedJob], seen: set[str]) -> tuple[list[Row], li
             raise UsageError(f"job {job.kind} {job.digest} needs itself")
         seen.add(job.digest)
         spec = canonical_json(job.spec)
-        position = len(seen)
-        rows.append(
-            (position, job.kind, job.digest, spec, job.priority, float(job.estimate_s), job.teacher, job.student)
-        )
+        estimate_s = float(job.estimate_s)
+        rows.append((len(seen), job.kind, job.digest, spec, job.priority, estimate_s, job.teacher, job.student))
         needs += [(job.digest, needed) for needed in dict.fromkeys(job.needs)]
     return rows, needs
 
 
-def _write(tx: Transaction, study: str, distinct: int) -> Planned:
-    study_id = _study_id(tx, study)
-    last = tx.rows("SELECT coalesce(max(id), 0) FROM jobs")[0][0]
-    remakes.reopen_done(tx, study_id)
-    tx.change("DELETE FROM known_needs")  # a first try may have filled it
-    tx.change(_KNOWN)
-    _require_known_needs(tx)
-    new = tx.change(_INSERT.format(now=tx.now), study=study_id)
+def _write(connection: sa.Connection, study: str, distinct: int) -> Planned:
+    """The plan's one transaction. While it writes, workers go on."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(PLANNING_LOCK)))
+    study_id, paused = _study(connection, study)
+    last = connection.execute(sa.select(sa.func.coalesce(sa.func.max(jobs.c.id), 0))).scalar_one()
+    _reopen_remakes(connection, paused)
+    _find_needs(connection)
+    new = _add_jobs(connection, paused)
     if new:
-        tx.change(_NEEDS, last=last)
-    tx.change(_CONTINUE, study=study_id)
-    links = tx.change(_LINK, study=study_id)
-    tx.rows(_HOLD.format(for_update=tx.for_update))
-    tx.change(_MARK)
-    tx.change(_SETTLE, last=last)
-    remakes.add_needs(tx, last)
-    _keep_more(tx)
-    _reopen_cancelled(tx, study_id)
+        _add_needs(connection, last)
+    links = _link(connection, study_id, paused)
+    _settle(connection, last)
+    _let_wait(connection, last)
+    _keep_more(connection)
+    _reopen_cancelled(connection, paused)
     return Planned(new=new, linked=links - new, existing=distinct - links)
 
 
-def _study_id(tx: Transaction, study: str) -> int:
-    found = tx.rows("SELECT id FROM studies WHERE name = :study", study=study)
-    if not found:
-        raise UsageError(f"no study {study!r} in the database; add it before its jobs")
-    tx.change("UPDATE studies SET cancelled = false WHERE id = :id AND cancelled", id=found[0][0])
-    study_id: int = found[0][0]
-    return study_id
+def _study(connection: sa.Connection, name: str) -> tuple[int, bool]:
+    found = connection.execute(_STUDY.where(studies.c.name == name)).first()
+    if found is None:
+        raise UsageError(f"no study {name!r} in the database; add it before its jobs")
+    wanted = sa.update(studies).where(studies.c.id == found.id, studies.c.cancelled)
+    connection.execute(wanted.values(cancelled=False))
+    return found.id, found.paused
 
 
-def _require_known_needs(tx: Transaction) -> None:
-    if unknown := tx.rows(_UNKNOWN):
-        digest, needs = unknown[0]
-        raise UsageError(f"job {digest} needs job {needs}, which is neither planned with it nor in the database")
+def _find_needs(connection: sa.Connection) -> None:
+    """Needed jobs that the database has, and whether they were done at this moment. Raises UsageError for other needs."""
+    connection.execute(sa.delete(known_needs))  # a first try may have filled it
+    wanted = sa.select(jobs.c.id, jobs.c.digest, jobs.c.state == "done")
+    wanted = wanted.where(jobs.c.digest.in_(sa.select(planned_needs.c.needs)))
+    connection.execute(sa.insert(known_needs).from_select(["id", "digest", "done"], wanted))
+    is_planned = sa.exists().where(planned.c.digest == planned_needs.c.needs)
+    is_known = sa.exists().where(known_needs.c.digest == planned_needs.c.needs)
+    unknown = connection.execute(sa.select(planned_needs).where(~is_planned, ~is_known).limit(1)).first()
+    if unknown:
+        raise UsageError(
+            f"job {unknown.digest} needs job {unknown.needs}, which is neither planned with it nor in the database"
+        )
 
 
-def _keep_more(tx: Transaction) -> None:
-    ids = [job_id for (job_id,) in tx.rows(_PICK_UNKEPT.format(for_update=tx.for_update))]
-    if ids:
-        tx.change(_KEEP.format(among=tx.among("jobs.id", "ids")), ids=ids)
+def _add_jobs(connection: sa.Connection, paused: bool) -> int:
+    """Add those that are not there. One planner at a time writes, so it stays so: no ON CONFLICT, which takes longer."""
+    met = sa.exists().where(known_needs.c.digest == planned_needs.c.needs, known_needs.c.done)
+    unmet = sa.select(planned_needs.c.digest, sa.func.count().label("number")).where(~met)
+    unmet_needs = unmet.group_by(planned_needs.c.digest).subquery("unmet")
+    number = sa.func.coalesce(unmet_needs.c.number, 0)
+    columns = {name: planned.c[name] for name in planned.c.keys()[1:]} | {
+        "state": sa.case((number == 0, "ready"), else_="blocked"),
+        "paused": sa.literal(paused),
+        "needs_open": number,
+        "created_at": now(),
+        "changed_at": now(),
+    }
+    rows = sa.select(*columns.values()).join(unmet_needs, unmet_needs.c.digest == planned.c.digest, isouter=True)
+    rows = rows.where(~sa.exists().where(_IN_PLAN)).order_by(planned.c.position)
+    return _insert(connection, jobs, list(columns), rows)
 
 
-def _reopen_cancelled(tx: Transaction, study: int) -> None:
-    ids: list[Any] = [job_id for (job_id,) in tx.rows(_PICK_CANCELLED)]
-    if ids:
-        tx.change(_REOPEN.format(now=tx.now, among=tx.among("id", "ids")), ids=ids, study=study)
+def _insert(connection: sa.Connection, table: sa.Table, columns: list[str], rows: sa.Select[Any]) -> int:
+    added = sa.insert(table).from_select(columns, rows).execution_options(preserve_rowcount=True)
+    return connection.execute(added).rowcount
+
+
+def _add_needs(connection: sa.Connection, last: int) -> None:
+    rows = (
+        sa.select(jobs.c.id, _needed.c.id)
+        .select_from(planned_needs)
+        .join(jobs, sa.and_(jobs.c.digest == planned_needs.c.digest, jobs.c.id > _LAST))
+        .join(_needed, _needed.c.digest == planned_needs.c.needs)
+    )
+    connection.execute(sa.insert(job_needs).from_select(["job_id", "needs_id"], rows), {"last": last})
+
+
+def _link(connection: sa.Connection, study_id: int, paused: bool) -> int:
+    """Give the study the jobs that it has not. Paused ones of other studies go on for it."""
+    held = sa.exists().where(study_jobs.c.study_id == study_id, study_jobs.c.job_id == jobs.c.id)
+    if not paused:
+        going_on = sa.update(jobs).where(jobs.c.paused, jobs.c.state.in_(["blocked", "ready", "running"]), ~held)
+        connection.execute(going_on.where(jobs.c.id.in_(_PLANNED_JOBS.order_by(None))).values(paused=False))
+    rows = _PLANNED_JOBS.with_only_columns(sa.literal(study_id), jobs.c.id).where(~held)
+    return _insert(connection, study_jobs, ["study_id", "job_id"], rows)
+
+
+def _settle(connection: sa.Connection, last: int) -> None:
+    """A needed job that was open when `_find_needs` looked may be done now: count it. The rest are kept from ending until
+    this plan is committed, after which ending them sees the new needs."""
+    open_needs = sa.select(known_needs.c.id).where(~known_needs.c.done)
+    connection.execute(
+        sa.select(jobs.c.id).where(jobs.c.id.in_(open_needs)).order_by(jobs.c.id).with_for_update(key_share=True)
+    ).all()
+    done = (
+        sa.select(job_needs.c.job_id, sa.func.count().label("number"))
+        .join(known_needs, sa.and_(known_needs.c.id == job_needs.c.needs_id, ~known_needs.c.done))
+        .join(_needed, sa.and_(_needed.c.id == known_needs.c.id, _needed.c.state == "done"))
+        .where(job_needs.c.job_id > _LAST)
+        .group_by(job_needs.c.job_id)
+        .subquery("met")
+    )
+    state = sa.case((jobs.c.needs_open == done.c.number, "ready"), else_=jobs.c.state)
+    settled = sa.update(jobs).where(jobs.c.id == done.c.job_id)
+    connection.execute(settled.values(needs_open=jobs.c.needs_open - done.c.number, state=state), {"last": last})
+
+
+def _reopen_remakes(connection: sa.Connection, paused: bool) -> None:
+    """Open the planned remakes that are done, and block the jobs that need them until they are done once more."""
+    done = _PLANNED_JOBS.where(planned.c.kind == "remake", jobs.c.state == "done").with_for_update(of=jobs)
+    ids = connection.scalars(done).all()
+    if not ids:
+        return
+    names = ("job_id", "fence", "worker", "started_at", "ended_at", "outcome", "progress")
+    kept = (
+        jobs.c.id,
+        jobs.c.fence,
+        jobs.c.worker,
+        jobs.c.started_at,
+        jobs.c.changed_at,
+        sa.literal("done"),
+        jobs.c.progress,
+    )
+    attempt = sa.select(*kept).where(jobs.c.id.in_(ids))
+    connection.execute(sa.insert(past_attempts).from_select(names, attempt))
+    waiting = sa.select(job_needs.c.job_id, sa.func.count().label("number")).where(job_needs.c.needs_id.in_(ids))
+    waits = waiting.group_by(job_needs.c.job_id).subquery("waits")
+    blocked = sa.update(jobs).where(jobs.c.id == waits.c.job_id)
+    connection.execute(blocked.values(needs_open=jobs.c.needs_open + waits.c.number, state=_BLOCKED_IF_READY))
+    _reopen(connection, ids, paused)
+
+
+def _let_wait(connection: sa.Connection, last: int) -> None:
+    """Let jobs planned before wait for the remakes and shared trainings that they need too from now on."""
+    kinds = planned.c.kind.in_(["remake", "shared"])
+    if connection.execute(sa.select(planned.c.kind).where(kinds).limit(1)).first() is None:
+        return  # few plans have any: the next statement takes its time
+    known = sa.exists().where(job_needs.c.job_id == jobs.c.id, job_needs.c.needs_id == _needed.c.id)
+    pairs = (
+        sa.select(jobs.c.id, _needed.c.id)
+        .select_from(planned)
+        .join(planned_needs, planned_needs.c.needs == planned.c.digest)
+        .join(_needed, _needed.c.digest == planned.c.digest)
+        .join(jobs, jobs.c.digest == planned_needs.c.digest)
+        .where(kinds, _needed.c.state != "done", jobs.c.id <= _LAST, jobs.c.state.not_in(["running", "done"]), ~known)
+    )
+    found = [{"job": job_id, "needs": needs_id} for job_id, needs_id in connection.execute(pairs, {"last": last})]
+    if found:
+        waits = sa.update(jobs).where(jobs.c.id == sa.bindparam("job"))
+        connection.execute(waits.values(needs_open=jobs.c.needs_open + 1, state=_BLOCKED_IF_READY), found)
+        rows = [{"job_id": each["job"], "needs_id": each["needs"]} for each in found]
+        connection.execute(sa.insert(job_needs), rows)
+
+
+def _keep_more(connection: sa.Connection) -> None:
+    """A student's file is no part of a job's identity (`kt_study.hashing.job_digest`): a job that no worker has taken yet
+    is told to keep more than it was planned with, and never less, for another study may rely on it."""
+    any_of_it, all_of_it = '"keep":"', '"keep":"all"'
+    more = sa.or_(
+        ~jobs.c.spec.contains(any_of_it),
+        sa.and_(planned.c.spec.contains(all_of_it), ~jobs.c.spec.contains(all_of_it)),
+    )
+    unkept = _PLANNED_JOBS.where(jobs.c.state.not_in(["running", "done"]), planned.c.spec.contains(any_of_it), more)
+    for chunk in chunks(connection.scalars(unkept.with_for_update(of=jobs)).all()):
+        connection.execute(sa.update(jobs).where(_IN_PLAN, jobs.c.id.in_(chunk)).values(spec=planned.c.spec))
+
+
+def _reopen_cancelled(connection: sa.Connection, paused: bool) -> None:
+    _reopen(connection, connection.scalars(_PLANNED_JOBS.where(jobs.c.state == "cancelled")).all(), paused)
+
+
+def _reopen(connection: sa.Connection, ids: Iterable[int], paused: bool) -> None:
+    opened = sa.update(jobs).values(
+        state=WAITING_STATE, attempts=0, crashes=0, not_before=0.0, paused=paused, changed_at=now()
+    )
+    for chunk in chunks(ids):
+        connection.execute(opened.where(jobs.c.id.in_(chunk)))

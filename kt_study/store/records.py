@@ -20,6 +20,19 @@ class WorkerRecord(Record, frozen=True, kw_only=True):
     device: str = ""
 
 
+class ClaimRequest(Record, frozen=True, kw_only=True):
+    """What a worker asks for in one claim; see `JobStore.claim`. Empty tuples and None are no condition."""
+
+    worker: str
+    kinds: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    students: tuple[str, ...] = ()
+    time_left_s: float | None = None
+    study: str | None = None
+    limit: int = 1
+    lease_s: float = 60.0
+
+
 class Planned(Record, frozen=True, kw_only=True):
     """What a plan did with the distinct jobs it was given: new + linked + existing of them."""
 

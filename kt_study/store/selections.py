@@ -2,124 +2,103 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sqlalchemy as sa
 
-from kt_study.store.backend import Transaction
+from kt_study.store.expressions import chunks, fits_glob, now, of_study
+from kt_study.store.leases import close_attempts
 from kt_study.store.records import Selection
-from kt_study.store.transitions import close
+from kt_study.tables import jobs, models, past_attempts, studies, study_jobs
 
-OPEN = "('blocked', 'ready', 'running')"
-UNFINISHED = "('blocked', 'ready', 'running', 'failed')"
+OPEN = ("blocked", "ready", "running")
+UNFINISHED = (*OPEN, "failed")
 
-# A job that several studies share goes on for the others: it is picked only if no other study still wants it.
-_UNWANTED = """NOT EXISTS (
-    SELECT 1 FROM study_jobs osj JOIN studies os ON os.id = osj.study_id
-    WHERE osj.job_id = j.id AND os.name <> :study AND NOT os.cancelled AND NOT ({also}))"""
+WAITING_STATE = sa.case((jobs.c.needs_open == 0, "ready"), else_="blocked")  # of a job that is opened
+LAST_ATTEMPT = sa.and_(past_attempts.c.job_id == jobs.c.id, past_attempts.c.fence == jobs.c.fence)
 
 
-def where(tx: Transaction, selection: Selection) -> tuple[str, dict[str, Any]]:
-    """SQL over `jobs j` for a selection, and its parameters."""
-    terms = ["true"]
-    parameters: dict[str, Any] = {}
-    for name, column in (("study", None), ("kind", "j.kind"), ("state", "j.state")):
-        value = getattr(selection, name)
-        if value is not None and column:
-            terms.append(f"{column} = :{name}")
-            parameters[name] = str(value)
+def condition(selection: Selection) -> sa.ColumnElement[bool]:
+    """Whether a job is selected."""
+    terms: list[sa.ColumnElement[bool]] = []
+    if selection.kind is not None:
+        terms.append(jobs.c.kind == selection.kind)
+    if selection.state is not None:
+        terms.append(jobs.c.state == str(selection.state))
     if selection.study is not None:
-        terms.append("EXISTS (SELECT 1 FROM study_jobs sj JOIN studies s ON s.id = sj.study_id "
-                     "WHERE sj.job_id = j.id AND s.name = :study)")  # fmt: skip
-        parameters["study"] = selection.study
+        terms.append(of_study(selection.study))
     if selection.job_ids is not None:
-        terms.append(tx.among("j.id", "job_ids"))
-        parameters["job_ids"] = list(selection.job_ids)
+        terms.append(jobs.c.id.in_(selection.job_ids))
     if selection.pair is not None:
-        for role, pattern in zip(("teacher", "student"), selection.pair, strict=True):
-            if pattern != "*":
-                terms.append(_names(tx, role))
-                parameters[f"{role}_glob"] = tx.glob(pattern)
+        for column, pattern in zip((jobs.c.teacher, jobs.c.student), selection.pair, strict=True):
+            if pattern != "*":  # a model is meant by its key or by its name
+                named = sa.select(models.c.key).where(fits_glob(models.c.name, pattern))
+                terms.append(fits_glob(column, pattern) | column.in_(named))
     if selection.error_group is not None:
-        terms.append(
-            "EXISTS (SELECT 1 FROM past_attempts a WHERE a.job_id = j.id AND a.fence = j.fence AND a.error_group = :error_group)"
-        )
-        parameters["error_group"] = selection.error_group
-    return " AND ".join(terms), parameters
+        terms.append(sa.exists().where(LAST_ATTEMPT, past_attempts.c.error_group == selection.error_group))
+    return sa.and_(sa.true(), *terms)
 
 
-def _names(tx: Transaction, role: str) -> str:
-    """A model is meant by its key or by its name."""
-    by_key = tx.like_glob(f"j.{role}", f"{role}_glob")
-    by_name = tx.like_glob("m.name", f"{role}_glob")
-    return f"({by_key} OR j.{role} IN (SELECT m.key FROM models m WHERE {by_name}))"
+def _wanted_elsewhere(study: str, *, unpaused: bool = False) -> sa.ColumnElement[bool]:
+    """Whether another study still wants the job, which then goes on for it."""
+    others = sa.select(study_jobs.c.job_id).join(studies, studies.c.id == study_jobs.c.study_id)
+    others = others.where(study_jobs.c.job_id == jobs.c.id, studies.c.name != study, ~studies.c.cancelled)
+    return (others.where(~studies.c.paused) if unpaused else others).correlate(jobs).exists()
 
 
-def _picked(tx: Transaction, selection: Selection, *conditions: str) -> list[int]:
-    """Ids of the selected jobs, their rows locked in one order, so that two commands do not deadlock."""
-    terms, parameters = where(tx, selection)
-    statement = f"SELECT j.id FROM jobs j WHERE {' AND '.join((terms, *conditions))} ORDER BY j.id {tx.for_update}"
-    return [job_id for (job_id,) in tx.rows(statement, **parameters)]
+def _pick(connection: sa.Connection, *terms: sa.ColumnElement[bool]) -> list[sa.Row[tuple[int, str]]]:
+    """(id, state) of these jobs, their rows locked in one order, so that two commands do not deadlock."""
+    picked = sa.select(jobs.c.id, jobs.c.state).where(*terms).order_by(jobs.c.id).with_for_update()
+    return list(connection.execute(picked))
 
 
-def _is_whole_study(selection: Selection) -> bool:
-    return selection.study is not None and selection == Selection(study=selection.study)
-
-
-def _mark_study(tx: Transaction, selection: Selection, assignment: str) -> None:
+def _mark_study(connection: sa.Connection, selection: Selection, **values: bool) -> None:
     """What is done to a whole study holds for the jobs that it may be given later, too."""
-    if _is_whole_study(selection):
-        tx.change(f"UPDATE studies SET {assignment} WHERE name = :study", study=selection.study)
+    if selection.study is not None and selection == Selection(study=selection.study):
+        connection.execute(sa.update(studies).where(studies.c.name == selection.study).values(**values))
 
 
-def cancel(tx: Transaction, selection: Selection) -> int:
+def _change(connection: sa.Connection, picked: list[sa.Row[tuple[int, str]]], **values: object) -> int:
+    for chunk in chunks(job.id for job in picked):
+        connection.execute(sa.update(jobs).where(jobs.c.id.in_(chunk)).values(**values))
+    return len(picked)
+
+
+def cancel(connection: sa.Connection, selection: Selection) -> int:
     """Open and failed jobs to cancelled, their leases ended."""
-    _mark_study(tx, selection, "cancelled = true")
-    alone = [_UNWANTED.format(also="false")] if selection.study is not None else []
-    ids = _picked(tx, selection, f"j.state IN {UNFINISHED}", *alone)
-    if ids:
-        among = tx.among("id", "ids")
-        close(tx, f"state = 'running' AND {among}", "cancelled", ids=ids)
-        statement = f"UPDATE jobs SET state = 'cancelled', lease_until = NULL, changed_at = {tx.now} WHERE {among}"
-        tx.change(statement, ids=ids)
-    return len(ids)
+    _mark_study(connection, selection, cancelled=True)
+    terms = [condition(selection), jobs.c.state.in_(UNFINISHED)]
+    if selection.study is not None:
+        terms.append(~_wanted_elsewhere(selection.study))
+    picked = _pick(connection, *terms)
+    close_attempts(connection, [job.id for job in picked if job.state == "running"], "cancelled")
+    return _change(connection, picked, state="cancelled", lease_until=None, changed_at=now())
 
 
-def unfinished(tx: Transaction, study: str) -> list[tuple[int, str]]:
+def unfinished(connection: sa.Connection, study: str) -> list[tuple[int, str]]:
     """(id, digest) of the jobs that cancelling the whole study would pick."""
-    terms, parameters = where(tx, Selection(study=study))
-    alone = _UNWANTED.format(also="false")
-    statement = f"SELECT j.id, j.digest FROM jobs j WHERE {terms} AND j.state IN {UNFINISHED} AND {alone} ORDER BY j.id"
-    return [(job_id, digest) for job_id, digest in tx.rows(statement, **parameters)]
+    wanted = sa.select(jobs.c.id, jobs.c.digest).where(of_study(study), jobs.c.state.in_(UNFINISHED))
+    wanted = wanted.where(~_wanted_elsewhere(study)).order_by(jobs.c.id)
+    return [(job_id, digest) for job_id, digest in connection.execute(wanted)]
 
 
-def pause(tx: Transaction, selection: Selection) -> int:
+def pause(connection: sa.Connection, selection: Selection) -> int:
     """Open jobs are not claimed any more, and those that run are handed back."""
-    _mark_study(tx, selection, "paused = true")
-    alone = [_UNWANTED.format(also="os.paused")] if selection.study is not None else []
-    ids = _picked(tx, selection, f"j.state IN {OPEN} AND NOT j.paused", *alone)
-    if ids:
-        tx.change(f"UPDATE jobs SET paused = true WHERE {tx.among('id', 'ids')}", ids=ids)
-    return len(ids)
+    _mark_study(connection, selection, paused=True)
+    terms = [condition(selection), jobs.c.state.in_(OPEN), ~jobs.c.paused]
+    if selection.study is not None:
+        terms.append(~_wanted_elsewhere(selection.study, unpaused=True))
+    return _change(connection, _pick(connection, *terms), paused=True)
 
 
-def resume(tx: Transaction, selection: Selection) -> int:
+def resume(connection: sa.Connection, selection: Selection) -> int:
     """Paused jobs may be claimed again."""
-    _mark_study(tx, selection, "paused = false")
-    ids = _picked(tx, selection, "j.paused")
-    if ids:
-        tx.change(f"UPDATE jobs SET paused = false WHERE {tx.among('id', 'ids')}", ids=ids)
-    return len(ids)
+    _mark_study(connection, selection, paused=False)
+    return _change(connection, _pick(connection, condition(selection), jobs.c.paused), paused=False)
 
 
-def retry(tx: Transaction, selection: Selection) -> int:
+def retry(connection: sa.Connection, selection: Selection) -> int:
     """Failed jobs start afresh, those that back off start now; cancelled ones only when they are named by their ids."""
-    states = ["j.state = 'failed'", f"(j.state = 'ready' AND j.not_before > {tx.now})"]
+    states = [jobs.c.state == "failed", sa.and_(jobs.c.state == "ready", jobs.c.not_before > now())]
     if selection.job_ids is not None:
-        states.append("j.state = 'cancelled'")
-    ids = _picked(tx, selection, f"({' OR '.join(states)})")
-    if ids:
-        tx.change(
-            f"UPDATE jobs SET state = CASE WHEN needs_open = 0 THEN 'ready' ELSE 'blocked' END, attempts = 0, crashes = 0, "
-            f"not_before = 0, changed_at = {tx.now} WHERE {tx.among('id', 'ids')}",
-            ids=ids,
-        )
-    return len(ids)
+        states.append(jobs.c.state == "cancelled")
+    picked = _pick(connection, condition(selection), sa.or_(*states))
+    return _change(connection, picked, state=WAITING_STATE, attempts=0, crashes=0, not_before=0.0, changed_at=now())

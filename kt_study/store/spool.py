@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from kt_study.errors import DatabaseError, KtStudyError, LeaseLost, SchemaMismatch, UsageError
 from kt_study.files import write_text
-from kt_study.store.jobstore import JobStore
-from kt_study.store.results import Rows, columns_of, plain_rows
+from kt_study.store.results import Rows, plain_rows
 from kt_study.words import Claim
+
+if TYPE_CHECKING:
+    from kt_study.store.jobstore import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +80,8 @@ class Spool:
         return delivered
 
     def _keep(self, claim: Claim, rows: Rows) -> Path:
-        plain: dict[str, Sequence[Mapping[str, Any]]] = {
-            table: [dict(zip(columns_of(table), values[1:], strict=True)) for values in plain_rows(table, 0, given)]
-            for table, given in rows.items()
-        }
         path = self.folder / f"job-{claim.job_id:09d}-{claim.fence}.json"
-        write_text(path, json.dumps({"claim": msgspec.to_builtins(claim), "rows": plain}))
+        write_text(path, json.dumps({"claim": msgspec.to_builtins(claim), "rows": plain_rows(rows)}))
         return path
 
     def _deliver(self, store: JobStore, path: Path) -> bool:

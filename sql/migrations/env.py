@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import context
 
-from kt_study.tables import belongs_to, metadata
+from kt_study.tables import metadata
 
 MIGRATION_LOCK = 5_730_411  # key of the PostgreSQL advisory lock that keeps two migrations apart
 
@@ -27,11 +27,9 @@ def _by_hand(connection: object, _: object) -> None:
 
 
 def _is_ours(item: object, *_: object) -> bool:
-    """Whether autogeneration compares it: no columns of the other database, and no index of a table that is there, since
-    alembic cannot read those with expressions back from SQLite."""
-    if isinstance(item, sa.Index):
-        return item.table is not None and item.table.name not in tables
-    return not isinstance(item, sa.Column) or belongs_to(engine.dialect.name, item)
+    """Whether autogeneration compares it: no index of a table that is there, since alembic cannot read those with
+    expressions back from SQLite."""
+    return not isinstance(item, sa.Index) or (item.table is not None and item.table.name not in tables)
 
 
 engine: sa.Engine = context.config.attributes["engine"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from kt_study.words import Claim
 
 MAX_ATTEMPTS, MAX_CRASHES = 3, 2
+COUNTED_SHARE = 0.4  # of a lease, of a time in which nobody saw the database answer
 OPEN = ("blocked", "ready", "running")
 
 
@@ -26,7 +27,9 @@ class Job:
     worker: str = ""
     outcomes: list[str] = field(default_factory=list)
     rows: int = 0
-    lease_over: bool = False
+    lease_s: float = 0.0
+    left_s: float = 0.0  # of the lease
+    stood_still: bool = False  # together with everything else, since anyone looked at the database
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Model:
                 known.paused = held.paused
         return new, linked, existing
 
-    def claim(self, worker: str, kinds: list[str] | None, limit: int, *, lease_over: bool) -> list[int]:
+    def claim(self, worker: str, kinds: list[str] | None, limit: int, *, lease_s: float) -> list[int]:
         """Numbers of the jobs that are taken, in order."""
         ready = [
             job
@@ -97,7 +100,9 @@ class Model:
         order = list(self.jobs)
         ready.sort(key=lambda job: (-job.priority, order.index(job.number)))
         for job in ready[:limit]:
-            job.state, job.worker, job.fence, job.lease_over = "running", worker, job.fence + 1, lease_over
+            job.state, job.worker, job.fence = "running", worker, job.fence + 1
+            job.lease_s = job.left_s = lease_s
+            job.stood_still = False
         return [job.number for job in ready[:limit]]
 
     def holds(self, claim: Claim) -> bool:
@@ -130,12 +135,33 @@ class Model:
         job.outcomes.append("retried" if again else "failed")
         return job.state
 
+    def renew(self, job: Job, lease_s: float) -> None:
+        """A heartbeat."""
+        job.lease_s = job.left_s = lease_s
+
+    def look(self) -> None:
+        """Someone sees what time it is: of a time in which everything stood still, part of a lease counts."""
+        for job in self.jobs.values():
+            if job.stood_still:
+                job.left_s -= COUNTED_SHARE * job.lease_s
+                job.stood_still = False
+
+    def time_passes(self, seconds: float) -> None:
+        """And the database answers all the time."""
+        for job in self.jobs.values():
+            job.left_s -= seconds
+
+    def stand_still(self) -> None:
+        """The database, or everyone who asks it, for longer than any lease."""
+        for job in self.jobs.values():
+            job.stood_still = job.state == "running"
+
     def expire(self, workers: set[str] | None = None) -> int:
         """Leases that are over, or those of these workers."""
         over = [
             job
             for job in self.jobs.values()
-            if job.state == "running" and (job.lease_over if workers is None else job.worker in workers)
+            if job.state == "running" and (job.left_s < 0 if workers is None else job.worker in workers)
         ]
         for job in over:
             job.crashes += 1

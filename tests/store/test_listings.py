@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from kt_study.errors import UsageError
-from kt_study.store import JobStore, Outlook, Selection, WorkerRecord
+from kt_study.store import JobStore, Outlook, Selection, WorkerRecord, listings
 from kt_study.store import jobstore as jobstore_module
+from kt_study.store.expressions import chunks
 from kt_study.words import DatasetRecord, Failure, JobState, ModelRecord
 from tests.store.making import STUDY, claim_one, job, lasting, passing, plan, result_rows, row
 
@@ -73,7 +76,7 @@ def test_the_time_left_leaves_out_what_waits_for_a_failed_job(store: JobStore) -
 
 
 def test_states_are_looked_up_by_digest(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobstore_module, "DIGESTS_CHUNK", 2)
+    monkeypatch.setattr(listings, "chunks", functools.partial(chunks, size=2))
     plan(store, *(job(n) for n in range(5)), study="one")
     plan(store, job(4), job(5), study="two")
     store.finish(claim_one(store), {})

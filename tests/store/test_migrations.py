@@ -8,19 +8,16 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.schema import CreateTable
 
 from kt_study import database
 from kt_study.database import migrate, migrations_folder, parse_url, sqlalchemy_url
 from kt_study.errors import DatabaseError
 from kt_study.store import Selection, open_store
-from kt_study.tables import belongs_to, metadata
+from kt_study.tables import metadata
 from tests.postgres import Server
 from tests.store.making import claim_one, job, plan, result_rows, row
 
@@ -98,36 +95,22 @@ def test_the_migrations_make_the_tables_that_the_program_knows(empty: str) -> No
     assert differences(empty) == []
 
 
-def test_a_column_of_one_database_is_made_on_that_one_alone() -> None:
-    told = {
-        dialect.name: str(CreateTable(metadata.tables["jobs"]).compile(dialect=dialect))
-        for dialect in (sqlite.dialect(), postgresql.dialect())
-    }
-    assert {name: "listed" in text for name, text in told.items()} == {"sqlite": True, "postgresql": False}
-    assert all("changed_at" in text for text in told.values())
-
-
 def test_the_migrations_make_the_indexes_that_the_program_knows(tmp_path: Path) -> None:
     """On SQLite, down to their expressions and conditions."""
     migrated, made = (f"sqlite:///{tmp_path / name}.db" for name in ("migrated", "made"))
     open_store(migrated, create=True)
     metadata.create_all(sa.create_engine(made))
     assert sqlite_indexes(migrated) == sqlite_indexes(made)
-    assert any("jobs_queue" in index for index in sqlite_indexes(made))
+    assert any("jobs_running" in index for index in sqlite_indexes(made))
 
 
 def differences(url: str) -> list[object]:
-    """What the program knows and the database lacks, or the other way round.
-
-    Alembic knows nothing of indexes and columns that are for one database alone, and cannot read SQLite's with expressions.
-    """
+    """What the program knows and the database lacks, or the other way round; alembic cannot read SQLite's indexes."""
     with engine_of(url).connect() as connection:
         dialect = connection.dialect.name
 
-        def is_comparable(item: sa.schema.SchemaItem, name: str | None, kind: str, *_: object) -> bool:
-            if isinstance(item, sa.Column):
-                return belongs_to(dialect, item)
-            return kind != "index" or (dialect == "postgresql" and name != "jobs_queue")
+        def is_comparable(_: sa.schema.SchemaItem, __: str | None, kind: str, *___: object) -> bool:
+            return kind != "index" or dialect == "postgresql"
 
         options = {"compare_type": True, "include_object": is_comparable}
         found: list[object] = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
@@ -218,34 +201,24 @@ def test_pairs_of_before_get_the_number_of_classes_of_their_data_set(old: str) -
     assert {key: classes for key, classes in rows} == {"k10": 10, "k1000": 1000, "gone": None}
 
 
-def test_jobs_of_before_are_listed_and_unlisted_again(old: str) -> None:
-    """Revision 0009, forward and back, over jobs in each state, one of them paused."""
-    migrate(parse_url(old), "0008")
+def test_jobs_of_before_can_be_claimed_and_free_their_dependents(old: str) -> None:
+    """Revision 0010, over jobs in each state, one of them paused, with the triggers that did this before."""
+    migrate(parse_url(old), "0009")
     with engine_of(old).begin() as connection:
         connection.exec_driver_sql(
-            "INSERT INTO jobs (id, kind, digest, spec, state, paused, fence, created_at, changed_at) "
-            "VALUES (6, 'logits', 'd6', '{}', 'ready', true, 4, 0, 0), (7, 'logits', 'd7', '{}', 'ready', false, 4, 0, 0)"
+            "INSERT INTO jobs (id, kind, digest, spec, state, paused, fence, needed, needs_open, created_at, changed_at) "
+            "VALUES (6, 'logits', 'd6', '{}', 'ready', true, 4, false, 0, 0, 0), "
+            "(7, 'logits', 'd7', '{}', 'ready', false, 4, true, 0, 0, 0), "
+            "(8, 'logits', 'd8', '{}', 'blocked', false, 0, false, 1, 0, 0)"
         )
-    before, indexes = holdings(old), sqlite_indexes(old)
-    migrate(parse_url(old))
-    columns = {column["name"] for column in sa.inspect(engine_of(old)).get_columns("jobs")}
-    if parse_url(old).is_sqlite:
-        with engine_of(old).connect() as connection:
-            found = connection.exec_driver_sql("SELECT id, listed FROM jobs ORDER BY id").all()
-        assert found == [(1, None), (2, -1), (3, 0), (4, None), (5, None), (6, None), (7, 4)]
-    else:
-        assert "listed" not in columns
-    downgrade(old, "0008")
-    assert (holdings(old), sqlite_indexes(old), revision_of(old)) == (before, indexes, "0008")
-    migrate(parse_url(old))
-    assert differences(old) == []
-
-
-def downgrade(url: str, revision: str) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(migrations_folder()))
-    config.attributes["engine"] = engine_of(url)
-    command.downgrade(config, revision)
+        connection.exec_driver_sql("INSERT INTO job_needs VALUES (8, 7)")
+    store = open_store(old, create=True)
+    claims = store.claim("worker", limit=9)
+    assert {claim.job_id for claim in claims} == {3, 7}
+    assert store.job(8).state == "blocked"
+    store.finish_many([(claim, {}) for claim in claims])
+    assert (store.job(8).state, store.job(8).needs_open) == ("ready", 0)
+    assert {claim.job_id for claim in store.claim("worker", limit=9)} == {8}
 
 
 def test_an_old_database_goes_on_working(old: str) -> None:

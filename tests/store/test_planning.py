@@ -8,14 +8,13 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from kt_study.errors import UsageError
-from kt_study.store import JobStore, Planned, Selection, open_store
-from kt_study.store.postgres import PostgresTransaction
+from kt_study.store import JobStore, Planned, Selection, open_store, planning
 from kt_study.words import JobState, PlannedJob
 from tests.store.making import STUDY, claim_one, job, plan, row, states
 
@@ -172,23 +171,18 @@ def _id(store: JobStore, number: int) -> int:
 
 
 def test_no_statement_of_a_large_plan_reads_a_whole_set_for_each_row(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """PostgreSQL turns NOT IN and an IN among the columns into that as soon as the set outgrows its working memory."""
-    monkeypatch.setattr("kt_study.store.postgres.PLANNING_MEMORY", "SET work_mem = '64kB'")
+    monkeypatch.setitem(planning.PREPARE, "postgresql", ["SET work_mem = '64kB'"])
     explained: list[str] = []
-    rows = PostgresTransaction.rows
 
-    def explaining(method: Callable[..., Any]) -> Callable[..., Any]:
-        def explain_and_run(tx: PostgresTransaction, statement: str, **parameters: Any) -> Any:
-            if "planned" in statement:
-                explained.append("\n".join(line for (line,) in rows(tx, f"EXPLAIN {statement}", **parameters)))
-            return method(tx, statement, **parameters)
+    def explain(_: Any, cursor: Any, statement: str, given: Any, *__: Any) -> None:
+        if " planned" in statement and statement.startswith(("INSERT", "SELECT", "UPDATE")):
+            explained.append("\n".join(line for (line,) in cursor.execute(f"EXPLAIN {statement}", given).fetchall()))
 
-        return explain_and_run
-
-    for name in ("rows", "change"):
-        monkeypatch.setattr(PostgresTransaction, name, explaining(getattr(PostgresTransaction, name)))
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", explain)
+    request.addfinalizer(lambda: sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", explain))
     first = job(0)
     with contextlib.closing(open_store(postgres_url)) as store:
         planned = plan(store, first, *(job(number, needs=[first]) for number in range(1, 5_000)))

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kt_study.database import parse_url
 from kt_study.errors import LeaseLost
-from kt_study.store import JobStore, Selection, WorkerRecord, open_store, sqlite
+from kt_study.store import JobStore, Selection, WorkerRecord, open_store
 from kt_study.words import Claim, PlannedJob
 from tests.postgres import Server
 from tests.store.making import job as make_job
@@ -80,7 +80,7 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def claim(self, worker: str, kinds: list[str] | None, limit: int, lease_s: float) -> None:
         claims = self.store.claim(worker, kinds=kinds, limit=limit, lease_s=lease_s)
-        expected = self.model.claim(worker, kinds, limit, lease_over=lease_s < 0)
+        expected = self.model.claim(worker, kinds, limit, lease_s=lease_s)
         assert {claim.spec["number"] for claim in claims} == set(expected)
         self.claims += claims
 
@@ -141,6 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(at=st.lists(st.integers(0, 99), max_size=4), worker=st.sampled_from(WORKERS))
     def beat(self, at: list[int], worker: str) -> None:
+        self.model.look()
         newest = {claim.job_id: claim for claim in sorted((self._pick(one) for one in at), key=lambda c: c.fence)}
         orders = self.store.beat(worker, dict.fromkeys(newest.values()), lease_s=3600.0)
         held = {claim.job_id: self.model.of(claim) for claim in newest.values() if self.model.holds(claim)}
@@ -152,11 +153,29 @@ class StoreMachine(RuleBasedStateMachine):
             if self.model.of(claim).state == "cancelled" and self.model.of(claim).fence == claim.fence
         }
         for job in held.values():
-            job.lease_over = False
+            self.model.renew(job, 3600.0)
 
     @rule()
     def expire(self) -> None:
+        self.model.look()
         assert self.store.expire(grace_s=0.0) == self.model.expire()
+
+    @rule()
+    def time_passes(self) -> None:
+        """More than any lease, while somebody looks at the database all the time."""
+        self._shift("UPDATE jobs SET lease_until = lease_until - 7200")
+        self.model.time_passes(7200.0)
+
+    @rule()
+    def everything_stands_still(self) -> None:
+        """The database is frozen or away, or every process is."""
+        self._shift("UPDATE jobs SET lease_until = lease_until - 7200")
+        self._shift("UPDATE lease_checks SET checked_at = checked_at - 7200")
+        self.model.stand_still()
+
+    def _shift(self, statement: str) -> None:
+        """What the clock does, done to the times it is compared with."""
+        self.store._database.write(lambda connection: connection.exec_driver_sql(statement))
 
     @rule(worker=st.sampled_from(WORKERS))
     def disown(self, worker: str) -> None:
@@ -226,13 +245,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_on_sqlite(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With sweeps as often as can be, also such as leave something to the next."""
-    for bound, value in {"SWEEP_AFTER": 4, "MOST_STALE": 1, "SWEEP_AT_MOST": 4}.items():
-        monkeypatch.setattr(sqlite, bound, value)
-    sweeps: list[int] = []
-    sweep = sqlite.sweep
-    monkeypatch.setattr(sqlite, "sweep", lambda connection: sweeps.append(sweep(connection)))
+def test_on_sqlite(scratch: Path) -> None:
     template = scratch / "template.db"
     open_store(f"sqlite:///{template}", create=True).close()
 
@@ -245,22 +258,12 @@ def test_on_sqlite(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             self.file = sqlite3.connect(scratch / "kt-study.db")
             super().__init__()
 
-        @invariant()
-        def what_is_listed_is_what_can_be_claimed(self) -> None:
-            listed = self.file.execute("SELECT listed, fence, state, paused FROM jobs WHERE state <> 'done'").fetchall()
-            for under, fence, state, paused in listed:
-                if state == "running":
-                    assert under == -1 or 0 <= under < fence
-                else:
-                    assert under == (fence if state == "ready" and not paused else None)
-
         def teardown(self) -> None:
             assert self.file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             self.file.close()
             super().teardown()
 
     run_state_machine_as_test(OnSqlite, settings=_options(150))
-    assert any(sweeps)
 
 
 def test_on_postgresql(postgres_server: Server) -> None:

@@ -1,0 +1,86 @@
+"""What the two databases spell differently, as SQLAlchemy expressions, and conditions that several modules use."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from kt_study.tables import jobs, studies, study_jobs
+
+T = TypeVar("T")
+
+MOST_VALUES = 10_000  # in one statement: SQLite takes 32,766 and PostgreSQL 65,535
+
+
+class now(FunctionElement[float]):
+    """The database's clock, seconds since 1970."""
+
+    type = sa.Double()
+    inherit_cache = True
+
+
+class server_started(FunctionElement[float]):
+    """When the database server was started, by its clock; SQLite, which has no server, was always there."""
+
+    type = sa.Double()
+    inherit_cache = True
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(*_: Any, **__: Any) -> str:
+    return "date_part('epoch', clock_timestamp())"  # now() stands still within a transaction
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"  # to the millisecond; unixepoch('subsec') needs SQLite 3.42
+
+
+@compiles(server_started, "postgresql")
+def _started_postgresql(*_: Any, **__: Any) -> str:
+    return "date_part('epoch', pg_postmaster_start_time())"
+
+
+@compiles(server_started, "sqlite")
+def _started_sqlite(*_: Any, **__: Any) -> str:
+    return "0.0"
+
+
+def parameter(name: str, kind: type[sa.types.TypeEngine[Any]] | None = None) -> sa.BindParameter[Any]:
+    """A value that is given when the statement runs."""
+    return sa.bindparam(name, type_=None if kind is None else kind())
+
+
+def parameters(name: str) -> sa.BindParameter[Any]:
+    """A list of values that is given when the statement runs, for `column.in_`."""
+    return sa.bindparam(name, expanding=True)
+
+
+def chunks(items: Iterable[T], size: int = MOST_VALUES) -> Iterator[list[T]]:
+    """Lists of up to `size` items, in order."""
+    rest = iter(items)
+    while chunk := list(itertools.islice(rest, size)):
+        yield chunk
+
+
+def of_study(name: sa.ColumnElement[str] | str) -> sa.ColumnElement[bool]:
+    """Whether the job belongs to the study."""
+    held = sa.select(study_jobs.c.job_id).join(studies, studies.c.id == study_jobs.c.study_id)
+    return held.where(study_jobs.c.job_id == jobs.c.id, studies.c.name == name).correlate(jobs).exists()
+
+
+def fits_glob(column: sa.ColumnElement[str], pattern: str) -> sa.ColumnElement[bool]:
+    """Whether a text fits a shell pattern with `*`, `?`, `[...]` and `[!...]`."""
+    pieces = re.split(r"(\*|\?|\[!?[^\]]+\])", pattern)
+    spelled = {"*": ".*", "?": "."}
+    regex = "".join(
+        spelled.get(piece) or (piece.replace("[!", "[^") if piece.startswith("[") else re.escape(piece))
+        for piece in pieces
+    )
+    return column.regexp_match(f"^(?:{regex})$")
