@@ -6,6 +6,7 @@ that libpq takes as a parameter may follow the question mark; `passfile` names t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -313,6 +314,8 @@ def prepare_sqlite(path: str) -> None:
     require_local_disk(path, "the SQLite database")
     if not Path(path).parent.is_dir():
         raise DatabaseError(f"cannot make the database {path}: there is no folder {Path(path).parent}; correct the URL")
+    with contextlib.suppress(OSError):  # which sqlite3 explains; under umask 002 it would let a group write
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
     connection = connect_sqlite(path, create=True)
     try:
         connection.execute("PRAGMA busy_timeout=10000")
