@@ -42,7 +42,7 @@ def start_pilot(options: PilotOptions) -> str:
     submitit's own files are private, before and after; those of the study are as the user's umask wants them.
     """
     refuse_shadows()
-    from worker.entry import run_pilot
+    from worker.pilot.entry import run_pilot
 
     os.environ.pop("PYTHONSAFEPATH", None)  # it was for the way here, not for the user's commands
     if options.umask is not None:

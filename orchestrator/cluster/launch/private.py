@@ -1,0 +1,55 @@
+"""What pilots on other nodes find in the study folder and nobody else should read: where the job database is."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from kt_study.database import Address, is_this_machine, parse_url
+from kt_study.errors import DatabaseError
+from kt_study.files import private_folder, write_private
+from kt_study.pilots import LaunchFiles
+from orchestrator.cluster.slurm.cluster import Node
+
+
+def prepare_study_folder(files: LaunchFiles, database_url: str) -> str:
+    """Write the database's URL and, where it has one, its password to files of mode 0600. Returns the marker's word.
+
+    Raises:
+        DatabaseError: a URL that cannot be read.
+        DiskError: the study folder cannot be written.
+        UntrustedFile: its private folder is somebody else's.
+    """
+    address = parse_url(database_url)
+    url = address.url
+    private_folder(files.folder, below=files.root)
+    if password := address.conninfo.get("password"):
+        write_private(files.passfile, f"*:*:*:*:{_escaped(password)}\n".encode(), below=files.root)
+        url += f"{'&' if '?' in url else '?'}passfile={quote(str(files.passfile))}"
+    write_private(files.database, f"{url}\n".encode(), below=files.root)
+    if not files.marker.exists():
+        write_private(files.marker, secrets.token_hex(8).encode(), below=files.root)
+    return files.marker.read_text(encoding="utf-8").strip()
+
+
+def require_reachable(address: Address, nodes: Sequence[Node]) -> None:
+    """Refuse a database that is found on this machine's loopback or Unix socket only when pilots would sit elsewhere.
+
+    Raises:
+        DatabaseError: the address in the URL is that of this machine only, and a node is not this machine.
+    """
+    host = address.conninfo.get("hostaddr") or address.conninfo.get("host", "")
+    if address.is_sqlite or not is_this_machine(host):
+        return
+    elsewhere = [node.name for node in nodes if node.host != socket.gethostname() and not is_this_machine(node.address)]
+    if elsewhere:
+        raise DatabaseError(
+            f"the database's address {host or 'localhost'} means this machine only, and pilots would run on "
+            f"{elsewhere[0]} too; start it with `kt-study db start --host` and this machine's name, and give that URL"
+        )
+
+
+def _escaped(password: str) -> str:
+    return password.replace("\\", "\\\\").replace(":", "\\:")
