@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kt_study.errors import UnknownModelError, WeightsError
+from kt_study.errors import UnknownModelError, UntrustedFile, WeightsError
 from kt_study.files import file_digest
 from kt_study.paths import StudyPaths
 from kt_study.words import LogitsSpec, as_spec
@@ -233,6 +233,19 @@ def test_features_of_any_module() -> None:
     assert features.shape == (4, 5)
     with pytest.raises(WeightsError, match="no linear layer"):
         with_features(nn.Conv2d(3, 3, 1))
+
+
+def test_a_factory_that_others_may_write_is_not_run(paths: StudyPaths) -> None:
+    module = paths.root / "shared_factory.py"
+    module.write_text("raise SystemExit('it was run')\n")
+    module.chmod(0o666)
+    record = tiny_model(timm="", factory="shared_factory:make")
+    with pytest.raises(UntrustedFile, match=rf"^{module} can be written by others .*; `chmod go-w {module}`$"):
+        build_model(record, paths, CPU)
+    module.chmod(0o644)
+    paths.root.chmod(0o777)
+    with pytest.raises(UntrustedFile, match=rf"^{paths.root} can be written by others"):
+        build_model(record, paths, CPU)
 
 
 def _deflated(file: Path, **longer: int) -> int:
