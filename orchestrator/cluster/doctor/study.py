@@ -16,6 +16,7 @@ from kt_study.errors import DatabaseError, DiskError, KtStudyError, UntrustedFil
 from kt_study.files import write_private
 from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore, open_store
+from kt_study.trust import require_own
 from orchestrator.cluster.doctor.findings import Finding
 from orchestrator.terminal.plural import counted
 
@@ -30,7 +31,11 @@ def folder(root: Path, *, has_slurm: bool) -> Iterator[Finding]:
     try:
         write_private(scratch, b"a word", below=root)
         scratch.unlink()
-    except (DiskError, UntrustedFile, OSError) as error:
+        require_own(root, root)
+    except UntrustedFile as error:
+        yield Finding(what="study folder", verdict="wrong", found=str(error))
+        return
+    except (DiskError, OSError) as error:
         yield Finding(what="study folder", verdict="wrong", found=str(error), do="work in a folder that you may write")
         return
     kind = file_system(root) or "an unknown file system"
