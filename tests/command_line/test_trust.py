@@ -100,15 +100,15 @@ def open_folder_of_bob(path: Path) -> None:
     BOB.owns(path)
 
 
-@pytest.mark.parametrize("name", OPENED)
-def test_launch_refuses_what_others_may_write_and_its_advice_helps(folder: Path, name: str) -> None:
-    path = folder / name.partition(" ")[0]
+def test_launch_refuses_what_others_may_write_and_its_advice_helps(folder: Path) -> None:
     fail_the_job(folder)
-    OPENED[name](path)
-    line = one_line(ALICE.kt_study(folder, "launch"), 3)
-    assert line.startswith(f"kt-study: {path} ")
-    assert not (folder / ".kt-study" / "notify").exists()
-    followed(line)
+    for name, opened in OPENED.items():
+        path = folder / name.partition(" ")[0]
+        opened(path)
+        line = one_line(ALICE.kt_study(folder, "launch"), 3)
+        assert line.startswith(f"kt-study: {path} "), name
+        assert not (folder / ".kt-study" / "notify").exists()
+        followed(line)
     done = ALICE.kt_study(folder, "launch")
     assert done.stdout.startswith("nothing to do: "), done.stderr
     assert (folder / ".kt-study" / "notify").exists()
@@ -154,29 +154,27 @@ def test_the_status_of_somebody_elses_study_runs_nothing_of_theirs(folder: Path)
     assert (folder / "told").read_text().split() == [str(ALICE.uid)] * 2
 
 
-@pytest.mark.parametrize("opened", [".kt-study/notify/tiny.json", ".kt-study/notify", ".kt-study", ".", "tell.py"])
-def test_status_names_what_others_could_have_written_and_runs_it_when_that_is_put_right(
-    folder: Path, opened: str
-) -> None:
+def test_status_names_what_others_could_have_written_and_runs_it_when_that_is_put_right(folder: Path) -> None:
     armed(folder)
-    (folder / opened).chmod((folder / opened).stat().st_mode | 0o020)
-    line = one_line(ALICE.kt_study(folder, "status"), 1)
-    assert line.startswith(f"no message is sent: {folder / opened} can be written by others")
-    assert not (folder / "told").exists()
-    followed(line)
+    for opened in (".kt-study/notify/tiny.json", ".kt-study/notify", ".kt-study", ".", "tell.py"):
+        (folder / opened).chmod((folder / opened).stat().st_mode | 0o020)
+        line = one_line(ALICE.kt_study(folder, "status"), 1)
+        assert line.startswith(f"no message is sent: {folder / opened} can be written by others")
+        assert not (folder / "told").exists()
+        followed(line)
     assert ALICE.kt_study(folder, "status").stderr == ""
     assert (folder / "told").read_text().split() == [str(ALICE.uid)] * 2
 
 
 def test_a_channel_file_that_a_group_member_plants_is_not_used(folder: Path) -> None:
     channels = armed(folder)
+    content = channels.read_text()
     channels.unlink()
     channels.parent.chmod(0o775)
-    BOB.run(channels.parent, "sh", "-c", 'echo \'{"command": "touch /tmp/never"}\' > tiny.json')
+    assert BOB.run(channels.parent, "sh", "-c", f"echo '{content}' > tiny.json").returncode == 0
     assert channels.stat().st_uid == BOB.uid
-    done = ALICE.kt_study(folder, "status")
+    ALICE.kt_study(folder, "status")
     assert not (folder / "told").exists()
-    assert "never" not in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["webhook_file", "database", "passfile"])

@@ -103,9 +103,10 @@ def test_what_slurm_and_submitit_write_is_private_and_pickles_of_others_are_not_
     ]
     assert {path.suffix for path in written} >= {".out", ".pkl", ".sh", ".json"}
     assert [str(path) for path in written if path.stat().st_mode & 0o077] == []
+    assert eventually(lambda: kt_jobs(cluster) == [])
     store.retry(Selection(study="private"))
     with busy_nodes(cluster):
-        study.succeeds(*GPU, "--workers", "1")
+        assert study.succeeds(*GPU, "--workers", "1", "--now").startswith("1 worker in Slurm job ")
         (pickle,) = [path for path in study.folder.glob("logs/*/*_submitted.pkl") if path not in written]
         pickle.chmod(0o664)
         os.chown(pickle, -1, LAB)
