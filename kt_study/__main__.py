@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,11 +37,20 @@ def refuse_shadows() -> None:
 
 
 def start_pilot(options: PilotOptions) -> str:
-    """What submitit runs on a node: one pilot, until no work is left for it. Returns how it ended, one line."""
+    """What submitit runs on a node: one pilot, until no work is left for it. Returns how it ended, one line.
+
+    submitit's own files are private, before and after; those of the study are as the user's umask wants them.
+    """
     refuse_shadows()
     from worker.pilot.entry import run_pilot
 
-    return run_pilot(options)
+    os.environ.pop("PYTHONSAFEPATH", None)  # it was for the way here, not for the user's commands
+    if options.umask is not None:
+        os.umask(options.umask)
+    try:
+        return run_pilot(options)
+    finally:
+        os.umask(0o077)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ what is left out comes from libpq's own places: PGHOST and the like, a service f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -488,6 +489,8 @@ def prepare_sqlite(path: str) -> None:
     require_local_disk(path, "the SQLite database")
     if not Path(path).parent.is_dir():
         raise DatabaseError(f"cannot make the database {path}: there is no folder {Path(path).parent}; correct the URL")
+    with contextlib.suppress(OSError):  # which sqlite3 explains; under umask 002 it would let a group write
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
     connection = connect_sqlite(path, create=True)
     try:
         connection.execute("PRAGMA busy_timeout=10000")

@@ -12,7 +12,8 @@ KtStudyError
 |   |   |-- NothingPlanned   there is none yet; exit code 2
 |   |   `-- SchemaMismatch   it lacks a table or column that this program writes
 |   |-- SlurmError           the cluster's commands, partitions and limits
-|   `-- DiskError            no space, no permission, a file that cannot be written
+|   |-- DiskError            no space, no permission, a file that cannot be written
+|   `-- UntrustedFile        somebody else may have written what is about to be run or believed
 `-- LeaseLost                a worker no longer holds the job; it stops and writes nothing
 """
 
@@ -77,6 +78,10 @@ class SlurmError(EnvironmentUnusable):
 
 class DiskError(EnvironmentUnusable):
     """A file cannot be written: no space, no permission, or a read-only disk."""
+
+
+class UntrustedFile(EnvironmentUnusable):
+    """A file or folder that somebody else than the caller owns or may write, and whose content would be acted on."""
 
 
 class LeaseLost(KtStudyError):

@@ -1,15 +1,23 @@
-"""Writing to disk so that a reader never sees half a file: written aside, flushed, renamed."""
+"""Writing to disk so that a reader never sees half a file (written aside, flushed, renamed), and so that what is private
+stays so."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kt_study.errors import DiskError, UsageError
+from kt_study.trust import require_owner
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""How a file system says that it has no locks."""
 
 
 @contextlib.contextmanager
@@ -17,7 +25,7 @@ def written_aside(target: Path, *, mode: int | None = None) -> Iterator[Path]:
     """Yield a scratch path beside `target`; on success flush it to disk and rename it over `target`.
 
     The scratch name keeps the target's suffix, for writers that look at it. On any error the scratch file is removed
-    and `target` is left as it was. `mode` is the file's; what the umask allows when None.
+    and `target` is left as it was. `mode` is the file's; when None others may read it as the umask allows, and never write.
 
     Raises:
         DiskError: the folder cannot be written or the disk is full.
@@ -29,7 +37,7 @@ def written_aside(target: Path, *, mode: int | None = None) -> Iterator[Path]:
         os.close(handle)
         scratch = Path(name)
         yield scratch
-        scratch.chmod(0o666 & ~_umask() if mode is None else mode)
+        scratch.chmod(0o644 & ~current_umask() if mode is None else mode)
         _flush(scratch)
         scratch.replace(target)
         _flush(target.parent)
@@ -53,8 +61,13 @@ def write_text(target: Path, content: str) -> None:
     write_bytes(target, content.encode())
 
 
-def write_private(target: Path, content: bytes) -> None:
-    """As `write_bytes`, readable by its owner only, at every moment. Raises DiskError."""
+def write_private(target: Path, content: bytes, *, below: Path) -> None:
+    """As `write_bytes`, readable by its owner only, at every moment, in folders that are private below `below`.
+
+    Raises:
+        DiskError, UntrustedFile: as `written_aside` and `private_folder`.
+    """
+    private_folder(target.parent, below=below)
     with written_aside(target, mode=0o600) as scratch:
         scratch.write_bytes(content)
 
@@ -78,6 +91,72 @@ def require_ours(marker: Path, targets: Iterable[Path]) -> None:
             )
 
 
+def private_folder(folder: Path, *, below: Path) -> None:
+    """Make `folder` and its parents below `below`, mode 0700 whatever the umask; those that are more open are closed.
+
+    Raises:
+        DiskError: one cannot be made.
+        UntrustedFile: one belongs to somebody else.
+    """
+    missing = [parent for parent in (folder, *folder.parents) if parent != below and parent.is_relative_to(below)]
+    try:
+        for each in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                each.mkdir(mode=0o700)
+            _close_to_others(each)
+    except OSError as error:
+        raise DiskError(f"cannot write {folder}: {error.strerror}; choose another study folder") from error
+
+
+def locked(file: Path) -> int:
+    """Open and lock a file that only its owner can open: anybody who may read a file may hold its lock.
+
+    An older file that others can open is replaced, since one of them may hold its lock already.
+
+    Returns:
+        a descriptor, whose closing gives the lock back.
+
+    Raises:
+        BlockingIOError: another process of the owner holds it.
+        OSError: the file cannot be opened, or the file system has no locks.
+    """
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            status = os.fstat(handle)
+            if status.st_uid == os.geteuid() and status.st_mode & 0o077:
+                _replace_by_private(file)
+                os.close(handle)
+                continue
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+
+
+def _replace_by_private(file: Path) -> None:
+    scratch, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    os.close(scratch)
+    Path(name).replace(file)
+
+
+def _close_to_others(folder: Path) -> None:
+    """Mode 0700. What others could read in it becomes 0600; what they could write stays as it is, and is not trusted."""
+    status = folder.stat()
+    require_owner(folder, status)
+    if status.st_uid != os.geteuid() or not status.st_mode & 0o077:
+        return
+    folder.chmod(0o700)
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                path.chmod(0o700)
+            elif stat.S_ISREG(mode) and not mode & 0o022:
+                path.chmod(mode & 0o700)
+
+
 def file_digest(path: Path) -> str:
     """blake2b-128 of a file's bytes, 32 hex digits."""
     with path.open("rb") as stream:
@@ -92,7 +171,8 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
+def current_umask() -> int:
+    """This process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -4,7 +4,8 @@ Pilots look after each failed job and when they leave, `launch --wait` at its en
 sees an event first creates its marker file (O_EXCL, which is atomic on a shared folder too) and sends; everybody else
 finds the marker. So an event is told at most once, whichever workers are killed. A message that cannot be sent harms
 nothing: it is tried twice, and the marker says what went wrong. The webhook's address is a secret: launch leaves it in
-one file of mode 0600, and it is in no log, argument list or database.
+one file of mode 0600, and it is in no log, argument list or database. Only the channels of one's own study are used, and
+only where nobody else can have written them or the command's files.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from kt_study.errors import DatabaseError, DiskError, StudyFileError
-from kt_study.files import write_private
+from kt_study.errors import DatabaseError, DiskError, StudyFileError, UntrustedFile
+from kt_study.files import private_folder, write_private
 from kt_study.pilots import LaunchFiles
 from kt_study.study import NotifySection, is_web_address
+from kt_study.trust import read_own, require_own
 from kt_study.words import Record
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ Event = Literal["finished", "failure"]
 TRIES = 2
 PATIENCE_S = 10.0
 """Seconds that a webhook or a command may take."""
+_REDIRECTED = "it answered with a redirect"
 
 
 class Channels(Record, frozen=True, kw_only=True):
@@ -63,6 +66,7 @@ def channels_of(section: NotifySection, folder: Path) -> Channels | None:
 
     Raises:
         StudyFileError: a webhook file that cannot be read, or an address that is not http or https; it is not repeated.
+        UntrustedFile: somebody else may write the webhook file.
     """
     webhook = os.environ.get("KT_STUDY_WEBHOOK") or section.webhook or _read(section.webhook_file, folder)
     if webhook and not is_web_address(webhook):
@@ -77,11 +81,13 @@ def arm(files: LaunchFiles, study: str, channels: Channels | None, outlook: Outl
 
     Raises:
         DiskError: the study folder cannot be written.
+        UntrustedFile: somebody else may write a file of the command's, or owns the private folder.
     """
     if channels is None:
         files.channels(study).unlink(missing_ok=True)
         return
-    write_private(files.channels(study), msgspec.json.encode(channels))
+    _require_own_command(channels.command, files.root)
+    write_private(files.channels(study), msgspec.json.encode(channels), below=files.root)
     if outlook.ready_now or outlook.ready_later:
         files.told(study, "finished").unlink(missing_ok=True)
     if not outlook.failed:
@@ -89,14 +95,23 @@ def arm(files: LaunchFiles, study: str, channels: Channels | None, outlook: Outl
 
 
 def look(store: JobStore, study: str, files: LaunchFiles) -> None:
-    """Send what there is to be told and nobody has told yet. Raises nothing: a message must not harm the study."""
+    """Send what there is to be told and nobody has told yet. Raises nothing: a message must not harm the study.
+
+    Somebody else's study is not told of: its messages are theirs to send.
+    """
     try:
-        channels = msgspec.json.decode(files.channels(study).read_bytes(), type=Channels)
+        if files.channels(study).stat().st_uid != os.geteuid():
+            return
+        channels = msgspec.json.decode(read_own(files.channels(study), files.root), type=Channels)
+        _require_own_command(channels.command, files.root)
     except (OSError, msgspec.DecodeError):
+        return
+    except UntrustedFile as error:
+        log.warning("no message is sent: %s", error)
         return
     try:
         _tell(store, study, channels, files)
-    except (OSError, DatabaseError) as error:
+    except (OSError, DatabaseError, DiskError, UntrustedFile) as error:
         log.warning("no message could be sent: %s", error)
 
 
@@ -104,9 +119,10 @@ def _tell(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -
     outlook = store.outlook(study)
     failures = store.failures(study) if outlook.failed else []
     for event in events(outlook):
-        if event in channels.on and _claim(files.told(study, event)):
+        if event in channels.on and _claim(files, study, event):
             outcome = deliver(channels, message(event, study, outlook, failures), files.root)
-            _note(files.told(study, event), outcome)
+            with contextlib.suppress(DiskError, UntrustedFile):
+                write_private(files.told(study, event), f"{outcome}\n".encode(), below=files.root)
 
 
 def events(outlook: Outlook) -> list[Event]:
@@ -148,22 +164,30 @@ def _patiently(send: Callable[[], str]) -> str:
     for attempt in range(TRIES):
         if attempt:
             time.sleep(1.0)
-        if not (trouble := send()):
-            return ""
+        if not (trouble := send()) or trouble.startswith(_REDIRECTED):
+            break
     return trouble
 
 
 def _post(url: str, message: Message) -> str:
     """Why a webhook did not take the message; errors of urllib may carry the address, so only their kind is told."""
     from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
+    from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+    class NoRedirects(HTTPRedirectHandler):
+        """urllib would go on with a GET, which brings the other address a call without the message."""
+
+        def redirect_request(self, *_: object) -> None:
+            return None
 
     body = json.dumps({**msgspec.to_builtins(message), "content": message.text}).encode()
     try:
         request = Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")
-        with urlopen(request, timeout=PATIENCE_S):
+        with build_opener(NoRedirects).open(request, timeout=PATIENCE_S):
             return ""
     except HTTPError as error:
+        if 300 <= error.code < 400:
+            return f"{_REDIRECTED} ({error.code}), which is not followed; give the address that it redirects to"
         return f"it answered {error.code}"
     except Exception as error:
         return f"it could not be reached ({type(error).__name__})"
@@ -188,26 +212,37 @@ def _run(command: str, message: Message, folder: Path) -> str:
     return f"it ended with {done.returncode}" if done.returncode else ""
 
 
-def _claim(marker: Path) -> bool:
-    """Whether this process is the first to see the event."""
+def _require_own_command(command: str, folder: Path) -> None:
+    """Refuse a command that runs or reads a file of the study folder which somebody else may write.
+
+    Raises:
+        UntrustedFile: it names the file.
+    """
     try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
+        named = [folder / word for word in shlex.split(command)]
+    except ValueError:
+        return  # it cannot be run either, which is told when it is tried
+    for file in named:
+        if file.is_relative_to(folder) and file.is_file():
+            require_own(file, folder)
+
+
+def _claim(files: LaunchFiles, study: str, event: Event) -> bool:
+    """Whether this process is the first to see the event."""
+    marker = files.told(study, event)
+    private_folder(marker.parent, below=files.root)
+    try:
         os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
         return False
     return True
 
 
-def _note(marker: Path, outcome: str) -> None:
-    with contextlib.suppress(DiskError):
-        write_private(marker, f"{outcome}\n".encode())
-
-
 def _read(name: str, folder: Path) -> str:
     if not name:
         return ""
     try:
-        return (folder / Path(name).expanduser()).read_text(encoding="utf-8").strip()
+        return read_own(folder / Path(name).expanduser(), folder).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise StudyFileError(
             f"[notify] webhook_file = {name!r} cannot be read; it holds the address, one line"

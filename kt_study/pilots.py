@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from kt_study.errors import DatabaseError
+from kt_study.errors import DatabaseError, UntrustedFile
 from kt_study.paths import StudyPaths
+from kt_study.trust import read_own, require_own
 from kt_study.words import Record
 
 
@@ -20,6 +21,7 @@ class ProbeExit(IntEnum):
     NO_DATABASE = 83
     NO_GPU = 84
     LOST_GPU = 85  # it answered at first
+    UNTRUSTED = 86  # somebody else may have written what a pilot runs or believes
 
 
 LEASE_S = 60.0
@@ -109,6 +111,7 @@ class PilotOptions(Record, frozen=True, kw_only=True):
     cuda_graphs: bool = False  # replay compiled students as CUDA graphs
     gpus: int = 0  # GPUs that each allocation has; its pilots share them evenly
     token: str = ""  # names the launch in Slurm's job list
+    umask: int | None = None  # for files that the study makes; what lies in `logs` is private before it is set
 
     @property
     def paths(self) -> StudyPaths:
@@ -121,11 +124,16 @@ class PilotOptions(Record, frozen=True, kw_only=True):
         return LaunchFiles(root=Path(self.root))
 
     def database_url(self) -> str:
-        """Where the job table is. Raises DatabaseError when the file that says so cannot be read."""
+        """Where the job table is.
+
+        Raises:
+            DatabaseError: the file that says so cannot be read.
+            UntrustedFile: somebody else may have written it.
+        """
         if self.database:
             return self.database
         try:
-            return self.files.database.read_text(encoding="utf-8").strip()
+            return read_own(self.files.database, self.files.root).decode().strip()
         except OSError as error:
             raise DatabaseError(
                 f"{self.files.database}, which names the job database, cannot be read: {error.strerror}; launch again"
@@ -135,6 +143,21 @@ class PilotOptions(Record, frozen=True, kw_only=True):
 def alive_within_s(*leases_s: float) -> float:
     """Seconds since its last heartbeat for which a worker counts as alive: two leases, of the longest ones given."""
     return 2 * max(leases_s, default=LEASE_S)
+
+
+def leave_if_untrusted(study: str, *folders: str) -> None:
+    """Called by an sbatch script before anything is unpickled: end with `ProbeExit.UNTRUSTED` and one line where somebody
+    else may write the study folder, or one of its `folders` or a pickle in them."""
+    try:
+        require_own(Path(study), Path(study))
+        for folder in map(Path, folders):
+            for path in (folder, *folder.glob("*.pkl")):
+                require_own(path, Path(study))
+    except FileNotFoundError:
+        return  # a pickle that has just got its last name; a missing folder is found by others
+    except UntrustedFile as error:
+        print(f"kt-study: {error}", flush=True)
+        raise SystemExit(int(ProbeExit.UNTRUSTED)) from None
 
 
 def time_left_s(ends_at: float, margin_s: float) -> float | None:

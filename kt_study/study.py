@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Meta, field
 
 from kt_study.errors import StudyFileError
-from kt_study.mistakes import explained, unusable_number
+from kt_study.mistakes import explained, place, unusable_number
 from kt_study.objectives import OWN_DEFAULTS
+from kt_study.printable import acting_character, printable
 from kt_study.settings import SETTINGS
 
 Share = Annotated[float, Meta(gt=0, le=1)]
@@ -278,6 +279,8 @@ def read_study(path: Path) -> StudyFile:
     Raises:
         StudyFileError: no such file, not TOML, an unknown key, a wrong type or a value out of range; it says which.
     """
+    if printable(folder := str(path.absolute().parent)) != folder:
+        raise StudyFileError(f"{folder}: a control character or the end of a line in the path; rename the folder")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -288,6 +291,8 @@ def read_study(path: Path) -> StudyFile:
         raise StudyFileError(f"{path}: cannot be read: {error}") from error
     try:
         tree = tomllib.loads(text)
+        if unclean := acting_character(_names_and_paths(tree)):
+            raise StudyFileError(f"{path}: {place(unclean)}a control character or the end of a line; take it out")
         study = msgspec.convert(tree, StudyFile)
     except tomllib.TOMLDecodeError as error:
         raise StudyFileError(f"{path}: not valid TOML: {error}") from error
@@ -299,6 +304,21 @@ def read_study(path: Path) -> StudyFile:
     if study.notify.webhook and not is_web_address(study.notify.webhook):
         raise StudyFileError(f"{path}: [notify] webhook: no http:// or https:// address")
     return study
+
+
+def _names_and_paths(tree: dict[str, Any]) -> dict[str, Any]:
+    """What ends up on terminals and in Slurm's scripts: all but the user's own arguments and command line."""
+    models = tree.get("model")
+    if isinstance(models, list):
+        tree = tree | {"model": [_without(model, "arguments") for model in models]}
+    return {
+        key: _without(section, "arguments" if key == "dataset" else "command" if key == "notify" else "")
+        for key, section in tree.items()
+    }
+
+
+def _without(section: Any, key: str) -> Any:
+    return {name: value for name, value in section.items() if name != key} if isinstance(section, dict) else section
 
 
 def is_web_address(text: str) -> bool:

@@ -18,7 +18,7 @@ def main(folder: Path) -> None:
         EnvironmentUnusable: a command failed; it has said why.
     """
     began = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not (folder / "study.toml").exists():
         _kt_study(folder, "init")
     _kt_study(folder, "plan")

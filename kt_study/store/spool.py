@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kt_study.errors import DatabaseError, KtStudyError, LeaseLost, SchemaMismatch, UsageError
-from kt_study.files import write_text
+from kt_study.errors import DatabaseError, KtStudyError, LeaseLost, SchemaMismatch, UntrustedFile, UsageError
+from kt_study.files import private_folder, write_private
 from kt_study.store.results import Rows, plain_rows
+from kt_study.trust import read_own
 from kt_study.words import Claim
 
 if TYPE_CHECKING:
@@ -81,23 +82,24 @@ class Spool:
 
     def _keep(self, claim: Claim, rows: Rows) -> Path:
         path = self.folder / f"job-{claim.job_id:09d}-{claim.fence}.json"
-        write_text(path, json.dumps({"claim": msgspec.to_builtins(claim), "rows": plain_rows(rows)}))
+        content = json.dumps({"claim": msgspec.to_builtins(claim), "rows": plain_rows(rows)})
+        write_private(path, content.encode(), below=self.folder.parent)
         return path
 
     def _deliver(self, store: JobStore, path: Path) -> bool:
         try:
-            kept = json.loads(path.read_text())
+            kept = json.loads(read_own(path, self.folder.parent))
             store.finish(msgspec.convert(kept["claim"], Claim), kept["rows"])
         except FileNotFoundError:
             return False  # another process delivered it
-        except (LeaseLost, UsageError, ValueError, KeyError) as error:
+        except (LeaseLost, UntrustedFile, UsageError, ValueError, KeyError) as error:
             self._reject(path, error)
             return False
         path.unlink(missing_ok=True)
         return True
 
     def _reject(self, path: Path, error: KtStudyError | ValueError | KeyError) -> None:
-        self.rejected_folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.rejected_folder, below=self.folder.parent)
         target = self.rejected_folder / path.name
         path.replace(target)
         log.warning("spooled result not taken: %s; kept in %s", error, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import logging
 import os
 import sys
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ import click
 from kt_study import __version__
 from kt_study.errors import KtStudyError
 from kt_study.nearest import nearest
+from kt_study.printable import OneLine, printable
 
 COMMANDS = {
     "init": "Write a commented study.toml.",
@@ -90,11 +92,13 @@ def kt_study_command() -> None:
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 some jobs failed, 2 wrong usage or input, 3 environment not usable."""
+    if logging.lastResort:  # warnings of modules that workers use too
+        logging.lastResort.setFormatter(OneLine("%(message)s"))
     colour = False if os.environ.get("NO_COLOR") else None  # None: on a terminal only
     try:
         status = kt_study_command.main(prog_name="kt-study", standalone_mode=False, color=colour)
     except KtStudyError as error:
-        click.echo(f"kt-study: {error}", err=True)
+        click.echo(f"kt-study: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -115,6 +119,8 @@ def main() -> None:
 def _give_up_writing(error: OSError) -> NoReturn:
     """One line, if even that can be written, and exit code 3. Python itself would try standard output again."""
     with contextlib.suppress(OSError):
-        click.echo(f"kt-study: {error.filename or 'the output'} cannot be written: {error.strerror}", err=True)
+        click.echo(
+            f"kt-study: {printable(str(error.filename or 'the output'))} cannot be written: {error.strerror}", err=True
+        )
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(3)

@@ -11,6 +11,7 @@ import msgspec
 from kt_study.errors import UsageError
 from kt_study.failures import GROUP_SHOWN
 from kt_study.pilots import LaunchFiles, alive_within_s
+from kt_study.printable import printable
 from kt_study.store import JobRow, JobStore, Selection
 from kt_study.words import JobState
 from orchestrator.cluster.launch import records
@@ -60,7 +61,7 @@ def is_over(seen: dict[str, Any]) -> bool:
 
 def as_text(seen: dict[str, Any]) -> str:
     """A page for a person."""
-    return "\n".join([f"study {seen['study']}", *_table(seen["counts"]), *details(seen)])
+    return "\n".join([f"study {printable(seen['study'])}", *_table(seen["counts"]), *details(seen)])
 
 
 def details(seen: dict[str, Any]) -> list[str]:
@@ -70,17 +71,17 @@ def details(seen: dict[str, Any]) -> list[str]:
         eta = f", about {span(seen['eta_s'])} left" if seen["eta_s"] else ""
         lines.append(f"\n{60 * seen['jobs_per_s']:.1f} jobs a minute{eta}, {counted(len(seen['workers']), 'worker')}")
     if seen["slurm"]:
-        lines += report.lines(msgspec.convert(seen["slurm"], SlurmPart))
+        lines += map(printable, report.lines(msgspec.convert(seen["slurm"], SlurmPart)))
     if seen["running"]:
         lines.append("\nrunning")
-        lines += [f"  {_running_line(job)}" for job in seen["running"]]
+        lines += [f"  {printable(_running_line(job))}" for job in seen["running"]]
     if seen["failures"]:
         lines.append("\nfailed, by cause")
         for group in seen["failures"]:
             jobs = ", ".join(map(str, group["job_ids"]))
-            cause = tint(f"{group['count']:>5} x {group['error']}", "failed")
+            cause = tint(f"{group['count']:>5} x {printable(group['error'])}", "failed")
             name = group["group"][:GROUP_SHOWN]
-            lines.append(f"  {name}  {cause}: {group['message']}")
+            lines.append(f"  {name}  {cause}: {printable(group['message'])}")
             lines.append(f"            jobs {jobs}; kt-study retry --error {name}")
     if seen["outlook"]["blocked"] and is_over(seen):
         lines.append("\nblocked jobs wait for failed ones; kt-study status --why N says which")
@@ -104,7 +105,7 @@ def describe_job(job: JobRow, *, as_json: bool) -> str:
         lines.append(f"  attempt {number} by {attempt.worker}: {outcome}")
         if attempt.error:
             lines.append(f"            {attempt.error}: {attempt.message}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def log_of(job: JobRow) -> str:
@@ -117,7 +118,8 @@ def log_of(job: JobRow) -> str:
         raise UsageError(f"job {job.id} has not been tried yet: {job.why}")
     last = job.attempts[-1]
     try:
-        return Path(last.log).read_text(encoding="utf-8", errors="replace")
+        text = Path(last.log).read_text(encoding="utf-8", errors="replace")
+        return "\n".join(printable(line.expandtabs()) for line in text.splitlines())
     except OSError as error:
         raise UsageError(f"the log of worker {last.worker} on {last.host} cannot be read here: {last.log!r}") from error
 

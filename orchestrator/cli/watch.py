@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from kt_study.printable import printable
 from kt_study.words import JobState
 from orchestrator.cli import status
 from orchestrator.terminal.plural import counted
@@ -83,10 +84,12 @@ def _head(seen: dict[str, Any]) -> str:
     outlook = seen["outlook"]
     if status.is_over(seen):
         ending = "over" if outlook["failed"] or outlook["blocked"] else "complete"
-        return tint(f"study {seen['study']}: {ending}", "failed" if ending == "over" else "done")
+        return tint(f"study {printable(seen['study'])}: {ending}", "failed" if ending == "over" else "done")
     eta = f", about {span(seen['eta_s'])} left" if seen["eta_s"] else ""
     workers = counted(len(seen["workers"]), "worker")
-    return f"study {seen['study']}: {outlook['running']} running, {workers}{eta}; {time.strftime('%H:%M:%S')}"
+    return (
+        f"study {printable(seen['study'])}: {outlook['running']} running, {workers}{eta}; {time.strftime('%H:%M:%S')}"
+    )
 
 
 def _bars(counts: dict[str, dict[str, int]], width: int) -> list[str]:

@@ -12,7 +12,7 @@ that committed late, and of an old job that a new study has come to share; a hig
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from urllib.parse import quote
 import msgspec
 
 from kt_study.errors import DiskError, UsageError
-from kt_study.files import require_ours, write_text, written_aside
+from kt_study.files import locked, require_ours, write_text, written_aside
 from kt_study.hashing import digest
 from kt_study.nearest import nearest
 from kt_study.parquet import MODELS, PARQUET_TABLES, arrow_schema, parquet_columns
@@ -269,12 +269,12 @@ def _locked(out: Path) -> Iterator[None]:
     """Keep two collects from writing to one folder."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".collect.lock").open("a")
+        lock = locked(out / ".collect.lock")
+    except BlockingIOError as error:
+        raise DiskError(f"{out}: another collect is writing here; try again when it has ended") from error
     except OSError as error:
         raise DiskError(f"{out}: cannot be written: {error.strerror}; choose another folder with --out") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DiskError(f"{out}: another collect is writing here; try again when it has ended") from error
+    try:
         yield
+    finally:
+        os.close(lock)

@@ -16,7 +16,6 @@ import json
 import math
 import re
 import sqlite3
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from kt_study.database import Address, connect_postgresql, parse_url, unreachable
 from kt_study.errors import UsageError
 from kt_study.nearest import nearest
+from kt_study.printable import printable
 from kt_study.settings import named
 from kt_study.shared_files import missing, shared_folder
 from kt_study.tables import attempts, metadata
@@ -361,8 +361,9 @@ def _plain(value: Any) -> Any:
 
 def _as_table(answer: Answer) -> bytes:
     """Columns aligned, numbers to the right."""
+    headings = list(map(printable, answer.columns))
     cells = [[_cell(value) for value in row] for row in answer.rows]
-    widths = [max(map(len, column)) for column in zip(answer.columns, *cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
     numeric = [all(isinstance(row[i], int | float | None) for row in answer.rows) for i in range(len(widths))]
 
     rule = ["-" * width for width in widths]
@@ -370,7 +371,7 @@ def _as_table(answer: Answer) -> bytes:
         "  ".join(
             cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(row, widths, numeric, strict=True)
         )
-        for row in [answer.columns, rule, *cells]
+        for row in [headings, rule, *cells]
     ]
     return "".join(f"{line.rstrip()}\n" for line in lines).encode()
 
@@ -381,7 +382,7 @@ def _cell(value: Any) -> str:
     text = str(value)
     if isinstance(value, float):
         text = f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _as_csv(answer: Answer) -> bytes:

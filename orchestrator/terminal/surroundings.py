@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kt_study.database import sqlite_url
+from kt_study.database import parse_url, sqlite_url
 from kt_study.paths import StudyPaths
 from kt_study.study import StudyFile, read_study
+from kt_study.trust import require_own, require_own_study
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore
@@ -53,9 +54,20 @@ class Surroundings:
 
     @property
     def database_url(self) -> str:
-        """`--db`, else KT_STUDY_DB, else the study file's, else the SQLite file in the study folder."""
-        url = self.db_flag or os.environ.get("KT_STUDY_DB") or self.study.study.database
-        return url or sqlite_url(self.paths.database)
+        """`--db`, else KT_STUDY_DB, else the study file's, else the SQLite file in the study folder.
+
+        Raises:
+            UntrustedFile: it stands in a study file that somebody else may write.
+        """
+        given = self.db_flag or os.environ.get("KT_STUDY_DB")
+        if not given and self.study.study.database:
+            require_own(self.study_path, self.folder)  # it says whom the password is sent to
+        return given or self.study.study.database or sqlite_url(self.paths.database)
+
+    def require_own(self) -> None:
+        """Refuse a study that others may write, before anything of it is run. Raises UntrustedFile."""
+        require_own(self.study_path, self.folder)
+        require_own_study(self.folder, parse_url(self.database_url))
 
     def store(self, *, create: bool = False) -> JobStore:
         """The job store. Raises DatabaseError, also when there is no database yet and `create` is false."""

@@ -45,7 +45,15 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.got.append({"path": self.path, **json.loads(body)})
+        self._answer()
+
+    def do_GET(self) -> None:
+        self.server.got.append({"path": self.path, "event": "GET"})
+        self._answer()
+
+    def _answer(self) -> None:
         self.send_response(self.server.code)
+        self.send_header("Location", f"{self.server.url}/elsewhere")
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -204,6 +212,17 @@ def test_a_webhook_that_errs_is_tried_twice(store: JobStore, files: LaunchFiles,
     look(store, files)
     assert len(hook.got) == notify.TRIES == 2
     assert files.told(STUDY, "finished").read_text() == "webhook: it answered 500\n"
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_webhook_that_redirects_gets_one_message(store: JobStore, files: LaunchFiles, hook: Hook, code: int) -> None:
+    hook.code = code
+    arm(store, files, webhook=hook.url)
+    finish_all(store)
+    look(store, files)
+    assert [(call["path"], call["event"]) for call in hook.got] == [(f"/{SECRET}", "finished")]
+    said = files.told(STUDY, "finished").read_text()
+    assert said.startswith(f"webhook: it answered with a redirect ({code}), which is not followed; give the address")
 
 
 def test_the_address_comes_from_the_environment_a_file_or_the_study_file(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+import resource
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kt_study.errors import UnknownModelError, WeightsError
+from kt_study.errors import UnknownModelError, UntrustedFile, WeightsError
 from kt_study.files import file_digest
 from kt_study.paths import StudyPaths
 from kt_study.words import LogitsSpec, as_spec
@@ -230,6 +233,76 @@ def test_features_of_any_module() -> None:
     assert features.shape == (4, 5)
     with pytest.raises(WeightsError, match="no linear layer"):
         with_features(nn.Conv2d(3, 3, 1))
+
+
+def test_a_factory_that_others_may_write_is_not_run(paths: StudyPaths) -> None:
+    module = paths.root / "shared_factory.py"
+    module.write_text("raise SystemExit('it was run')\n")
+    module.chmod(0o666)
+    record = tiny_model(timm="", factory="shared_factory:make")
+    with pytest.raises(UntrustedFile, match=rf"^{module} can be written by others .*; `chmod go-w {module}`$"):
+        build_model(record, paths, CPU)
+    module.chmod(0o644)
+    paths.root.chmod(0o777)
+    with pytest.raises(UntrustedFile, match=rf"^{paths.root} can be written by others"):
+        build_model(record, paths, CPU)
+
+
+def _deflated(file: Path, **longer: int) -> int:
+    """Pack an archive of torch's again, compressed, with so many zeros after some members. Returns its bytes inflated."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content + bytes(longer.get(name.rpartition("/")[2].replace(".", "_"), 0)))
+    return sum(map(len, members.values())) + sum(longer.values())
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+@pytest.mark.parametrize("longer", [{}, {"data_pkl": 2**26}], ids=["tensors", "the pickle"])
+def test_an_archive_that_inflates_past_its_size_is_refused_unread(
+    tmp_path: Path, longer: dict[str, int], lazily: bool
+) -> None:
+    file = tmp_path / "w.pth"
+    torch.save({"weight": torch.zeros(10 if longer else 2**24)}, file)
+    inflated = _deflated(file, **longer)
+    assert inflated > 2**26 > 100 * file.stat().st_size
+    with pytest.raises(WeightsError, match=rf"whose members inflate to {inflated / 1e6:.1f} MB"):
+        read_state(file, lazily=lazily)
+
+
+def test_members_that_share_their_bytes_are_refused_too(tmp_path: Path) -> None:
+    """Stored members whose directory entries all point to the same bytes: no compression, and many times the file."""
+    file = tmp_path / "w.pth"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("w/data.pkl", bytes(2**20))
+        for number in range(60):
+            archive.filelist.append(copy.copy(archive.filelist[0]))
+            archive.filelist[-1].filename = f"w/data/{number}"
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(WeightsError, match=r"a file of 1\.1 MB whose members inflate to 64\.0 MB"):
+        read_state(file)
+
+
+def test_a_member_longer_than_its_archive_says_is_not_inflated(tmp_path: Path) -> None:
+    """The directory, which torch goes by, says 40 bytes; 256 MB come out."""
+    file = tmp_path / "w.pth"
+    torch.save({"weight": torch.zeros(2**26)}, file)
+    _deflated(file)
+    content = file.read_bytes()
+    assert content.count((2**28).to_bytes(4, "little")) >= 2  # beside the bytes themselves, and in the directory
+    file.write_bytes(content.replace((2**28).to_bytes(4, "little"), (40).to_bytes(4, "little")))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    with pytest.raises(WeightsError, match="not a readable checkpoint"):
+        read_state(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
+
+
+def test_an_archive_packed_again_without_gain_is_read(tmp_path: Path, trained: nn.Module) -> None:
+    file = tmp_path / "w.pth"
+    torch.save(trained.state_dict(), file)
+    _deflated(file)
+    assert read_state(file).keys() == trained.state_dict().keys()
 
 
 @pytest.mark.parametrize("save", ["zip", "legacy", "safetensors"])

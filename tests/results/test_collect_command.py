@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from kt_study.errors import DatabaseError, NothingPlanned, UsageError
 from kt_study.store import open_store
 from orchestrator.cli.commands.collect import command
 from tests.store.making import STUDY, claim_one, job, model, plan, row
+from tests.users import BOB, User, folder_of
 
 
 def collected(folder: Path, *arguments: str) -> str:
@@ -29,6 +32,22 @@ def test_a_refusal_makes_no_folder(tmp_path: Path, url: str) -> None:
     with pytest.raises(DatabaseError):
         collected(tmp_path, "--db", "postgresql://127.0.0.1:1/none")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_lock_of_somebody_who_may_only_read_keeps_nobody_from_collecting(url: str) -> None:
+    with folder_of(User(0, gid=0)) as folder:
+        plan(open_store(url, create=True), job(1))
+        collected(folder, "--db", url)
+        lock = folder / "results" / ".collect.lock"
+        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+        lock.chmod(0o644)  # as older versions left it
+        hold = "import fcntl, time; fcntl.flock(open('results/.collect.lock'), fcntl.LOCK_EX); print(flush=True); time.sleep(60)"
+        with BOB.start(folder, sys.executable, "-c", hold) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "\n"
+            assert "1 jobs" in collected(folder, "--db", url)
+            holder.kill()
+        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
 
 
 def test_what_a_training_starts_from_is_no_model_of_the_study(tmp_path: Path, url: str) -> None:

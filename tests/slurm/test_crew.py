@@ -166,6 +166,7 @@ def test_old_deaths_and_a_database_that_was_away_are_not_held_against_a_node(cre
         return SlurmView(runs=(run,) * 3)
 
     assert crew._excluded(runs(ProbeExit.NO_DATABASE, now)) == []
+    assert crew._excluded(runs(ProbeExit.UNTRUSTED, now)) == []
     assert [bad.node for bad in crew._excluded(runs(ProbeExit.NO_GPU, now))] == ["gpu0"]
     crew.options.files.probe("t", "5_0").unlink()
     assert [bad.reason for bad in crew._excluded(runs(1, now))] == [

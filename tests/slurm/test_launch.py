@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 
 from kt_study.database import parse_url
+from kt_study.store import Selection, open_store
 from kt_study.words import JobState
 from orchestrator.cluster.doctor import Finding, NodeWish, examine_node
 from orchestrator.cluster.launch.request import SlurmRequest
 from tests.slurm.dev_cluster import DevCluster, dev_cluster, eventually
 from tests.slurm.study import ClusterStudy, untrained_study
+from tests.store.making import job
+from tests.users import LAB
 
 GPU = ("launch", "--partition", "gpu", "--device", "cpu", "--threads", "1", "--time", "20")
 
@@ -79,6 +82,38 @@ def test_dry_run_prints_the_script_and_no_secret(study: ClusterStudy, cluster: D
     assert study.url not in said
     assert "pgpass" not in said
     assert kt_jobs(cluster) == []
+
+
+@pytest.mark.timeout(300)
+def test_what_slurm_and_submitit_write_is_private_and_pickles_of_others_are_not_loaded(
+    study: ClusterStudy, cluster: DevCluster
+) -> None:
+    study.write(untrained_study("private"))
+    store = open_store(study.url, create=True)
+    store.add_study("private", {})
+    store.plan("private", [job(number, kind="no-such-kind") for number in range(2)])
+    before = os.umask(0o002)
+    try:
+        study.run(*GPU, "--workers", "1", "--wait")
+    finally:
+        os.umask(before)
+    assert store.outlook("private").failed == 2
+    written = [
+        path for name in ("logs", ".kt-study") for path in (study.folder / name).rglob("*") if not path.is_symlink()
+    ]
+    assert {path.suffix for path in written} >= {".out", ".pkl", ".sh", ".json"}
+    assert [str(path) for path in written if path.stat().st_mode & 0o077] == []
+    assert eventually(lambda: kt_jobs(cluster) == [])
+    store.retry(Selection(study="private"))
+    with busy_nodes(cluster):
+        assert study.succeeds(*GPU, "--workers", "1", "--now").startswith("1 worker in Slurm job ")
+        (pickle,) = [path for path in study.folder.glob("logs/*/*_submitted.pkl") if path not in written]
+        pickle.chmod(0o664)
+        os.chown(pickle, -1, LAB)
+    slurm_id = pickle.name.partition("_")[0]
+    assert eventually(lambda: cluster.job_states(slurm_id) == ["FAILED"], 90)
+    assert f"{pickle} can be written by others" in (pickle.parent / f"{slurm_id}_0_log.out").read_text()
+    assert store.outlook("private").failed == 0, "no worker has come to the database"
 
 
 @pytest.mark.timeout(300)

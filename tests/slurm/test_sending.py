@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import msgspec
 import pytest
 
 from kt_study.errors import SlurmError
+from kt_study.files import locked
 from orchestrator.cluster.launch import submission
 from orchestrator.cluster.launch.lock import lock_file, only_launch
 from orchestrator.cluster.launch.records import launches
@@ -102,10 +102,10 @@ def test_two_launches_at_once_send_no_more_than_one(crew: SlurmCrew, fake_queue:
 def test_a_launch_that_lasts_keeps_another_away(crew: SlurmCrew, fake_queue: Path) -> None:
     assert lock_file().is_relative_to(Path(os.environ["XDG_STATE_HOME"]))
     lock_file().parent.mkdir(parents=True)
-    with lock_file().open("a") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(SlurmError, match="another launch of yours is at work"), only_launch(patience_s=0.3):
-            pass
+    other = locked(lock_file())
+    with pytest.raises(SlurmError, match="another launch of yours is at work"), only_launch(patience_s=0.3):
+        pass
+    os.close(other)
     crew.wanted = 1
     assert crew.add() == 1
     assert len(fake_queue.read_text().splitlines()) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +70,27 @@ def impatient(database: Away) -> JobStore:
 def patient(database: Away) -> JobStore:
     """A store that does not."""
     return open_store(database.url, patience_s=300.0)
+
+
+def test_the_spool_is_private_and_takes_nothing_of_others(
+    database: Away, impatient: JobStore, patient: JobStore, tmp_path: Path
+) -> None:
+    plan(patient, job(1))
+    claim = claim_one(patient)
+    spool = Spool(tmp_path / "spool")
+    before = os.umask(0o002)
+    database.go()
+    try:
+        assert not spool.finish(impatient, claim, row())
+    finally:
+        os.umask(before)
+        database.come_back()
+    (waiting,) = spool.waiting()
+    assert (stat.S_IMODE(spool.folder.stat().st_mode), stat.S_IMODE(waiting.stat().st_mode)) == (0o700, 0o600)
+    waiting.chmod(0o666)
+    assert spool.drain(patient) == 0
+    assert [path.name for path in spool.rejected()] == [waiting.name]
+    assert states(patient) == {1: "running"}
 
 
 def test_a_result_is_spooled_and_counts_when_the_database_is_back(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import time
@@ -11,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kt_study.errors import DiskError
+from kt_study.files import NO_LOCKS
 
 POLL_S = 0.2
 """Seconds between two looks at a lock that another process holds."""
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -47,7 +46,7 @@ def _locked(path: Path, waiting: Callable[[], None]) -> int | None:
             pass
         except OSError as error:
             os.close(handle)
-            if error.errno in _NO_LOCKS:
+            if error.errno in NO_LOCKS:
                 return None
             raise DiskError(f"cannot lock {path}: {error.strerror}") from error
         os.close(handle)

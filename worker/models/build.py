@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import pickle
 import sys
 import zipfile
@@ -18,6 +19,7 @@ from torch import nn
 from kt_study.errors import UnknownModelError, WeightsError
 from kt_study.files import file_digest
 from kt_study.paths import StudyPaths
+from kt_study.trust import require_own
 from kt_study.words import ModelRecord
 
 _NESTS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
@@ -92,6 +94,8 @@ def read_state(checkpoint: Path, *, lazily: bool = False) -> dict[str, torch.Ten
         raise WeightsError(f"{checkpoint}: no such checkpoint; mend `checkpoint` in the study file")
     try:
         content = _read(checkpoint, lazily=lazily)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{checkpoint}: holds pickled objects beside tensors, which could run code; save its state_dict() alone"
@@ -182,6 +186,7 @@ def _timm_model(record: ModelRecord, *, pretrained: bool) -> nn.Module:
 def _factory_model(record: ModelRecord, paths: StudyPaths) -> nn.Module:
     module_name, _, attribute = record.factory.partition(":")
     with _importable(paths.root):
+        _require_own_module(module_name, paths.root)
         try:
             factory: Any = importlib.import_module(module_name)
             for part in attribute.split("."):
@@ -197,9 +202,22 @@ def _factory_model(record: ModelRecord, paths: StudyPaths) -> nn.Module:
     return model
 
 
+def _require_own_module(name: str, folder: Path) -> None:
+    """Refuse a module of the study folder that somebody else may write. Raises UntrustedFile."""
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(name.partition(".")[0])
+        if spec and spec.origin and Path(spec.origin).is_relative_to(folder):
+            require_own(Path(spec.origin), folder)
+
+
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let the study folder's modules be imported for a while, after everything installed, and leave no bytecode there."""
+    """Let the study folder's modules be imported for a while, after everything installed, and leave no bytecode there.
+
+    Raises:
+        UntrustedFile: somebody else may write to that folder.
+    """
+    require_own(folder, folder)
     bytecode = sys.dont_write_bytecode
     sys.path.append(str(folder))
     sys.dont_write_bytecode = True
@@ -235,8 +253,35 @@ def _read(checkpoint: Path, *, lazily: bool) -> Any:
         from safetensors.torch import load_file
 
         return load_file(checkpoint)
-    mapped = lazily and zipfile.is_zipfile(checkpoint)  # torch cannot map the format from before 1.6
+    archived = _is_archive(checkpoint)
+    if archived:
+        _require_plausible(checkpoint)
+    mapped = lazily and archived  # torch cannot map the format from before 1.6
     return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _is_archive(checkpoint: Path) -> bool:
+    """Whether torch would read it as a zip archive, by its first bytes; or zipfile, by its last."""
+    with checkpoint.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04" or zipfile.is_zipfile(checkpoint)
+
+
+def _require_plausible(checkpoint: Path) -> None:
+    """Refuse an archive before its members fill the memory. torch.save stores them as they are, so that they fit into the
+    file; torch makes room for what the archive's directory says, and reads no more than that.
+
+    Raises:
+        WeightsError: they inflate to more than twice the file.
+        zipfile.BadZipFile: the directory is torn.
+    """
+    with zipfile.ZipFile(checkpoint) as archive:
+        inflated = sum(member.file_size for member in archive.infolist())
+    size = checkpoint.stat().st_size
+    if inflated > 2 * size + 2**20:
+        raise WeightsError(
+            f"{checkpoint}: a file of {size / 1e6:,.1f} MB whose members inflate to {inflated / 1e6:,.1f} MB, as torch.save "
+            "writes none; fetch it again, or save its state_dict() with torch.save"
+        )
 
 
 def _unwrapped(content: Any) -> dict[str, torch.Tensor]:

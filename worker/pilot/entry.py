@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions, ProbeExit
+from kt_study.printable import OneLine
 
 if TYPE_CHECKING:
     from kt_study.study import StudyFile
@@ -37,9 +38,9 @@ def run_pilot(options: PilotOptions) -> str:
             one that has failed.
         SystemExit: the same under Slurm, with a code of `kt_study.pilots.ProbeExit`.
     """
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     from worker.pilot.signals import StopRequest
 
     stop = StopRequest()

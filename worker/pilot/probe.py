@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kt_study.errors import DatabaseError, DiskError, EnvironmentUnusable
-from kt_study.files import write_bytes
+from kt_study.database import parse_url
+from kt_study.errors import DatabaseError, DiskError, EnvironmentUnusable, UntrustedFile
+from kt_study.files import write_private
 from kt_study.pilots import PilotOptions, Probe, ProbeExit
 from kt_study.store import JobStore, open_store
+from kt_study.trust import require_own_study
 from worker.pilot.allocation import Allocation
 from worker.pilot.signals import StopRequest
 
@@ -38,11 +40,21 @@ class ProbeFailed(Exception):
 
 
 def open_database(options: PilotOptions, allocation: Allocation, stop: StopRequest) -> JobStore:
-    """The job store; under Slurm tried for some seconds. Raises ProbeFailed."""
+    """The job store; under Slurm tried for some seconds.
+
+    Whoever may write the study folder or the database says which code a pilot runs: nobody else may.
+
+    Raises:
+        ProbeFailed: no database; or others may write what is needed.
+    """
     deadline = time.monotonic() + (DATABASE_PATIENCE_S if allocation.job else 0.0)
     while True:
         try:
-            return open_store(options.database_url())
+            url = options.database_url()
+            require_own_study(options.paths.root, parse_url(url))
+            return open_store(url)
+        except UntrustedFile as error:
+            raise ProbeFailed(ProbeExit.UNTRUSTED, str(error)) from error
         except DatabaseError as error:
             if time.monotonic() > deadline or stop.wait(3.0):
                 raise ProbeFailed(ProbeExit.NO_DATABASE, str(error)) from error
@@ -98,6 +110,7 @@ def report(options: PilotOptions, allocation: Allocation, trouble: str = "") -> 
         return
     found = Probe(node=allocation.node, slurm_job=allocation.job, trouble=trouble)
     try:
-        write_bytes(options.files.probe(options.token, allocation.job), msgspec.json.encode(found))
-    except DiskError as error:
+        target = options.files.probe(options.token, allocation.job)
+        write_private(target, msgspec.json.encode(found), below=options.files.root)
+    except (DiskError, UntrustedFile) as error:
         log.warning("%s", error)

@@ -70,6 +70,7 @@ def command(
     options = PilotOptions(
         root=str(here.folder), study=here.name, device=device, threads=threads or 0, lease_s=lease_s, **speed
     )
+    here.require_own()
     if profile is None and flags["partition"] is None:
         _refuse_slurm_flags(flags, dry_run=dry_run)
         ctx.exit(_launch_here(here, options, workers, wait=wait))

@@ -19,6 +19,7 @@ from kt_study.database import parse_url
 from kt_study.errors import DatabaseError, StudyFileError, UsageError
 from kt_study.mistakes import readable, unusable_number
 from kt_study.nearest import nearest
+from kt_study.printable import printable
 from kt_study.settings import SETTINGS, named
 from kt_study.study import TransferSection
 from kt_study.words import JobState, TransferSpec
@@ -305,7 +306,7 @@ def _as_text(name: str, preset_name: str | None, cost: dict[str, Any], *, dry_ru
     lines = [f"{head}: {counted(cost['models'], 'model')}", *_pair_lines(cost)]
     lines.append("  jobs: " + ", ".join(f"{count:,} {kind}" for kind, count in cost["jobs"].items()))
     lines += _cost_lines(cost)
-    lines += [f"  note: {note}" for note in cost["notes"]]
+    lines += [f"  note: {printable(note)}" for note in cost["notes"]]
     if cost.get("unplanned"):
         lines.append(
             f"unfinished jobs of this study that are not in this plan any more: {cost['unplanned']:,}; "

@@ -12,6 +12,7 @@ import click
 from kt_study import notify
 from kt_study.errors import UsageError
 from kt_study.pilots import LaunchFiles
+from kt_study.printable import printable
 from orchestrator.cli import status
 from orchestrator.cli.watch import REFRESH_S
 from orchestrator.cli.watch import watch as follow
@@ -49,7 +50,7 @@ def command(
     store, files = here.store(), LaunchFiles(root=here.folder)
     if why is not None:
         reason = why_not(why, store, here.name, files)
-        click.echo(json.dumps({"job": why, "why": reason}) if as_json else reason)
+        click.echo(json.dumps({"job": why, "why": reason}) if as_json else printable(reason))
         return
     if job is not None:
         row = store.job(job)

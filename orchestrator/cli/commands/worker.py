@@ -40,4 +40,5 @@ def command(
         lease_s=lease_s,
         **speed,
     )
+    here.require_own()
     click.echo(run_pilot(options))

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kt_study.database import NETWORK_FILE_SYSTEMS, Address, connect_postgresql, file_system, parse_url
-from kt_study.errors import DatabaseError, DiskError, KtStudyError
-from kt_study.files import write_text
+from kt_study.errors import DatabaseError, DiskError, KtStudyError, UntrustedFile
+from kt_study.files import write_private
 from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore, open_store
+from kt_study.trust import require_own
 from orchestrator.cluster.doctor.findings import Finding
 from orchestrator.terminal.plural import counted
 
@@ -28,8 +29,12 @@ def folder(root: Path, *, has_slurm: bool) -> Iterator[Finding]:
     """The study folder: can it be written, how much is free, would other machines see it."""
     scratch = LaunchFiles(root=root).folder / f"doctor-{socket.gethostname()}-{os.getpid()}"
     try:
-        write_text(scratch, "a word")
+        write_private(scratch, b"a word", below=root)
         scratch.unlink()
+        require_own(root, root)
+    except UntrustedFile as error:
+        yield Finding(what="study folder", verdict="wrong", found=str(error))
+        return
     except (DiskError, OSError) as error:
         yield Finding(what="study folder", verdict="wrong", found=str(error), do="work in a folder that you may write")
         return

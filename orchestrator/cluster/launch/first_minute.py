@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import click
 
 from kt_study.errors import SlurmError
+from kt_study.printable import printable
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.records import LaunchRecord
 from orchestrator.cluster.launch.slurm import SlurmCrew
@@ -82,7 +83,7 @@ def _look(crew: SlurmCrew, latest: LaunchRecord) -> _Start:
 
 def _tell_troubles(start: _Start) -> None:
     for node, line in sorted(start.troubles.items()):
-        click.echo(f"{node} cannot run a pilot: {line}", err=True)
+        click.echo(f"{node} cannot run a pilot: {printable(line)}", err=True)
 
 
 def _give_up(latest: LaunchRecord, troubles: dict[str, str]) -> None:

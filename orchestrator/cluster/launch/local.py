@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from kt_study.errors import EnvironmentUnusable
+from kt_study.files import current_umask, private_folder
 from kt_study.pilots import PilotOptions
 from kt_study.store import JobStore, WorkerRow
 from orchestrator.cluster.launch.live import live_workers, missing_workers
@@ -79,7 +80,10 @@ def start_local_workers(options: PilotOptions, count: int, *, first: int = 0) ->
 
     Raises:
         EnvironmentUnusable: the processes could not be started.
+        DiskError, UntrustedFile: the folder of their logs cannot be made, or is somebody else's.
     """
+    private_folder(options.paths.logs, below=options.paths.root)
+    options = msgspec.structs.replace(options, umask=current_umask())
     request = {"options": msgspec.to_builtins(options), "count": count, "first": first}
     with tempfile.TemporaryFile() as said:
         done = subprocess.run(
@@ -89,6 +93,8 @@ def start_local_workers(options: PilotOptions, count: int, *, first: int = 0) ->
             stderr=subprocess.STDOUT,
             start_new_session=True,
             check=False,
+            umask=0o077,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # no module from the folder in which somebody types `launch`
         )
         if done.returncode:
             said.seek(0)

@@ -6,14 +6,13 @@ The lock is the user's, not the study's, since the cap on submitted jobs counts 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from kt_study.errors import DiskError, SlurmError
+from kt_study.files import NO_LOCKS, locked
 
 PATIENCE_S = 60.0
 _LOOK_EVERY_S = 0.2
@@ -36,22 +35,26 @@ def only_launch(*, patience_s: float | None = None) -> Iterator[None]:
     file = lock_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        stream = file.open("a")
+        handle = _wait_for(file, time.monotonic() + (PATIENCE_S if patience_s is None else patience_s))
     except OSError as error:
         raise DiskError(f"{file}: {error.strerror}; name a folder that can be written with XDG_STATE_HOME") from error
-    with stream:
-        _wait_for(stream, time.monotonic() + (PATIENCE_S if patience_s is None else patience_s))
+    try:
         yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
-def _wait_for(stream: IO[str], deadline: float) -> None:
+def _wait_for(file: Path, deadline: float) -> int | None:
+    """The lock's descriptor; None on a file system without locks, which keeps nobody from launching."""
     while True:
         try:
             with contextlib.suppress(BlockingIOError):
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-        except OSError:
-            return  # a file system without locks keeps nobody from launching
+                return locked(file)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return None
+            raise
         if time.monotonic() > deadline:
             raise SlurmError("another launch of yours is at work; nothing was sent, launch again")
         time.sleep(_LOOK_EVERY_S)

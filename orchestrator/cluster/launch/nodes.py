@@ -6,10 +6,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from kt_study.pilots import LaunchFiles, ProbeExit
+from kt_study.pilots import LaunchFiles
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.records import LaunchRecord
-from orchestrator.cluster.slurm.endings import BadNode, bad_nodes
+from orchestrator.cluster.slurm.endings import BadNode, bad_nodes, is_nobodys_fault
 from orchestrator.cluster.slurm.view import SlurmView
 
 FORGIVEN_AFTER_S = 24 * 3600.0
@@ -20,7 +20,7 @@ def nodes_to_avoid(files: LaunchFiles, launches: Sequence[LaunchRecord], view: S
     """Nodes that the next launch keeps away from, of all partitions, and why; sorted by name."""
     since = time.time() - FORGIVEN_AFTER_S
     runs = [run for run in view.runs if run.ended_at >= since]
-    without_database = {run.job for run in runs if run.exit_code == ProbeExit.NO_DATABASE}
+    excused = {run.job for run in runs if is_nobodys_fault(run)}
     probes = records.probes(files, records.latest(launches), since=since)
-    said = records.unfit_nodes([probe for probe in probes if probe.slurm_job not in without_database])
+    said = records.unfit_nodes([probe for probe in probes if probe.slurm_job not in excused])
     return bad_nodes(runs, said, root=str(files.root), python=sys.executable)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from kt_study.database import Address, hosts, is_this_machine, parse_url
 from kt_study.errors import DatabaseError
-from kt_study.files import write_text
+from kt_study.files import private_folder, write_private
 from kt_study.pilots import LaunchFiles
 from orchestrator.cluster.slurm.cluster import Node
 
@@ -22,16 +20,17 @@ def prepare_study_folder(files: LaunchFiles, database_url: str) -> str:
     Raises:
         DatabaseError: a URL that cannot be read.
         DiskError: the study folder cannot be written.
+        UntrustedFile: its private folder is somebody else's.
     """
     address = parse_url(database_url)
     url = address.url
-    with _private():
-        if password := address.conninfo.get("password"):
-            write_text(files.passfile, f"*:*:*:*:{_escaped(password)}\n")
-            url += f"{'&' if '?' in url else '?'}passfile={quote(str(files.passfile))}"
-        write_text(files.database, url + "\n")
-        if not files.marker.exists():
-            write_text(files.marker, secrets.token_hex(8))
+    private_folder(files.folder, below=files.root)
+    if password := address.conninfo.get("password"):
+        write_private(files.passfile, f"*:*:*:*:{_escaped(password)}\n".encode(), below=files.root)
+        url += f"{'&' if '?' in url else '?'}passfile={quote(str(files.passfile))}"
+    write_private(files.database, f"{url}\n".encode(), below=files.root)
+    if not files.marker.exists():
+        write_private(files.marker, secrets.token_hex(8).encode(), below=files.root)
     return files.marker.read_text(encoding="utf-8").strip()
 
 
@@ -54,12 +53,3 @@ def require_reachable(address: Address, nodes: Sequence[Node]) -> None:
 
 def _escaped(password: str) -> str:
     return password.replace("\\", "\\\\").replace(":", "\\:")
-
-
-@contextlib.contextmanager
-def _private() -> Iterator[None]:
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kt_study.files import write_bytes
+from kt_study.files import write_private
 from kt_study.pilots import LEASE_S, LaunchFiles, Probe
 from kt_study.store import WorkerRow
 from kt_study.words import Record
@@ -54,8 +54,8 @@ class LaunchRecord(Record, frozen=True, kw_only=True):
 
 
 def write(files: LaunchFiles, record: LaunchRecord) -> None:
-    """Add a launch, or replace what is known of it. Raises DiskError."""
-    write_bytes(files.launch(record.token), msgspec.json.encode(record))
+    """Add a launch, or replace what is known of it. Raises DiskError, UntrustedFile."""
+    write_private(files.launch(record.token), msgspec.json.encode(record), below=files.root)
 
 
 def launches(files: LaunchFiles, study: str) -> list[LaunchRecord]:

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from kt_study.errors import DiskError, SlurmError
+from kt_study.files import current_umask, private_folder
 from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions, ProbeExit
 from kt_study.words import Record
 from orchestrator.cluster.launch.request import SlurmRequest
@@ -64,9 +65,12 @@ class Package(Record, frozen=True, kw_only=True):
             "array_parallelism": self.allocations,
             "stderr_to_stdout": True,
             "wckey": None,
-            "setup": [*request.setup, *look_around(self.options.root, self.marker, self.options.files.marker)],
+            "setup": [*request.setup, *self._look_around()],
             "additional_parameters": {**request.other_options, "requeue": True},
         }
+
+    def _look_around(self) -> list[str]:
+        return look_around(self.options.root, self.marker, self.options.files.marker, pickles=self.folder)
 
     @property
     def settled(self) -> tuple[str, ...]:
@@ -80,18 +84,24 @@ def _cores(request: SlurmRequest) -> dict[str, Any]:
     return {"cpus_per_task": cores, "srun_args": [f"--cpus-per-task={cores}"]} if cores else {}
 
 
-def look_around(root: str, marker: str, file: Path, *, hold_s: int = HOLD_BAD_NODE_S) -> list[str]:
-    """Shell lines by which a node that lacks the study folder or the virtual environment says so with its exit code.
+def look_around(
+    root: str, marker: str, file: Path, *, pickles: Path | None = None, hold_s: int = HOLD_BAD_NODE_S
+) -> list[str]:
+    """Shell lines by which a node that lacks the study folder or the virtual environment says so with its exit code, as it
+    does where others may write the study folder, or what lies in the folder `pickles`.
 
     They hold the node for `hold_s` seconds then.
     """
     folder, python, file_ = shlex.quote(root), shlex.quote(sys.executable), shlex.quote(str(file))
+    looked_at = folder if pickles is None else f"{folder} {shlex.quote(str(pickles))}"
     said, hold = "echo kt-study: $SLURMD_NODENAME:", f"sleep {hold_s}"
+    look = "import submitit, sys; from kt_study.pilots import leave_if_untrusted; leave_if_untrusted(*sys.argv[1:])"
     return [
         f'if [ "$(cat {file_} 2>/dev/null)" != {marker} ]; then '
         f"{said} {folder} is not the study folder; {hold}; exit {int(ProbeExit.NO_STUDY)}; fi",
-        f'if ! {python} -c "import submitit, kt_study.pilots"; then '
-        f"{said} no kt-study in {python}; {hold}; exit {int(ProbeExit.NO_PYTHON)}; fi",
+        f'found=0; {python} -P -c "{look}" {looked_at} || found=$?',
+        f"if [ $found = {int(ProbeExit.UNTRUSTED)} ]; then {hold}; exit $found; fi",
+        f"if [ $found != 0 ]; then {said} no kt-study in {python}; {hold}; exit {int(ProbeExit.NO_PYTHON)}; fi",
     ]
 
 
@@ -120,7 +130,9 @@ def send(package: Package) -> str:
     Raises:
         SlurmError: sbatch refused; nothing was submitted.
         LostAnswer: nobody knows whether it was submitted. Do not submit it again before `find` has an answer.
+        DiskError, UntrustedFile: the folder of its logs cannot be made, or is somebody else's.
     """
+    private_folder(package.folder, below=package.options.paths.root)
     helper = subprocess.Popen(
         [sys.executable, "-P", "-c", _STARTER, str(Path(__file__).resolve().parents[3])],
         stdin=subprocess.PIPE,
@@ -128,7 +140,10 @@ def send(package: Package) -> str:
         stderr=subprocess.PIPE,
         env=environment(package.settled),
         start_new_session=True,
+        umask=0o077,  # of the pickles, and by way of sbatch of the logs
     )
+    options = msgspec.structs.replace(package.options, umask=current_umask())
+    package = msgspec.structs.replace(package, options=options)
     try:
         out, err = helper.communicate(msgspec.json.encode(package), timeout=SEND_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -224,7 +239,7 @@ def _executor(package: Package) -> Any:
     import submitit
 
     try:
-        executor = submitit.SlurmExecutor(folder=package.folder)
+        executor = submitit.SlurmExecutor(folder=package.folder, python=f"{shlex.quote(sys.executable)} -P")
     except RuntimeError:
         raise SlurmError("there is no srun here; run this on a login node of the cluster") from None
     executor.update_parameters(**package.parameters())

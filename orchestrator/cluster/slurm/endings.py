@@ -19,6 +19,7 @@ _PROBE = {
     "share",
     ProbeExit.NO_DATABASE: "the job database cannot be reached from there",
     ProbeExit.NO_GPU: "torch sees no GPU there",
+    ProbeExit.UNTRUSTED: "others may write the study folder or what lies in it; the log of the worker names the file",
     ProbeExit.LOST_GPU: "its GPU failed in the middle of a job, or a job broke it",
 }  # fmt: skip
 _DEADLY = (Signals.SIGILL, Signals.SIGABRT, Signals.SIGBUS, Signals.SIGFPE, Signals.SIGKILL, Signals.SIGUSR1,
@@ -72,13 +73,13 @@ def signal_of(run: Run) -> str:
 
 def is_fault_of_node(run: Run) -> bool:
     """Whether one such ending is enough to keep away from the node. A lost GPU may be the fault of a job."""
-    unfit = run.exit_code in set(ProbeExit) - {ProbeExit.LOST_GPU}
+    unfit = run.exit_code in set(ProbeExit) - {ProbeExit.LOST_GPU, ProbeExit.UNTRUSTED}
     return run.is_over and (unfit or run.signal == SLURM_IO_SETUP)
 
 
 def is_nobodys_fault(run: Run) -> bool:
-    """Whether a bad ending says nothing about its node: a job too large, or a database that was away for everybody."""
-    return run.state == "OUT_OF_MEMORY" or run.exit_code == ProbeExit.NO_DATABASE
+    """Whether a bad ending says nothing about its node: a job too large, or a database or study folder that is wrong for all."""
+    return run.state == "OUT_OF_MEMORY" or run.exit_code in (ProbeExit.NO_DATABASE, ProbeExit.UNTRUSTED)
 
 
 def bad_nodes(runs: Iterable[Run], said: Mapping[str, str], *, root: str, python: str) -> list[BadNode]:

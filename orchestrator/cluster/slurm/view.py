@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import msgspec
 
-from kt_study.errors import DiskError, SlurmError
-from kt_study.files import write_bytes
+from kt_study.errors import DiskError, SlurmError, UntrustedFile
+from kt_study.files import write_private
 from kt_study.pilots import LaunchFiles
 from kt_study.words import Record
 from orchestrator.cluster.slurm import listing
@@ -96,9 +96,9 @@ def _kept(files: LaunchFiles) -> SlurmView:
 
 def _keep(files: LaunchFiles, view: SlurmView) -> None:
     try:
-        write_bytes(files.slurm_view, msgspec.json.encode(view))
-    except DiskError:
-        return  # a full disk must not hide the status; the next look asks again
+        write_private(files.slurm_view, msgspec.json.encode(view), below=files.root)
+    except (DiskError, UntrustedFile):
+        return  # neither a full disk nor another user's study must hide the status; the next look asks again
 
 
 def _note(answer: Answer, what: str) -> str:

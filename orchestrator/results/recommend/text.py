@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kt_study.printable import printable
 from orchestrator.results.query import Answer, render
 from orchestrator.results.recommend.record import Forecast, Recommendation, Teacher
 
@@ -19,9 +20,9 @@ def as_text(advice: Recommendation) -> str:
         f"on {advice.dataset}, objective {advice.objective}"
     )
     parts = [
-        "\n".join([heading, *_forecast_lines(advice.forecast)]),
+        "\n".join([printable(heading), *_forecast_lines(advice.forecast)]),
         _table(advice) if shown else "no teacher is left",
-        "\n".join([*_legend(advice), *(f"note: {note}" for note in advice.notes)]),
+        "\n".join([*_legend(advice), *(f"note: {printable(note)}" for note in advice.notes)]),
     ]
     return "\n\n".join(filter(None, parts))
 

@@ -1,0 +1,41 @@
+"""Names and messages as a terminal, a log or Slurm may see them: on one line, with nothing in them that acts.
+
+Study files may not hold such characters, but class names are names of folders, messages quote what was found in files, and
+a database may be somebody else's.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+_ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, ends of lines, what reorders text, and bytes of a file name that are no UTF-8."""
+
+
+def printable(text: str) -> str:
+    """The text with each character that acts on a terminal or ends a line written as its code, such as \\x1b or \\n."""
+    return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def acting_character(value: Any, path: str = "$") -> str:
+    """The first place of a TOML tree, as `$.transfer.students`, whose text or key would act; empty when there is none."""
+    if isinstance(value, str):
+        return path if _ACTING.search(value) else ""
+    if isinstance(value, list):
+        return next(filter(None, (acting_character(inner, path) for inner in value)), "")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if found := acting_character(key, path) or acting_character(inner, f"{path}.{key}"):
+                return found
+    return ""
+
+
+class OneLine(logging.Formatter):
+    """A log's formatter: each message on one line, whatever it quotes. Tracebacks keep theirs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """As logging's, of the message in printable form."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
