@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -10,6 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kt_study.errors import DiskError
+
+_never_made: set[Path] = set()
+
+
+def never_make(folder: Path) -> None:
+    """From now on `make_folder` makes `folder` no more in this process, nor anything in its place once it is gone.
+
+    So that a worker does not bring back the folder of a study that somebody has deleted.
+    """
+    _never_made.add(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing. Raises OSError, FileNotFoundError where `never_make` forbids."""
+    if folder.is_dir():
+        return
+    if folder in _never_made:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -24,7 +45,7 @@ def written_aside(target: Path, *, mode: int | None = None) -> Iterator[Path]:
     """
     scratch: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
         os.close(handle)
         scratch = Path(name)

@@ -14,6 +14,7 @@ import click
 
 from kt_study.words import JobState
 from orchestrator import status
+from orchestrator.outage import waited_for
 from orchestrator.plural import counted
 from orchestrator.spans import span
 from orchestrator.tint import tint
@@ -27,7 +28,10 @@ _BAR = (("done", "█"), ("failed", "x"), ("running", "▒"))
 
 
 def watch(look: Callable[[], dict[str, Any]], *, every_s: float = REFRESH_S) -> dict[str, Any]:
-    """Show what `look` sees until nothing is left that could run. Returns what it saw last; so does Ctrl-C."""
+    """Show what `look` sees until nothing is left that could run. Returns what it saw last; so does Ctrl-C.
+
+    A database that goes away is waited for.
+    """
     terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     with _page() if terminal else _blocks() as show:
         seen = look()
@@ -37,9 +41,18 @@ def watch(look: Callable[[], dict[str, Any]], *, every_s: float = REFRESH_S) -> 
                 if status.is_over(seen):
                     return seen
                 time.sleep(every_s)
-                seen = look()
+                seen = waited_for(look, _below_the_page if terminal else _as_a_line)
         except KeyboardInterrupt:
             return seen
+
+
+def _as_a_line(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _below_the_page(line: str) -> None:
+    """Until the next page is written over it."""
+    click.echo(_cut(line, shutil.get_terminal_size().columns - 1), nl=False)
 
 
 @contextmanager

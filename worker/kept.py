@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from kt_study.errors import WeightsError
-from kt_study.files import written_aside
 from kt_study.paths import StudyPaths
+from worker.models import save_state
 
 _HEADER = "kt_study"
 _HEADER_MAX = 100_000_000  # bytes; the format allows no longer header, a damaged file may claim one
@@ -41,13 +41,9 @@ def keep_student(
     """
     if keep == "none":
         return None
-    from safetensors.torch import save_file
-
     target = paths.weights(job)
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     header = json.dumps({**facts, "keep": keep}, sort_keys=True)
-    with written_aside(target) as scratch:
-        save_file(tensors, scratch, metadata={"format": "pt", _HEADER: header})
+    save_state(target, state, {"format": "pt", _HEADER: header})
     if keep == "best":
         _drop_beaten(target.parent, facts)
     return target if target.exists() else None

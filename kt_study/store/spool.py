@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from kt_study.errors import DatabaseError, KtStudyError, LeaseLost, SchemaMismatch, UsageError
-from kt_study.files import write_text
+from kt_study.files import make_folder, write_text
 from kt_study.store.jobstore import JobStore
 from kt_study.store.results import Rows, columns_of, plain_rows
 from kt_study.words import Claim
@@ -70,7 +70,7 @@ class Spool:
         for path in self.waiting():
             try:
                 delivered += self._deliver(store, path)
-            except DatabaseError as error:
+            except (DatabaseError, OSError) as error:  # away, or the disk takes no rejected one
                 log.warning("%s; %d results still wait in %s", error, len(self.waiting()), self.folder)
                 break
         return delivered
@@ -97,7 +97,7 @@ class Spool:
         return True
 
     def _reject(self, path: Path, error: KtStudyError | ValueError | KeyError) -> None:
-        self.rejected_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.rejected_folder)
         target = self.rejected_folder / path.name
         path.replace(target)
         log.warning("spooled result not taken: %s; kept in %s", error, target)

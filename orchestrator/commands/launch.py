@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kt_study import notify
-from kt_study.pilots import LaunchFiles, PilotOptions
+from kt_study.pilots import LaunchFiles, PilotOptions, last_stop
 from orchestrator.launch.options import with_slurm_options
 from orchestrator.launch.speed import lease_option, with_speed_options
 from orchestrator.plural import counted
@@ -68,12 +68,18 @@ def command(
       kt-study launch --profile slurm/example.toml --dry-run
     """
     options = PilotOptions(
-        root=str(here.folder), study=here.name, device=device, threads=threads or 0, lease_s=lease_s, **speed
+        root=str(here.folder),
+        study=here.name,
+        device=device,
+        threads=threads or 0,
+        lease_s=lease_s,
+        after_stop=last_stop(LaunchFiles(root=here.folder)),
+        **speed,
     )
     if profile is None and flags["partition"] is None:
         _refuse_slurm_flags(flags, dry_run=dry_run)
         ctx.exit(_launch_here(here, options, workers, wait=wait))
-    crew = _slurm_crew(here, options, profile, flags, workers, max_submitted)
+    crew = _slurm_crew(here, options, profile, flags, workers, max_submitted, waits=wait)
     crew.patient, crew.wary = not now, not all_nodes
     ctx.exit(_show_script(crew) if dry_run else _launch_on_slurm(here, crew, wait=wait))
 
@@ -89,13 +95,14 @@ def _refuse_slurm_flags(flags: dict[str, Any], *, dry_run: bool) -> None:
 def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None, *, wait: bool) -> int:
     import msgspec
 
-    from orchestrator.launch.follow import Follower
+    from orchestrator.launch.follow import Follower, Stopped
     from orchestrator.launch.local import LocalCrew, default_workers
+    from orchestrator.outage import waited_for
 
     wanted = workers or default_workers()
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // wanted)
     options = msgspec.structs.replace(options, database=_url_for_workers(here), threads=threads)
-    store = here.store()
+    store = here.store(waits=wait)
     crew = LocalCrew(store=store, options=options, wanted=wanted)
     store.expire()
     _arm(here, store)
@@ -103,14 +110,19 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
     outlook = store.outlook(here.name)
     if not added and not outlook.running and not outlook.ready_now and not outlook.ready_later:
         return _nothing_to_do(outlook)
-    click.echo(f"{counted(added, 'worker')} started on this machine; logs in {options.paths.logs}")
+    if added:
+        click.echo(f"{counted(added, 'worker')} started on this machine; logs in {options.paths.logs}")
+    else:
+        click.echo("none is missing: workers are at work here, or about to")
     if not wait:
         click.echo("follow with: kt-study status --watch")
         return 0
     try:
-        crew.wait_for_first()
-        outlook = Follower(store, here.name, crew).until_done()
+        waited_for(crew.wait_for_first)
+        outlook = Follower(store, here.name, crew, lambda: _is_stopped(options)).until_done()
         notify.look(store, here.name, LaunchFiles(root=here.folder))
+    except Stopped:
+        return _say_stopped()
     except KeyboardInterrupt:
         asked = crew.stop()
         click.echo(
@@ -119,6 +131,15 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
         )
         return 130
     return _complete(outlook)
+
+
+def _is_stopped(options: PilotOptions) -> bool:
+    return last_stop(options.files) not in ("", options.after_stop)
+
+
+def _say_stopped() -> int:
+    click.echo("stopped by kt-study stop; kt-study launch goes on from there", err=True)
+    return 130
 
 
 def _url_for_workers(here: Surroundings) -> str:
@@ -139,6 +160,8 @@ def _slurm_crew(
     flags: dict[str, Any],
     workers: int | None,
     max_submitted: int,
+    *,
+    waits: bool = False,
 ) -> SlurmCrew:
     """The pilots that the options ask for, after a look at what the cluster has. Raises SlurmError and UsageError."""
     import msgspec
@@ -152,7 +175,7 @@ def _slurm_crew(
     request = fitted(request, cluster, options.device)
     gpus = sum(node.gpus for node in cluster.nodes_of(*cluster.chosen(request.partition)))
     return SlurmCrew(
-        store=here.store(),
+        store=here.store(waits=waits),
         options=msgspec.structs.replace(
             options,
             gpus=request.gpus,
@@ -189,7 +212,8 @@ def _show_script(crew: SlurmCrew) -> int:
 
 def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
     from orchestrator.launch.first_minute import watch_first_minute
-    from orchestrator.launch.follow import Follower
+    from orchestrator.launch.follow import Follower, Stopped
+    from orchestrator.outage import waited_for
 
     crew.check()
     crew.tend()
@@ -208,13 +232,15 @@ def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
         )
         watch_first_minute(crew)
     else:
-        click.echo(f"{crew.present()} workers are at work or in the queue; none is missing")
+        click.echo(f"{waited_for(crew.present)} workers are at work or in the queue; none is missing")
     if not wait:
         click.echo("follow with: kt-study status --watch")
         return 0
     try:
-        outlook = Follower(crew.store, here.name, crew).until_done()
+        outlook = Follower(crew.store, here.name, crew, lambda: _is_stopped(crew.options)).until_done()
         notify.look(crew.store, here.name, LaunchFiles(root=here.folder))
+    except Stopped:
+        return _say_stopped()
     except KeyboardInterrupt:
         click.echo("\nthe workers go on; kt-study status shows them, kt-study cancel ends them", err=True)
         return 130

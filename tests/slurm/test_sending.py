@@ -16,7 +16,7 @@ import pytest
 
 from kt_study.errors import SlurmError
 from orchestrator.launch import submission
-from orchestrator.launch.lock import lock_file, only_launch
+from orchestrator.launch.lock import AnotherLaunch, lock_file, only_launch
 from orchestrator.launch.records import launches
 from orchestrator.launch.slurm import SlurmCrew
 from tests.slurm.crews import CLUSTER, SBATCH, launched
@@ -104,7 +104,7 @@ def test_a_launch_that_lasts_keeps_another_away(crew: SlurmCrew, fake_queue: Pat
     lock_file().parent.mkdir(parents=True)
     with lock_file().open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(SlurmError, match="another launch of yours is at work"), only_launch(patience_s=0.3):
+        with pytest.raises(AnotherLaunch, match="another launch of yours is at work"), only_launch(patience_s=0.3):
             pass
     crew.wanted = 1
     assert crew.add() == 1
