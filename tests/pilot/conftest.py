@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kt_study.store import JobStore, open_store
 from tests.pilot.small_jobs import Kind
 from tests.postgres import either_url, postgres_server, postgres_url
 from worker import pilot as pilot_module
@@ -17,4 +18,11 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> Kind:
     made = Kind()
     monkeypatch.setattr(pilot_module, "job_kind", lambda _name: made)
     monkeypatch.setattr(pilot_module, "NO_FIT_PATIENCE_S", 0.5)
+    return made
+
+
+@pytest.fixture
+def store(either_url: str) -> JobStore:
+    made = open_store(either_url, first_backoff_s=0.0, patience_s=5.0)
+    made.add_study("s", {})
     return made

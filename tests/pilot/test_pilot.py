@@ -9,20 +9,13 @@ from typing import Any
 
 import pytest
 
-from kt_study.store import JobStore, WorkerRecord, open_store
+from kt_study.store import JobStore, WorkerRecord
 from kt_study.words import JobState
 from tests.pilot.small_jobs import Kind, make, plan, states, until_stopped
 from worker import pilot as pilot_module
 from worker.allocation import Allocation
 from worker.context import JobContext
 from worker.pilot import Pilot
-
-
-@pytest.fixture
-def store(either_url: str) -> JobStore:
-    made = open_store(either_url, first_backoff_s=0.0, patience_s=5.0)
-    made.add_study("s", {})
-    return made
 
 
 def hours(gone: float, left: float, **facts: Any) -> Allocation:
