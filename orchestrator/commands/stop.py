@@ -22,9 +22,7 @@ LOOK_EVERY_S = 1.0
 @with_surroundings
 @click.pass_context
 def command(ctx: click.Context, here: Surroundings) -> None:
-    """End every worker of the study, here and on Slurm; their jobs go back to ready, and `launch` goes on from there.
-
-    Workers started elsewhere, and a `launch --wait`, see a file of the study folder and end too. Waits until they have left.
+    """End every worker of the study, here, on Slurm and elsewhere, and every `launch --wait`; the jobs go back to ready.
 
     \b
     Examples:
