@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from kt_study.paths import StudyPaths
 from kt_study.store import JobStore, Selection, open_store
-from orchestrator import outage
-from orchestrator.collect import collect
-from orchestrator.commands import launch, status
-from orchestrator.launch.live import started_here
-from orchestrator.launch.local import stop_here
+from orchestrator.cli.commands import launch, status
+from orchestrator.cluster.launch.live import started_here
+from orchestrator.cluster.launch.local import stop_here
+from orchestrator.results.collect import collect
+from orchestrator.terminal import outage
 from tests.cli import refused
 from tests.command_line.tiny import STUDY_FILE
 from tests.postgres import Server, new_server

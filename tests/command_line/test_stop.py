@@ -12,8 +12,8 @@ import pytest
 
 from kt_study.paths import StudyPaths
 from kt_study.store import JobStore, open_store
-from orchestrator.launch.live import started_here
-from orchestrator.launch.local import stop_here
+from orchestrator.cluster.launch.live import started_here
+from orchestrator.cluster.launch.local import stop_here
 from tests.cli import succeeds
 from tests.command_line.tiny import STUDY_FILE
 from tests.store.making import job, plan

@@ -21,9 +21,9 @@ from kt_study.store import JobStore, open_store
 from kt_study.store.spool import Spool
 from kt_study.words import Claim
 from tests.store.making import claim_one, job, plan
-from worker.checkpoints import save_checkpoint
-from worker.kept import keep_student
-from worker.models import save_state
+from worker.models.build import save_state
+from worker.models.kept import keep_student
+from worker.training.checkpoints import save_checkpoint
 
 LARGE = {"weight": torch.zeros(1_000_000)}
 

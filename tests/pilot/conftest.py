@@ -7,7 +7,7 @@ import pytest
 from kt_study.store import JobStore, open_store
 from tests.pilot.small_jobs import Kind
 from tests.postgres import either_url, postgres_server, postgres_url
-from worker import pilot as pilot_module
+from worker.pilot import pilot as pilot_module
 
 __all__ = ["either_url", "postgres_server", "postgres_url"]
 

@@ -11,9 +11,9 @@ import torch
 from kt_study.pilots import PilotOptions
 from kt_study.store import JobStore
 from kt_study.words import JobState, PlannedJob
-from worker.allocation import Allocation
-from worker.context import JobContext, Stopped
-from worker.pilot import Pilot
+from worker.job.context import JobContext, Stopped
+from worker.pilot.allocation import Allocation
+from worker.pilot.pilot import Pilot
 
 
 class Kind:

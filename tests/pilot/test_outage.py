@@ -17,9 +17,9 @@ from kt_study.words import JobState
 from tests.pilot.small_jobs import Kind, make, plan, states
 from tests.postgres import Server, new_server
 from tests.require import require
-from worker import pilot as pilot_module
-from worker.allocation import Allocation
-from worker.context import JobContext
+from worker.job.context import JobContext
+from worker.pilot import pilot as pilot_module
+from worker.pilot.allocation import Allocation
 
 AWAY_S = 0.7
 

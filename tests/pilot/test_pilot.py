@@ -12,10 +12,10 @@ import pytest
 from kt_study.store import JobStore, WorkerRecord
 from kt_study.words import JobState
 from tests.pilot.small_jobs import Kind, make, plan, states, until_stopped
-from worker import pilot as pilot_module
-from worker.allocation import Allocation
-from worker.context import JobContext
-from worker.pilot import Pilot
+from worker.job.context import JobContext
+from worker.pilot import pilot as pilot_module
+from worker.pilot.allocation import Allocation
+from worker.pilot.pilot import Pilot
 
 
 def hours(gone: float, left: float, **facts: Any) -> Allocation:

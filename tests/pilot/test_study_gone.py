@@ -15,8 +15,8 @@ from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore, open_store
 from tests.cli import succeeds
 from tests.pilot.small_jobs import Kind, make, plan, until_stopped
-from worker.allocation import Allocation
-from worker.pilot import Pilot
+from worker.pilot.allocation import Allocation
+from worker.pilot.pilot import Pilot
 
 PATIENCE_S = 60.0
 

@@ -1,0 +1,89 @@
+"""Where a command works: the study file, its folder, and the database; and the options that say so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from kt_study.paths import StudyPaths
+from kt_study.study import StudyFile, read_study
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+STUDY_FILE = Path("study.toml")
+"""The study file of a command that is not told another one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What `--study` and `--db` amount to."""
+
+    study_path: Path
+    db_flag: str | None
+
+    @property
+    def folder(self) -> Path:
+        """The study folder."""
+        return self.study_path.resolve().parent
+
+    @property
+    def paths(self) -> StudyPaths:
+        """The study's files."""
+        return StudyPaths(root=self.folder)
+
+    @cached_property
+    def study(self) -> StudyFile:
+        """The study file. Raises StudyFileError."""
+        return read_study(self.study_path)
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.study.study.name
+
+    @property
+    def database_url(self) -> str:
+        """`--db`, else KT_STUDY_DB, else the study file's, else the SQLite file in the study folder."""
+        url = self.db_flag or os.environ.get("KT_STUDY_DB") or self.study.study.database
+        return url or f"sqlite:///{self.paths.database}"
+
+    def store(self, *, create: bool = False, waits: bool = False) -> JobStore:
+        """The job store.
+
+        Args:
+            create: make the tables where there are none.
+            waits: its calls will be made through `orchestrator.terminal.outage.waited_for`, and leave the patience to that.
+
+        Raises:
+            DatabaseError: it cannot be opened; also when there is no database yet and `create` is false.
+        """
+        from kt_study.store import open_store
+        from orchestrator.terminal.outage import PATIENCE_S
+
+        if waits:
+            return open_store(self.database_url, create=create, patience_s=PATIENCE_S)
+        return open_store(self.database_url, create=create)
+
+
+def with_surroundings(command: Command) -> Command:
+    """Give a command --study and --db, and hand it a `Surroundings` as its first argument `here`."""
+    import functools
+
+    @click.option(
+        "--study", "study_path", type=click.Path(path_type=Path), default=str(STUDY_FILE), help="The study file."
+    )
+    @click.option("--db", "db_flag", metavar="URL", help="Job database; else KT_STUDY_DB, else the study file's.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, study_path: Path, db_flag: str | None, **kwargs: Any) -> Any:
+        return command(Surroundings(study_path=study_path, db_flag=db_flag), *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
