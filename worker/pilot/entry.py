@@ -170,6 +170,6 @@ def write_timm_config(record: ModelRecord, folder: Path, class_names: list[str])
 
 def kept_facts(weights: Path) -> dict[str, Any]:
     """What a transfer wrote into the header of the student it kept. See `worker.models.kept.kept_facts`."""
-    from worker.models.build import kept
+    from worker.models import kept
 
     return kept.kept_facts(weights)
