@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from kt_study.files import write_private
 from kt_study.pilots import LaunchFiles, PilotOptions
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+
+if TYPE_CHECKING:
+    from kt_study.store import WorkerRow
 
 PATIENCE_S = 60.0
 """How long to wait for workers to leave: a job has 20 s to come to its next step."""
@@ -72,4 +76,21 @@ def _present(here: Surroundings) -> list[str]:
     except DatabaseError as error:
         click.echo(f"{error}; whether workers are left elsewhere is not known", err=True)
         return []
-    return [f"process {worker.pid} on {worker.host} ({worker.log})" for worker in live if worker.log]
+    gone = _ended_by_slurm(live)
+    return [
+        f"process {worker.pid} on {worker.host} ({worker.log})" for worker in live if worker.log and worker not in gone
+    ]
+
+
+def _ended_by_slurm(live: list[WorkerRow]) -> list[WorkerRow]:
+    """Those whose Slurm job is not in the queue any more: Slurm may have ended them before they could say goodbye."""
+    from orchestrator.cluster.slurm.listing import queue
+
+    on_slurm = [worker for worker in live if worker.slurm_job]
+    if not on_slurm:
+        return []
+    try:
+        queued = {job.job for job in queue()}
+    except SlurmError:
+        return []
+    return [worker for worker in on_slurm if worker.slurm_job not in queued]
