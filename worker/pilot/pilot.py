@@ -74,9 +74,8 @@ class Pilot:
         self._study_watch = StudyWatch(self.options, self.store.url, self._leave_for_good)
         self._last: Claim | None = None
         self._spooled: list[Claim] = []
-        self._untold: dict[
-            Claim, Callable[[], None]
-        ] = {}  # jobs that have ended, which neither database nor spool took
+        # jobs that have ended, and how to tell so: neither the database nor the spool has taken it
+        self._untold: dict[Claim, Callable[[], None]] = {}
         self._is_registered = False
         self._leaves_for_good = False
         self._got_somewhere = False
