@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kt_study.errors import DiskError
-from kt_study.files import file_digest
+from kt_study.files import file_digest, make_folder
 from kt_study.hashing import canonical_json
 from kt_study.paths import StudyPaths
 from kt_study.words import Record
@@ -175,7 +175,7 @@ def note_forward(paths: StudyPaths, digest: str, spec: dict[str, Any], n: int) -
     """Add one finished forward pass to the log that `forwards` reads."""
     line = canonical_json({"digest": digest, "n": n, **spec}) + "\n"
     log = _log(paths)
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(log.parent)
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(handle, line.encode())  # one short write in append mode: lines of several makers do not mix

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import re
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
 
 from kt_study.errors import EnvironmentUnusable, SchemaMismatch, UsageError
@@ -25,6 +26,13 @@ _PASSING_NAMES = frozenset(
     {"OutOfMemoryError", "AcceleratorError", "DistBackendError"}
 )  # torch's, which is not imported here
 _PASSING_WORDS = ("CUDA error", "cuDNN error", "CUBLAS", "NCCL", "DataLoader worker", "out of memory")
+
+# How libraries spell a full disk where they give no errno: safetensors and the hub's client, SQLite, torch.save, np.save.
+_DISK_FULL_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DISK_FULL_WORDS = re.compile(
+    r"No space left on device|Disk quota exceeded|database or disk is full|PytorchStreamWriter failed|"
+    r"unexpected pos \d+ vs \d+|^\d+ requested and \d+ written$"
+)
 
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{12,}\b|[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _PATHS = re.compile(r"(?:[A-Za-z]:)?(?:[\w.~+-]*[/\\])+[\w.+-]*")
@@ -50,12 +58,8 @@ def group(error: BaseException) -> str:
     Two workers that fail on different pictures at the same place in the code are in one group.
     """
     parts = []
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
+    for cause in _chain(error):
         parts += [type(cause).__qualname__, plain_cause(str(cause)), *_places(cause.__traceback__)]
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=6).hexdigest()
 
 
@@ -67,6 +71,8 @@ def plain_cause(message: str) -> str:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same job may succeed on another try. Wrong input never does; a sick node, disk or network may."""
+    if is_disk_full(error):  # whatever it is wrapped in: what could not be stored looks like wrong input to its reader
+        return True
     if isinstance(error, UsageError | SchemaMismatch):
         return False
     if isinstance(error, EnvironmentUnusable | MemoryError | ConnectionError | TimeoutError | EOFError):
@@ -76,6 +82,24 @@ def is_transient(error: BaseException) -> bool:
     if type(error).__name__ in _PASSING_NAMES:
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _PASSING_WORDS)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a full disk, or a quota that is used up, is behind an error, whichever library raised it."""
+    return any(
+        (isinstance(cause, OSError) and cause.errno in _DISK_FULL_ERRNO) or _DISK_FULL_WORDS.search(str(cause))
+        for cause in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, its cause, the cause of that, and so on."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def _places(trace: TracebackType | None) -> list[str]:

@@ -19,6 +19,26 @@ from kt_study.trust import require_owner
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """How a file system says that it has no locks."""
 
+_never_made: set[Path] = set()
+
+
+def never_make(folder: Path) -> None:
+    """From now on `make_folder` makes `folder` no more in this process, nor anything in its place once it is gone.
+
+    So that a worker does not bring back the folder of a study that somebody has deleted.
+    """
+    _never_made.add(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing. Raises OSError, FileNotFoundError where `never_make` forbids."""
+    if folder.is_dir():
+        return
+    if folder in _never_made:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+
 
 @contextlib.contextmanager
 def written_aside(target: Path, *, mode: int | None = None) -> Iterator[Path]:
@@ -32,7 +52,7 @@ def written_aside(target: Path, *, mode: int | None = None) -> Iterator[Path]:
     """
     scratch: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
         os.close(handle)
         scratch = Path(name)

@@ -58,6 +58,11 @@ class LaunchFiles:
         return self.folder / "marker"
 
     @property
+    def stop(self) -> Path:
+        """A random word, another one after each `kt-study stop`."""
+        return self.folder / "stop"
+
+    @property
     def launches(self) -> Path:
         """One record for each launch on Slurm."""
         return self.folder / "launches"
@@ -112,6 +117,9 @@ class PilotOptions(Record, frozen=True, kw_only=True):
     gpus: int = 0  # GPUs that each allocation has; its pilots share them evenly
     token: str = ""  # names the launch in Slurm's job list
     umask: int | None = None  # for files that the study makes; what lies in `logs` is private before it is set
+    after_stop: str = (
+        ""  # the last `kt-study stop` before the launch, as `last_stop` gives it; a later one ends the pilot
+    )
 
     @property
     def paths(self) -> StudyPaths:
@@ -158,6 +166,14 @@ def leave_if_untrusted(study: str, *folders: str) -> None:
     except UntrustedFile as error:
         print(f"kt-study: {error}", flush=True)
         raise SystemExit(int(ProbeExit.UNTRUSTED)) from None
+
+
+def last_stop(files: LaunchFiles) -> str:
+    """The word of the study's last `kt-study stop`; empty where there was none, or the file cannot be read."""
+    try:
+        return files.stop.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def time_left_s(ends_at: float, margin_s: float) -> float | None:

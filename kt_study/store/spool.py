@@ -75,7 +75,7 @@ class Spool:
         for path in self.waiting():
             try:
                 delivered += self._deliver(store, path)
-            except DatabaseError as error:
+            except (DatabaseError, OSError) as error:  # away, or the disk takes no rejected one
                 log.warning("%s; %d results still wait in %s", error, len(self.waiting()), self.folder)
                 break
         return delivered

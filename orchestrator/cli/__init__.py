@@ -21,6 +21,7 @@ COMMANDS = {
     "init": "Write a commented study.toml.",
     "plan": "Sample the pairs and fill the job table.",
     "launch": "Start workers, here or on Slurm.",
+    "stop": "End every worker; their jobs go back to ready.",
     "status": "Jobs by state, rate, ETA, running jobs, failures by cause.",
     "collect": "Write the results as parquet.",
     "report": "Write figures, tables and a page from the parquet.",

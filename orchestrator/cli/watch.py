@@ -15,6 +15,7 @@ import click
 from kt_study.printable import printable
 from kt_study.words import JobState
 from orchestrator.cli import status
+from orchestrator.terminal.outage import waited_for
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import span
 from orchestrator.terminal.tint import tint
@@ -28,7 +29,10 @@ _BAR = (("done", "█"), ("failed", "x"), ("running", "▒"))
 
 
 def watch(look: Callable[[], dict[str, Any]], *, every_s: float = REFRESH_S) -> dict[str, Any]:
-    """Show what `look` sees until nothing is left that could run. Returns what it saw last; so does Ctrl-C."""
+    """Show what `look` sees until nothing is left that could run. Returns what it saw last; so does Ctrl-C.
+
+    A database that goes away is waited for.
+    """
     terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     with _page() if terminal else _blocks() as show:
         seen = look()
@@ -38,9 +42,18 @@ def watch(look: Callable[[], dict[str, Any]], *, every_s: float = REFRESH_S) -> 
                 if status.is_over(seen):
                     return seen
                 time.sleep(every_s)
-                seen = look()
+                seen = waited_for(look, _below_the_page if terminal else _as_a_line)
         except KeyboardInterrupt:
             return seen
+
+
+def _as_a_line(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _below_the_page(line: str) -> None:
+    """Until the next page is written over it."""
+    click.echo(_cut(line, shutil.get_terminal_size().columns - 1), nl=False)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from kt_study.parquet import MODELS, PARQUET_TABLES, arrow_schema, parquet_colum
 from kt_study.training import UNTRAINED
 from orchestrator.results.rows import Mark, Source, Study, read_studies, sources
 from orchestrator.results.streaming import Reader, reading
+from orchestrator.terminal.outage import waited_for
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,18 +96,23 @@ def collect(
 
     Raises:
         UsageError: no study of that name, or files of others lie where the parts would go.
-        DatabaseError: the database cannot be read.
+        DatabaseError: the database cannot be opened. One that goes away afterwards is waited for.
         DiskError: `out` cannot be written, or another collect is writing to it.
     """
     with reading(store_url) as reader:
         _require_ours(out, _choose(read_studies(reader), study))  # before anything is made under `out`
-    with _locked(out), reading(store_url) as reader:
+    with _locked(out):
+        return waited_for(lambda: _collect(store_url, out, study, folder or out.absolute().parent, progress))
+
+
+def _collect(store_url: str, out: Path, study: str | None, folder: Path, progress: Progress | None) -> Collected:
+    with reading(store_url) as reader:
         chosen = _choose(read_studies(reader), study)
         manifest = _read_manifest(out) or Manifest(studies={})
         written: list[Path] = []
         for one in chosen:
             known = _known(manifest, one)
-            for source in sources(folder or out.absolute().parent):
+            for source in sources(folder):
                 written += _bring_up_to_date(reader, source, one, known, out, progress)
         write_text(out / "_collected.json", msgspec.json.format(msgspec.json.encode(manifest)).decode())
     names = tuple(one.name for one in chosen)

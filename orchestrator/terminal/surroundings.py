@@ -69,10 +69,21 @@ class Surroundings:
         require_own(self.study_path, self.folder)
         require_own_study(self.folder, parse_url(self.database_url))
 
-    def store(self, *, create: bool = False) -> JobStore:
-        """The job store. Raises DatabaseError, also when there is no database yet and `create` is false."""
-        from kt_study.store import open_store
+    def store(self, *, create: bool = False, waits: bool = False) -> JobStore:
+        """The job store.
 
+        Args:
+            create: make the tables where there are none.
+            waits: its calls will be made through `orchestrator.terminal.outage.waited_for`, and leave the patience to that.
+
+        Raises:
+            DatabaseError: it cannot be opened; also when there is no database yet and `create` is false.
+        """
+        from kt_study.store import open_store
+        from orchestrator.terminal.outage import PATIENCE_S
+
+        if waits:
+            return open_store(self.database_url, create=create, patience_s=PATIENCE_S)
         return open_store(self.database_url, create=create)
 
 

@@ -30,7 +30,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
     require("root", done.returncode == 0, "this system does not let root mount a tmpfs")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    subprocess.run(["umount", "--lazy", disk], check=True)  # an error that a test has caught may hold a file of it open
 
 
 @pytest.fixture(autouse=True, scope="session")

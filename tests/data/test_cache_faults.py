@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,3 +300,22 @@ def test_where_the_copy_does_not_fit_the_file_itself_is_read(
     assert list(scratch.iterdir()) == []
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "gone"))
     assert near(tmp_path / "side.npy") == tmp_path / "side.npy"
+
+
+@pytest.mark.parametrize("name", ["logits", "side", "features"])
+@pytest.mark.parametrize("how", ["entry gone", "file gone", "cut short"])
+def test_an_entry_that_goes_between_opening_and_reading_is_made_again(paths: StudyPaths, how: str, name: str) -> None:
+    """As `cache gc`, or a user who wants the space, takes it while a job is under way."""
+    context = job_context(paths, digits(paths), tiny_model(key="tiny"))
+    spec = LogitsSpec(dataset=digits(paths).key, model="tiny", split="val", features=True)
+    whole = np.array(getattr(cached_logits(spec, context), name))
+    entry = cached_logits(spec, context)
+    match how:
+        case "entry gone":
+            shutil.rmtree(entry.folder)
+        case "file gone":
+            (entry.folder / f"{name}.npy").unlink()
+        case "cut short":
+            os.truncate(entry.folder / f"{name}.npy", 700)
+    assert getattr(entry, name).tobytes() == whole.tobytes()
+    assert cache_files.verify(paths) == []

@@ -8,76 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from kt_study.pilots import PilotOptions
-from kt_study.store import JobStore, WorkerRecord, open_store
-from kt_study.words import JobState, PlannedJob
-from worker.job.context import JobContext, Stopped
+from kt_study.store import JobStore, WorkerRecord
+from kt_study.words import JobState
+from tests.pilot.small_jobs import Kind, make, plan, states, until_stopped
+from worker.job.context import JobContext
 from worker.pilot import pilot as pilot_module
 from worker.pilot.allocation import Allocation
 from worker.pilot.pilot import Pilot
 
 
-class Kind:
-    """A job kind whose `run` does what a test wants."""
-
-    def __init__(self) -> None:
-        self.ran: list[int] = []
-        self.work = lambda _context: None
-
-    def run(self, _spec: dict[str, Any], context: JobContext) -> dict[str, Any]:
-        self.ran.append(context.claim.job_id)
-        self.work(context)
-        return {}
-
-
-@pytest.fixture
-def kind(monkeypatch: pytest.MonkeyPatch) -> Kind:
-    made = Kind()
-    monkeypatch.setattr(pilot_module, "job_kind", lambda _name: made)
-    monkeypatch.setattr(pilot_module, "NO_FIT_PATIENCE_S", 0.5)
-    return made
-
-
-@pytest.fixture
-def store(either_url: str) -> JobStore:
-    made = open_store(either_url, first_backoff_s=0.0, patience_s=5.0)
-    made.add_study("s", {})
-    return made
-
-
-def plan(store: JobStore, *estimates: float, kind: str = "transfer") -> None:
-    jobs = [
-        PlannedJob(kind=kind, spec={"n": n, "teachers": [], "student": ""}, digest=f"{kind}-{n}", estimate_s=estimate)
-        for n, estimate in enumerate(estimates)
-    ]
-    store.plan("s", jobs)
-
-
-def make(store: JobStore, tmp_path: Path, allocation: Allocation | None = None, **options: Any) -> Pilot:
-    chosen = {"root": str(tmp_path), "study": "s", "lease_s": 6.0, "idle_s": 20.0, "margin_s": 60.0} | options
-    return Pilot(
-        options=PilotOptions(**chosen),
-        store=store,
-        device=torch.device("cpu"),
-        allocation=allocation or Allocation(node="here"),
-    )
-
-
 def hours(gone: float, left: float, **facts: Any) -> Allocation:
     now = time.time()
     return Allocation(node="n1", job="7_1", began_at=now - 3600 * gone, ends_at=now + 3600 * left, **facts)
-
-
-def until_stopped(context: JobContext) -> None:
-    while not context.stopping():
-        time.sleep(0.02)
-    raise Stopped
-
-
-def states(store: JobStore) -> list[JobState]:
-    return [job.state for job in store.jobs()]
 
 
 def test_works_until_nothing_is_left(store: JobStore, kind: Kind, tmp_path: Path) -> None:

@@ -258,3 +258,16 @@ def test_the_first_minute_finds_what_a_node_lacks(
         assert (database.what, database.node) == ("database", "node3")
         assert "does not answer" in database.found or "password" in database.found
     assert {job.state for job in study.store.jobs()} <= {JobState.READY, JobState.BLOCKED}
+
+
+def test_stop_ends_every_worker_and_gives_their_jobs_back(study: ClusterStudy, cluster: DevCluster) -> None:
+    study.write(untrained_study("stopped", epochs=50, pause_s=0.5))
+    study.succeeds("plan")
+    study.succeeds(*GPU, "--workers", "2")
+    waiting = study.start(*GPU, "--workers", "2", "--wait")
+    study.wait_until(lambda store: len(store.workers(60.0)) == 2 and store.outlook().running == 2, 120, "two at work")
+    said = study.succeeds("stop")
+    assert "2 Slurm jobs cancelled" in said and "no worker is left" in said
+    assert waiting.wait(60) == 130
+    assert eventually(lambda: kt_jobs(cluster) == [])
+    assert {(job.attempts_used, job.crashes) for job in study.jobs() if job.state != JobState.DONE} == {(0, 0)}

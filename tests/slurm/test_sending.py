@@ -16,7 +16,7 @@ import pytest
 from kt_study.errors import SlurmError
 from kt_study.files import locked
 from orchestrator.cluster.launch import submission
-from orchestrator.cluster.launch.lock import lock_file, only_launch
+from orchestrator.cluster.launch.lock import AnotherLaunch, lock_file, only_launch
 from orchestrator.cluster.launch.records import launches
 from orchestrator.cluster.launch.slurm import SlurmCrew
 from tests.slurm.crews import CLUSTER, SBATCH, launched
@@ -103,7 +103,7 @@ def test_a_launch_that_lasts_keeps_another_away(crew: SlurmCrew, fake_queue: Pat
     assert lock_file().is_relative_to(Path(os.environ["XDG_STATE_HOME"]))
     lock_file().parent.mkdir(parents=True)
     other = locked(lock_file())
-    with pytest.raises(SlurmError, match="another launch of yours is at work"), only_launch(patience_s=0.3):
+    with pytest.raises(AnotherLaunch, match="another launch of yours is at work"), only_launch(patience_s=0.3):
         pass
     os.close(other)
     crew.wanted = 1

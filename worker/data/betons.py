@@ -23,7 +23,7 @@ from PIL import Image
 
 from kt_study.datasets import Split, open_split
 from kt_study.errors import DataError, DiskError, EnvironmentUnusable
-from kt_study.files import write_bytes
+from kt_study.files import make_folder, write_bytes
 from kt_study.hashing import digest, hash64
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, Record
@@ -89,7 +89,7 @@ def prepare_beton(
     source = open_split(dataset, split, paths)
     manifest = BetonManifest(dataset=dataset.key, split=split, n=source.n, nbytes=0, options=options, content=wanted)
     with _DiskErrors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         nbytes = _Writer(source, options, _unfinished(target, wanted)).run(target, workers, progress or _silent)
         manifest = msgspec.structs.replace(manifest, nbytes=nbytes)
         write_bytes(_manifest_path(target), msgspec.json.encode(manifest))

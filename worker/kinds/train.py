@@ -22,14 +22,13 @@ from torch.nn import functional as F
 
 from kt_study.datasets import list_split
 from kt_study.errors import DataError, UsageError
-from kt_study.files import written_aside
 from kt_study.hashing import hash64, job_digest, uniform_array
 from kt_study.training import trained_record
 from kt_study.words import DatasetRecord, ModelRecord, Progress, TrainSpec
 from worker.data.loader import Rendering, training_views
 from worker.data.views import ViewRecipe, epoch_order
 from worker.job.context import JobContext, Rows, Stopped
-from worker.models.build import build_model
+from worker.models.build import build_model, save_state
 from worker.models.heads import Head, new_head, own_head
 from worker.training.checkpoints import load_checkpoint, save_checkpoint
 
@@ -51,7 +50,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     training = _Training(wanted, dataset, start, job, context)
     training.resume()
     loss = training.run()
-    _save(training.result(), context, job)
+    save_state(context.paths.weights(job), training.result())
     context.paths.checkpoint(job).unlink(missing_ok=True)
     trained = trained_record(start, wanted, job, dataset)
     row = {
@@ -278,11 +277,3 @@ def _set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
 
 def _copied(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def _save(state: dict[str, torch.Tensor], context: JobContext, digest: str) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with written_aside(context.paths.weights(digest)) as scratch:
-        save_file(tensors, scratch)

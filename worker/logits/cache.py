@@ -30,24 +30,39 @@ class LogitsCache:
     def __init__(self, paths: StudyPaths) -> None:
         self._paths = paths
 
-    def open(self, spec: LogitsSpec) -> CachedLogits | None:
+    def open(self, spec: LogitsSpec, *, make_again: Callable[[], object] | None = None) -> CachedLogits | None:
         """The entry of this specification, or None when there is none or it is torn or altered.
 
         Checksums are computed at the first opening of an entry in a process, sizes at every one.
+
+        Args:
+            spec: which forward pass.
+            make_again: see `CachedLogits`.
         """
         folder = self.folder(spec)
         manifest = read_manifest(folder)
         if manifest is None or manifest.spec != as_spec(spec):
             return None
-        stamp = _stamp(folder)
+        try:
+            stamp = _stamp(folder)
+        except FileNotFoundError:  # somebody is just deleting it
+            return None
         if problem_of(folder, manifest, deep=stamp not in _verified):
             return None
         _verified.add(stamp)
         with contextlib.suppress(OSError):
             os.utime(folder)  # for `cache gc`, which removes the least recently used first
-        return CachedLogits(folder, manifest)
+        return CachedLogits(folder, manifest, make_again=make_again)
 
-    def make(self, spec: LogitsSpec, n: int, fill: Fill, *, waiting: Callable[[], None]) -> CachedLogits:
+    def make(
+        self,
+        spec: LogitsSpec,
+        n: int,
+        fill: Fill,
+        *,
+        waiting: Callable[[], None],
+        make_again: Callable[[], object] | None = None,
+    ) -> CachedLogits:
         """Make the entry, or wait for the one who is making it.
 
         Args:
@@ -55,13 +70,14 @@ class LogitsCache:
             n: samples of the split.
             fill: does the work; when it raises Stopped after `writer.save()`, the next maker goes on from there.
             waiting: called while another process makes the entry; may raise to give up.
+            make_again: see `CachedLogits`.
 
         Raises:
             DiskError: the disk is full or refuses; nothing is left behind.
         """
         folder = self.folder(spec)
         with held(folder.with_name(f".{folder.name}.lock"), waiting) as alone:
-            if (found := self.open(spec)) is not None:
+            if (found := self.open(spec, make_again=make_again)) is not None:
                 return found
             aside = f".making-{folder.name}" if alone else f".making-{folder.name}-{uuid.uuid4().hex}"
             writer = EntryWriter(folder.with_name(aside), n)
@@ -72,7 +88,7 @@ class LogitsCache:
                 writer.discard()
                 raise
             note_forward(self._paths, folder.name, as_spec(spec), n)
-        made = self.open(spec)
+        made = self.open(spec, make_again=make_again)
         if made is None:
             raise DiskError(f"{folder}: written but not read back whole; check the disk")
         return made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,23 @@ from numpy.typing import NDArray
 
 from kt_study.cache import Manifest
 
+log = logging.getLogger("kt-study.worker")
+
 
 class CachedLogits:
-    """One whole entry of the cache."""
+    """One whole entry of the cache. Its files are read when they are first asked for."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, make_again: Callable[[], object] | None = None) -> None:
+        """
+        Args:
+            folder: of the entry.
+            manifest: what it holds.
+            make_again: brings back the files of an entry that was whole when it was opened and is not any more: deleted
+                by `cache gc` or by hand, or cut short. None: whoever reads it sees the error.
+        """
         self.folder = folder
         self.manifest = manifest
+        self._make_again = make_again
 
     @property
     def n(self) -> int:
@@ -32,20 +44,17 @@ class CachedLogits:
     @cached_property
     def logits(self) -> NDArray[np.float16]:
         """float16 [n, classes], memory-mapped."""
-        logits: NDArray[np.float16] = np.load(self.folder / "logits.npy", mmap_mode="c")
-        return logits
+        return self._load("logits.npy", mmap_mode="c")
 
     @cached_property
     def features(self) -> NDArray[np.float16] | None:
         """float16 [n, d], memory-mapped; None where none were asked for."""
-        file = self.folder / "features.npy"
-        return np.load(file, mmap_mode="c") if file.exists() else None
+        return self._load("features.npy", mmap_mode="c") if "features.npy" in self.manifest.files else None
 
     @cached_property
     def side(self) -> NDArray[Any]:
         """The side columns, structured [n] (`worker.logits.columns.SIDE`), in memory."""
-        side: NDArray[Any] = np.load(self.folder / "side.npy")
-        return side
+        return self._load("side.npy")
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -86,6 +95,20 @@ class CachedLogits:
     def logsumexp(self) -> NDArray[np.float32]:
         """log of the sum of exp of the logits, [n]."""
         return self._column("logsumexp")
+
+    def _load(self, name: str, **how: Any) -> NDArray[Any]:
+        try:
+            return self._loaded(name, **how)
+        except (OSError, ValueError, EOFError) as error:
+            if self._make_again is None:
+                raise
+            log.warning("%s is gone or damaged since it was opened (%s); making it again", self.folder / name, error)
+        self._make_again()
+        return self._loaded(name, **how)
+
+    def _loaded(self, name: str, **how: Any) -> NDArray[Any]:
+        array: NDArray[Any] = np.load(self.folder / name, **how)
+        return array
 
     def _column(self, name: str) -> NDArray[Any]:
         return np.ascontiguousarray(self.side[name])

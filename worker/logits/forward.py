@@ -36,7 +36,11 @@ def cached_logits(spec: LogitsSpec, context: JobContext) -> CachedLogits:
         Stopped: asked to stop; what was forwarded is kept and gone on from.
     """
     cache = LogitsCache(context.paths)
-    if (found := cache.open(spec)) is not None:
+
+    def make_again() -> None:
+        cached_logits(spec, context)
+
+    if (found := cache.open(spec, make_again=make_again)) is not None:
         return found
     dataset, model = context.records.dataset(spec.dataset), context.records.model(spec.model)
 
@@ -50,7 +54,7 @@ def cached_logits(spec: LogitsSpec, context: JobContext) -> CachedLogits:
             return _fill_from_file(writer, spec, dataset, model, context.paths)
         return _fill_by_forwarding(writer, spec, dataset, model, context)
 
-    return cache.make(spec, dataset.splits[spec.split], fill, waiting=waiting)
+    return cache.make(spec, dataset.splits[spec.split], fill, waiting=waiting, make_again=make_again)
 
 
 def versions() -> str:

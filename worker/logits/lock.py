@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kt_study.errors import DiskError
-from kt_study.files import NO_LOCKS
+from kt_study.files import NO_LOCKS, make_folder
 
 POLL_S = 0.2
 """Seconds between two looks at a lock that another process holds."""
@@ -56,7 +56,7 @@ def _locked(path: Path, waiting: Callable[[], None]) -> int | None:
 
 def _opened(path: Path) -> int:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise DiskError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kt_study.cache import MANIFEST, Manifest, problem_of, read_manifest, remove_entry, remove_files
 from kt_study.errors import DataError, DiskError
-from kt_study.files import file_digest, write_bytes
+from kt_study.files import file_digest, make_folder, write_bytes
 
 _PROGRESS = "progress.json"
 _SAVED = "samples"  # called rows before a pass could go on with batches of another size: those may be out of order
@@ -40,7 +40,7 @@ class EntryWriter:
         with _disk_errors(folder):
             if not resume:
                 remove_files(folder)
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         self.rows = self._saved_rows()
 
     def append(self, columns: Mapping[str, NDArray[Any]]) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kt_study.errors import UnknownModelError, WeightsError
-from kt_study.files import file_digest
+from kt_study.errors import DiskError, UnknownModelError, WeightsError
+from kt_study.files import file_digest, written_aside
 from kt_study.paths import StudyPaths
 from kt_study.trust import require_own
 from kt_study.words import ModelRecord
@@ -106,6 +106,27 @@ def read_state(checkpoint: Path, *, lazily: bool = False) -> dict[str, torch.Ten
     if not state:
         raise WeightsError(f"{checkpoint}: no tensors in it; save a state_dict")
     return state
+
+
+def save_state(target: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Replace the file `target` with a state dict, as safetensors.
+
+    Args:
+        state: tensors on any device.
+        metadata: for the file's header.
+
+    Raises:
+        DiskError: no space or no permission.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    try:
+        with written_aside(target) as scratch:
+            save_file(tensors, scratch, metadata=metadata)
+    except SafetensorError as error:  # it says in words what the system said
+        raise DiskError(f"cannot write {target}: {error}; free space or choose another folder") from error
 
 
 def weights_digest(path: Path) -> str:

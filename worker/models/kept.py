@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from kt_study.errors import WeightsError
-from kt_study.files import written_aside
 from kt_study.paths import StudyPaths
+from worker.models.build import save_state
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _HEADER = "kt_study"
@@ -43,13 +43,9 @@ def keep_student(
     """
     if keep == "none":
         return None
-    from safetensors.torch import save_file
-
     target = paths.weights(job)
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     header = json.dumps({**facts, "keep": keep}, sort_keys=True)
-    with written_aside(target) as scratch:
-        save_file(tensors, scratch, metadata={"format": "pt", _HEADER: header})
+    save_state(target, state, {"format": "pt", _HEADER: header})
     if keep == "best":
         _drop_beaten(target.parent, facts)
     return target if target.exists() else None

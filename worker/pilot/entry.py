@@ -50,9 +50,11 @@ def run_pilot(options: PilotOptions) -> str:
         os.environ.setdefault(name, str(threads))
     os.environ.setdefault(*DETERMINISTIC_CUBLAS)
     from kt_study.errors import EnvironmentUnusable
+    from kt_study.files import never_make
     from worker.pilot.allocation import this_allocation
     from worker.pilot.probe import GpuLost, ProbeFailed, report
 
+    never_make(Path(options.root))
     allocation = this_allocation()
     try:
         pilot = _pilot(options, allocation, stop, threads)

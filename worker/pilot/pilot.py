@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kt_study import notify
-from kt_study.errors import DatabaseError, LeaseLost, SchemaMismatch, UsageError
-from kt_study.failures import describe, is_transient
+from kt_study.errors import DatabaseError, DiskError, LeaseLost, SchemaMismatch, UsageError
+from kt_study.failures import describe, is_disk_full, is_transient
+from kt_study.files import write_bytes
 from kt_study.job_kinds import BATCHED, RESUMABLE
 from kt_study.pilots import PilotOptions, time_left_s
 from kt_study.store import JobStore, Outlook, WorkerRecord
 from kt_study.store.spool import Spool
-from kt_study.words import Claim
+from kt_study.words import Claim, Failure
 from worker.job.context import JobContext, Rows, Stopped, WorkerOptions
 from worker.kinds import job_kind
 from worker.pilot.allocation import Allocation, say_farewell, this_allocation
 from worker.pilot.heartbeat import Heartbeat, LastWord
 from worker.pilot.probe import GpuLost, check_gpu
 from worker.pilot.signals import END_OF_ALLOCATION, StopRequest
+from worker.pilot.study_watch import StudyWatch
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +35,10 @@ BATCH_SIZE = 16
 
 NO_FIT_PATIENCE_S = 10.0
 ASK_SLURM_AGAIN_S = 120.0
+TRY_AGAIN_S = 5.0
+"""Pause before the next try when the database is away or the disk is full."""
+ROOM_BYTES = 1 << 20
+"""What a disk must take before a job that a full one ended is followed by the next."""
 
 
 @dataclass(kw_only=True)
@@ -65,28 +72,40 @@ class Pilot:
         self._in_hand: list[Claim] = []
         self._last_word = LastWord(self.store, grace_s=self.options.grace_s, end=self._end_abruptly)
         self.heartbeat = Heartbeat(self.store, self.name, lease_s=self.options.lease_s, on_tick=self._on_tick)
+        self._study_watch = StudyWatch(self.options, self.store.url, self._leave_for_good)
         self._last: Claim | None = None
         self._spooled: list[Claim] = []
+        # jobs that have ended, and how to tell so: neither the database nor the spool has taken it
+        self._untold: dict[Claim, Callable[[], None]] = {}
+        self._is_registered = False
+        self._leaves_for_good = False
         self._got_somewhere = False
         self._asked_slurm_at = time.monotonic()
         self._gpu_lost: GpuLost | None = None
 
     def run(self) -> str:
         """Work until done or stopped. Returns one line that says why it ended. Raises GpuLost."""
-        self.store.enlist(self._record())
-        self._disown_earlier_runs()
         self.heartbeat.start()
+        self._study_watch.start()
         log.info("worker %s on %s: start", self.name, self.device)
         try:
             reason = self._work()
         finally:
+            self._study_watch.end()
             self.heartbeat.end()
             self._leave()
         log.info("worker %s: %s; %s", self.name, reason, self.tally)
         if self._gpu_lost is not None:
             raise self._gpu_lost
-        say_farewell(self.allocation, self.stop, self.options, work_left=self._is_of_use())
+        if not self._leaves_for_good:
+            say_farewell(self.allocation, self.stop, self.options, work_left=self._is_of_use())
         return f"{reason}; {self.tally}"
+
+    def _register(self) -> None:
+        if not self._is_registered:
+            self.store.enlist(self._record())
+            self._disown_earlier_runs()
+            self._is_registered = True
 
     def _disown_earlier_runs(self) -> None:
         """Slurm has requeued this job: whatever its earlier runs held and did not give back is free."""
@@ -97,22 +116,24 @@ class Pilot:
         idle_since = time.monotonic()
         while not self.stop.made:
             try:
+                self._register()
                 claims = self._claim()
+                reason = "" if claims else self._nothing_to_wait_for(idle_since)
             except DatabaseError as error:
                 if time.monotonic() - idle_since > self.options.idle_s:
                     return f"the database has been away for {self.options.idle_s:.0f} s: {error}"
                 log.warning("%s; trying again", error)
-                self.stop.wait(5.0)
+                self.stop.wait(TRY_AGAIN_S)
                 continue
             if claims:
                 self._do_all(claims)
                 idle_since = time.monotonic()
-            elif reason := self._nothing_to_wait_for(idle_since):
+            elif reason:
                 return reason
         return f"stopped by {self.stop.reason}"
 
     def _claim(self) -> list[Claim]:
-        self._deliver_spooled()
+        self._deliver()
         self._look_for_the_end()
         left = self._time_left_s()
         if left is not None and left <= 0:
@@ -173,7 +194,7 @@ class Pilot:
         return f"{outlook.ready_now} jobs are ready, and none is estimated to fit the {left / 60:.0f} min that are left"
 
     def _do_all(self, claims: list[Claim]) -> None:
-        self._in_hand = [*self._spooled, *claims]
+        self._in_hand += claims
         self.heartbeat.hold(claims)
         finished: list[tuple[Claim, Rows]] = []
         for claim in claims:
@@ -208,6 +229,10 @@ class Pilot:
             if self.stop.made and is_transient(error):  # such as a process of the job's that the same signal ended
                 log.warning("job %d: stopped with %s: %s", claim.job_id, type(error).__name__, error)
                 self._give_back(claim)
+            elif isinstance(error, DatabaseError) and not isinstance(error, SchemaMismatch):
+                log.warning("job %d: %s", claim.job_id, error)
+                self._give_back(claim, "the job database was away")
+                self.stop.wait(TRY_AGAIN_S)
             else:
                 self._fail(claim, error)
             return None
@@ -250,30 +275,45 @@ class Pilot:
         except (SchemaMismatch, UsageError) as error:  # another version's tables, or rows that fit none
             self._fail(claim, error)
             return
+        except DiskError as error:  # nor does the spool take it: it waits in memory, under its lease
+            log.warning("job %d: %s", claim.job_id, error)
+            self._untold[claim] = lambda: self._finish(claim, rows)
+            return
         self.tally.done += 1
         self._got_somewhere = True
         if written:
             self._put_down(claim)
         else:
+            self._untold.pop(claim, None)
             log.warning("job %d: the database is away; its result waits in %s", claim.job_id, self.spool.folder)
             self._spooled.append(claim)  # and its lease is kept, so that nobody does it again
 
-    def _deliver_spooled(self) -> None:
+    def _deliver(self) -> None:
+        """Tell the database of the jobs that ended while it was away."""
+        for claim, tell in list(self._untold.items()):
+            tell()
+            if claim in self._untold:  # it is still away
+                break
         self.spool.drain(self.store)
         if self._spooled and not self.spool.waiting():
             for claim in self._spooled:
                 self._put_down(claim)
             self._spooled.clear()
 
-    def _give_back(self, claim: Claim) -> None:
-        """The job was stopped and has its checkpoint: back to ready, unless it is no longer ours."""
+    def _give_back(self, claim: Claim, reason: str = "paused") -> None:
+        """The job did not come to its end and is not to blame: back to ready, unless it is no longer ours."""
         if not self.heartbeat.lost(claim):
             try:
-                self.store.release(claim, reason=self.stop.reason or "paused")
+                self.store.release(claim, reason=self.stop.reason or reason)
                 self.tally.released += 1
                 self._got_somewhere |= claim.kind in RESUMABLE
-            except (LeaseLost, DatabaseError) as error:
+            except LeaseLost as error:
                 log.warning("job %d: %s", claim.job_id, error)
+            except DatabaseError as error:
+                log.warning("job %d: %s", claim.job_id, error)
+                if not self.stop.made:
+                    self._untold[claim] = lambda: self._give_back(claim, reason)
+                    return
         self._put_down(claim)
 
     def _lose(self, claim: Claim, error: LeaseLost) -> None:
@@ -288,14 +328,46 @@ class Pilot:
         log.error("job %d (%s): %s: %s", claim.job_id, claim.kind, failure.error, failure.message)
         log.debug("%s", failure.traceback)
         self.shelf.clear()  # whatever the job left behind may be what broke it
+        self._report(claim, failure)
+        self._leave_a_lost_gpu()
+        if is_disk_full(error):
+            self._wait_for_room()
+
+    def _report(self, claim: Claim, failure: Failure) -> None:
+        """Tell the database that a job has failed; later, under its lease, where it is away."""
         try:
             self.store.fail(claim, failure)
-            self.tally.failed += 1
-        except (LeaseLost, DatabaseError) as again:
-            log.warning("job %d: %s", claim.job_id, again)
+        except LeaseLost as lost:
+            self._lose(claim, lost)
+            return
+        except DatabaseError as away:
+            log.warning("job %d: %s", claim.job_id, away)
+            self._untold[claim] = lambda: self._report(claim, failure)
+            return
+        self.tally.failed += 1
         self._put_down(claim)
         self._tell()
-        self._leave_a_lost_gpu()
+
+    def _wait_for_room(self) -> None:
+        """Until the disk takes something again: each further job would fail in no time, and so would the whole queue."""
+        since = time.monotonic()
+        room = self.options.paths.cache / f".room-{self.name}"
+        while not self.stop.made:
+            try:
+                write_bytes(room, bytes(ROOM_BYTES))
+                room.unlink(missing_ok=True)
+                return
+            except (DiskError, OSError) as error:
+                log.warning("%s; waiting until there is room", error)
+            if time.monotonic() - since > self.options.idle_s:
+                self._leave_for_good(f"a disk that has been full for {self.options.idle_s:.0f} s")
+            self.stop.wait(TRY_AGAIN_S)
+
+    def _leave_for_good(self, reason: str) -> None:
+        """Stop as on a signal, and let Slurm not start this pilot again. Called from any thread."""
+        log.error("stopping: %s", reason)
+        self._leaves_for_good = True
+        self.stop.make(reason)
 
     def _leave_a_lost_gpu(self) -> None:
         """Each further job would fail in no time, and so would the whole queue."""
@@ -313,6 +385,7 @@ class Pilot:
 
     def _put_down(self, claim: Claim) -> None:
         self.heartbeat.drop(claim)
+        self._untold.pop(claim, None)
         if claim in self._in_hand:
             self._in_hand.remove(claim)
 
@@ -321,7 +394,7 @@ class Pilot:
         if left is not None and left <= 0:
             self.stop.make(END_OF_ALLOCATION)
         if self.stop.made:
-            unfinished = [claim for claim in self._in_hand if claim not in self._spooled]
+            unfinished = [claim for claim in self._in_hand if claim not in self._spooled and claim not in self._untold]
             self._last_word.say_if_due(self.stop.since, unfinished, self.stop.reason)
 
     def _is_of_use(self) -> bool:
@@ -337,15 +410,19 @@ class Pilot:
     def _end_abruptly(self) -> None:
         """From the heartbeat thread: the main thread hangs in a job."""
         logging.shutdown()
+        if self._leaves_for_good:
+            os._exit(75)
         resumable = any(claim.kind in RESUMABLE for claim in self._in_hand)
         say_farewell(self.allocation, self.stop, self.options, work_left=resumable or self._got_somewhere)
         os._exit(75)
 
     def _leave(self) -> None:
         try:
-            self._deliver_spooled()
+            self._deliver()
+            for claim in list(self._untold):  # nobody will tell of them now: somebody has to do them again
+                self.store.release(claim, reason="its end could not be told to the job database")
             self.store.leave(self.name)
-        except DatabaseError as error:
+        except (LeaseLost, DatabaseError) as error:
             log.warning("%s", error)
         self._tell()
 

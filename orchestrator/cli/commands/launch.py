@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kt_study import notify
-from kt_study.pilots import LaunchFiles, PilotOptions
+from kt_study.pilots import LaunchFiles, PilotOptions, last_stop
 from orchestrator.cluster.launch.options import with_slurm_options
 from orchestrator.cluster.launch.speed import lease_option, with_speed_options
 from orchestrator.terminal.plural import counted
@@ -68,13 +68,19 @@ def command(
       kt-study launch --profile slurm/example.toml --dry-run
     """
     options = PilotOptions(
-        root=str(here.folder), study=here.name, device=device, threads=threads or 0, lease_s=lease_s, **speed
+        root=str(here.folder),
+        study=here.name,
+        device=device,
+        threads=threads or 0,
+        lease_s=lease_s,
+        after_stop=last_stop(LaunchFiles(root=here.folder)),
+        **speed,
     )
     here.require_own()
     if profile is None and flags["partition"] is None:
         _refuse_slurm_flags(flags, dry_run=dry_run)
         ctx.exit(_launch_here(here, options, workers, wait=wait))
-    crew = _slurm_crew(here, options, profile, flags, workers, max_submitted)
+    crew = _slurm_crew(here, options, profile, flags, workers, max_submitted, waits=wait)
     crew.patient, crew.wary = not now, not all_nodes
     ctx.exit(_show_script(crew) if dry_run else _launch_on_slurm(here, crew, wait=wait))
 
@@ -90,13 +96,14 @@ def _refuse_slurm_flags(flags: dict[str, Any], *, dry_run: bool) -> None:
 def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None, *, wait: bool) -> int:
     import msgspec
 
-    from orchestrator.cluster.launch.follow import Follower
+    from orchestrator.cluster.launch.follow import Follower, Stopped
     from orchestrator.cluster.launch.local import LocalCrew, default_workers
+    from orchestrator.terminal.outage import waited_for
 
     wanted = workers or default_workers()
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // wanted)
     options = msgspec.structs.replace(options, database=_url_for_workers(here), threads=threads)
-    store = here.store()
+    store = here.store(waits=wait)
     crew = LocalCrew(store=store, options=options, wanted=wanted)
     store.expire()
     _arm(here, store)
@@ -104,14 +111,19 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
     outlook = store.outlook(here.name)
     if not added and not outlook.running and not outlook.ready_now and not outlook.ready_later:
         return _nothing_to_do(outlook)
-    click.echo(f"{counted(added, 'worker')} started on this machine; logs in {options.paths.logs}")
+    if added:
+        click.echo(f"{counted(added, 'worker')} started on this machine; logs in {options.paths.logs}")
+    else:
+        click.echo("none is missing: workers are at work here, or about to")
     if not wait:
         click.echo("follow with: kt-study status --watch")
         return 0
     try:
-        crew.wait_for_first()
-        outlook = Follower(store, here.name, crew).until_done()
+        waited_for(crew.wait_for_first)
+        outlook = Follower(store, here.name, crew, lambda: _is_stopped(options)).until_done()
         notify.look(store, here.name, LaunchFiles(root=here.folder))
+    except Stopped:
+        return _say_stopped()
     except KeyboardInterrupt:
         asked = crew.stop()
         click.echo(
@@ -120,6 +132,15 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
         )
         return 130
     return _complete(outlook)
+
+
+def _is_stopped(options: PilotOptions) -> bool:
+    return last_stop(options.files) not in ("", options.after_stop)
+
+
+def _say_stopped() -> int:
+    click.echo("stopped by kt-study stop; kt-study launch goes on from there", err=True)
+    return 130
 
 
 def _url_for_workers(here: Surroundings) -> str:
@@ -140,6 +161,8 @@ def _slurm_crew(
     flags: dict[str, Any],
     workers: int | None,
     max_submitted: int,
+    *,
+    waits: bool = False,
 ) -> SlurmCrew:
     """The pilots that the options ask for, after a look at what the cluster has. Raises SlurmError and UsageError."""
     import msgspec
@@ -153,7 +176,7 @@ def _slurm_crew(
     request = fitted(request, cluster, options.device)
     gpus = sum(node.gpus for node in cluster.nodes_of(*cluster.chosen(request.partition)))
     return SlurmCrew(
-        store=here.store(),
+        store=here.store(waits=waits),
         options=msgspec.structs.replace(
             options,
             gpus=request.gpus,
@@ -190,7 +213,8 @@ def _show_script(crew: SlurmCrew) -> int:
 
 def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
     from orchestrator.cluster.launch.first_minute import watch_first_minute
-    from orchestrator.cluster.launch.follow import Follower
+    from orchestrator.cluster.launch.follow import Follower, Stopped
+    from orchestrator.terminal.outage import waited_for
 
     crew.check()
     crew.tend()
@@ -209,13 +233,15 @@ def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
         )
         watch_first_minute(crew)
     else:
-        click.echo(f"{crew.present()} workers are at work or in the queue; none is missing")
+        click.echo(f"{waited_for(crew.present)} workers are at work or in the queue; none is missing")
     if not wait:
         click.echo("follow with: kt-study status --watch")
         return 0
     try:
-        outlook = Follower(crew.store, here.name, crew).until_done()
+        outlook = Follower(crew.store, here.name, crew, lambda: _is_stopped(crew.options)).until_done()
         notify.look(crew.store, here.name, LaunchFiles(root=here.folder))
+    except Stopped:
+        return _say_stopped()
     except KeyboardInterrupt:
         click.echo("\nthe workers go on; kt-study status shows them, kt-study cancel ends them", err=True)
         return 130

@@ -17,6 +17,7 @@ from orchestrator.cli import status
 from orchestrator.cli.watch import REFRESH_S
 from orchestrator.cli.watch import watch as follow
 from orchestrator.cluster.why import why as why_not
+from orchestrator.terminal.outage import waited_for
 from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 
 
@@ -47,7 +48,7 @@ def command(
     """
     if show_log and job is None:
         raise UsageError("--log prints the log of one job; give --job N as well")
-    store, files = here.store(), LaunchFiles(root=here.folder)
+    store, files = here.store(waits=watch), LaunchFiles(root=here.folder)
     if why is not None:
         reason = why_not(why, store, here.name, files)
         click.echo(json.dumps({"job": why, "why": reason}) if as_json else printable(reason))
@@ -65,9 +66,10 @@ def _show(look: Callable[[], dict[str, Any]], *, watch: bool, as_json: bool) -> 
     """Print what `look` sees, again and again with `watch`. Returns what it saw last."""
     if watch and not as_json:
         return follow(look)
+    seen = look()
     while True:
-        seen = look()
         click.echo(json.dumps(seen) if as_json else status.as_text(seen))
         if not watch or status.is_over(seen):
             return seen
         time.sleep(REFRESH_S)
+        seen = waited_for(look)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kt_study.pilots import PilotOptions
+from kt_study.pilots import LaunchFiles, PilotOptions, last_stop
 from orchestrator.cluster.launch.speed import lease_option, with_speed_options
 from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 
@@ -38,6 +38,7 @@ def command(
         threads=threads,
         idle_s=idle_s,
         lease_s=lease_s,
+        after_stop=last_stop(LaunchFiles(root=here.folder)),
         **speed,
     )
     here.require_own()

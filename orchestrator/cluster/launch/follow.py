@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import click
 
-from kt_study.errors import EnvironmentUnusable, SlurmError
+from kt_study.errors import DiskError, EnvironmentUnusable, SlurmError
 from kt_study.store import JobStore, Outlook
+from orchestrator.cluster.launch.lock import AnotherLaunch
+from orchestrator.terminal.outage import waited_for
 from orchestrator.terminal.plural import counted
 
 _MAX_BARREN_STARTS = 5
 _LONGEST_PAUSE_S = 60.0
+_PASSING = (SlurmError, DiskError, AnotherLaunch)
+"""What is said once and does not end the watch. That the database is away does not either: see `orchestrator.terminal.outage`."""
 
 
 class BackingOff(SlurmError):
@@ -22,6 +27,10 @@ class BackingOff(SlurmError):
     def __init__(self, line: str, left_s: float) -> None:
         super().__init__(line)
         self.left_s = left_s
+
+
+class Stopped(Exception):
+    """`kt-study stop` was called: the workers leave, and this launch does not replace them."""
 
 
 class Crew(Protocol):
@@ -45,10 +54,14 @@ class Crew(Protocol):
 
 
 class Follower:
-    """Follows one study's progress on a terminal (a bar) or in a log (a line now and then)."""
+    """Follows one study's progress on a terminal (a bar) or in a log (a line now and then).
 
-    def __init__(self, store: JobStore, study: str, crew: Crew) -> None:
-        self._store, self._study, self._crew = store, study, crew
+    A database that is away is waited for, and so are Slurm and a full disk. `stopped` says whether `kt-study stop` has
+    been called since: then nobody is replaced any more.
+    """
+
+    def __init__(self, store: JobStore, study: str, crew: Crew, stopped: Callable[[], bool] = lambda: False) -> None:
+        self._store, self._study, self._crew, self._stopped = store, study, crew, stopped
         self._told = ""
 
     def until_done(self, *, poll_s: float = 1.0) -> Outlook:
@@ -56,18 +69,20 @@ class Follower:
 
         Raises:
             EnvironmentUnusable: workers end again and again without finishing a single job.
+            Stopped: `kt-study stop` was called.
         """
         show = _bar if sys.stderr.isatty() else _lines
         barren, done_before = 0, -1  # starts in a row, and the jobs that were done before them
         with show() as progress:
             while True:
-                self._store.expire()
-                outlook = self._store.outlook(self._study)
+                outlook = waited_for(self._look)
                 progress.show(outlook)
                 if not (outlook.running or outlook.ready_now or outlook.ready_later):
                     return outlook
-                self._tend()
-                if self._crew.is_alone():
+                if self._stopped():
+                    raise Stopped
+                waited_for(self._tend)
+                if waited_for(self._crew.is_alone):
                     if outlook.done != done_before:
                         barren, done_before = 0, outlook.done
                     if barren > _MAX_BARREN_STARTS:
@@ -75,14 +90,18 @@ class Follower:
                             f"workers ended {barren} times without finishing a job; read the newest log under logs/"
                         )
                     time.sleep(min(_LONGEST_PAUSE_S, 2.0**barren - 1))
-                    barren += self._start()
+                    barren += waited_for(self._start)
                 time.sleep(poll_s)
+
+    def _look(self) -> Outlook:
+        self._store.expire()
+        return self._store.outlook(self._study)
 
     def _tend(self) -> None:
         """Slurm may be away, or want us to wait, in the middle of a study: say so once and go on."""
         try:
             self._crew.tend()
-        except SlurmError as error:
+        except _PASSING as error:
             self._say(error)
 
     def _start(self) -> bool:
@@ -94,14 +113,14 @@ class Follower:
             self._say(wait)
             time.sleep(min(_LONGEST_PAUSE_S, wait.left_s))
             return False
-        except SlurmError as error:
+        except _PASSING as error:
             self._say(error)
             return False
         self._told = ""
         self._crew.wait_for_first()
         return True
 
-    def _say(self, error: SlurmError) -> None:
+    def _say(self, error: EnvironmentUnusable) -> None:
         """Once, though the seconds that are left change."""
         told = type(error).__name__ if isinstance(error, BackingOff) else str(error)
         if told != self._told:

@@ -1,10 +1,12 @@
-"""Which workers are at work, and how many more could be of use. Known from the job table alone."""
+"""Which workers are at work, and how many more could be of use: known from the job table, and for those that have not
+come so far as to register there, from this machine's processes."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from kt_study.pilots import PilotOptions, alive_within_s
@@ -24,17 +26,55 @@ def live_workers(store: JobStore, options: PilotOptions) -> list[WorkerRow]:
     return [worker for worker in working if worker not in gone and _is_of(worker, options)]
 
 
-def missing_workers(store: JobStore, study: str, wanted: int, live: Sequence[WorkerRow]) -> int:
-    """How many workers to add: no more than wanted in all, and no more than there are open jobs."""
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A process of this machine that a launch has started, and that waits for the worker it runs."""
+
+    pid: int
+    log: str  # the worker's
+
+
+def started_here(logs: Path) -> list[Started]:
+    """What launches have started on this machine, for the study whose logs lie in `logs`, and has not ended."""
+    return [
+        Started(pid=pid, log=str(Path(arguments[-1]) / f"{pid}_0_log.out"))
+        for pid, arguments in _processes()
+        if _CONTROLLER in arguments and Path(arguments[-1]).is_relative_to(logs) and _runs(pid)
+    ]
+
+
+def starting_workers(store: JobStore, options: PilotOptions) -> list[Started]:
+    """Those of `started_here` whose worker has not registered yet: it takes seconds to import torch."""
+    started = started_here(options.paths.logs)
+    known = {worker.log for worker in store.workers()} if started else set()
+    return [one for one in started if one.log not in known]
+
+
+def missing_workers(store: JobStore, study: str, wanted: int, present: int) -> int:
+    """How many workers to add to the `present` ones: no more than wanted in all, and no more than there are open jobs."""
     outlook = store.outlook(study)
     if not (outlook.ready_now or outlook.ready_later or outlook.running):
         return 0  # the blocked ones wait for what nobody runs
     work = outlook.ready_now + outlook.ready_later + outlook.blocked + outlook.running
-    return max(0, min(wanted, work) - len(live))
+    return max(0, min(wanted, work) - present)
 
 
 def _is_of(worker: WorkerRow, options: PilotOptions) -> bool:
     return not worker.log or Path(worker.log).is_relative_to(options.paths.logs)
+
+
+_CONTROLLER = "submitit.local._local"  # the module that submitit runs to start a worker and wait for it
+
+
+def _processes() -> Iterator[tuple[int, list[str]]]:
+    """Number and arguments of every process here that we may look at."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        except OSError:
+            continue
+        if arguments:
+            yield int(folder.name), arguments
 
 
 def _runs(pid: int) -> bool:

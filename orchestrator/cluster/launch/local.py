@@ -6,11 +6,11 @@ starts them and ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,11 +20,13 @@ from pathlib import Path
 
 import msgspec
 
-from kt_study.errors import EnvironmentUnusable
+from kt_study.errors import DiskError, EnvironmentUnusable
+from kt_study.failures import is_disk_full
 from kt_study.files import current_umask, private_folder
 from kt_study.pilots import PilotOptions
 from kt_study.store import JobStore, WorkerRow
-from orchestrator.cluster.launch.live import live_workers, missing_workers
+from orchestrator.cluster.launch.live import live_workers, missing_workers, started_here, starting_workers
+from orchestrator.cluster.launch.lock import only_launch
 
 _START_PATIENCE_S = 60.0  # a new worker takes seconds to import torch and enlist
 _A_YEAR_MIN = 60 * 24 * 365
@@ -40,19 +42,27 @@ class LocalCrew:
     _before: frozenset[str] = frozenset()  # workers that had enlisted when the last ones were started
 
     def is_alone(self) -> bool:
-        """Whether no worker lives."""
-        return not self._live()
+        """Whether no worker lives, or is about to."""
+        return not starting_workers(self.store, self.options) and not self._live()
 
     def tend(self) -> None:
         """Nothing to do: dead workers are found by their processes and leases."""
 
     def add(self) -> int:
-        """Start the missing workers; returns how many."""
-        live = self._live()
-        count = missing_workers(self.store, self.options.study, self.wanted, live)
-        if count:
-            self._before = frozenset(worker.id for worker in self.store.workers())
-            start_local_workers(self.options, count, first=len(live))
+        """Start the missing workers; returns how many.
+
+        Raises:
+            EnvironmentUnusable: the processes could not be started, or another launch is at work (AnotherLaunch).
+        """
+        with only_launch():
+            starting = starting_workers(
+                self.store, self.options
+            )  # first: who registers meanwhile counts twice, not never
+            present = len(starting) + len(self._live())
+            count = missing_workers(self.store, self.options.study, self.wanted, present)
+            if count:
+                self._before = frozenset(worker.id for worker in self.store.workers())
+                start_local_workers(self.options, count, first=present)
         return count
 
     def wait_for_first(self) -> None:
@@ -65,23 +75,43 @@ class LocalCrew:
         return any(worker.id not in self._before for worker in self.store.workers())
 
     def stop(self) -> int:
-        """Ask this machine's workers to give their jobs back and leave. Returns how many were asked."""
-        here = [worker for worker in self._live() if worker.host == socket.gethostname() and not worker.slurm_job]
-        for worker in here:
-            os.kill(worker.pid, signal.SIGTERM)
-        return len(here)
+        """Ask the workers that launches have started here to give their jobs back and leave. Returns how many were asked."""
+        return stop_here(self.options.paths.logs)
 
     def _live(self) -> list[WorkerRow]:
         return live_workers(self.store, self.options)
+
+
+def stop_here(logs: Path) -> int:
+    """Ask the workers that launches have started here for the study with these logs to leave. Returns how many.
+
+    Who runs them passes the signal on, so that the database need not be there to say which they are.
+    """
+    asked = 0
+    for started in started_here(logs):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(started.pid, signal.SIGTERM)
+            asked += 1
+    return asked
 
 
 def start_local_workers(options: PilotOptions, count: int, *, first: int = 0) -> None:
     """Start `count` workers in the background; worker k uses GPU (first + k) modulo the GPUs here.
 
     Raises:
+        DiskError: the disk is full.
         EnvironmentUnusable: the processes could not be started.
         DiskError, UntrustedFile: the folder of their logs cannot be made, or is somebody else's.
     """
+    try:
+        _start(options, count, first)
+    except (OSError, EnvironmentUnusable) as error:
+        if is_disk_full(error):
+            raise DiskError(f"cannot start workers on this machine: {error}; free space") from error
+        raise
+
+
+def _start(options: PilotOptions, count: int, first: int) -> None:
     private_folder(options.paths.logs, below=options.paths.root)
     options = msgspec.structs.replace(options, umask=current_umask())
     request = {"options": msgspec.to_builtins(options), "count": count, "first": first}

@@ -1,4 +1,4 @@
-"""One launch of a user at a time: between counting what is in the queue and sending what is missing nobody else sends.
+"""One launch of a user at a time: between counting what is there and starting what is missing nobody else starts any.
 
 The lock is the user's, not the study's, since the cap on submitted jobs counts all studies.
 """
@@ -11,11 +11,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kt_study.errors import DiskError, SlurmError
+from kt_study.errors import DiskError, EnvironmentUnusable
 from kt_study.files import NO_LOCKS, locked
 
 PATIENCE_S = 60.0
 _LOOK_EVERY_S = 0.2
+
+
+class AnotherLaunch(EnvironmentUnusable):
+    """Another launch of this user has not ended within our patience."""
 
 
 def lock_file() -> Path:
@@ -29,7 +33,7 @@ def only_launch(*, patience_s: float | None = None) -> Iterator[None]:
     """Hold the lock; wait for it up to `patience_s` seconds, a minute by default.
 
     Raises:
-        SlurmError: another launch holds it for longer.
+        AnotherLaunch: another launch holds it for longer.
         DiskError: its file cannot be written.
     """
     file = lock_file()
@@ -56,5 +60,5 @@ def _wait_for(file: Path, deadline: float) -> int | None:
                 return None
             raise
         if time.monotonic() > deadline:
-            raise SlurmError("another launch of yours is at work; nothing was sent, launch again")
+            raise AnotherLaunch("another launch of yours is at work; nothing was started, launch again")
         time.sleep(_LOOK_EVERY_S)

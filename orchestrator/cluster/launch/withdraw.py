@@ -1,4 +1,4 @@
-"""After a cancel or a pause: take the pilots that nobody needs any more out of Slurm's queue."""
+"""Take pilots out of Slurm's queue: after a cancel or a pause those that nobody needs any more, after a stop all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from kt_study.store import JobStore
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.slurm import open_jobs
 from orchestrator.cluster.slurm.commands import run
+from orchestrator.cluster.slurm.listing import queue
 from orchestrator.cluster.slurm.view import look
 from orchestrator.terminal.plural import counted
 
@@ -27,9 +28,9 @@ def withdraw_pending(files: LaunchFiles, store: JobStore, study: str) -> int:
     if view.controller.trouble:
         raise SlurmError(f"{view.controller.trouble}; pending workers stay in the queue and leave when they start")
     each = {record.token: record.pilots_each for record in launches}
-    queue = view.queue_of(list(each))
-    pending = [job for job in queue if job.is_pending]
-    useful = open_jobs(store.outlook(study)) - sum(each[job.token] for job in queue if not job.is_pending)
+    queued = view.queue_of(list(each))
+    pending = [job for job in queued if job.is_pending]
+    useful = open_jobs(store.outlook(study)) - sum(each[job.token] for job in queued if not job.is_pending)
     surplus = []
     for job in pending:
         useful -= each[job.token]
@@ -38,6 +39,21 @@ def withdraw_pending(files: LaunchFiles, store: JobStore, study: str) -> int:
     if surplus:
         run("scancel", "--state=PENDING", *surplus)
     return len(surplus)
+
+
+def withdraw_all(files: LaunchFiles, study: str) -> int:
+    """Cancel every Slurm job of a study that is pending or running. Returns how many.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    tokens = {record.token for record in records.launches(files, study)}
+    if not tokens:
+        return 0
+    ours = [job.job for job in queue() if job.token in tokens]
+    if ours:
+        run("scancel", *ours)
+    return len(ours)
 
 
 def say_withdrawn(files: LaunchFiles, store: JobStore, study: str) -> None:

@@ -1,0 +1,93 @@
+"""Watches from a thread of its own whether the study that a worker works for is still there, and still wants it.
+
+Its own thread, since a network file system that hangs must not keep the heartbeat from the database.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kt_study.database import parse_url
+from kt_study.pilots import PilotOptions, last_stop
+
+LOOK_EVERY_S = 5.0
+STOP_COMMAND = "kt-study stop"
+
+
+class StudyWatch:
+    """Calls `on_end` once with a reason: `kt-study stop` was called, or what the study lives in is gone.
+
+    The study folder, the word in its marker (where it has one) and its SQLite file are gone when nobody has seen them for a
+    lease: for less, a network file system may have been between two states. What cannot be looked at is not gone.
+    """
+
+    def __init__(self, options: PilotOptions, database_url: str, on_end: Callable[[str], None]) -> None:
+        self._options, self._on_end = options, on_end
+        address = parse_url(database_url)
+        self._database = Path(address.path) if address.is_sqlite else None
+        self._marker = _word(options.files.marker)
+        self._missing_since: float | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="study-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(min(LOOK_EVERY_S, self._options.lease_s / 6)):
+            if reason := self._look():
+                self._on_end(reason)
+                return
+
+    def _look(self) -> str:
+        """Why to stop, or nothing."""
+        if last_stop(self._options.files) not in ("", self._options.after_stop):
+            return STOP_COMMAND
+        missing = self._missing()
+        now = time.monotonic()
+        if not missing:
+            self._missing_since = None
+        elif self._missing_since is None:
+            self._missing_since = now
+        elif now - self._missing_since >= self._options.lease_s:
+            return missing
+        return ""
+
+    def _missing(self) -> str:
+        """What of the study is not there, or nothing."""
+        root = Path(self._options.root)
+        if _is_gone(root):
+            return f"the loss of its study: the folder {root} is gone"
+        if self._marker and _word(self._options.files.marker) not in (None, self._marker):
+            return f"the loss of its study: {self._options.files.marker} is gone, or another study's"
+        if self._database is not None and _is_gone(self._database):
+            return f"the loss of its study: the database {self._database} is gone"
+        return ""
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _word(file: Path) -> str | None:
+    """The word in a file: empty where there is no such file, None where that cannot be known."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, UnicodeDecodeError):
+        return None
