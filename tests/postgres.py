@@ -68,8 +68,12 @@ class Server:
 
     def stop(self) -> None:
         """Stop it and remove what it wrote."""
-        server.stop(self.folder)
+        self.end()
         self.remove(self.folder)
+
+    def end(self) -> None:
+        """Stop it."""
+        server.stop(self.folder)
 
     @staticmethod
     def remove(folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psycopg
 
+from kt_study.database import parse_url
 from tests.faults import disk
 from tests.faults.catalogue import FAULTS, SLURM, SQLITE, Fault
 from tests.faults.study import PATIENCE_S, BrokenPromise, Left, NothingToStrike, Scene, check, states
@@ -85,7 +86,7 @@ class Ground:
         folder = self.root / name / "study"
         url = self.server.database() if self.server else f"sqlite:///{folder / 'kt-study.db'}"
         study = ClusterStudy(folder=folder, url=url, cluster=self.cluster, variables={_MARK: str(folder), **variables})
-        with self._disk(folder, _STUDY_MIB), self._disk(folder / "cache", _CACHE_MIB):
+        with self.disk(folder, _STUDY_MIB), self.disk(folder / "cache", _CACHE_MIB):
             try:
                 yield Scene(study=study, server=self.server)
             except BaseException:
@@ -95,7 +96,8 @@ class Ground:
             _end(study)
         self._clear(folder, url)
 
-    def _disk(self, folder: Path, mebibytes: int) -> contextlib.AbstractContextManager[None]:
+    def disk(self, folder: Path, mebibytes: int) -> contextlib.AbstractContextManager[None]:
+        """A small disk at `folder`, or where there can be none a plain folder."""
         if self.mounts:
             return disk.small_disk(folder, mebibytes=mebibytes)
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ class Ground:
     def _clear(self, folder: Path, url: str) -> None:
         shutil.rmtree(folder.parent)
         if self.server:
-            name = url.rpartition("/")[2].partition("?")[0]
+            name = parse_url(url).conninfo["dbname"]
             with psycopg.connect(self.server.url, autocommit=True) as connection:
                 connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
         if self.cluster:
@@ -119,35 +121,37 @@ class Ground:
 
 
 @contextlib.contextmanager
-def servers(root: Path, *, mounts: bool) -> Iterator[Ground]:
-    """A Slurm and a PostgreSQL of the run's own. Raises EnvironmentError where this machine cannot have them."""
-    cluster_root, folder = root / "cluster", root / "postgresql"
+def on_a_cluster_of_its_own(root: Path, *, mounts: bool) -> Iterator[Ground]:
+    """The ground of rounds on Slurm, with all that it needs. Raises OSError where this machine cannot have it."""
     with contextlib.ExitStack() as stack:
-        stack.callback(dev_cluster, cluster_root, "down")
-        done = dev_cluster(cluster_root, "up")
+        stack.callback(dev_cluster, root / "cluster", "down")
+        done = dev_cluster(root / "cluster", "up")
         if done.returncode:
             raise OSError(done.stderr.strip())
-        if mounts:
-            stack.enter_context(disk.small_disk(folder, mebibytes=_SERVER_MIB))
-        server = small_server(folder)
-        stack.callback(server.stop)
-        yield Ground(
-            root=root, mounts=mounts, cluster=DevCluster(root=cluster_root, greeting=done.stdout), server=server
-        )
+        cluster = DevCluster(root=root / "cluster", greeting=done.stdout)
+        yield stack.enter_context(on_cluster(root, cluster, mounts=mounts))
 
 
-def small_server(folder: Path) -> Server:
-    """A PostgreSQL that has few connections and little to write."""
-    server = Server(folder, max_connections="60", max_wal_size="64MB", min_wal_size="32MB")
-    server.make_template()
-    return server
+@contextlib.contextmanager
+def on_cluster(root: Path, cluster: DevCluster, *, mounts: bool) -> Iterator[Ground]:
+    """The ground of rounds on Slurm, with a PostgreSQL of its own that has few connections and a small disk."""
+    ground, folder = Ground(root=root, mounts=mounts, cluster=cluster), root / "postgresql"
+    with ground.disk(folder, _SERVER_MIB):
+        server = ground.server = Server(folder, max_connections="60", max_wal_size="64MB", min_wal_size="32MB")
+        try:
+            server.make_template()
+            yield ground
+        finally:
+            server.end()
 
 
 def unbroken(ground: Ground, name: str) -> Left:
     """What the study comes to where nothing is done to it."""
     with ground.scene(f"reference-{name}", PAUSE_S="0") as scene:
         scene.begin()
-        return scene.finish()
+        left = scene.finish()
+        check(left, left)
+        return left
 
 
 def play(
