@@ -33,11 +33,11 @@ format: $(STAMP)
 bench-jobs bench-pairs bench-step bench-loader bench-collect: bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_$*
 
-# SECONDS= bounds it, SEED= and ROUND= repeat one round, KINDS= leaves faults out; tests/faults/ says more.
+# SECONDS= bounds it, SEED= and ROUND= repeat one round, KINDS= and BACKEND= choose; tests/faults/__main__.py says more.
 faults: $(STAMP)
 	tests/prepare
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
-		$(if $(ROUND),--round $(ROUND)) $(if $(KINDS),--kinds "$(KINDS)")
+		$(if $(ROUND),--round $(ROUND)) $(if $(KINDS),--kinds "$(KINDS)") $(if $(BACKEND),--backend $(BACKEND))
 
 docs: $(STAMP)
 	$(BIN)/python -m kt_study.schema_page

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from tests.faults import disk
-from tests.faults.catalogue import FAULTS, SLURM
+from tests.faults.catalogue import FAULTS, SLURM, SQLITE
 from tests.faults.run import Ground, Tally, backend_of, drawn, on_a_cluster_of_its_own, play, unbroken
 from tests.faults.study import BrokenPromise, Left
 
@@ -68,7 +68,7 @@ def _rounds(given: argparse.Namespace, seed: int, root: Path, tally: Tally) -> b
                 break
             backend = backend_of(number)
             faults = drawn(seed, number, kinds)
-            if not faults:
+            if not faults or given.backend not in (None, backend):
                 continue
             if backend not in grounds:
                 mounts = not any(FAULTS[name].mounts for name in tally.skipped)
@@ -113,6 +113,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of all draws; printed where it is not given")
     parser.add_argument("--round", type=int, help="only this one")
     parser.add_argument("--kinds", default="", help="only these kinds of faults, with commas between them")
+    parser.add_argument("--backend", choices=(SQLITE, SLURM), help="only this one")
     parser.add_argument("--keep-going", action="store_true", help="after a broken promise too")
     parser.add_argument("--list", action="store_true", help="print the kinds of faults")
     return parser.parse_args()
