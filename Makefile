@@ -40,11 +40,11 @@ faults: $(STAMP)
 		$(if $(ROUND),--round $(ROUND)) $(if $(KINDS),--kinds "$(KINDS)") $(if $(BACKEND),--backend $(BACKEND))
 
 docs: $(STAMP)
-	$(BIN)/python -m kt_study.schema_page
-	$(BIN)/python -m kt_study.study_page
-	$(BIN)/python -m orchestrator.commands_page
-	$(BIN)/python -m orchestrator.paper_page
-	$(BIN)/python -m benchmarks.performance_page
+	$(BIN)/python -m docs.generate.schema_page
+	$(BIN)/python -m docs.generate.study_page
+	$(BIN)/python -m docs.generate.commands_page
+	$(BIN)/python -m docs.generate.paper_page
+	$(BIN)/python -m docs.generate.performance_page
 
 clean:
 	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache

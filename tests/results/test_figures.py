@@ -13,17 +13,17 @@ from urllib.parse import unquote
 import pytest
 
 import kt_study
-from orchestrator.report import write_report
-from orchestrator.report.charts import specifications
-from orchestrator.report.figures import FIGURES
-from orchestrator.report.files import _draw
-from orchestrator.report.findings import Finding, findings
-from orchestrator.report.material import Material
-from orchestrator.report.missing import Missing
-from orchestrator.report.palette import DARK, LIGHT, colours_of
-from orchestrator.report.plot import FAMILIES, OBJECTIVES, PUBLISHED, Drawing
-from orchestrator.report.settings import facts
-from orchestrator.report.tables import TABLES
+from orchestrator.results.report import write_report
+from orchestrator.results.report.charts import specifications
+from orchestrator.results.report.figures import FIGURES
+from orchestrator.results.report.files import _draw
+from orchestrator.results.report.findings import Finding, findings
+from orchestrator.results.report.material import Material
+from orchestrator.results.report.missing import Missing
+from orchestrator.results.report.palette import DARK, LIGHT, colours_of
+from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, PUBLISHED, Drawing
+from orchestrator.results.report.settings import facts
+from orchestrator.results.report.tables import TABLES
 from tests.results.published_parquet import transfer as published_transfer
 from tests.results.published_parquet import write_students, write_table
 

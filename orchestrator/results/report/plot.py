@@ -1,0 +1,89 @@
+"""A small grammar of plots. A figure is described once; `files` draws it with matplotlib, `charts` with Vega-Lite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from kt_study import objectives
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OBJECTIVES = {name: facts.label for name, facts in objectives.OBJECTIVES.items()}
+"""Objective -> its label, in the order of the figures."""
+
+FAMILIES = {"cnn": "CNN", "transformer": "transformer", "mlp": "MLP", "hybrid": "hybrid"}
+
+PUBLISHED = "paper"
+"""Colour name of the published values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One kind of mark over one frame.
+
+    `points` one mark a row; `line` joins rows of one colour, with a band where `low` and `high` are columns; `box` the
+    quartiles and 1.5 times their distance; `rule` a dashed line across at the value of `y` (or of `x` if `y` is empty),
+    named by the column `label`.
+    """
+
+    mark: Literal["points", "line", "box", "rule"]
+    data: pd.DataFrame
+    x: str = ""
+    y: str = ""
+    colour: str = ""  # column whose values are told apart by colour
+    fixed: str = ""  # a palette name, where all marks have one colour
+    low: str = ""
+    high: str = ""
+    label: str = ""
+    tooltip: tuple[str, ...] = ()
+    offset: str = ""  # column of shifts sideways, -0.5 to 0.5 of a category's room, so that equal points lie apart
+    size: float = 22.0  # of points, in square pixels
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Column of a filter -> the value shown while the filter is not set. Without one, all rows are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes."""
+
+    x_label: str
+    y_label: str
+    layers: tuple[Layer, ...]
+    title: str = ""
+    x_kind: Literal["number", "log", "category"] = "number"
+    x_order: tuple[str, ...] = ()  # categories from left to right
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What a figure became for one study: panels to draw, and what to say beside them."""
+
+    panels: tuple[Panel, ...]
+    sample: str  # what was counted: pairs, models, validation samples
+    notes: tuple[str, ...] = ()  # where a reading matters
+    published: str = ""  # what the paper prints, in words
+
+
+FILTERS = ("family", "objective")
+"""Columns by which the page can filter; `family` is the student's."""
+
+
+def shown(layer: Layer) -> pd.DataFrame:
+    """The rows of a layer that show while no filter is set, in their order."""
+    rows = layer.data
+    for column, value in layer.defaults.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def colour_names(panel: Panel) -> list[str]:
+    """Values that the panel tells apart by colour: known ones in their lasting order, others as they come."""
+    seen: dict[str, None] = {}
+    for layer in panel.layers:
+        if layer.colour:
+            seen.update(dict.fromkeys(layer.data[layer.colour].dropna().astype(str)))
+    known = [name for name in (*FAMILIES.values(), *OBJECTIVES.values()) if name in seen]
+    return known + [name for name in seen if name not in known]
