@@ -23,7 +23,6 @@ from typing import Any
 import psycopg
 
 from kt_study.database import connect_postgresql, parse_url
-from tests.databases import ask
 from tests.faults import disk
 from tests.faults.study import NothingToStrike, Scene
 from tests.postgres import Server
@@ -220,8 +219,7 @@ def time_limit(scene: Scene, draw: random.Random) -> str:
     assert draw
 
     def stopped() -> list[Any]:
-        return ask(
-            scene.folder,
+        return scene.ask(
             "SELECT DISTINCT message FROM past_attempts WHERE outcome = 'released' AND "
             "(message LIKE '%USR2%' OR message LIKE '%end of%')",
         )

@@ -91,7 +91,7 @@ class Ground:
                 yield Scene(study=study, server=self.server)
             except BaseException:
                 _end(study)
-                self._keep(folder)
+                self._keep(folder, url)
                 raise
             _end(study)
         self._clear(folder, url)
@@ -103,10 +103,10 @@ class Ground:
         folder.mkdir(parents=True, exist_ok=True)
         return contextlib.nullcontext()
 
-    def _keep(self, folder: Path) -> None:
+    def _keep(self, folder: Path, url: str) -> None:
         kept = folder.with_name("kept")
         with contextlib.suppress(Exception):
-            kept.with_suffix(".jobs.txt").write_text(states(folder))
+            kept.with_suffix(".jobs.txt").write_text(states(url))
         shutil.copytree(folder, kept, symlinks=True)
 
     def _clear(self, folder: Path, url: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from kt_study.schema import RESULT_TABLES, Column
 from kt_study.words import JobState
-from tests.databases import ask
+from tests.databases import ask_at
 from tests.postgres import Server
 from tests.slurm.dev_cluster import DevCluster
 from tests.slurm.study import ClusterStudy, zoo_study
@@ -26,7 +26,7 @@ STUDY = zoo_study(NAME, epochs=3, pause_s=PAUSE_S, zoo=("digits/mixer_a",), obje
 
 PATIENCE_S = 45.0
 """For a target, such as a worker at work; there is none while workers are replaced."""
-END_S = 400.0
+END_S = 900.0
 """For the end of a round after its last fault: backoffs and Slurm's own waits, on a busy machine."""
 
 UNITS_OF_MEASUREMENTS = ("seconds", "1/s", "bytes")
@@ -70,7 +70,7 @@ class Scene:
 
     def begin(self, *options: str) -> None:
         """Plan, and launch in the background; once each, whatever happens."""
-        self.study.write(STUDY.replace("[study]\n", f'[study]\ndatabase = "{self.study.url}"\n', 1))
+        self.study.write(STUDY)
         self.study.succeeds("plan")
         self.start_launch(*options)
 
@@ -81,6 +81,10 @@ class Scene:
             "launch", "--workers", "2", "--device", "cpu", "--threads", "1", "--lease", str(LEASE_S), "--wait",
             *where, *options,
         )  # fmt: skip
+
+    def ask(self, sql: str) -> list[Any]:
+        """Rows of the study's database."""
+        return ask_at(self.study.url, sql)
 
     def is_over(self) -> bool:
         """Whether the launch has ended."""
@@ -104,8 +108,7 @@ class Scene:
     def worker_at_work(self, draw: random.Random) -> dict[str, Any]:
         """Id, host, pid and slurm_job of a worker that holds a job."""
         rows = self.find(
-            lambda: ask(
-                self.folder,
+            lambda: self.ask(
                 "SELECT w.id, w.host, w.pid, w.slurm_job FROM workers w JOIN jobs j ON j.worker = w.id "
                 "WHERE j.state = 'running' AND w.ended_at IS NULL ORDER BY w.started_at",
             ),
@@ -119,13 +122,13 @@ class Scene:
         try:
             code = self.launch.wait(END_S)
         except subprocess.TimeoutExpired:
-            raise BrokenPromise(f"launch --wait has not ended after {END_S:.0f} s\n{states(self.folder)}") from None
+            raise BrokenPromise(f"launch --wait has not ended after {END_S:.0f} s\n{states(self.study.url)}") from None
         if code:
             raise BrokenPromise(f"launch --wait ended with {code}: {_last_line(self.study.said('launch'))}")
         collected = self.study.run("collect")
         if collected.returncode:
             raise BrokenPromise(f"collect ended with {collected.returncode}: {collected.stderr.strip()}")
-        return read(self.folder)
+        return read(self.folder, self.study.url)
 
 
 @dataclass(kw_only=True)
@@ -137,16 +140,16 @@ class Left:
     parquet: dict[str, list[str]] = field(default_factory=dict)  # by table: values as text, sorted
 
 
-def read(folder: Path) -> Left:
+def read(folder: Path, url: str) -> Left:
     """What lies in the study's database and its results folder."""
-    jobs = ask(
-        folder,
+    jobs = ask_at(
+        url,
         "SELECT j.kind, j.digest, j.state, (SELECT count(*) FROM attempts a WHERE a.job_id = j.id AND a.outcome = 'done') "
         "FROM jobs j ORDER BY j.kind, j.digest",
     )
     return Left(
         jobs=[tuple(job) for job in jobs],
-        rows={name: _rows(folder, name) for name in RESULT_TABLES},
+        rows={name: _rows(url, name) for name in RESULT_TABLES},
         parquet={name: _parquet(folder / "results" / name, name) for name in RESULT_TABLES},
     )
 
@@ -160,10 +163,10 @@ def _compared(table: str) -> list[str]:
     return [column.name for column in RESULT_TABLES[table].columns if not is_measurement(column)]
 
 
-def _rows(folder: Path, table: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+def _rows(url: str, table: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     columns, key = _compared(table), RESULT_TABLES[table].key
     chosen = ", ".join(["j.kind", "j.digest", *(f"t.{name}" for name in (*key, *columns))])
-    found = ask(folder, f"SELECT {chosen} FROM {table} t LEFT JOIN jobs j ON j.id = t.job_id")
+    found = ask_at(url, f"SELECT {chosen} FROM {table} t LEFT JOIN jobs j ON j.id = t.job_id")
     parts = [(tuple(row[: 2 + len(key)]), dict(zip(columns, row[2 + len(key) :], strict=True))) for row in found]
     return sorted(parts, key=lambda part: repr(part[0]))
 
@@ -206,10 +209,10 @@ def _differences(found: list[tuple[Any, dict[str, Any]]], wanted: list[tuple[Any
     return lines
 
 
-def states(folder: Path) -> str:
+def states(url: str) -> str:
     """Jobs and their attempts, a line each, for whoever looks for the reason."""
-    rows = ask(
-        folder,
+    rows = ask_at(
+        url,
         "SELECT j.id, j.kind, j.state, j.attempts, j.crashes, a.fence, a.worker, a.outcome, a.error, a.message "
         "FROM jobs j LEFT JOIN attempts a ON a.job_id = j.id ORDER BY j.id, a.fence",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.documentation.blocks import ROOT
 from tests.faults import disk
 from tests.faults.catalogue import FAULTS, SLURM, SQLITE
 from tests.faults.run import FAULTS_A_ROUND, Ground, Tally, backend_of, drawn, play, unbroken
@@ -19,7 +21,7 @@ from tests.require import require
 SEED = 1
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_round_on_sqlite_needs_no_hand(tmp_path: Path) -> None:
     trouble = disk.trouble()
     require("root", not trouble, trouble)
@@ -98,3 +100,11 @@ def test_the_kinds_are_listed_and_an_unknown_one_is_refused() -> None:
     refused = subprocess.run([*command, "--kinds", "node up"], capture_output=True, text=True, check=False)
     assert "no kind 'node up'; there are worker killed, " in refused.stderr
     assert refused.returncode
+
+
+def test_make_hands_its_variables_on() -> None:
+    asked = ["faults", "SECONDS=60", "SEED=7", "ROUND=3", "KINDS=node down", "BACKEND=slurm"]
+    command = ["make", "--no-print-directory", "--dry-run", *asked]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = shlex.split(said.partition("-m tests.faults")[2].replace("\\\n", " "))
+    assert words == ["--seconds", "60", "--seed", "7", "--round", "3", "--kinds", "node down", "--backend", "slurm"]

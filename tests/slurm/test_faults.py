@@ -30,7 +30,7 @@ def ground(cluster: DevCluster) -> Iterator[Ground]:
     shutil.rmtree(root)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_round_on_slurm_needs_no_hand(ground: Ground) -> None:
     tally = Tally()
     reference = unbroken(ground, SLURM)
