@@ -171,6 +171,9 @@ def play(
             except NothingToStrike as reason:
                 say(f"  {fault.name}: not tried, {reason}")
                 continue
+            except AssertionError as refused:  # a command of the fault itself, such as plan, did not do its work
+                tally.tried[fault.name] += 1
+                raise BrokenPromise(f"{fault.name}: {refused}") from refused
             say(f"  {time.monotonic() - began:5.1f} s  {fault.name}: {what}")
             struck.append(fault.name)
             tally.tried[fault.name] += 1
