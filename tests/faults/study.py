@@ -24,7 +24,7 @@ PAUSE_S = 0.12
 """In every training step of a round, so that faults find something under way; not while the reference is made."""
 STUDY = zoo_study(NAME, epochs=3, pause_s=PAUSE_S, zoo=("digits/mixer_a",), objectives=("kl", "xe_kl", "kl_dp"))
 
-PATIENCE_S = 45.0
+PATIENCE_S = 120.0
 """For a target, such as a worker at work; there is none while workers are replaced."""
 END_S = 900.0
 """For the end of a round after its last fault: backoffs and Slurm's own waits, on a busy machine."""
@@ -124,7 +124,8 @@ class Scene:
         except subprocess.TimeoutExpired:
             raise BrokenPromise(f"launch --wait has not ended after {END_S:.0f} s\n{states(self.study.url)}") from None
         if code:
-            raise BrokenPromise(f"launch --wait ended with {code}: {_last_line(self.study.said('launch'))}")
+            failures = [line for line in states(self.study.url).splitlines() if "  failed  " in line]
+            raise BrokenPromise("\n".join([f"launch --wait ended with {code}", *failures]))
         collected = self.study.run("collect")
         if collected.returncode:
             raise BrokenPromise(f"collect ended with {collected.returncode}: {collected.stderr.strip()}")
@@ -217,7 +218,3 @@ def states(url: str) -> str:
         "FROM jobs j LEFT JOIN attempts a ON a.job_id = j.id ORDER BY j.id, a.fence",
     )
     return "\n".join("  ".join("-" if value is None else str(value) for value in row) for row in rows)
-
-
-def _last_line(said: str) -> str:
-    return (said.strip().splitlines() or ["nothing said"])[-1]
