@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := runs/demo
 
-.PHONY: demo test lint format clean bench-jobs bench-pairs bench-step bench-loader bench-collect docs migration
+.PHONY: demo test lint format clean bench-jobs bench-pairs bench-step bench-loader bench-collect faults docs migration
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,12 @@ format: $(STAMP)
 
 bench-jobs bench-pairs bench-step bench-loader bench-collect: bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_$*
+
+# SECONDS= bounds it, SEED= and ROUND= repeat one round, KINDS= and BACKEND= choose; tests/faults/__main__.py says more.
+faults: $(STAMP)
+	tests/prepare
+	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ROUND),--round $(ROUND)) $(if $(KINDS),--kinds "$(KINDS)") $(if $(BACKEND),--backend $(BACKEND))
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate.schema_page

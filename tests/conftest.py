@@ -12,7 +12,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any machine")
 
-AREAS_THAT_WAIT = ("slurm", "store", "end_to_end", "documentation", "extension")
+AREAS_THAT_WAIT = ("slurm", "faults", "store", "end_to_end", "documentation", "extension")
 """Started first: they take longest, and wait for clocks and servers more than they compute."""
 
 

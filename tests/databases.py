@@ -90,7 +90,12 @@ def url_of(folder: Path) -> str:
 
 def ask(folder: Path, sql: str) -> list[Any]:
     """The rows of a statement on the database that the folder's study uses; changes are committed."""
-    address = parse_url(url_of(folder))
+    return ask_at(url_of(folder), sql)
+
+
+def ask_at(url: str, sql: str) -> list[Any]:
+    """The same of the database with that URL."""
+    address = parse_url(url)
     if address.is_sqlite:
         assert Path(address.path).exists(), f"no database {place(address)}"
         with closing(sqlite3.connect(address.path)) as connection, connection:

@@ -33,23 +33,32 @@ _numbers = itertools.count(1)
 class Server:
     """A PostgreSQL server in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
-        self.url = server.start(folder, settings=FAST)
+        self._settings = {**FAST, **settings}
+        self.url = server.start(folder, settings=self._settings)
 
     def restart(self) -> None:
         """Start it again after it was stopped or killed, at the same address."""
-        assert server.start(self.folder, settings=FAST) == self.url
+        assert server.start(self.folder, settings=self._settings) == self.url
 
     def kill(self) -> None:
         """As in a power cut: the server and every process that serves a connection, at once."""
-        main = self.pid()
-        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
-        for pid in (main, *map(int, children)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        while _is_alive(main) or any(_is_alive(int(child)) for child in children):
+        everyone = self.processes()
+        self.signal(signal.SIGKILL)
+        while any(_is_alive(pid) for pid in everyone):
             time.sleep(0.01)
+
+    def processes(self) -> list[int]:
+        """The main process, and after it those that serve it and its connections."""
+        main = self.pid()
+        return [main, *map(int, Path(f"/proc/{main}/task/{main}/children").read_text().split())]
+
+    def signal(self, number: int) -> None:
+        """Send a signal to each of its processes, the main one first."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def pid(self) -> int:
         """The server's main process."""
@@ -59,8 +68,12 @@ class Server:
 
     def stop(self) -> None:
         """Stop it and remove what it wrote."""
-        server.stop(self.folder)
+        self.end()
         self.remove(self.folder)
+
+    def end(self) -> None:
+        """Stop it."""
+        server.stop(self.folder)
 
     @staticmethod
     def remove(folder: Path) -> None:

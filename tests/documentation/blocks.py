@@ -26,6 +26,7 @@ SURROUNDINGS = {
     "install": "tests/documentation/test_install.py",
     "imagenet": "tests/slurm/test_documentation.py",
     "slurm": "tests/slurm/test_documentation.py",
+    "dev-cluster": "tests/slurm/test_documentation.py",
 }
 """The test that runs the blocks of each kind of surroundings."""
 

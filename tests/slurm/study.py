@@ -22,15 +22,15 @@ name = "{name}"
 kind = "digits"
 [models]
 universe = "digits-zoo"
-include = ["digits/resnet_b", "digits/mixer_a"]
-{student}
+include = {zoo}
+{models}
 [complementarity]
 pairs = 6
 models = 3
 [transfer]
 pairs = 2
-objectives = ["kl", "kl_dp"]
-students = ["mixer-0"]
+objectives = {objectives}
+students = ["mixer-*"]
 teachers = ["digits/*"]
 epochs = {epochs}
 batch_size = 32
@@ -61,6 +61,7 @@ augment = "none"
 
 _SLOW_MODELS = '''
 """A student that pauses in every training step: what is done to it in the middle does not depend on a machine's speed."""
+import os
 import time
 
 from worker import zoo
@@ -68,6 +69,7 @@ from worker import zoo
 
 def mixer(num_classes, pause_s, **sizes):
     model = zoo.mixer(num_classes, **sizes)
+    pause_s = float(os.environ.get("PAUSE_S", pause_s))
     model.register_forward_pre_hook(lambda module, _inputs: time.sleep(pause_s if module.training else 0.0))
     return model
 '''
@@ -85,9 +87,18 @@ def untrained_study(name: str, *, models: int = 4, pairs: int = 6, epochs: int =
     return UNTRAINED.format(name=name, models=tables, pairs=pairs, epochs=epochs)
 
 
-def zoo_study(name: str, *, epochs: int, pause_s: float) -> str:
-    """Two models of the digits zoo, which are trained first, teach a slow student."""
-    return ZOO.format(name=name, epochs=epochs, student=_model(0, pause_s))
+def zoo_study(
+    name: str,
+    *,
+    epochs: int,
+    pause_s: float,
+    zoo: tuple[str, ...] = ("digits/resnet_b", "digits/mixer_a"),
+    objectives: tuple[str, ...] = ("kl", "kl_dp"),
+) -> str:
+    """Three models: those of the digits zoo, which are trained first, teach the slow students."""
+    models = "".join(_model(number, pause_s) for number in range(3 - len(zoo)))
+    lists = {"zoo": json.dumps(zoo), "objectives": json.dumps(objectives)}
+    return ZOO.format(name=name, epochs=epochs, models=models, **lists)
 
 
 @dataclass(kw_only=True)
@@ -97,6 +108,7 @@ class ClusterStudy:
     folder: Path
     url: str
     cluster: DevCluster | None = None
+    variables: dict[str, str] = field(default_factory=dict)  # of the environment, for commands and workers
     background: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def write(self, text: str) -> None:
@@ -109,7 +121,7 @@ class ClusterStudy:
         import os
 
         inherited = self.cluster.environment if self.cluster else dict(os.environ)
-        return {**inherited, "KT_STUDY_DB": self.url, "OMP_NUM_THREADS": "1"}
+        return {**inherited, "KT_STUDY_DB": self.url, "OMP_NUM_THREADS": "1", **self.variables}
 
     def run(
         self, *arguments: str, timeout: float = 240, environment: dict[str, str] | None = None
@@ -138,7 +150,7 @@ class ClusterStudy:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """A command in the background; its output goes to a file, since nobody empties a pipe."""
-        with (self.folder / f"{arguments[0]}.out").open("a") as out:
+        with self._output(arguments[0]).open("a") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", "kt_study", *arguments],
                 cwd=self.folder,
@@ -151,7 +163,11 @@ class ClusterStudy:
         return process
 
     def said(self, command: str) -> str:
-        return (self.folder / f"{command}.out").read_text()
+        return self._output(command).read_text()
+
+    def _output(self, command: str) -> Path:
+        """Beside the study folder, as a terminal is: what happens to the one does not happen to the other."""
+        return self.folder.with_name(f"{self.folder.name}-{command}.out")
 
     @property
     def store(self) -> JobStore:

@@ -175,6 +175,19 @@ def test_old_deaths_and_a_database_that_was_away_are_not_held_against_a_node(cre
     assert crew._excluded(runs(1, now - FORGIVEN_AFTER_S - 60)) == []
 
 
+def test_a_node_that_failed_for_one_device_is_not_left_out_for_the_other(crew: SlurmCrew) -> None:
+    launched(crew, "t", ago_s=0.0)
+    began(crew, "t", node="gpu0", job="5_0", trouble="torch sees no GPU here")
+    no_gpu = msgspec.structs.replace(ended("5_0", "FAILED", time.time()), exit_code=ProbeExit.NO_GPU, node="gpu0")
+    view = SlurmView(runs=(no_gpu,))
+    assert [bad.node for bad in crew._excluded(view)] == ["gpu0"]
+    crew.options = msgspec.structs.replace(crew.options, device="cpu")
+    assert crew._excluded(view) == []
+    crew.options = msgspec.structs.replace(crew.options, device="auto")
+    crew.request = msgspec.structs.replace(crew.request, gpus_per_node=0)
+    assert crew._excluded(view) == []
+
+
 def test_an_array_is_no_larger_than_the_work_that_is_ready(store: JobStore, crew: SlurmCrew, fake_queue: Path) -> None:
     store.cancel(Selection())
     needed = PlannedJob(kind="train", spec={}, digest="first")

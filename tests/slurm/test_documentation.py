@@ -14,17 +14,16 @@ import pytest
 from kt_study.errors import DatabaseError
 from orchestrator.cluster import postgres_server
 from tests.cli import kt_study, succeeds
-from tests.documentation.blocks import Block, commands, of, pages_for
+from tests.documentation.blocks import ROOT, Block, commands, of, pages_for
 from tests.documentation.surroundings import imagenet, run
 from tests.require import require
-from tests.slurm.dev_cluster import DevCluster
+from tests.slurm.dev_cluster import DevCluster, dev_cluster
 from tests.slurm.study import ClusterStudy
 
-FAKE_GPUS = {
-    "--workers 16": "--workers 1 --device cpu",
-    "--partition gpu --dry-run": "--partition gpu --dry-run --device cpu",
-}
-"""The cluster's GPUs are links to /dev/null, and its three nodes are one machine."""
+ONE_MACHINE = {"--workers 16": "--workers 1"}
+"""The cluster's three nodes are one machine."""
+
+INSTALLED = {" --install": ""}
 
 PAGES = pages_for("slurm")
 
@@ -48,7 +47,7 @@ def home() -> Iterator[Path]:
 
 def test_there_are_such_pages() -> None:
     assert {"README.md", "docs/quickstart.md"} <= set(PAGES)
-    for old in FAKE_GPUS:
+    for old in ONE_MACHINE:
         assert any(old in block.text for page in PAGES for block in of(page, "slurm"))
 
 
@@ -59,9 +58,31 @@ def test_a_page_from_its_first_block_to_its_last(page: str, cluster: DevCluster,
     folder = tmp_path / "study"
     folder.mkdir()
     environment = {"SLURM_CONF": str(cluster.slurm_conf), "HOME": str(home)}
-    said = run(_whole(page), folder, substitutions=FAKE_GPUS, environment=environment)
+    said = run(_whole(page), folder, substitutions=ONE_MACHINE, environment=environment)
+    assert "the GPUs of partition 'gpu' are fake: workers compute on the CPU (--device cpu)" in said
     assert "1 worker in Slurm job " in said
     assert (folder / "results" / "transfers").is_dir()
+
+
+@pytest.mark.usefixtures("cluster")  # which says whether this machine can have one
+@pytest.mark.timeout(600)
+def test_the_first_run_on_a_development_cluster(home: Path, tmp_path: Path) -> None:
+    (block,) = of("slurm/README.md", "dev-cluster")
+    assert " --install" in block.text
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    (checkout / "slurm").symlink_to(ROOT / "slurm")
+    place = Path(tempfile.mkdtemp(prefix="kt-dev-"))  # a short name, for its sockets
+    environment = {"KT_STUDY_DEV_CLUSTER": str(place), "HOME": str(home)}
+    try:
+        said = run(block, checkout, substitutions=INSTALLED, environment=environment)
+    finally:
+        dev_cluster(place, "down")
+        shutil.rmtree(place)
+    assert "2 workers in Slurm job " in said
+    assert "complete: " in said
+    assert (home / "first-run" / "results" / "transfers").is_dir()
+    assert said.rstrip().splitlines()[-1].startswith("stopped: ")
 
 
 def _whole(page: str) -> Block:
@@ -94,7 +115,7 @@ def test_the_papers_study_on_the_cluster_fails_for_its_weights_alone(study: Clus
     pictures = {"/data/imagenet": str(imagenet(tmp_path / "imagenet"))}
     (block,) = of("docs/reproducing-the-paper.md", "imagenet")
     study.folder.mkdir()
-    said = run(block, study.folder, substitutions={**FAKE_GPUS, **pictures}, environment=environment)
+    said = run(block, study.folder, substitutions={**ONE_MACHINE, **pictures}, environment=environment)
     assert said.count(f"transfer: {TRANSFERS}\n") == 2
     assert "2,112 new jobs, 0 planned before; dry run: nothing written\n" in said
     assert "2,112 new jobs, 0 planned before; next: kt-study launch\n" in said

@@ -88,3 +88,22 @@ def test_a_slurm_that_refuses_for_an_hour_does_not_count_as_workers_that_ended(
     assert "workers ended 6 times" in follow_until_it_gives_up(crew)
     assert crew.sent[0] >= 3600
     assert capsys.readouterr().err.count("slurmctld is away") == 1
+
+
+@dataclass
+class PausedCrew(Crew):
+    """Its five jobs are paused for an hour; whoever is started then does them."""
+
+    def outlook(self, _study: str) -> Outlook:
+        if self.clock.now < 3600:
+            return Outlook(paused=5)
+        return Outlook(done=5) if self.sent else Outlook(ready_now=5)
+
+    def add(self) -> int:
+        return super().add() if self.outlook("s").ready_now else 0
+
+
+def test_a_pause_is_waited_for_and_whoever_resumes_need_not_launch_again(clock: Clock) -> None:
+    crew = PausedCrew(clock)
+    assert Follower(cast(JobStore, crew), "s", crew).until_done() == Outlook(done=5)
+    assert crew.sent == [3600.0]

@@ -198,6 +198,18 @@ def test_a_request_takes_its_gaps_from_the_cluster() -> None:
     assert shared.pilots_each == 6
 
 
+def test_fake_gpus_are_not_asked_for_and_work_on_them_is_refused_with_the_option_that_works() -> None:
+    fake = tuple(msgspec.structs.replace(node, has_fake_gpus=True) for node in CLUSTER.nodes)
+    everywhere = msgspec.structs.replace(CLUSTER, nodes=fake)
+    assert fitted(SlurmRequest(), everywhere, "auto").gpus == 0
+    for request, device in ((SlurmRequest(), "cuda"), (SlurmRequest(gpus_per_node=1), "auto")):
+        with pytest.raises(SlurmError, match=r"GPUs of partition 'gpu' are fake: .*; launch with --device cpu$"):
+            fitted(request, everywhere, device)
+        assert fitted(request, everywhere, "cpu").gpus == request.gpus
+    mixed = msgspec.structs.replace(CLUSTER, nodes=(fake[0], CLUSTER.nodes[1]))
+    assert fitted(SlurmRequest(), mixed, "auto").gpus == 1
+
+
 def test_of_several_partitions_the_shortest_limit_counts(tmp_path: Path) -> None:
     wanted = fitted(SlurmRequest(partition="long,gpu"), CLUSTER, "auto")
     assert (wanted.partition, wanted.time_min) == ("long,gpu", 120)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from kt_study.store import JobStore, Selection, WorkerRow
 from kt_study.words import JobState
+from tests.faults.catalogue import FAULTS
+from tests.faults.study import Scene
 from tests.slurm.dev_cluster import DevCluster, dev_cluster, eventually
 from tests.slurm.study import ClusterStudy, untrained_study
 from worker.pilot.signals import END_OF_ALLOCATION
@@ -67,13 +69,6 @@ def kill_without_a_word(study: ClusterStudy, cluster: DevCluster) -> None:
             return
 
 
-def restart_the_controller(study: ClusterStudy, cluster: DevCluster) -> None:
-    assert study
-    os.kill(cluster.status()["daemons"]["slurmctld"], signal.SIGKILL)
-    time.sleep(3)
-    assert dev_cluster(cluster.root, "up").returncode == 0
-
-
 def take_accounting_away(study: ClusterStudy, cluster: DevCluster) -> None:
     """Status goes on without it, and says so."""
     assert dev_cluster(cluster.root, "down", "slurmdbd").returncode == 0
@@ -86,21 +81,20 @@ def take_accounting_away(study: ClusterStudy, cluster: DevCluster) -> None:
     assert dev_cluster(cluster.root, "up").returncode == 0
 
 
-def set_a_node_down(study: ClusterStudy, cluster: DevCluster) -> None:
-    node = worker_at_work(study).host
-    cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    time.sleep(2)
-    cluster.try_run("scontrol", "update", f"nodename={node}", "state=resume")  # it may be back by itself
-
-
 def kill_a_slurmd(study: ClusterStudy, cluster: DevCluster) -> None:
     """The pilot runs on while Slurm gives its job to another node: two of them for a while."""
     os.kill(cluster.status()["daemons"][worker_at_work(study).host], signal.SIGKILL)
 
 
-def preempt(study: ClusterStudy, cluster: DevCluster) -> None:
-    assert study
-    cluster.sbatch("true", "--partition=high", "--exclusive", f"--nodelist={worker_at_work(study).host}")
+def of_the_fault_run(name: str) -> Callable[[ClusterStudy, DevCluster], None]:
+    """A kind of fault that `make faults` has too."""
+
+    def strike(study: ClusterStudy, cluster: DevCluster) -> None:
+        assert cluster
+        FAULTS[name].strike(Scene(study=study, launch=study.background[-1]), random.Random(name))
+
+    strike.__name__ = name
+    return strike
 
 
 def outlive_the_time_limit(study: ClusterStudy, cluster: DevCluster) -> None:
@@ -128,8 +122,8 @@ def test_the_study_ends_complete_and_each_job_is_done_once(study: ClusterStudy, 
     )  # fmt: skip
     study.wait_until(lambda store: open_transfers(store, JobState.RUNNING) >= 2, 150, "two transfers under way")
     for fault in (
-        signal_three_times, kill_a_slurmd, kill_without_a_word, restart_the_controller, set_a_node_down,
-        take_accounting_away, preempt, outlive_the_time_limit,
+        signal_three_times, kill_a_slurmd, kill_without_a_word, of_the_fault_run("slurmctld down"),
+        of_the_fault_run("node down"), take_accounting_away, of_the_fault_run("preemption"), outlive_the_time_limit,
     ):  # fmt: skip
         keep_busy(study, MORE)
         assert launch.poll() is None, f"over before {fault.__name__}: {study.said('launch')}"

@@ -167,14 +167,18 @@ def _slurm_crew(
     """The pilots that the options ask for, after a look at what the cluster has. Raises SlurmError and UsageError."""
     import msgspec
 
-    from orchestrator.cluster.launch.request import fitted, read_request
+    from orchestrator.cluster.launch.request import fitted, has_only_fake_gpus, read_request
     from orchestrator.cluster.launch.slurm import SlurmCrew
     from orchestrator.cluster.slurm.cluster import look_at_cluster
 
     request = read_request(profile, flags)
     cluster = look_at_cluster()
     request = fitted(request, cluster, options.device)
-    gpus = sum(node.gpus for node in cluster.nodes_of(*cluster.chosen(request.partition)))
+    nodes = cluster.nodes_of(*cluster.chosen(request.partition))
+    gpus = sum(node.gpus for node in nodes)
+    notes = []
+    if options.device == "auto" and has_only_fake_gpus(nodes):
+        notes.append(f"the GPUs of partition {request.partition!r} are fake: workers compute on the CPU (--device cpu)")
     return SlurmCrew(
         store=here.store(waits=waits),
         options=msgspec.structs.replace(
@@ -189,6 +193,7 @@ def _slurm_crew(
         database_url=here.database_url,
         wanted=workers or max(1, min(16, gpus * request.workers_per_gpu)),
         most_submitted=max_submitted,
+        notes=notes,
     )
 
 

@@ -65,7 +65,7 @@ class Follower:
         self._told = ""
 
     def until_done(self, *, poll_s: float = 1.0) -> Outlook:
-        """Wait until nothing is left that could run, replacing workers that died.
+        """Wait until nothing is left that could run, replacing workers that died. Paused jobs are waited for.
 
         Raises:
             EnvironmentUnusable: workers end again and again without finishing a single job.
@@ -77,7 +77,7 @@ class Follower:
             while True:
                 outlook = waited_for(self._look)
                 progress.show(outlook)
-                if not (outlook.running or outlook.ready_now or outlook.ready_later):
+                if not (outlook.running or outlook.ready_now or outlook.ready_later or outlook.paused):
                     return outlook
                 if self._stopped():
                     raise Stopped

@@ -11,7 +11,7 @@ from kt_study.files import write_private
 from kt_study.pilots import LEASE_S, LaunchFiles, Probe
 from kt_study.store import WorkerRow
 from kt_study.words import Record
-from orchestrator.cluster.launch.request import warning_of
+from orchestrator.cluster.launch.request import needs_gpu, warning_of
 from orchestrator.cluster.slurm.listing import NAME_PREFIX
 
 MOST_RECENT = 50
@@ -31,11 +31,17 @@ class LaunchRecord(Record, frozen=True, kw_only=True):
     done_before: int  # jobs of the study that were done then
     slurm_id: str = ""
     lease_s: float = LEASE_S  # of its pilots
+    device: str = "auto"  # of its pilots, as asked for
 
     @property
     def name(self) -> str:
         """The name of its Slurm job."""
         return f"{NAME_PREFIX}{self.study}-{self.token}"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its pilots needed a GPU."""
+        return needs_gpu(self.device, self.gpus_each)
 
     @property
     def warning_s(self) -> int:

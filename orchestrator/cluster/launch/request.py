@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,13 +108,14 @@ def fitted(request: SlurmRequest, cluster: Cluster, device: str) -> SlurmRequest
     """The request with its gaps filled from the cluster, after a look at whether the cluster can ever meet it.
 
     Raises:
-        SlurmError: an unknown partition, one that is down, or more time, GPUs, cores or memory than it has.
+        SlurmError: an unknown partition, one that is down, more time, GPUs, cores or memory than it has, or work on GPUs
+            that are fake.
     """
     partitions = cluster.chosen(request.partition)
     nodes = cluster.nodes_of(*partitions)
     gpus = request.gpus_per_node
     if gpus is None and not request.gpus:
-        gpus = int(device != "cpu" and any(node.gpus for node in nodes))
+        gpus = int(device != "cpu" and any(node.gpus and not node.has_fake_gpus for node in nodes))
     time_min = request.time_min
     limits = [partition.longest_min for partition in partitions if partition.longest_min]
     if request.time == "":
@@ -124,7 +125,21 @@ def fitted(request: SlurmRequest, cluster: Cluster, device: str) -> SlurmRequest
     for partition in partitions:
         _check_partition(wanted, partition, cluster.nodes_of(partition))
     _check_nodes(wanted, nodes)
+    if needs_gpu(device, wanted.gpus) and has_only_fake_gpus(nodes):
+        raise SlurmError(
+            f"the GPUs of partition {names!r} are fake: nothing computes on them; launch with --device cpu"
+        )
     return wanted
+
+
+def has_only_fake_gpus(nodes: Sequence[Node]) -> bool:
+    """Whether nodes have GPUs, and none that computes, as on the development cluster."""
+    return any(node.gpus for node in nodes) and all(node.has_fake_gpus for node in nodes if node.gpus)
+
+
+def needs_gpu(device: str, gpus: int) -> bool:
+    """Whether pilots with that `--device`, whose allocations have so many GPUs, work on a GPU or not at all."""
+    return device == "cuda" or (device != "cpu" and gpus > 0)
 
 
 def _check_partition(request: SlurmRequest, partition: Partition, nodes: tuple[Node, ...]) -> None:

@@ -20,7 +20,7 @@ from orchestrator.cluster.launch.lock import only_launch
 from orchestrator.cluster.launch.nodes import nodes_to_avoid
 from orchestrator.cluster.launch.private import prepare_study_folder, require_reachable
 from orchestrator.cluster.launch.records import LaunchRecord, token_of, watched
-from orchestrator.cluster.launch.request import SlurmRequest
+from orchestrator.cluster.launch.request import SlurmRequest, needs_gpu
 from orchestrator.cluster.launch.submission import LostAnswer, Package
 from orchestrator.cluster.slurm.cluster import Cluster, Node
 from orchestrator.cluster.slurm.endings import BadNode, trouble
@@ -204,7 +204,9 @@ class SlurmCrew:
 
     def _excluded(self, view: SlurmView) -> list[BadNode]:
         ours = {node.name for node in self._nodes()} if self.wary else set()
-        found = [bad for bad in nodes_to_avoid(self.options.files, self.launches(), view) if bad.node in ours]
+        on_gpu = needs_gpu(self.options.device, self.request.gpus)
+        avoided = nodes_to_avoid(self.options.files, self.launches(), view, on_gpu=on_gpu)
+        found = [bad for bad in avoided if bad.node in ours]
         if found and len(found) == len(ours):
             self.notes.append(f"pilots end badly on every node, last on {found[-1].node}: {found[-1].reason}")
             return []
@@ -295,6 +297,7 @@ class SlurmCrew:
             time_min=self.request.time_min,
             done_before=done,
             lease_s=self.options.lease_s,
+            device=self.options.device,
         )
 
 

@@ -11,6 +11,8 @@ from kt_study.words import Record
 from orchestrator.cluster.slurm.commands import run
 
 UNLIMITED = 0
+FAKE = "gpu:fake:"
+"""How a node's generic resources begin where its GPUs are links to /dev/null: slurm/dev_cluster names that type so."""
 
 
 class Partition(Record, frozen=True, kw_only=True):
@@ -34,6 +36,7 @@ class Node(Record, frozen=True, kw_only=True):
     memory_mib: int
     gpus: int
     partitions: tuple[str, ...]
+    has_fake_gpus: bool = False  # as on the development cluster: Slurm counts them, and nothing can compute on them
 
 
 class Cluster(Record, frozen=True, kw_only=True):
@@ -119,6 +122,7 @@ def _node(facts: dict[str, str]) -> Node:
         memory_mib=int(facts.get("RealMemory", "0")),
         gpus=count_gpus(facts.get("Gres", "")),
         partitions=tuple(facts.get("Partitions", "").split(",")),
+        has_fake_gpus=FAKE in facts.get("Gres", ""),
     )
 
 

@@ -118,5 +118,5 @@ def _troubles(files: LaunchFiles, view: SlurmView, launches: Sequence[LaunchReco
     said = records.unfit_nodes(records.probes(files, records.latest(launches)))
     return _Troubles(
         by_node=by_node(view.runs, said, root=str(files.root), python=sys.executable),
-        left_out={bad.node: bad.reason for bad in nodes_to_avoid(files, launches, view)},
+        left_out={bad.node: bad.reason for bad in nodes_to_avoid(files, launches, view, on_gpu=launches[-1].on_gpu)},
     )
