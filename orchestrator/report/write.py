@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from kt_study.errors import UsageError
-from kt_study.files import write_text
+from kt_study.files import write_bytes, write_text
 from kt_study.loading import load
 from kt_study.nearest import nearest
+from orchestrator.report.charts import for_files
 from orchestrator.report.figures import FIGURES
 from orchestrator.report.figures.figure import Figure
-from orchestrator.report.files import write_files
 from orchestrator.report.findings import Finding, findings
 from orchestrator.report.material import Material
 from orchestrator.report.missing import Missing
@@ -26,6 +26,8 @@ from orchestrator.report.tables.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+PIXELS = 2.0  # of a PNG, to one of the SVG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +87,17 @@ def _prepare(material: Material) -> StudyReport:
 
 
 def _write_figures(report: StudyReport, folder: Path, progress: Callable[[str], None]) -> None:
+    import vl_convert
+
     for figure, drawing in report.figures:
-        stem = folder / f"figure-{figure.key}"
+        png, svg = (folder / f"figure-{figure.key}.{suffix}" for suffix in ("png", "svg"))
         if isinstance(drawing, Missing):
-            for suffix in (".png", ".svg"):
-                stem.with_name(stem.name + suffix).unlink(missing_ok=True)
+            png.unlink(missing_ok=True)
+            svg.unlink(missing_ok=True)
             continue
-        write_files(drawing, f"Figure {figure.key}. {figure.title}", stem)
+        drawn = vl_convert.vegalite_to_svg(for_files(drawing, f"Figure {figure.key}. {figure.title}"))
+        write_text(svg, drawn)
+        write_bytes(png, vl_convert.svg_to_png(drawn, scale=PIXELS))
         progress(f"figure {figure.key}")
 
 

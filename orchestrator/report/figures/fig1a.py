@@ -26,7 +26,7 @@ def build(material: Material) -> Drawing | Missing:
     tips = ("teacher", "student", "rho_pos", "rho_neg", "delta_acc")
     layers = (
         Layer(mark="points", data=drawn, x="delta_acc", y="rho_pos", colour="family", tooltip=tips),
-        Layer(mark="line", data=means, x="delta_acc", y="mean", fixed="ink", defaults={"family": ALL}),
+        Layer(mark="line", data=means, x="delta_acc", y="mean", fixed="ink", defaults={"family": ALL}, tooltip=("delta_acc", "mean", "n")),
         Layer(mark="rule", data=floor, y="y", label="label"),
     )
     panel = Panel(

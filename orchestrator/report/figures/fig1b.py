@@ -35,7 +35,7 @@ def build(material: Material) -> Drawing | Missing:
     tips = ("teacher", "student", "of", "entropy", "delta_acc", "n_positive_flips")
     layers = [
         Layer(mark="points", data=drawn, x="delta_acc", y="entropy", colour="of", tooltip=tips, size=14),
-        Layer(mark="line", data=means, x="delta_acc", y="mean", colour="of", defaults={"family": ALL}),
+        Layer(mark="line", data=means, x="delta_acc", y="mean", colour="of", defaults={"family": ALL}, tooltip=("of", "delta_acc", "mean", "n")),
     ]
     if classes:
         layers.append(_uniform(classes))
