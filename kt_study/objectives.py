@@ -1,8 +1,6 @@
-"""The transfer objectives as planning sees them: names, defaults, the settings they use, the cached passes they need.
+"""Facts of the transfer objectives: names, labels, defaults, the settings they use, the cached passes they need.
 
 The losses themselves are in `worker.objectives`, one module each. Nothing here imports torch.
-
-    kl | xe_kl | xe_kl_mcl | kl_dp | kl_dp_unsupervised | kl_label_smoothing | soft_xe | cd | crd | self_distillation
 """
 
 from __future__ import annotations
@@ -25,48 +23,134 @@ only."""
 
 
 class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What planning knows of an objective.
+    """What everything but the loss itself has to know of an objective; the fields without a default must be given.
 
     `uses` names the settings, beyond those of SGD and views, that the objective reads; the others stay at their
     default in its specifications, so that a row never claims a temperature that nothing used.
     """
 
     name: str
+    label: str  # in figures and tables
+    meaning: str  # what the student is trained on, for docs/concepts.md
+    reads_labels: bool  # its loss, whatever the data partition reads
+    uses: frozenset[str]
+    colour: str = ""  # in figures, a name of the report's palette; a free one where empty
     partition: Partition = "teacher"
-    uses: frozenset[str] = frozenset()
     contrastive: bool = False  # needs features, compares the samples of a batch with each other
     slow_weights: bool = False  # evaluates an average of the student's weights
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}  # settings whose default is another one than that of `Settings`
     source: str = ""
 
 
 _KL = frozenset({"temperature", "top_k", "flips"})
 _MIXED = _KL | {"kl_weight"}
-_MCL = {"lr": 1e-2, "kl_weight": 0.7}
-_OPTIONAL = frozenset({"temperature", "kl_weight", "label_smoothing", "mcl_tau", "mcl_every"})
 _REFUSED = ("top_k", "flips")
 
-OBJECTIVES = {
-    facts.name: facts
-    for facts in (
-        ObjectiveFacts(name="kl", uses=_KL, source="Eq. 2"),
-        ObjectiveFacts(name="xe_kl", uses=_MIXED, source="Eq. 3"),
-        ObjectiveFacts(
-            name="xe_kl_mcl",
-            uses=_MIXED | {"mcl_tau", "mcl_every"},
-            slow_weights=True,
-            defaults=_MCL,
-            source="Sec. 4.3, A.3",
-        ),
-        ObjectiveFacts(name="kl_dp", partition="label", uses=_KL - {"flips"}, source="Sec. 4.4"),
-        ObjectiveFacts(name="kl_dp_unsupervised", partition="max", uses=_KL - {"flips"}, source="Sec. 4.4"),
-        ObjectiveFacts(name="kl_label_smoothing", uses=_MIXED | {"label_smoothing"}, source="Sec. 5.1"),
-        ObjectiveFacts(name="soft_xe", uses=_KL, source="Sec. B.1"),
-        ObjectiveFacts(name="cd", contrastive=True, source="Sec. B.2"),
-        ObjectiveFacts(name="crd", contrastive=True, source="Tian et al. 2020"),
-        ObjectiveFacts(name="self_distillation", partition="frozen", uses=_KL - {"flips"}, source="Sec. B.1"),
-    )
-}
+# In the order of figures, tables and pages.
+_FACTS = (
+    ObjectiveFacts(
+        name="kl",
+        label="KL",
+        meaning="KL(teacher, student) at temperature T, times T²",
+        reads_labels=False,
+        uses=_KL,
+        colour="c2",
+        source="Eq. 2",
+    ),
+    ObjectiveFacts(
+        name="xe_kl",
+        label="XE-KL",
+        meaning="lambda KL + (1 - lambda) cross-entropy with the labels",
+        reads_labels=True,
+        uses=_MIXED,
+        colour="c5",
+        source="Eq. 3",
+    ),
+    ObjectiveFacts(
+        name="xe_kl_mcl",
+        label="XE-KL+MCL",
+        meaning="the same, with slow weights that follow the fast ones and are what is evaluated",
+        reads_labels=True,
+        uses=_MIXED | {"mcl_tau", "mcl_every"},
+        colour="c6",
+        slow_weights=True,
+        defaults={"lr": 1e-2, "kl_weight": 0.7},
+        source="Sec. 4.3, A.3",
+    ),
+    ObjectiveFacts(
+        name="kl_dp",
+        label="KL+DP",
+        meaning="KL against the data partition, below",
+        reads_labels=False,
+        uses=_KL - {"flips"},
+        colour="c1",
+        partition="label",
+        source="Sec. 4.4",
+    ),
+    ObjectiveFacts(
+        name="kl_dp_unsupervised",
+        label="KL+DP unsup.",
+        meaning="the same, the partition made without labels",
+        reads_labels=False,
+        uses=_KL - {"flips"},
+        colour="c3",
+        partition="max",
+        source="Sec. 4.4",
+    ),
+    ObjectiveFacts(
+        name="kl_label_smoothing",
+        label="KL smoothed",
+        meaning="`xe_kl` with smoothed labels; a baseline of the paper's appendix",
+        reads_labels=True,
+        uses=_MIXED | {"label_smoothing"},
+        colour="c7",
+        source="Sec. 5.1",
+    ),
+    ObjectiveFacts(
+        name="soft_xe",
+        label="soft XE",
+        meaning="cross-entropy with the teacher's probabilities; a baseline of the paper's appendix",
+        reads_labels=False,
+        uses=_KL,
+        colour="c8",
+        source="Sec. B.1",
+    ),
+    ObjectiveFacts(
+        name="cd",
+        label="CD",
+        meaning="contrastive distillation: cross-entropy, and KL between the similarities of a batch's samples",
+        reads_labels=True,
+        uses=frozenset(),
+        colour="c4",
+        contrastive=True,
+        source="Sec. B.2",
+    ),
+    ObjectiveFacts(
+        name="crd",
+        label="CRD",
+        meaning="contrastive representation distillation: cross-entropy, and a sample's features told from others'",
+        reads_labels=True,
+        uses=frozenset(),
+        colour="c9",
+        contrastive=True,
+        source="Tian et al. 2020",
+    ),
+    ObjectiveFacts(
+        name="self_distillation",
+        label="self",
+        meaning="KL(frozen student, student); a baseline of the paper's appendix",
+        reads_labels=False,
+        uses=_KL - {"flips"},
+        colour="c10",
+        partition="frozen",
+        source="Sec. B.1",
+    ),
+)
+
+OBJECTIVES = {facts.name: facts for facts in _FACTS}
+
+_OPTIONAL = frozenset[str]().union(*(facts.uses for facts in _FACTS)) - set(_REFUSED)
+"""Settings of some objectives only, which are at their default for the others."""
 
 AUTHORS_WEIGHT_DECAY = 1e-4
 """config/distillation/distillation.yaml of ExplainableML/FantasticGains; the paper says 1e-3."""
@@ -153,7 +237,7 @@ def label_use(objective: str, settings: Settings) -> str:
     facts = facts_of(objective)
     if partition_of(objective, settings) in ("label", "positive_flips", "negative_flips"):
         return "its data partition"
-    return "its loss" if facts.contrastive or "kl_weight" in facts.uses else ""
+    return "its loss" if facts.reads_labels else ""
 
 
 def needs_frozen_student(objective: str, settings: Settings) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.report.plot import FAMILIES, OBJECTIVES, PUBLISHED
+from kt_study.objectives import OBJECTIVES
+from orchestrator.report.plot import FAMILIES, PUBLISHED
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BROWN, OLIVE, SLATE, VIOLET, BLACK = (
     "#0072B2", "#D55E00", "#009E73", "#B0578D", "#C98500", "#3C9BD0", "#7A4A1E", "#7F8C00", "#66717C", "#5B3FB5", "#222222",
@@ -42,16 +43,7 @@ _FIXED = {
     FAMILIES["transformer"]: "c2",
     FAMILIES["mlp"]: "c3",
     FAMILIES["hybrid"]: "c4",
-    OBJECTIVES["kl"]: "c2",
-    OBJECTIVES["xe_kl"]: "c5",
-    OBJECTIVES["xe_kl_mcl"]: "c6",
-    OBJECTIVES["kl_dp"]: "c1",
-    OBJECTIVES["kl_dp_unsupervised"]: "c3",
-    OBJECTIVES["cd"]: "c4",
-    OBJECTIVES["kl_label_smoothing"]: "c7",
-    OBJECTIVES["soft_xe"]: "c8",
-    OBJECTIVES["crd"]: "c9",
-    OBJECTIVES["self_distillation"]: "c10",
+    **{facts.label: facts.colour for facts in OBJECTIVES.values() if facts.colour},
     PUBLISHED: "paper",
 }
 

@@ -6,22 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from kt_study import objectives
+
 if TYPE_CHECKING:
     import pandas as pd
 
-OBJECTIVES = {
-    "kl": "KL",
-    "xe_kl": "XE-KL",
-    "xe_kl_mcl": "XE-KL+MCL",
-    "kl_dp": "KL+DP",
-    "kl_dp_unsupervised": "KL+DP unsup.",
-    "kl_label_smoothing": "KL smoothed",
-    "soft_xe": "soft XE",
-    "cd": "CD",
-    "crd": "CRD",
-    "self_distillation": "self",
-}
-"""Objective -> how the paper, or we where it has no name, write it; in the order of the figures."""
+OBJECTIVES = {name: facts.label for name, facts in objectives.OBJECTIVES.items()}
+"""Objective -> its label, in the order of the figures."""
 
 FAMILIES = {"cnn": "CNN", "transformer": "transformer", "mlp": "MLP", "hybrid": "hybrid"}
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from kt_study.objectives import OBJECTIVES
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.figures.success import success_boxes
 from orchestrator.report.material import Material
 from orchestrator.report.missing import Missing
 from orchestrator.report.plot import Drawing
 
-OBJECTIVES = ("kl", "xe_kl", "xe_kl_mcl", "kl_dp", "kl_dp_unsupervised", "kl_label_smoothing", "soft_xe",
-              "self_distillation")  # fmt: skip
-
 
 def build(material: Material) -> Drawing | Missing:
     """Success rate of each student over its teachers, for each objective that is not contrastive."""
-    return success_boxes(material, OBJECTIVES)
+    return success_boxes(material, [name for name, facts in OBJECTIVES.items() if not facts.contrastive])
 
 
 FIGURE = Figure(

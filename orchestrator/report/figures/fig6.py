@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from kt_study.objectives import OBJECTIVES
 from orchestrator.report.figures.figure import Figure
 from orchestrator.report.figures.success import success_boxes
 from orchestrator.report.material import Material
 from orchestrator.report.missing import Missing, missing
-from orchestrator.report.plot import OBJECTIVES, Drawing
+from orchestrator.report.plot import Drawing
 
 
 def build(material: Material) -> Drawing | Missing:
     """As Figure 4a, where there is a contrastive objective to compare."""
-    contrastive = [OBJECTIVES["cd"], OBJECTIVES["crd"]]
-    rows = material.single[material.single["objective"].isin(contrastive)]
+    contrastive = {name: facts.label for name, facts in OBJECTIVES.items() if facts.contrastive}
+    rows = material.single[material.single["objective"].isin(contrastive.values())]
     if rows.empty:
-        return missing(rows, f"single-teacher transfers with {' or '.join(contrastive)}")
-    return success_boxes(material, ("xe_kl", "cd", "crd", "kl_dp"))
+        return missing(rows, f"single-teacher transfers with {' or '.join(contrastive.values())}")
+    return success_boxes(material, ("xe_kl", *contrastive, "kl_dp"))
 
 
 FIGURE = Figure(
