@@ -20,7 +20,7 @@ from orchestrator.report.material import Material
 from orchestrator.report.missing import Missing
 from orchestrator.report.page import render
 from orchestrator.report.plot import Drawing
-from orchestrator.report.settings import facts, fixed_settings
+from orchestrator.report.settings import Failed, facts, failures, fixed_settings
 from orchestrator.report.tables import TABLES
 from orchestrator.report.tables.table import Table
 
@@ -36,6 +36,7 @@ class StudyReport:
 
     study: str
     findings: list[Finding]
+    failures: list[Failed]
     figures: list[tuple[Figure, Drawing | Missing]]
     tables: list[tuple[Table, pd.DataFrame | Missing]]
     facts: dict[str, str]
@@ -77,6 +78,7 @@ def _prepare(material: Material) -> StudyReport:
     return StudyReport(
         study=material.study,
         findings=findings(material),
+        failures=failures(material),
         figures=[(figure, figure.build(material)) for figure in FIGURES],
         tables=[(table, table.build(material)) for table in TABLES],
         facts=facts(material),
