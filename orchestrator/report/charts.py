@@ -84,7 +84,8 @@ def _parameters(room: Spec) -> list[Spec]:
 def _panel(panel: Panel) -> Spec:
     names = colour_names(panel)
     scale = {"domain": names, "range": [f"var(--{name})" for name in colours_of(names)]}
-    made = [(layer, part) for layer in panel.layers if len(layer.data) for part in _MARKS[layer.mark](layer, panel, scale)]
+    layers = [layer for layer in panel.layers if len(layer.data)]
+    made = [(layer, part) for layer in layers for part in _MARKS[layer.mark](layer, panel, scale)]
     ours = [at for at, (layer, part) in enumerate(made) if part["transform"] and layer.fixed != PUBLISHED]
     return {
         "title": panel.title,
@@ -140,18 +141,19 @@ def _number(name: str, title: str, **scale: Any) -> Spec:
 
 
 def _x_axis(layer: Layer, panel: Panel) -> Spec:
-    if panel.x_kind == "number":
-        values = [value for each in panel.layers if each.x for value in each.data[each.x]]
-        few = all(isinstance(value, int) for value in values) and max(values) - min(values) < 8
-        axis = {"axis": {"values": list(range(min(values), max(values) + 1))}} if few else {}
-        return _number(layer.x, panel.x_label) | axis
+    values = [value for each in panel.layers if each.x for value in each.data[each.x]]
+    axis: Spec = {}
+    if panel.x_kind == "category":
+        order = list(panel.x_order)
+        axis = {"sort": order, "scale": {"domain": order}, "axis": _turned(order)}
+        return {"field": layer.x, "title": panel.x_label, "type": "nominal", **axis}
     if panel.x_kind == "log":
-        ticks = _log_ticks(value for each in panel.layers if each.x for value in each.data[each.x])
-        axis = {"axis": {"values": ticks, "format": "~g", "labelOverlap": "greedy"}}
-        return _number(layer.x, panel.x_label, type="log", domain=[ticks[0], ticks[-1]]) | axis
-    order = list(panel.x_order)
-    axis = {"sort": order, "scale": {"domain": order}, "axis": _turned(order)}
-    return {"field": layer.x, "title": panel.x_label, "type": "nominal", **axis}
+        ticks = _log_ticks(values)
+        axis = {"values": ticks, "format": "~g", "labelOverlap": "greedy"}
+        return _number(layer.x, panel.x_label, type="log", domain=[ticks[0], ticks[-1]]) | {"axis": axis}
+    if all(isinstance(value, int) for value in values) and max(values) - min(values) < 8:
+        axis = {"values": list(range(min(values), max(values) + 1))}
+    return _number(layer.x, panel.x_label) | {"axis": axis}
 
 
 def _log_ticks(values: Iterable[float]) -> list[float]:
