@@ -34,11 +34,11 @@ bench-jobs bench-pairs bench-step bench-loader bench-collect: bench-%: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_$*
 
 docs: $(STAMP)
-	$(BIN)/python -m kt_study.schema_page
-	$(BIN)/python -m kt_study.study_page
-	$(BIN)/python -m orchestrator.commands_page
-	$(BIN)/python -m orchestrator.paper_page
-	$(BIN)/python -m benchmarks.performance_page
+	$(BIN)/python -m docs.generate.schema_page
+	$(BIN)/python -m docs.generate.study_page
+	$(BIN)/python -m docs.generate.commands_page
+	$(BIN)/python -m docs.generate.paper_page
+	$(BIN)/python -m docs.generate.performance_page
 
 clean:
 	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache

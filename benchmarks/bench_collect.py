@@ -52,7 +52,7 @@ def make_database(path: Path, rows: int) -> None:
 
 def by_collect(database: Path, out: Path) -> dict[str, float]:
     """Seconds to the last row of `complementarity`, and to the end."""
-    from orchestrator.collect import collect
+    from orchestrator.results.collect import collect
 
     start = time.perf_counter()
     last: dict[str, float] = {}

@@ -41,7 +41,7 @@ from kt_study.hashing import job_digest
 from kt_study.store import JobStore, Planned, open_store
 from kt_study.store.sqlite import within
 from kt_study.words import PlannedJob
-from orchestrator import postgres_server
+from orchestrator.cluster import postgres_server
 
 LEAST_RATIO = 0.8  # of the bare loop's jobs a second
 READY_JOBS = 20_000  # more than any case uses up in its seconds

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from benchmarks.harness import interleave, medians, versions, write_result
-from worker.jit import compiled
 from worker.measures.allpairs import iter_all_pairs
 from worker.measures.arrays import Counts, Floats, Ints, in_lines
+from worker.measures.jit import compiled
 from worker.measures.kernels import Small
 from worker.measures.pair import measure_pair
 from worker.measures.similarity_kernels import add_rows

@@ -49,9 +49,9 @@ from torch import Tensor, nn
 from benchmarks.harness import read_result, versions, write_result
 from kt_study.objectives import settings_for
 from worker.objectives import Setup, build_objective
-from worker.trainer.loop import Feed, Position, TransferLoop, Validation
-from worker.trainer.rows import row_tables
-from worker.trainer.step import TransferStep, autocast
+from worker.training.loop import Feed, Position, TransferLoop, Validation
+from worker.training.rows import row_tables
+from worker.training.step import TransferStep, autocast
 
 CLASSES = 1000
 

@@ -34,12 +34,12 @@ from kt_study.words import (
     TransferSpec,
     as_spec,
 )
-from worker.context import JobContext, WorkerOptions
 from worker.data.loader import evaluation_views, training_views
 from worker.data.views import ViewRecipe, epoch_order
+from worker.job.context import JobContext, WorkerOptions
 from worker.logits.forward import cached_logits
-from worker.models import build_model
-from worker.pilot import Pilot
+from worker.models.build import build_model
+from worker.pilot.pilot import Pilot
 
 EPOCHS = 3
 STUDY = "bench"
@@ -167,11 +167,11 @@ class _Records:
     only_dataset: DatasetRecord
 
     def model(self, key: str) -> ModelRecord:  # noqa: ARG002
-        """See `worker.context.Records`."""
+        """See `worker.job.context.Records`."""
         return self.only_model
 
     def dataset(self, key: str) -> DatasetRecord:  # noqa: ARG002
-        """See `worker.context.Records`."""
+        """See `worker.job.context.Records`."""
         return self.only_dataset
 
 

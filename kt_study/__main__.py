@@ -38,7 +38,7 @@ def refuse_shadows() -> None:
 def start_pilot(options: PilotOptions) -> str:
     """What submitit runs on a node: one pilot, until no work is left for it. Returns how it ended, one line."""
     refuse_shadows()
-    from worker.entry import run_pilot
+    from worker.pilot.entry import run_pilot
 
     return run_pilot(options)
 

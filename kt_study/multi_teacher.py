@@ -68,7 +68,7 @@ def transferred_key(student: str, job: str) -> str:
 def transferred_record(student: ModelRecord, spec: TransferSpec) -> ModelRecord:
     """The record of the student that the transfer `spec` leaves: the same architecture, its own key and weights.
 
-    Give it the original student's record; `worker.models` builds it once the job is done.
+    Give it the original student's record; `worker.models.build` builds it once the job is done.
     """
     job = transfer_digest(spec)
     return replace(

@@ -21,7 +21,7 @@ import pytest
 from kt_study.database import migrate, parse_url
 from kt_study.errors import DatabaseError
 from kt_study.store import open_store
-from orchestrator import postgres_server as server
+from orchestrator.cluster import postgres_server as server
 from tests.require import require
 
 TEMPLATE = "kt_template"

@@ -1,6 +1,6 @@
 """What jobs planned before may come to need: a student that is gone is made again, a training is shared from now on.
 
-Planning names a `remake` only while its student's file is missing (`orchestrator.plan.layout`). It is the only kind of job
+Planning names a `remake` only while its student's file is missing (`orchestrator.planning.layout`). It is the only kind of job
 that is done more than once, for it writes no rows, only that file.
 """
 

@@ -10,10 +10,10 @@ from click.testing import CliRunner, Result
 
 from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore, Outlook, Selection, WorkerRecord, open_store
-from orchestrator import status
-from orchestrator.commands import launch
-from orchestrator.launch import follow
-from orchestrator.launch.follow import standstill
+from orchestrator.cli import status
+from orchestrator.cli.commands import launch
+from orchestrator.cluster.launch import follow
+from orchestrator.cluster.launch.follow import standstill
 from tests.databases import Databases
 from tests.store.making import STUDY, claim_one, job, lasting, plan
 

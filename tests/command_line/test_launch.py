@@ -14,10 +14,10 @@ from kt_study.database import parse_url
 from kt_study.errors import DatabaseError
 from kt_study.pilots import PilotOptions
 from kt_study.store import open_store
-from orchestrator.commands import launch, worker
-from orchestrator.launch.private import require_reachable
-from orchestrator.slurm.cluster import Cluster, Node, Partition
-from orchestrator.surroundings import Surroundings
+from orchestrator.cli.commands import launch, worker
+from orchestrator.cluster.launch.private import require_reachable
+from orchestrator.cluster.slurm.cluster import Cluster, Node, Partition
+from orchestrator.terminal.surroundings import Surroundings
 from tests.cli import kt_study
 from tests.command_line.tiny import STUDY_FILE
 from tests.store.making import job
@@ -69,7 +69,7 @@ def test_the_last_word_comes_before_slurm_kills(
 ) -> None:
     partition = Partition(name="gpu", is_default=True, is_up=True, nodes=1, longest_min=60, default_min=60)
     cluster = Cluster(partitions=(partition,), nodes=(NODE,), largest_array=100, kill_wait_s=kill_wait_s)
-    monkeypatch.setattr("orchestrator.slurm.cluster.look_at_cluster", lambda: cluster)
+    monkeypatch.setattr("orchestrator.cluster.slurm.cluster.look_at_cluster", lambda: cluster)
     here = Surroundings(study_path=folder / "study.toml", db_flag=None)
     here.store(create=True)
     flags: dict[str, Any] = {"partition": "gpu"}

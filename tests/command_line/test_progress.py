@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kt_study.store import open_store
-from orchestrator import progress
+from orchestrator.terminal import progress
 from tests.cli import kt_study
 from tests.databases import Databases, url_of
 from tests.store.making import claim_one, job, plan, row

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import orchestrator.report
+import orchestrator.results.report
 from kt_study.errors import StudyFileError
-from orchestrator.commands.report import command
+from orchestrator.cli.commands.report import command
 
 STUDY = '[study]\nname = "mine"\n[dataset]\nkind = "digits"\n'
 
@@ -24,7 +24,7 @@ def reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str | None
         asked.append(study)
         return out / "index.html"
 
-    monkeypatch.setattr(orchestrator.report, "write_report", write_report)
+    monkeypatch.setattr(orchestrator.results.report, "write_report", write_report)
     monkeypatch.chdir(tmp_path)
     return asked
 

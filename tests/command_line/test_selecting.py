@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from kt_study.errors import UsageError
 from kt_study.store import JobStore, Selection, open_store
-from orchestrator.commands import cancel, pause, resume, retry
+from orchestrator.cli.commands import cancel, pause, resume, retry
 from tests.databases import Databases
 from tests.store.making import STUDY, claim_one, job, lasting, model, passing, plan
 

@@ -19,8 +19,8 @@ _IMPORT_ALL = """
 import importlib, json, sys
 import kt_study.__main__, orchestrator.cli
 for name in orchestrator.cli.COMMANDS:
-    importlib.import_module(f"orchestrator.commands.{name}")
-import orchestrator.plan, orchestrator.status, kt_study.store
+    importlib.import_module(f"orchestrator.cli.commands.{name}")
+import orchestrator.planning, orchestrator.cli.status, kt_study.store
 print(json.dumps(sorted(sys.modules)))
 """
 

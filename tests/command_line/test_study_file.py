@@ -8,7 +8,7 @@ import pytest
 
 from kt_study.errors import StudyFileError
 from kt_study.study import read_study
-from orchestrator.templates import digits_study, imagenet_study
+from orchestrator.planning.templates import digits_study, imagenet_study
 
 MINIMAL = '[study]\nname = "x"\n[dataset]\nkind = "digits"\n'
 OWN = MINIMAL + '[[model]]\nname = "a"\ntimm = "resnet18"\n'
@@ -97,7 +97,7 @@ def test_both_templates_are_valid(tmp_path: Path) -> None:
 
 
 def test_the_reference_page_is_as_the_records_say() -> None:
-    from kt_study.study_page import PAGE, page
+    from docs.generate.study_page import PAGE, page
 
     assert PAGE.read_text() == page()
     assert "| `epochs` | integer | `20` | Passes over the transfer set. |" in page()

@@ -15,7 +15,7 @@ from kt_study.errors import DataError, UnknownModelError
 from kt_study.paths import StudyPaths
 from kt_study.study import DatasetSection
 from kt_study.words import Claim, DatasetRecord, ModelRecord
-from worker.context import JobContext, WorkerOptions
+from worker.job.context import JobContext, WorkerOptions
 
 CPU = torch.device("cpu")
 

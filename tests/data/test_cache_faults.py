@@ -27,7 +27,7 @@ from worker.logits import LogitsCache
 from worker.logits.forward import cached_logits
 from worker.logits.near import near, nearby
 from worker.logits.writer import EntryWriter
-from worker.trainer.rows import StreamedTable, merged_table
+from worker.training.rows import StreamedTable, merged_table
 
 
 def _spec(paths: StudyPaths, model: str = "tiny") -> LogitsSpec:

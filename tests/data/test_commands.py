@@ -17,16 +17,16 @@ from kt_study.paths import StudyPaths
 from kt_study.pilots import PilotOptions
 from kt_study.store import open_store
 from kt_study.words import Claim, LogitsSpec
-from orchestrator.commands.data import command as data_command
-from orchestrator.commands.worker import command as worker_command
-from orchestrator.spans import size
+from orchestrator.cli.commands.data import command as data_command
+from orchestrator.cli.commands.worker import command as worker_command
+from orchestrator.terminal.spans import size
 from tests.cli import kt_study, refused, succeeds
 from tests.data.support import digits, image_folder, job_context, tiny_model
 from tests.databases import Databases, url_of
 from tests.require import require
 from worker.data.betons import BetonManifest, BetonOptions, read_beton_manifest
 from worker.logits.forward import cached_logits
-from worker.pilot import Pilot
+from worker.pilot.pilot import Pilot
 
 STUDY = """
 [study]
@@ -112,7 +112,7 @@ def test_what_fits_a_worker_to_its_machine_reaches_its_jobs(
 ) -> None:
     (tmp_path / "study.toml").write_text(STUDY.format(kind="digits", keys=""))
     seen: list[PilotOptions] = []
-    monkeypatch.setattr("worker.entry.run_pilot", lambda options: seen.append(options) or "")
+    monkeypatch.setattr("worker.pilot.entry.run_pilot", lambda options: seen.append(options) or "")
     done = CliRunner().invoke(worker_command, ["--study", str(tmp_path / "study.toml"), *typed.split()])
     assert done.exit_code == 0, done.output
     store = open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True)
@@ -150,7 +150,7 @@ def test_data_prepare_says_what_it_wrote(
 ) -> None:
     (tmp_path / "study.toml").write_text(STUDY.format(kind="digits", keys=""))
     manifest = BetonManifest(dataset="d", split=split, n=5040, nbytes=8_900_000, options=BetonOptions(), content="c")
-    monkeypatch.setattr("worker.entry.prepare_data", lambda *_, **__: manifest)
+    monkeypatch.setattr("worker.pilot.entry.prepare_data", lambda *_, **__: manifest)
     done = CliRunner().invoke(data_command, ["prepare", "--study", str(tmp_path / "study.toml"), "--split", split])
     first, *rest = done.output.splitlines()
     assert first == "5,040 pictures, 8.9 MB"

@@ -20,7 +20,6 @@ from kt_study.errors import DataError
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord
 from tests.data.support import CPU, folder_dataset, image_folder, tiny_model
-from worker.context import Stopped
 from worker.data import loader as loader_module
 from worker.data.loader import (
     MemoryViews,
@@ -34,7 +33,8 @@ from worker.data.loader import (
 )
 from worker.data.pictures import TrainingPictures
 from worker.data.views import ViewRecipe, boxes, epoch_order, flips
-from worker.trainer.rows import table_budget
+from worker.job.context import Stopped
+from worker.training.rows import table_budget
 
 CLASSES = {"ant": 90, "bee": 45, "cat": 15}
 N = 150

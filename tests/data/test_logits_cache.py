@@ -21,13 +21,13 @@ from kt_study.errors import DataError, WeightsError
 from kt_study.paths import StudyPaths
 from kt_study.words import LogitsSpec, as_spec
 from tests.data.support import CPU, digits, folder_dataset, image_folder, job_context, tiny_model
-from worker.context import Stopped
+from worker.job.context import Stopped
 from worker.kinds import logits as logits_kind
 from worker.logits import CachedLogits, LogitsCache
 from worker.logits.columns import as_side, half, side_bits
 from worker.logits.forward import cached_logits
 from worker.logits.writer import EntryWriter
-from worker.models import build_model
+from worker.models.build import build_model
 
 TRAIN = {"split": "train", "view": 1, "view_seed": 7, "augment": "crop_flip", "crop_pct": 0.875}
 

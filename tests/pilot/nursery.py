@@ -21,10 +21,10 @@ import torch._dynamo  # optimisers load it
 
 from kt_study.pilots import PilotOptions
 from kt_study.store import open_store
-from worker import pilot  # noqa: F401
-from worker.entry import run_pilot
 from worker.kinds import logits, transfer  # noqa: F401
-from worker.trainer.step import TransferStep
+from worker.pilot import pilot  # noqa: F401
+from worker.pilot.entry import run_pilot
+from worker.training.step import TransferStep
 
 
 def break_off(folder: Path, breaks: dict[int, signal.Signals]) -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from kt_study.pilots import PilotOptions, time_left_s
 from kt_study.store import WorkerRow
-from worker import allocation
-from worker.allocation import Allocation, say_farewell, this_allocation
-from worker.entry import usable_cores
-from worker.signals import END_OF_ALLOCATION, StopRequest
+from worker.pilot import allocation
+from worker.pilot.allocation import Allocation, say_farewell, this_allocation
+from worker.pilot.entry import usable_cores
+from worker.pilot.signals import END_OF_ALLOCATION, StopRequest
 
 
 class Scontrol:

@@ -12,12 +12,12 @@ import torch
 from kt_study.pilots import PilotOptions, ProbeExit
 from kt_study.store import JobStore, open_store
 from kt_study.words import JobState, PlannedJob
-from worker import entry
-from worker import pilot as pilot_module
-from worker.allocation import Allocation
-from worker.pilot import Pilot
-from worker.probe import GpuLost
-from worker.signals import StopRequest
+from worker.pilot import entry
+from worker.pilot import pilot as pilot_module
+from worker.pilot.allocation import Allocation
+from worker.pilot.pilot import Pilot
+from worker.pilot.probe import GpuLost
+from worker.pilot.signals import StopRequest
 
 
 class Failing:
@@ -137,7 +137,7 @@ def test_slurm_gets_an_exit_code_for_a_lost_gpu(
         def run(self) -> str:
             raise GpuLost("the GPU answers no more")
 
-    quiet_entry.setattr("worker.allocation.this_allocation", lambda: Allocation(node="n1", job=job))
+    quiet_entry.setattr("worker.pilot.allocation.this_allocation", lambda: Allocation(node="n1", job=job))
     quiet_entry.setattr(entry, "_pilot", lambda *_: Lost())
     with pytest.raises(ends) as caught:
         entry.run_pilot(PilotOptions(root=str(tmp_path)))

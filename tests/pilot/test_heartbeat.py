@@ -16,8 +16,8 @@ import pytest
 from kt_study.errors import DatabaseError, LeaseLost
 from kt_study.store import Orders
 from kt_study.words import Claim, Progress
-from worker.heartbeat import Heartbeat, LastWord
-from worker.signals import StopRequest
+from worker.pilot.heartbeat import Heartbeat, LastWord
+from worker.pilot.signals import StopRequest
 
 
 def claim(job_id: int, fence: int = 1) -> Claim:
@@ -144,7 +144,7 @@ def test_the_last_word_waits_for_the_grace_and_comes_whatever_the_store_says(sto
 
 _LISTENER = """
 import signal, sys
-from worker.signals import StopRequest
+from worker.pilot.signals import StopRequest
 stop = StopRequest()
 stop.listen()
 print("ready", flush=True)
@@ -172,7 +172,7 @@ def test_a_signal_sent_three_times_is_one_request(name: str) -> None:
 
 _WAITER = """
 import signal
-from worker.signals import StopRequest
+from worker.pilot.signals import StopRequest
 while True:
     stop = StopRequest()
     stop.listen()

@@ -13,10 +13,10 @@ import torch
 from kt_study.pilots import PilotOptions
 from kt_study.store import JobStore, WorkerRecord, open_store
 from kt_study.words import JobState, PlannedJob
-from worker import pilot as pilot_module
-from worker.allocation import Allocation
-from worker.context import JobContext, Stopped
-from worker.pilot import Pilot
+from worker.job.context import JobContext, Stopped
+from worker.pilot import pilot as pilot_module
+from worker.pilot.allocation import Allocation
+from worker.pilot.pilot import Pilot
 
 
 class Kind:

@@ -12,10 +12,10 @@ from kt_study.errors import KtStudyError
 from kt_study.hashing import job_digest
 from kt_study.study import StudyFile, read_study
 from kt_study.words import PlannedJob, TransferSpec
-from orchestrator.model_records import FileDigests
-from orchestrator.plan import Plan, Sources, Wishes, make_plan
+from orchestrator.planning import Plan, Sources, Wishes, make_plan
+from orchestrator.planning.model_records import FileDigests
 from tests.data.support import job_context
-from worker.context import Rows
+from worker.job.context import Rows
 from worker.kinds import job_kind
 
 DIGITS = '[study]\nname = "small"\nseed = 3\n[dataset]\nkind = "digits"\n'

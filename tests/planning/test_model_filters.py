@@ -11,7 +11,7 @@ import pytest
 from kt_study.errors import UnknownModelError, UsageError
 from kt_study.training import UNTRAINED
 from kt_study.words import ModelRecord
-from orchestrator.plan import Plan
+from orchestrator.planning import Plan
 from tests.planning.support import DIGITS, assert_sound, model_table, plan_of
 
 ZOO = DIGITS + '[models]\nuniverse = "digits-zoo"\n'

@@ -8,7 +8,7 @@ import pytest
 
 from kt_study.multi_teacher import TRANSFERRED, transfer_digest
 from kt_study.objectives import OBJECTIVES
-from orchestrator.plan import Plan
+from orchestrator.planning import Plan
 from tests.cli import succeeds
 from tests.databases import Databases, ask
 from tests.planning.support import DIGITS, FOUR, assert_sound, plan_of, specs_of, write_study

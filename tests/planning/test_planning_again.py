@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from kt_study.store import JobStore, Selection, open_store
-from orchestrator.commands import cancel as cancel_command
-from orchestrator.commands import plan as plan_command
+from orchestrator.cli.commands import cancel as cancel_command
+from orchestrator.cli.commands import plan as plan_command
 from tests.databases import Databases
 from tests.planning.support import DIGITS, FOUR, write_study
 from tests.store.making import lasting

@@ -10,9 +10,9 @@ import pytest
 
 from kt_study.errors import UsageError
 from kt_study.words import Settings, TrainSpec
-from orchestrator.plan import Plan, Wishes, nominal_plan, preset_plan
-from orchestrator.presets import preset, presets
-from orchestrator.universe.table import by_name
+from orchestrator.planning import Plan, Wishes, nominal_plan, preset_plan
+from orchestrator.planning.presets import preset, presets
+from orchestrator.planning.universe.table import by_name
 from tests.cli import succeeds
 from tests.databases import Databases
 from tests.planning.layouts import cub, domainnet, imagenet

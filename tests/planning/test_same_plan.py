@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from kt_study.hashing import digest
-from orchestrator import model_records
-from orchestrator.plan import Plan, Wishes, from_study
+from orchestrator.planning import Plan, Wishes, from_study, model_records
 from tests.cli import kt_study
 from tests.databases import Databases, ask
 from tests.planning.support import DIGITS, FOUR, assert_sound, plan_of, write_study

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
 from kt_study.words import Settings, TransferSpec, as_spec
-from orchestrator.commands.plan import command
+from orchestrator.cli.commands.plan import command
 from tests.databases import Databases, ask
 from tests.planning.support import DIGITS, FOUR, write_study
 

@@ -14,10 +14,9 @@ import pytest
 from kt_study.datasets import open_split
 from kt_study.errors import UsageError
 from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Settings, TrainSpec
-from orchestrator import model_records
-from orchestrator.plan import Wishes, cost, plan_cost
-from orchestrator.plan.cost import all_pairs_s
-from orchestrator.universe.table import by_name
+from orchestrator.planning import Wishes, cost, model_records, plan_cost
+from orchestrator.planning.cost import all_pairs_s
+from orchestrator.planning.universe.table import by_name
 from tests.cli import succeeds
 from tests.data.support import image_folder
 from tests.databases import Databases

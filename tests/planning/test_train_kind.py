@@ -19,11 +19,11 @@ from kt_study.paths import StudyPaths
 from kt_study.training import trained_record
 from kt_study.words import ModelRecord, TrainSpec, as_spec
 from tests.data.support import CPU, digits, job_context, tiny_model
-from worker.context import Stopped
 from worker.data import loader
-from worker.heads import new_head, own_head
+from worker.job.context import Stopped
 from worker.kinds import train
-from worker.models import build_model
+from worker.models.build import build_model
+from worker.models.heads import new_head, own_head
 
 HEAD = {"head.fc.weight", "head.fc.bias"}
 """Of timm's test_convnext."""

@@ -31,10 +31,10 @@ from kt_study.words import (
     TransferSpec,
     as_spec,
 )
-from orchestrator.model_records import FileDigests
-from orchestrator.plan import Sources
-from orchestrator.recommend.advice import Question, recommend
-from orchestrator.recommend.record import Recommendation, Teacher
+from orchestrator.planning import Sources
+from orchestrator.planning.model_records import FileDigests
+from orchestrator.results.recommend.advice import Question, recommend
+from orchestrator.results.recommend.record import Recommendation, Teacher
 from tests.results import synthetic
 from tests.results.synthetic import World, make_world, outcome, planned
 

@@ -6,7 +6,7 @@ import pytest
 
 from kt_study.datasets.imagenet import imagenet_synsets
 from kt_study.errors import UsageError
-from orchestrator.recommend.classes import find_classes
+from orchestrator.results.recommend.classes import find_classes
 
 IMAGENET = dict(enumerate(imagenet_synsets()))
 FRUIT = {0: "apple", 1: "Granny Smith", 2: "003.ak47", 3: "red-pear"}

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from kt_study.words import ModelRecord
-from orchestrator.recommend.forecast import (
+from orchestrator.results.recommend.forecast import (
     LEAST_TRANSFERS,
     PairFacts,
     feature_names,

@@ -15,11 +15,11 @@ from kt_study.multi_teacher import transfer_digest
 from kt_study.store import JobStore
 from kt_study.study import StudyFile
 from kt_study.words import DatasetRecord
-from orchestrator.commands import plan as plan_command
-from orchestrator.commands import recommend as recommend_command
-from orchestrator.plan import Plan, write_plan
-from orchestrator.plan.from_recommendation import recommended_plan
-from orchestrator.recommend.record import as_json
+from orchestrator.cli.commands import plan as plan_command
+from orchestrator.cli.commands import recommend as recommend_command
+from orchestrator.planning import Plan, write_plan
+from orchestrator.results.recommend.from_recommendation import recommended_plan
+from orchestrator.results.recommend.record import as_json
 from tests.planning.support import assert_sound, specs_of
 from tests.recommend.invented import (
     KEYS,

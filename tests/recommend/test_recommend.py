@@ -19,9 +19,9 @@ from kt_study.errors import UsageError
 from kt_study.multi_teacher import transfer_digest
 from kt_study.store import JobStore
 from kt_study.words import DatasetRecord
-from orchestrator.recommend.advice import Question, recommend
-from orchestrator.recommend.record import Recommendation, as_json, read_recommendation
-from orchestrator.recommend.text import as_text
+from orchestrator.results.recommend.advice import Question, recommend
+from orchestrator.results.recommend.record import Recommendation, as_json, read_recommendation
+from orchestrator.results.recommend.text import as_text
 from tests.recommend.invented import (
     KEYS,
     NAME,

@@ -14,7 +14,7 @@ from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, cross_val_pred
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from orchestrator.recommend.ridge import ALPHA, fit, folds_of, held_out_predictions, root_mean_square
+from orchestrator.results.recommend.ridge import ALPHA, fit, folds_of, held_out_predictions, root_mean_square
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from kt_study.parquet import arrow_schema
 from kt_study.published import read_table
 from kt_study.words import Settings
-from orchestrator.report.published import old_tag, tag
+from orchestrator.results.report.published import old_tag, tag
 
 FAMILIES = {"Trafo": "transformer", "CNN": "cnn", "MLP": "mlp"}
 TEACHERS = 20

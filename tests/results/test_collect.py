@@ -23,9 +23,9 @@ from kt_study.errors import DatabaseError, DiskError, UsageError
 from kt_study.parquet import PARQUET_TABLES, arrow_schema, parquet_columns
 from kt_study.store import JobStore, Selection, open_store
 from kt_study.words import AllPairsSpec, LogitsSpec, Settings
-from orchestrator import collect as module
-from orchestrator.collect import collect, study_folder
-from orchestrator.rows import MANY_ROWS
+from orchestrator.results import collect as module
+from orchestrator.results.collect import collect, study_folder
+from orchestrator.results.rows import MANY_ROWS
 from tests.results import synthetic
 from tests.results.synthetic import World, fill, finish, make_world, outcome, planned
 
@@ -107,7 +107,7 @@ def test_the_two_databases_give_the_same_bytes(world: World, tmp_path: Path, pos
 def test_in_steps_or_at_once_the_bytes_are_the_same(
     store: JobStore, url: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.rows.JOBS_A_PART", 16)
+    monkeypatch.setattr("orchestrator.results.rows.JOBS_A_PART", 16)
     monkeypatch.setitem(MANY_ROWS, "class_flips", 8)
     monkeypatch.setitem(MANY_ROWS, "transfer_epochs", 8)
     fill(store, world, done=10)
@@ -123,7 +123,7 @@ def test_in_steps_or_at_once_the_bytes_are_the_same(
 def test_a_second_collect_writes_nothing_and_a_third_only_what_is_new(
     store: JobStore, url: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.rows.JOBS_A_PART", 16)
+    monkeypatch.setattr("orchestrator.results.rows.JOBS_A_PART", 16)
     out = tmp_path / "results"
     fill(store, world, done=30)
     assert collect(url, out).written
@@ -414,7 +414,7 @@ def test_load_says_what_is_there(tmp_path: Path, world: World) -> None:
 
 def test_load_and_collect_import_no_heavy_module() -> None:
     code = (
-        "import sys, orchestrator.collect, orchestrator.query, kt_study.loading;"
+        "import sys, orchestrator.results.collect, orchestrator.results.query, kt_study.loading;"
         "print([m for m in ('pandas', 'pyarrow', 'torch', 'numpy') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

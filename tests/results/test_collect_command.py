@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from kt_study.errors import DatabaseError, NothingPlanned, UsageError
 from kt_study.store import open_store
-from orchestrator.commands.collect import command
+from orchestrator.cli.commands.collect import command
 from tests.store.making import STUDY, claim_one, job, model, plan, row
 
 

@@ -14,16 +14,16 @@ import pytest
 import vl_convert
 
 import kt_study
-from orchestrator.report import write_report
-from orchestrator.report.charts import for_files
-from orchestrator.report.figures import FIGURES
-from orchestrator.report.findings import Finding, findings
-from orchestrator.report.material import Material
-from orchestrator.report.missing import Missing
-from orchestrator.report.palette import DARK, LIGHT, colours_of
-from orchestrator.report.plot import FAMILIES, OBJECTIVES, PUBLISHED, Drawing
-from orchestrator.report.settings import facts
-from orchestrator.report.tables import TABLES
+from orchestrator.results.report import write_report
+from orchestrator.results.report.charts import for_files
+from orchestrator.results.report.figures import FIGURES
+from orchestrator.results.report.findings import Finding, findings
+from orchestrator.results.report.material import Material
+from orchestrator.results.report.missing import Missing
+from orchestrator.results.report.palette import DARK, LIGHT, colours_of
+from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, PUBLISHED, Drawing
+from orchestrator.results.report.settings import facts
+from orchestrator.results.report.tables import TABLES
 from tests.results.published_parquet import transfer as published_transfer
 from tests.results.published_parquet import write_students, write_table
 

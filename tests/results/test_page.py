@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kt_study.store import open_store
-from orchestrator.collect import collect
-from orchestrator.report import write_report
+from orchestrator.results.collect import collect
+from orchestrator.results.report import write_report
 from tests.databases import Databases
 from tests.require import require
 from tests.results.synthetic import fill, make_world

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from kt_study.published import read_table
-from orchestrator.report import write_report
-from orchestrator.report.published import student_of, tag
+from orchestrator.results.report import write_report
+from orchestrator.results.report.published import student_of, tag
 from tests.results.published_parquet import write_pairs, write_students
 
 

@@ -19,7 +19,7 @@ from kt_study.database import connect_postgresql, parse_url
 from kt_study.errors import DatabaseError, UsageError
 from kt_study.store import JobStore, open_store
 from kt_study.words import AllPairsSpec, Settings, TransferSpec
-from orchestrator.query import Answer, named_queries, pairs_in_files, queries_folder, render, run_query
+from orchestrator.results.query import Answer, named_queries, pairs_in_files, queries_folder, render, run_query
 from tests.cli import kt_study
 from tests.postgres import Server
 from tests.results import synthetic

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from kt_study.store import open_store
 from kt_study.tables import studies
-from orchestrator import streaming
-from orchestrator.streaming import reading
+from orchestrator.results import streaming
+from orchestrator.results.streaming import reading
 
 
 def test_a_database_at_rest_is_read_in_a_folder_where_we_may_not_write(

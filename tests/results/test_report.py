@@ -22,12 +22,12 @@ import kt_study
 from kt_study.errors import UsageError
 from kt_study.store import open_store
 from kt_study.words import Settings
-from orchestrator.collect import collect
-from orchestrator.report import write_report
-from orchestrator.report.figures import FIGURES
-from orchestrator.report.material import Material
-from orchestrator.report.plot import FAMILIES, OBJECTIVES, Drawing, shown
-from orchestrator.report.statistics import (
+from orchestrator.results.collect import collect
+from orchestrator.results.report import write_report
+from orchestrator.results.report.figures import FIGURES
+from orchestrator.results.report.material import Material
+from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, Drawing, shown
+from orchestrator.results.report.statistics import (
     Interval,
     bootstrap,
     bootstrap_mean,
@@ -38,7 +38,7 @@ from orchestrator.report.statistics import (
     top_quarter_mean,
     wilson,
 )
-from orchestrator.report.tables import TABLES
+from orchestrator.results.report.tables import TABLES
 from tests.databases import Databases
 from tests.results import synthetic
 from tests.results.synthetic import World, fail_one, fill, make_world

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from docs.generate.schema_page import PAGE, schema_page
 from kt_study.parquet import PARQUET_TABLES, arrow_schema
-from kt_study.schema_page import PAGE, schema_page
 from kt_study.store import open_store
-from orchestrator.collect import collect
+from orchestrator.results.collect import collect
 from tests.results.synthetic import fill, make_world
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == schema_page(), "run python -m kt_study.schema_page"
+    assert PAGE.read_text(encoding="utf-8") == schema_page(), "run python -m docs.generate.schema_page"
 
 
 def test_the_page_lists_the_columns_of_real_files(tmp_path: Path, url: str) -> None:

@@ -13,12 +13,12 @@ from kt_study.files import write_bytes
 from kt_study.pilots import PilotOptions, Probe
 from kt_study.store import JobStore, WorkerRecord, open_store
 from kt_study.words import PlannedJob
-from orchestrator.launch import records
-from orchestrator.launch.records import LaunchRecord
-from orchestrator.launch.request import SlurmRequest
-from orchestrator.launch.slurm import SlurmCrew
-from orchestrator.slurm.cluster import Cluster, Node, Partition
-from orchestrator.slurm.listing import QueuedJob, Run
+from orchestrator.cluster.launch import records
+from orchestrator.cluster.launch.records import LaunchRecord
+from orchestrator.cluster.launch.request import SlurmRequest
+from orchestrator.cluster.launch.slurm import SlurmCrew
+from orchestrator.cluster.slurm.cluster import Cluster, Node, Partition
+from orchestrator.cluster.slurm.listing import QueuedJob, Run
 from tests.databases import Databases
 
 CLUSTER = Cluster(

@@ -16,14 +16,14 @@ from kt_study.errors import SlurmError
 from kt_study.pilots import ProbeExit
 from kt_study.store import JobStore, Selection, WorkerRecord
 from kt_study.words import PlannedJob
-from orchestrator.commands.launch import _show_script
-from orchestrator.launch import records
-from orchestrator.launch import slurm as slurm_module
-from orchestrator.launch.follow import BackingOff
-from orchestrator.launch.local import LocalCrew
-from orchestrator.launch.nodes import FORGIVEN_AFTER_S
-from orchestrator.launch.slurm import SlurmCrew, disown_ended
-from orchestrator.slurm.view import Answer, SlurmView
+from orchestrator.cli.commands.launch import _show_script
+from orchestrator.cluster.launch import records
+from orchestrator.cluster.launch import slurm as slurm_module
+from orchestrator.cluster.launch.follow import BackingOff
+from orchestrator.cluster.launch.local import LocalCrew
+from orchestrator.cluster.launch.nodes import FORGIVEN_AFTER_S
+from orchestrator.cluster.launch.slurm import SlurmCrew, disown_ended
+from orchestrator.cluster.slurm.view import Answer, SlurmView
 from tests.slurm.crews import CLUSTER, began, ended, enlist, launched, queued
 
 

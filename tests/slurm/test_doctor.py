@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from kt_study.store import open_store
-from orchestrator.doctor import Finding, NodeWish, as_text, examine_node
-from orchestrator.doctor import node as node_module
-from orchestrator.doctor.machine import Driver, Torch, ask_driver, ask_torch, judge
-from orchestrator.doctor.node import differences
-from orchestrator.doctor.study import database, folder
-from orchestrator.launch.request import SlurmRequest
+from orchestrator.cluster.doctor import Finding, NodeWish, as_text, examine_node
+from orchestrator.cluster.doctor import node as node_module
+from orchestrator.cluster.doctor.machine import Driver, Torch, ask_driver, ask_torch, judge
+from orchestrator.cluster.doctor.node import differences
+from orchestrator.cluster.doctor.study import database, folder
+from orchestrator.cluster.launch.request import SlurmRequest
 from tests.cli import kt_study
 from tests.slurm.dev_cluster import DevCluster
 from tests.slurm.study import ClusterStudy, untrained_study
@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_and_a_network_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.doctor import study
+    from orchestrator.cluster.doctor import study
 
     monkeypatch.setattr(study, "file_system", lambda _path: "nfs4")
     for free, verdict in ((200e9, "ok"), (5e9, "note"), (0.1e9, "wrong")):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kt_study.errors import DatabaseError
-from orchestrator import postgres_server
+from orchestrator.cluster import postgres_server
 from tests.cli import kt_study, succeeds
 from tests.documentation.blocks import Block, commands, of, pages_for
 from tests.documentation.surroundings import imagenet, run

@@ -10,8 +10,8 @@ import pytest
 
 from kt_study.errors import EnvironmentUnusable, SlurmError
 from kt_study.store import JobStore, Outlook
-from orchestrator.launch import follow
-from orchestrator.launch.follow import BackingOff, Follower
+from orchestrator.cluster.launch import follow
+from orchestrator.cluster.launch.follow import BackingOff, Follower
 
 
 @dataclass

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from kt_study.database import parse_url
 from kt_study.errors import DatabaseError, SlurmError, UsageError
 from kt_study.pilots import LaunchFiles, PilotOptions, Probe, ProbeExit
-from orchestrator.launch import submission
-from orchestrator.launch.private import prepare_study_folder, require_reachable
-from orchestrator.launch.records import unfit_nodes
-from orchestrator.launch.request import SlurmRequest, fitted, read_request
-from orchestrator.launch.submission import Package
-from orchestrator.slurm import listing
-from orchestrator.slurm.cluster import Cluster, Node, Partition, count_gpus, look_at_cluster, minutes
-from orchestrator.slurm.commands import complaint, environment, run
-from orchestrator.slurm.endings import bad_nodes, trouble
-from orchestrator.slurm.listing import Run
-from orchestrator.slurm.view import Answer, look
+from orchestrator.cluster.launch import submission
+from orchestrator.cluster.launch.private import prepare_study_folder, require_reachable
+from orchestrator.cluster.launch.records import unfit_nodes
+from orchestrator.cluster.launch.request import SlurmRequest, fitted, read_request
+from orchestrator.cluster.launch.submission import Package
+from orchestrator.cluster.slurm import listing
+from orchestrator.cluster.slurm.cluster import Cluster, Node, Partition, count_gpus, look_at_cluster, minutes
+from orchestrator.cluster.slurm.commands import complaint, environment, run
+from orchestrator.cluster.slurm.endings import bad_nodes, trouble
+from orchestrator.cluster.slurm.listing import Run
+from orchestrator.cluster.slurm.view import Answer, look
 
 HOME = Path(__file__).parents[2]
 

@@ -15,8 +15,8 @@ import pytest
 
 from kt_study.database import parse_url
 from kt_study.words import JobState
-from orchestrator.doctor import Finding, NodeWish, examine_node
-from orchestrator.launch.request import SlurmRequest
+from orchestrator.cluster.doctor import Finding, NodeWish, examine_node
+from orchestrator.cluster.launch.request import SlurmRequest
 from tests.slurm.dev_cluster import DevCluster, dev_cluster, eventually
 from tests.slurm.study import ClusterStudy, untrained_study
 

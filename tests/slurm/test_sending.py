@@ -15,10 +15,10 @@ import msgspec
 import pytest
 
 from kt_study.errors import SlurmError
-from orchestrator.launch import submission
-from orchestrator.launch.lock import lock_file, only_launch
-from orchestrator.launch.records import launches
-from orchestrator.launch.slurm import SlurmCrew
+from orchestrator.cluster.launch import submission
+from orchestrator.cluster.launch.lock import lock_file, only_launch
+from orchestrator.cluster.launch.records import launches
+from orchestrator.cluster.launch.slurm import SlurmCrew
 from tests.slurm.crews import CLUSTER, SBATCH, launched
 
 
@@ -67,9 +67,9 @@ def test_two_launches_at_once_send_no_more_than_one(crew: SlurmCrew, fake_queue:
         import msgspec
         from kt_study.pilots import PilotOptions
         from kt_study.store import open_store
-        from orchestrator.launch.request import SlurmRequest
-        from orchestrator.launch.slurm import SlurmCrew
-        from orchestrator.slurm.cluster import Cluster
+        from orchestrator.cluster.launch.request import SlurmRequest
+        from orchestrator.cluster.launch.slurm import SlurmCrew
+        from orchestrator.cluster.slurm.cluster import Cluster
 
         crew = SlurmCrew(
             store=open_store({crew.store.url!r}), options=PilotOptions(root={str(tmp_path)!r}, study="s"),

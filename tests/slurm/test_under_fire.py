@@ -14,7 +14,7 @@ from kt_study.store import JobStore, Selection, WorkerRow
 from kt_study.words import JobState
 from tests.slurm.dev_cluster import DevCluster, dev_cluster, eventually
 from tests.slurm.study import ClusterStudy, untrained_study
-from worker.signals import END_OF_ALLOCATION
+from worker.pilot.signals import END_OF_ALLOCATION
 
 PAUSE_S = 0.2
 EPOCHS = 3  # 10 s for a transfer at least

@@ -13,9 +13,9 @@ from kt_study.files import write_bytes
 from kt_study.pilots import LaunchFiles, Probe
 from kt_study.store import JobRow, JobStore, NeedRow, Selection, WorkerRecord, open_store
 from kt_study.words import Failure, JobState, PlannedJob
-from orchestrator.launch import records
-from orchestrator.launch.records import LaunchRecord
-from orchestrator.why import path_to_cause, why
+from orchestrator.cluster.launch import records
+from orchestrator.cluster.launch.records import LaunchRecord
+from orchestrator.cluster.why import path_to_cause, why
 from tests.databases import Databases
 
 TOKEN = "0a0b0c0d"

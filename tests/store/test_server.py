@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from kt_study.errors import DatabaseError
-from orchestrator import postgres_server as server
+from orchestrator.cluster import postgres_server as server
 from tests.postgres import Server, new_server
 
 

@@ -15,7 +15,7 @@ from kt_study.objectives import settings_for
 from kt_study.paths import StudyPaths
 from kt_study.study import DatasetSection
 from kt_study.words import Claim, DatasetRecord, ModelRecord, Progress, TransferSpec, as_spec
-from worker.context import JobContext, Rows, WorkerOptions
+from worker.job.context import JobContext, Rows, WorkerOptions
 from worker.kinds import job_kind
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kt_study.errors import DiskError
-from worker.checkpoints import MAGIC, load_checkpoint, save_checkpoint
+from worker.training.checkpoints import MAGIC, load_checkpoint, save_checkpoint
 
 JOB, OTHER = "a" * 32, "b" * 32
 CPU = torch.device("cpu")

@@ -25,11 +25,11 @@ from kt_study.objectives import OBJECTIVES, needed_logits
 from kt_study.schema import TRANSFER_EPOCHS, TRANSFERS
 from kt_study.words import LogitsSpec, TransferSpec
 from tests.transfer.study import Study, make_study
-from worker.context import Stopped
-from worker.kept import kept_facts
+from worker.job.context import Stopped
 from worker.kinds.soup import mean_weights
 from worker.logits import LogitsCache
-from worker.trainer.opened import open_transfer
+from worker.models.kept import kept_facts
+from worker.training.opened import open_transfer
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,12 @@ from tests.transfer.toy import (
     small_mlp,
     weights_of,
 )
-from worker.checkpoints import load_checkpoint, save_checkpoint
-from worker.context import Stopped
-from worker.trainer.guard import Guard
-from worker.trainer.live import LiveTeacher
-from worker.trainer.loop import CHECK_EVERY, Feed, Hooks, TransferLoop
-from worker.trainer.step import TransferStep
+from worker.job.context import Stopped
+from worker.training.checkpoints import load_checkpoint, save_checkpoint
+from worker.training.guard import Guard
+from worker.training.live import LiveTeacher
+from worker.training.loop import CHECK_EVERY, Feed, Hooks, TransferLoop
+from worker.training.step import TransferStep
 
 JOB = "0" * 32
 
@@ -174,7 +174,7 @@ def test_the_curve_holds_the_mean_loss_and_the_accuracy_at_that_epoch() -> None:
 def test_throughput_counts_the_time_until_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's work may be far behind its launches; a step takes no time here, and the wait for the device 10 s."""
     now = 0.0
-    monkeypatch.setattr("worker.trainer.loop.time.monotonic", lambda: now)
+    monkeypatch.setattr("worker.training.loop.time.monotonic", lambda: now)
     looked = Guard.bad_step
 
     def waiting(guard: Guard) -> int:

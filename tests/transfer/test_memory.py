@@ -15,17 +15,17 @@ from kt_study.paths import StudyPaths
 from tests.data.support import digits, job_context, tiny_model
 from tests.transfer.study import Study, make_study
 from tests.transfer.toy import assert_same_bits
-from worker.context import Stopped
 from worker.data import loader as loader_module
 from worker.data.pictures import TrainingPictures
-from worker.kept import keep_student
+from worker.job.context import Stopped
 from worker.kinds import train, transfer
 from worker.kinds.transfer import build_loop
-from worker.trainer import rows
-from worker.trainer.compiled import forget_compiled
-from worker.trainer.loop import TransferLoop
-from worker.trainer.opened import open_transfer
-from worker.trainer.step import TransferStep
+from worker.models.kept import keep_student
+from worker.training import rows
+from worker.training.compiled import forget_compiled
+from worker.training.loop import TransferLoop
+from worker.training.opened import open_transfer
+from worker.training.step import TransferStep
 
 N_TRAIN, N_VAL = 504, 754
 PICTURE = 3 * 32 * 32
@@ -45,7 +45,7 @@ def weights(study: Study, monkeypatch: pytest.MonkeyPatch, objective: str = "kl_
         return keep_student(paths, job, state, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.trainer.result.keep_student", keep)
+        patch.setattr("worker.training.result.keep_student", keep)
         study.run(study.spec(objective, "a", **given))
     return kept[0]
 

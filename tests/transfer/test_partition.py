@@ -11,7 +11,7 @@ from kt_study.errors import UsageError
 from kt_study.objectives import OBJECTIVES, needs_frozen_student, partition_of
 from kt_study.words import Settings
 from worker.objectives.partition import Columns, assign_sources
-from worker.trainer.rows import ResidentTable, StreamedTable, merged_table
+from worker.training.rows import ResidentTable, StreamedTable, merged_table
 
 PROBABILITIES = st.sampled_from([0.1, 0.2, 0.25, 0.5])  # few values, so that ties happen
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from kt_study.multi_teacher import multi_teacher_specs, transfer_digest
 from kt_study.words import TransferSpec, as_spec
 from tests.transfer.study import Study, make_study
-from worker.context import Rows, Stopped
-from worker.kept import kept_facts
+from worker.job.context import Rows, Stopped
 from worker.kinds import job_kind
-from worker.trainer.loop import TransferLoop
+from worker.models.kept import kept_facts
+from worker.training.loop import TransferLoop
 
 
 @pytest.fixture(scope="module")

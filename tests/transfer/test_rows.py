@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from kt_study.objectives import OBJECTIVES
 from kt_study.words import Settings
 from tests.transfer.study import Study, make_study
-from worker.trainer.step import StepInputs, TransferStep
+from worker.training.step import StepInputs, TransferStep
 
 N_TRAIN, EPOCHS, BATCH = 504, 2, 64
 """Of tests.transfer.study."""

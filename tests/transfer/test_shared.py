@@ -17,9 +17,9 @@ from kt_study.multi_teacher import multi_teacher_specs, transfer_digest
 from kt_study.objectives import OBJECTIVES, needed_logits, shared_training
 from kt_study.words import LogitsSpec, TransferSpec, as_spec
 from tests.transfer.study import Study, make_study
-from worker.context import Stopped
+from worker.job.context import Stopped
 from worker.kinds import job_kind
-from worker.trainer.loop import TransferLoop
+from worker.training.loop import TransferLoop
 
 MEASURED_TIMES = {"seconds", "images_per_s", "peak_memory"}
 

@@ -15,10 +15,10 @@ from kt_study.hashing import hash64
 from kt_study.objectives import settings_for
 from tests.transfer.toy import CLASSES, SIDE, World, made, small_cnn, small_mlp
 from worker.objectives import Setup, build_objective
-from worker.trainer.deterministic import seed_step
-from worker.trainer.guard import NEVER, Guard
-from worker.trainer.step import StepInputs, TransferStep, forward_of
-from worker.trainer.student import batch_norms, check_micro_batch, last_layer, train_mode
+from worker.training.deterministic import seed_step
+from worker.training.guard import NEVER, Guard
+from worker.training.step import StepInputs, TransferStep, forward_of
+from worker.training.student import batch_norms, check_micro_batch, last_layer, train_mode
 
 
 def inputs(n: int = 8) -> StepInputs:
@@ -207,7 +207,7 @@ def test_a_step_is_not_repeated_once_the_weights_have_moved(monkeypatch: pytest.
         taken.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("worker.trainer.slow_weights.SlowWeights.update", no_memory)
+    monkeypatch.setattr("worker.training.slow_weights.SlowWeights.update", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         World(student=lambda: made(small_cnn, 1)).loop("xe_kl_mcl", batchnorm="frozen", mcl_every=1).run()
     assert taken == [1]

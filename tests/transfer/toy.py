@@ -15,10 +15,10 @@ from kt_study.objectives import facts_of, partition_of, settings_for
 from kt_study.words import Settings
 from worker.objectives import Setup, build_objective
 from worker.objectives.partition import Columns, assign_sources
-from worker.trainer.deterministic import seed_step
-from worker.trainer.loop import Feed, Hooks, TransferLoop, Validation
-from worker.trainer.rows import row_tables
-from worker.trainer.step import TransferStep
+from worker.training.deterministic import seed_step
+from worker.training.loop import Feed, Hooks, TransferLoop, Validation
+from worker.training.rows import row_tables
+from worker.training.step import TransferStep
 
 CPU = torch.device("cpu")
 CLASSES = 5

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from docs.generate import make_catalogue as making
 from kt_study.errors import UnknownModelError
 from kt_study.published import read_table
-from orchestrator.universe import TIMM_VERSION, catalogue, resolve
-from orchestrator.universe import make_catalogue as making
-from orchestrator.universe.table import CATALOGUE_FILE, aliases, by_name
+from orchestrator.planning.universe import TIMM_VERSION, catalogue, resolve
+from orchestrator.planning.universe.table import CATALOGUE_FILE, aliases, by_name
 from tests.require import require
 
 
@@ -139,7 +139,7 @@ def test_aliases_lead_to_models_of_the_catalogue() -> None:
     "name", ["test_resnet.r160_in1k", "test_vit.r160_in1k", "mixnet_s.ft_in1k", "resmlp_12_224.fb_dino"]
 )
 def test_the_generator_still_writes_the_shipped_rows(name: str) -> None:
-    path = Path(making.__file__).with_name(CATALOGUE_FILE)
+    path = making.UNIVERSE / CATALOGUE_FILE
     with path.open(encoding="utf-8", newline="") as file:
         shipped = {row["name"]: row for row in csv.DictReader(file)}
     assert making._row(name, making.published_top1(None).get(name, ("", ""))) == shipped[name]
@@ -165,7 +165,7 @@ def test_the_universe_needs_neither_torch_nor_a_network() -> None:
     script = (
         "import socket, sys\n"
         "socket.socket = None\n"
-        "from orchestrator import presets, sampling, universe\n"
+        "from orchestrator.planning import presets, sampling, universe\n"
         "assert len(universe.catalogue()) == 1321 and universe.resolve('resnet50')\n"
         "assert all(presets.preset(name).n_runs() for name in presets.presets() if 'hyper' not in name)\n"
         "heavy = {'torch', 'timm', 'pandas', 'pyarrow', 'numpy', 'sklearn'} & set(sys.modules)\n"

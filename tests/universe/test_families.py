@@ -8,8 +8,8 @@ import pytest
 
 from kt_study.errors import UnknownModelError
 from kt_study.published import read_table
-from orchestrator.universe import FAMILIES, catalogue, family_of, resolve
-from orchestrator.universe.families import EXCEPTIONS, FAMILY_OF_MODULE
+from orchestrator.planning.universe import FAMILIES, catalogue, family_of, resolve
+from orchestrator.planning.universe.families import EXCEPTIONS, FAMILY_OF_MODULE
 from tests.require import require
 
 
@@ -23,7 +23,7 @@ def timm_modules() -> set[str]:
 
 def test_every_module_of_the_installed_timm_has_a_family() -> None:
     missing = timm_modules() - set(FAMILY_OF_MODULE)
-    assert not missing, f"add {sorted(missing)} to orchestrator/universe/families.py"
+    assert not missing, f"add {sorted(missing)} to orchestrator/planning/universe/families.py"
 
 
 def test_no_family_is_written_for_a_module_that_does_not_exist() -> None:

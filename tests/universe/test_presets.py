@@ -8,8 +8,8 @@ import pytest
 from kt_study.errors import UsageError
 from kt_study.published import read_table
 from kt_study.words import Settings
-from orchestrator.presets import Search, TransferPair, preset, presets
-from orchestrator.universe.table import by_name
+from orchestrator.planning.presets import Search, TransferPair, preset, presets
+from orchestrator.planning.universe.table import by_name
 
 CLAIMS = {row["id"]: float(row["value"]) for row in read_table("claims")}
 TABLE6_NAMES = {  # Table 7's spelling -> Table 6's

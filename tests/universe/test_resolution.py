@@ -6,7 +6,7 @@ import pytest
 
 from kt_study.errors import UnknownModelError
 from kt_study.published import read_table
-from orchestrator.universe import note, resolve
+from orchestrator.planning.universe import note, resolve
 
 
 def test_a_full_name_is_itself_and_needs_no_note() -> None:

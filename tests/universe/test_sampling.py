@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kt_study.errors import PairsError
-from orchestrator import sampling
-from orchestrator.sampling import sample_pairs, sample_transfer_pairs
+from orchestrator.planning import sampling
+from orchestrator.planning.sampling import sample_pairs, sample_transfer_pairs
 
 
 def names(n: int) -> list[str]:
@@ -212,7 +212,7 @@ def test_too_many_transfer_pairs_are_refused_with_the_bound() -> None:
 
 def test_the_hash_seed_of_the_process_does_not_matter() -> None:
     script = (
-        "from orchestrator.sampling import sample_pairs, sample_transfer_pairs\n"
+        "from orchestrator.planning.sampling import sample_pairs, sample_transfer_pairs\n"
         "names = [f'model_{i}' for i in range(50)]\n"
         "print(sample_pairs(names, 60, 40, 1), sample_pairs(names, 300, 40, 1))\n"
         "print(sample_transfer_pairs(names, names, 9, 1))"

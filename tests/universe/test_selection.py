@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kt_study.errors import UnknownModelError, UsageError
-from orchestrator.universe import catalogue, select
+from orchestrator.planning.universe import catalogue, select
 
 
 def names(**filters: Any) -> list[str]:

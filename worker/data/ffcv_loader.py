@@ -26,8 +26,8 @@ from worker.data.jpeg_parts import Box, part_around
 from worker.data.loader import Batch, Normaliser, ahead
 from worker.data.shrink import can_shrink, shrink
 from worker.data.views import ViewRecipe, boxes, coloured, colours, flips
-from worker.jit import compiled
 from worker.logits.near import near
+from worker.measures.jit import compiled
 
 _BOXES_AT_ONCE = 1 << 16  # samples whose boxes are drawn in one numpy call
 _GROUP = 32  # pixels mirrored together

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.jit import compiled
+from worker.measures.jit import compiled
 
 Bytes = NDArray[np.uint8]
 Int = int | np.int64

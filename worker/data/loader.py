@@ -24,11 +24,11 @@ from kt_study.errors import DataError
 from kt_study.hashing import digest
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, ModelRecord
-from worker.context import Stopped
+from worker.data.memory import within_reach
 from worker.data.pictures import EvaluationPictures, Pictures, TrainingPictures
 from worker.data.views import ViewRecipe
-from worker.memory import within_reach
-from worker.signals import STOP_SIGNALS
+from worker.job.context import Stopped
+from worker.pilot.signals import STOP_SIGNALS
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images float32 [b, 3, h, w] and sample positions int64 [b], both on the device."""

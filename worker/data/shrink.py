@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.data.jpeg_parts import Box, Bytes, Int
-from worker.jit import compiled
+from worker.measures.jit import compiled
 
 Reals = NDArray[np.float32]
 

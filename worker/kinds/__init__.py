@@ -6,7 +6,7 @@ import importlib
 from typing import cast
 
 from kt_study.errors import UsageError
-from worker.context import JobKind
+from worker.job.context import JobKind
 
 KINDS = {
     "train": "worker.kinds.train",

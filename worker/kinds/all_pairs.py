@@ -12,7 +12,7 @@ import numpy as np
 from kt_study.datasets import list_split
 from kt_study.hashing import job_digest
 from kt_study.words import AllPairsSpec
-from worker.context import JobContext, Rows
+from worker.job.context import JobContext, Rows
 from worker.kinds.complementarity import similarity_of, validation_pass
 from worker.logits.entry import CachedLogits
 from worker.measures.allpairs import write_all_pairs

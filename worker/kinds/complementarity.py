@@ -8,14 +8,14 @@ import msgspec
 
 from kt_study.datasets import list_split
 from kt_study.words import ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord
-from worker.context import JobContext, Rows
+from worker.job.context import JobContext, Rows
+from worker.job.rows import plain
 from worker.logits.entry import CachedLogits
 from worker.logits.forward import cached_logits
 from worker.measures.class_similarity import ClassSimilarity, class_similarity
 from worker.measures.pair import PairMeasures, measure_pair
 from worker.measures.similarity import top_similarity
 from worker.measures.similarity_settings import SIMILARITY_FILES, SimilaritySettings
-from worker.rows import plain
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:

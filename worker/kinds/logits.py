@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt_study.words import LogitsSpec
-from worker.context import JobContext, Rows
+from worker.job.context import JobContext, Rows
 from worker.logits.entry import CachedLogits
 from worker.logits.forward import cached_logits
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from kt_study.multi_teacher import transfer_digest
 from kt_study.words import TransferSpec
-from worker.context import JobContext, Rows
-from worker.kept import is_beaten
+from worker.job.context import JobContext, Rows
 from worker.kinds.soup import mix_student
 from worker.kinds.transfer import train_student
-from worker.trainer.opened import OpenedTransfer, open_transfer
-from worker.trainer.result import keep_trained, measured_columns
-from worker.trainer.shared import shared_student
+from worker.models.kept import is_beaten
+from worker.training.opened import OpenedTransfer, open_transfer
+from worker.training.result import keep_trained, measured_columns
+from worker.training.shared import shared_student
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:

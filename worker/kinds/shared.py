@@ -8,14 +8,14 @@ import msgspec
 
 from kt_study.hashing import job_digest
 from kt_study.words import TransferSpec
-from worker.context import JobContext, Rows
+from worker.job.context import JobContext, Rows
 from worker.kinds.transfer import train_student
-from worker.trainer.opened import open_transfer
-from worker.trainer.shared import leave_outcome
+from worker.training.opened import open_transfer
+from worker.training.shared import leave_outcome
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
-    """Train the student and leave what `worker.trainer.shared` reads. No rows: each transfer writes its own.
+    """Train the student and leave what `worker.training.shared` reads. No rows: each transfer writes its own.
 
     Raises:
         Stopped: asked to stop; the checkpoint is written and the next attempt ends with the same bits.

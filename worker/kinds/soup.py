@@ -18,12 +18,12 @@ from kt_study.errors import WeightsError
 from kt_study.hashing import job_digest
 from kt_study.multi_teacher import needed_transfers, transfer_digest
 from kt_study.words import TransferSpec
-from worker.context import JobContext, Rows
+from worker.job.context import JobContext, Rows
 from worker.kinds.transfer import evaluation_pictures, student_model
-from worker.models import read_state
-from worker.trainer.evaluate import predictions
-from worker.trainer.opened import OpenedTransfer, open_transfer
-from worker.trainer.result import TrainedStudent, result_rows
+from worker.models.build import read_state
+from worker.training.evaluate import predictions
+from worker.training.opened import OpenedTransfer, open_transfer
+from worker.training.result import TrainedStudent, result_rows
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:

@@ -26,12 +26,12 @@ from kt_study.files import written_aside
 from kt_study.hashing import hash64, job_digest, uniform_array
 from kt_study.training import trained_record
 from kt_study.words import DatasetRecord, ModelRecord, Progress, TrainSpec
-from worker.checkpoints import load_checkpoint, save_checkpoint
-from worker.context import JobContext, Rows, Stopped
 from worker.data.loader import Rendering, training_views
 from worker.data.views import ViewRecipe, epoch_order
-from worker.heads import Head, new_head, own_head
-from worker.models import build_model
+from worker.job.context import JobContext, Rows, Stopped
+from worker.models.build import build_model
+from worker.models.heads import Head, new_head, own_head
+from worker.training.checkpoints import load_checkpoint, save_checkpoint
 
 _WARM_UP = 0.1  # share of the steps in which the learning rate rises
 _MOMENTUM = 0.9

@@ -19,24 +19,24 @@ from kt_study.hashing import job_digest
 from kt_study.multi_teacher import previous_stage, stage_number, transfer_digest
 from kt_study.objectives import facts_of, needs_live_teacher
 from kt_study.words import ModelRecord, TransferSpec
-from worker.checkpoints import load_checkpoint, save_checkpoint
-from worker.context import JobContext, Rows
 from worker.data.loader import Rendering, Views, evaluation_views, picture_bytes, training_views
 from worker.data.views import ViewRecipe
-from worker.kept import kept_facts
+from worker.job.context import JobContext, Rows
 from worker.logits import CachedLogits
-from worker.models import build_model
+from worker.models.build import build_model
+from worker.models.kept import kept_facts
 from worker.objectives import Setup, build_objective
-from worker.trainer.compiled import forget_compiled
-from worker.trainer.deterministic import deterministic_kernels, seed_step
-from worker.trainer.live import LiveTeacher
-from worker.trainer.loop import Feed, Hooks, Outcome, TransferLoop, Validation
-from worker.trainer.opened import OpenedTransfer, open_transfer
-from worker.trainer.result import TrainedStudent, result_rows
-from worker.trainer.rows import RowTable, row_tables
-from worker.trainer.shared import leave_outcome, shared_student
-from worker.trainer.step import TransferStep
-from worker.trainer.student import check_micro_batch, feature_dim
+from worker.training.checkpoints import load_checkpoint, save_checkpoint
+from worker.training.compiled import forget_compiled
+from worker.training.deterministic import deterministic_kernels, seed_step
+from worker.training.live import LiveTeacher
+from worker.training.loop import Feed, Hooks, Outcome, TransferLoop, Validation
+from worker.training.opened import OpenedTransfer, open_transfer
+from worker.training.result import TrainedStudent, result_rows
+from worker.training.rows import RowTable, row_tables
+from worker.training.shared import leave_outcome, shared_student
+from worker.training.step import TransferStep
+from worker.training.student import check_micro_batch, feature_dim
 
 log = logging.getLogger("kt-study.worker")
 

@@ -15,15 +15,15 @@ from kt_study.datasets import list_split, predictions
 from kt_study.errors import DataError, WeightsError
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Progress
-from worker.context import JobContext, Stopped
 from worker.data.loader import Views, evaluation_views, training_views
 from worker.data.views import ViewRecipe
+from worker.job.context import JobContext, Stopped
 from worker.logits.cache import LogitsCache
 from worker.logits.columns import SIDE, as_side, half, side_bits
 from worker.logits.copies import Columns, one_behind
 from worker.logits.entry import CachedLogits
 from worker.logits.writer import EntryWriter
-from worker.models import build_model, with_features
+from worker.models.build import build_model, with_features
 
 
 def cached_logits(spec: LogitsSpec, context: JobContext) -> CachedLogits:

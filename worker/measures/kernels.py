@@ -1,4 +1,4 @@
-"""Loops over pairs and bits, compiled (`worker.jit`).
+"""Loops over pairs and bits, compiled (`worker.measures.jit`).
 
 In numpy alone the count of classes by their flips would be a bincount a pair, which holds the lock.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from worker.jit import compiled
 from worker.measures.arrays import Counts, Floats, Ints
 from worker.measures.bits import Words
+from worker.measures.jit import compiled
 
 Small = npt.NDArray[np.int32]
 

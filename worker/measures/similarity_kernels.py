@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from worker.jit import compiled
 from worker.measures.arrays import Counts, Floats, in_lines
 from worker.measures.bits import Words
+from worker.measures.jit import compiled
 from worker.measures.kernels import Small, count_flips, count_values, scratch
 from worker.measures.similarity import GRID_BITS
 

@@ -2,7 +2,7 @@
 
 L = lambda T^2 KL(p_t || p_s) + (1 - lambda) XE(z_s, y), mean over the batch, in nats; every N steps
 theta_slow <- tau theta_slow + (1 - tau) theta_fast (Stojanovski et al. 2022; the paper's Sec. 4.3 and A.3: tau
-0.9999, N 2, lr 1e-2, lambda 0.7). The slow weights are `worker.trainer.slow_weights`.
+0.9999, N 2, lr 1e-2, lambda 0.7). The slow weights are `worker.training.slow_weights`.
 
 `reading = "authors"`: negative flips, samples that the teacher gets wrong and the student now gets right, are left
 out of the KL term, which is averaged over the others (config/distillation/xekl_mcl_dist.yaml: on_flip.neg nothing); N

@@ -1,0 +1,106 @@
+"""kt-study cache"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import click
+import msgspec
+
+from kt_study.errors import UsageError
+from kt_study.paths import StudyPaths
+from kt_study.study import read_study
+from orchestrator.terminal.spans import size
+from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+@click.group()
+def command() -> None:
+    """List, verify or clean the logits cache of the study folder.
+
+    \b
+    Examples:
+      kt-study cache ls
+      kt-study cache gc --max-size 2T
+    """
+
+
+@command.command("ls")
+@with_surroundings
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def list_entries(here: Surroundings, as_json: bool) -> None:
+    """Every cached pass, least recently used first.
+
+    \b
+    Examples:
+      kt-study cache ls
+      kt-study cache ls --json
+    """
+    from kt_study.cache import entries
+
+    paths = _study_paths(here)
+    found = entries(paths)
+    if as_json:
+        click.echo(json.dumps([msgspec.to_builtins(entry) for entry in found]))
+        return
+    for entry in found:
+        what = f"{entry.split} view {entry.view}" if entry.view >= 0 else entry.split
+        click.echo(f"{entry.digest[:12]}  {size(entry.nbytes):>8}  {entry.model[:12]}  {what:<14} {entry.problem}")
+    click.echo(f"{len(found)} passes, {size(sum(entry.nbytes for entry in found))} in {paths.cache / 'logits'}")
+
+
+@command.command("verify")
+@with_surroundings
+@click.pass_context
+def verify_entries(ctx: click.Context, here: Surroundings) -> None:
+    """Compare every checksum; exit code 1 when something is torn or altered.
+
+    \b
+    Examples:
+      kt-study cache verify
+    """
+    from kt_study.cache import entries, verify
+
+    paths = _study_paths(here)
+    broken = verify(paths)
+    for entry in broken:
+        click.echo(f"{entry.folder}: {entry.problem}; it is made again when a job needs it")
+    click.echo(f"{len(entries(paths))} passes checked, {len(broken)} not whole")
+    ctx.exit(1 if broken else 0)
+
+
+@command.command("gc")
+@with_surroundings
+@click.option("--max-size", required=True, metavar="SIZE", help="What may stay, e.g. 500M or 2T.")
+def collect_entries(here: Surroundings, max_size: str) -> None:
+    """Remove torn entries, and the least recently used ones over a size; what open jobs need stays.
+
+    \b
+    Examples:
+      kt-study cache gc --max-size 2T
+      kt-study cache gc --max-size 0  # everything that no open job needs
+    """
+    from kt_study.cache import collect_garbage
+
+    gone = collect_garbage(_study_paths(here), max_size=_bytes(max_size), keep=_needed(here))
+    click.echo(f"{len(gone)} passes removed, {size(sum(entry.nbytes for entry in gone))}")
+
+
+def _study_paths(here: Surroundings) -> StudyPaths:
+    """The study's files. Raises StudyFileError where there is no study, rather than tell of an empty cache."""
+    read_study(here.study_path)
+    return here.paths
+
+
+def _needed(here: Surroundings) -> set[str]:
+    """Digests of the logits jobs that jobs still open wait for or will read."""
+    return here.store().needed_by_open_jobs("logits")
+
+
+def _bytes(text: str) -> int:
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)b?", text.strip().lower())):
+        raise UsageError(f"--max-size {text}: give a size such as 500M, 20G or 2T")
+    return int(float(match[1]) * _UNITS[match[2]])

@@ -1,0 +1,43 @@
+"""kt-study cancel"""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from kt_study.pilots import LaunchFiles
+from kt_study.store import JobStore, Selection
+from orchestrator.cli.job_options import told, with_selection
+from orchestrator.terminal.surroundings import Surroundings
+
+
+@click.command()
+@with_selection
+@click.option("--unplanned", is_flag=True, help="Only jobs that `kt-study plan` without options would not plan now.")
+def command(here: Surroundings, selection: Selection, unplanned: bool) -> None:
+    """Cancel jobs that are not done, failed ones too; running ones stop within a heartbeat. Planning opens them again.
+
+    \b
+    Examples:
+      kt-study cancel  # every unfinished job of the study
+      kt-study cancel --kind transfer --student 'resnet*'
+      kt-study cancel --unplanned  # after a model or a picture was taken out of the study
+    """
+    from orchestrator.cluster.launch.withdraw import say_withdrawn
+
+    store = here.store()
+    if unplanned:
+        selection = _left_over(here, store, selection)
+    click.echo(told(store, selection, store.cancel(selection), "cancelled"))
+    say_withdrawn(LaunchFiles(root=here.folder), store, here.name)
+
+
+def _left_over(here: Surroundings, store: JobStore, selection: Selection) -> Selection:
+    """What is selected of the jobs that the study file does not stand for any more."""
+    from orchestrator.cli.commands.plan import plan_of_the_file
+    from orchestrator.planning import left_over
+
+    ids = left_over(plan_of_the_file(here), store)
+    if selection.job_ids is not None:
+        ids = [job_id for job_id in ids if job_id in selection.job_ids]
+    return msgspec.structs.replace(selection, job_ids=tuple(ids))

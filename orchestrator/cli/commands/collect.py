@@ -1,0 +1,49 @@
+"""kt-study collect"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.terminal.plural import counted
+from orchestrator.terminal.progress import shown
+from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+
+if TYPE_CHECKING:
+    from orchestrator.results.collect import Collected
+
+
+@click.command()
+@with_surroundings
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the parquet; results/ beside the study file.")
+@click.option("--all", "everything", is_flag=True, help="Collect every study of the database, not only this one.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def command(here: Surroundings, out: Path | None, everything: bool, as_json: bool) -> None:
+    """Write the results as parquet, only what is new.
+
+    \b
+    Examples:
+      kt-study collect
+      kt-study collect --out /shared/results --all
+    """
+    from orchestrator.results.collect import collect
+
+    study = None if everything else here.name
+    with shown("collecting", "rows") as advance:
+        found = collect(here.database_url, out or here.paths.results, study, folder=here.folder, progress=advance)
+    if as_json:
+        click.echo(json.dumps({"out": str(found.out), "rows": found.rows, "written": len(found.written)}))
+        return
+    click.echo(f"{found.out}: {_rows(found) or 'no rows yet'}; {counted(len(found.written), 'file')} written")
+
+
+def _rows(found: Collected) -> str:
+    """How many rows each table has; what a training starts from is no model of the study."""
+    counts = found.rows | {"models": found.rows["models"] - found.starts}
+    parts = {table: f"{count:,} {table}" for table, count in counts.items() if count}
+    if found.starts and "models" in parts:
+        parts["models"] += f" (and {counted(found.starts, 'untrained start')})"
+    return ", ".join(parts.values())

@@ -1,0 +1,92 @@
+"""kt-study db"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import msgspec
+
+_FOLDER = click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=lambda: Path.home() / ".local" / "share" / "kt-study" / "postgresql",
+    help="Data directory, on a local disk of this machine.",
+)
+
+
+@click.group()
+def command() -> None:
+    """Run a PostgreSQL server without root, for studies on more than one node.
+
+    \b
+    Examples:
+      kt-study db start --host $(hostname)
+      export KT_STUDY_DB=$(kt-study db url)
+    """
+
+
+@command.command()
+@_FOLDER
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; this node's name for workers."
+)
+@click.option("--port", type=int, default=0, help="TCP port; a free one, kept from then on.")
+def start(folder: Path, host: str, port: int) -> None:
+    """Start the server, making it first where there is none. Prints its URL.
+
+    \b
+    Examples:
+      kt-study db start                     # for workers on this machine
+      kt-study db start --host $(hostname)  # for workers on other nodes
+    """
+    from orchestrator.cluster import postgres_server
+
+    click.echo(postgres_server.start(folder, host=host, port=port))
+
+
+@command.command()
+@_FOLDER
+def stop(folder: Path) -> None:
+    """Stop the server; its data stays.
+
+    \b
+    Examples:
+      kt-study db stop
+    """
+    from orchestrator.cluster import postgres_server
+
+    click.echo("stopped" if postgres_server.stop(folder) else "it was not running")
+
+
+@command.command()
+@_FOLDER
+@click.pass_context
+def status(ctx: click.Context, folder: Path) -> None:
+    """Whether the server runs and answers; exit code 1 if not.
+
+    \b
+    Examples:
+      kt-study db status
+    """
+    from orchestrator.cluster import postgres_server
+
+    found = postgres_server.status(folder)
+    click.echo(json.dumps(msgspec.to_builtins(found)))
+    ctx.exit(0 if found.accepting else 1)
+
+
+@command.command()
+@_FOLDER
+def url(folder: Path) -> None:
+    """The server's URL, for --db or KT_STUDY_DB. The password is in a file that it names, never in the URL.
+
+    \b
+    Examples:
+      export KT_STUDY_DB=$(kt-study db url)
+    """
+    from orchestrator.cluster import postgres_server
+
+    click.echo(postgres_server.url(folder))

@@ -1,0 +1,81 @@
+"""kt-study doctor"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from orchestrator.cluster.launch.options import with_slurm_options
+from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.doctor import Finding
+
+
+@click.command()
+@with_surroundings
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@with_slurm_options
+@click.option("--node", default="", metavar="NAME", help="With --partition: look at this node, not at any.")
+@click.option(
+    "--patience", type=float, default=60.0, show_default=True, help="Seconds to wait for a node to become free."
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="As in kt-study launch.")
+@click.option("--on-node", type=click.Path(path_type=Path), hidden=True, help="The doctor's own, on a compute node.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    here: Surroundings,
+    as_json: bool,
+    profile: Path | None,
+    flags: dict[str, Any],
+    node: str,
+    patience: float,
+    device: str,
+    on_node: Path | None,
+) -> None:
+    """Check everything a study needs here, and on a compute node; exit code 3 when something is wrong.
+
+    \b
+    Examples:
+      kt-study doctor
+      kt-study doctor --partition gpu
+      kt-study doctor --profile slurm/example.toml --node node7
+    """
+    from orchestrator.cluster.doctor import as_text, examine, examine_as_pilot
+
+    findings = examine_as_pilot(on_node) if on_node else examine(here)
+    if profile is not None or any(value is not None for value in flags.values()) or node:
+        findings += _on_a_node(here, findings, profile, flags, node=node, patience_s=patience, device=device)
+    click.echo(json.dumps([msgspec.to_builtins(finding) for finding in findings]) if as_json else as_text(findings))
+    ctx.exit(3 if any(finding.verdict == "wrong" for finding in findings) else 0)
+
+
+def _on_a_node(
+    here: Surroundings,
+    findings: list[Finding],
+    profile: Path | None,
+    flags: dict[str, Any],
+    *,
+    node: str,
+    patience_s: float,
+    device: str,
+) -> list[Finding]:
+    """What one node of a partition has; a cluster that refuses is a finding too. Raises UsageError."""
+    from kt_study.errors import EnvironmentUnusable, StudyFileError
+    from orchestrator.cluster.doctor import Finding, NodeWish, examine_node
+    from orchestrator.cluster.launch.request import fitted, read_request
+    from orchestrator.cluster.slurm.cluster import look_at_cluster
+
+    request = read_request(profile, flags)
+    if any(finding.what == "slurm" and finding.verdict == "wrong" for finding in findings):
+        return [Finding(what="node", verdict="note", found="not looked at, since Slurm does not answer here")]
+    try:
+        wish = NodeWish(request=fitted(request, look_at_cluster(), device), node=node, patience_s=patience_s)
+        return examine_node(here.folder, here.database_url, wish, findings)
+    except (EnvironmentUnusable, StudyFileError) as error:
+        return [Finding(what="node", verdict="wrong", found=str(error))]

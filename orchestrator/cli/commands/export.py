@@ -1,0 +1,71 @@
+"""kt-study export"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kt_study.errors import UsageError
+from orchestrator.cli import completion
+from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+
+
+@click.command()
+@with_surroundings
+@click.option("--student", metavar="NAME", shell_complete=completion.models, help="The model that learned.")
+@click.option(
+    "--teacher",
+    metavar="NAME",
+    shell_complete=completion.models,
+    help="The model it learned from; several as the rows have them, A+B.",
+)
+@click.option(
+    "--objective", metavar="NAME", shell_complete=completion.objectives, help="Only transfers with this objective."
+)
+@click.option("--seed", type=int, help="Only transfers with this seed.")
+@click.option("--job", type=int, metavar="N", help="This transfer, by the number of its job.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
+def command(
+    here: Surroundings,
+    student: str | None,
+    teacher: str | None,
+    objective: str | None,
+    seed: int | None,
+    job: int | None,
+    out: Path,
+) -> None:
+    """Write a transferred student as timm loads it, with a model card. Needs keep = "all" or "best" in [transfer].
+
+    \b
+    Examples:
+      kt-study export --student resnet18 --teacher vit_base --out my-resnet18
+      kt-study export --student resnet18 --teacher vit_base --objective kl_dp --seed 1 --out my-resnet18
+      kt-study export --job 812 --out my-resnet18
+      python -c 'import timm; timm.create_model("local-dir:my-resnet18", pretrained=True)'
+    """
+    from orchestrator.results.export import Wanted, choose, export_student
+    from orchestrator.results.export.folder import check_empty
+
+    if job is None and (student is None or teacher is None):
+        raise UsageError("export needs --student and --teacher, or --job")
+    check_empty(out)
+    wanted = Wanted(student=student, teacher=teacher, objective=objective, seed=seed, job=job)
+    store = here.store()
+    chosen = choose(store, here.name, here.paths, wanted)
+    exported = export_student(chosen, store, here.name, here.paths, out)
+    click.echo(f"{exported.folder}: {_told(chosen.row)}")
+    for note in exported.notes:
+        click.echo(f"  note: {note}")
+    if exported.by_timm:
+        click.echo(f'  load: timm.create_model("local-dir:{exported.folder}", pretrained=True)')
+
+
+def _told(row: dict[str, Any]) -> str:
+    who = f"{row['student']} taught by {row['teacher']}, {row['objective']}, job {row['job_id']}"
+    if row["acc_after"] is None:
+        return who
+    interval = f"{row['delta_transf_low']:+.2f} to {row['delta_transf_high']:+.2f}"
+    change = f"{row['delta_transf']:+.2f} points, {interval}"
+    return f"{who}: {row['acc_before']:.2f} % before, {row['acc_after']:.2f} % after ({change})"

@@ -1,0 +1,27 @@
+"""kt-study pause"""
+
+from __future__ import annotations
+
+import click
+
+from kt_study.pilots import LaunchFiles
+from kt_study.store import Selection
+from orchestrator.cli.job_options import told, with_selection
+from orchestrator.terminal.surroundings import Surroundings
+
+
+@click.command()
+@with_selection
+def command(here: Surroundings, selection: Selection) -> None:
+    """Hold jobs: running ones checkpoint and stop within a heartbeat, nothing new starts.
+
+    \b
+    Examples:
+      kt-study pause
+      kt-study pause --job 17 --job 18
+    """
+    from orchestrator.cluster.launch.withdraw import say_withdrawn
+
+    store = here.store()
+    click.echo(told(store, selection, store.pause(selection), "paused"))
+    say_withdrawn(LaunchFiles(root=here.folder), store, here.name)

@@ -1,0 +1,357 @@
+"""kt-study plan"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from kt_study.errors import DatabaseError, StudyFileError, UsageError
+from kt_study.mistakes import readable, unusable_number
+from kt_study.nearest import nearest
+from kt_study.study import TransferSection
+from kt_study.words import JobState, Settings, TransferSpec
+from orchestrator.cli import completion
+from orchestrator.terminal.plural import counted
+from orchestrator.terminal.spans import size
+from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+
+if TYPE_CHECKING:
+    from kt_study.store import JobRow, JobStore
+    from orchestrator.planning import Plan, Ran, Sources, Wishes
+
+_NO_AXES = ("multi_teacher", "teacher_order", "keep")
+"""Settings that do not search for anything."""
+
+
+@click.command()
+@with_surroundings
+@click.option(
+    "--preset",
+    "preset_name",
+    metavar="NAME",
+    shell_complete=completion.presets,
+    help="One of the paper's own lists: paper-10pct, ...",
+)
+@click.option("--pairs", type=click.IntRange(min=0), help="Transfer pairs for each objective; 0 plans no transfers.")
+@click.option("--complementarity-pairs", metavar="N|all", help="Ordered pairs to compare, or all of them as one file.")
+@click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="A search: every combination of the values given.")
+@click.option(
+    "--from-recommendation",
+    "recommendation",
+    metavar="[FILE]",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_flag=False,
+    flag_value="recommendation.json",
+    help="The transfers of a file that `kt-study recommend --out` wrote; recommendation.json without FILE.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be planned and what it would cost; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def command(
+    here: Surroundings,
+    preset_name: str | None,
+    pairs: int | None,
+    complementarity_pairs: str | None,
+    grid: tuple[str, ...],
+    recommendation: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Sample the pairs and fill the job table. Planning twice adds nothing.
+
+    \b
+    Examples:
+      kt-study plan                                 # 466 complementarity pairs and 400 transfer pairs for each objective
+      kt-study plan --pairs 40 --complementarity-pairs all
+      kt-study plan --grid lr=1e-3,1e-4 --grid temperature=0.1,1,10
+      kt-study plan --dry-run                       # jobs by kind, models, forwards, cache bytes, GPU-hours
+      kt-study plan --preset paper-10pct --dry-run  # also without a study file: the paper's own sizes
+      kt-study plan --from-recommendation           # the teachers that kt-study recommend found
+
+    \b
+    presets: paper-10pct, paper-full, paper-multi, paper-contrastive, paper-hyperparameters, paper-datasets,
+             paper-domain-shift
+    """
+    from orchestrator.planning import Wishes, left_over
+    from orchestrator.planning.model_records import check_own_models
+
+    wishes = Wishes(
+        pairs=pairs, complementarity_pairs=_pairs_or_all(complementarity_pairs), grid=dict(map(_grid_axis, grid))
+    )
+    with _sources(here) as sources:
+        if recommendation is None:
+            plan = _plan(here, preset_name, sources, wishes, dry_run=dry_run)
+        else:
+            plan = _recommended(here, recommendation, preset_name, sources, wishes)
+        check_own_models([*plan.models, *plan.others], here.folder)
+        store = _store_if_any(here) if dry_run else here.store(create=True)
+        said = _put_down(plan, sources, store, dry_run=dry_run)
+    if store and preset_name is None and recommendation is None and wishes == Wishes():
+        said["unplanned"] = len(left_over(plan, store))
+    click.echo(json.dumps(said) if as_json else _as_text(plan.name, preset_name, said, dry_run=dry_run))
+
+
+def _put_down(plan: Plan, sources: Sources, store: JobStore | None, *, dry_run: bool) -> dict[str, Any]:
+    """Write the plan, or look what that would do. Returns what there is to say of it."""
+    from kt_study.store import Planned
+    from orchestrator.planning import foreseen, plan_cost, write_plan
+
+    if store is None:
+        written, states = Planned(new=len(plan.jobs)), {}
+    else:
+        written = foreseen(plan, store) if dry_run else write_plan(plan, sources, store)
+        states = store.states(plan.jobs)
+    done = {digest for digest, state in states.items() if state == JobState.DONE}
+    counts = {str(state): list(states.values()).count(state) for state in JobState}
+    said: dict[str, Any] = msgspec.to_builtins(plan_cost(plan, done=done)) | msgspec.to_builtins(written) | counts
+    return said
+
+
+def plan_of_the_file(here: Surroundings) -> Plan:
+    """What `kt-study plan` without options would plan now. Writes nothing."""
+    from orchestrator.planning import Wishes, make_plan
+
+    with _sources(here) as sources:
+        return make_plan(here.study, sources, Wishes())
+
+
+def _store_if_any(here: Surroundings) -> JobStore | None:
+    try:
+        return here.store()
+    except (DatabaseError, StudyFileError):
+        return None
+
+
+def _plan(here: Surroundings, preset_name: str | None, sources: Sources, wishes: Wishes, *, dry_run: bool) -> Plan:
+    from orchestrator.planning import make_plan, nominal_plan, preset_plan
+    from orchestrator.planning.presets import preset
+
+    if preset_name is None:
+        return make_plan(here.study, sources, wishes)
+    chosen = preset(preset_name)
+    if not dry_run:
+        return preset_plan(chosen, here.study, sources, wishes)
+    if not here.study_path.exists():
+        return nominal_plan(chosen, sources, wishes, why=f"there is no {here.study_path}")
+    try:
+        return preset_plan(chosen, here.study, sources, wishes)
+    except UsageError as error:
+        return nominal_plan(chosen, sources, wishes, why=str(error))
+
+
+def _recommended(here: Surroundings, file: Path, preset_name: str | None, sources: Sources, wishes: Wishes) -> Plan:
+    from orchestrator.results.recommend.from_recommendation import recommended_plan
+
+    given = {
+        "--preset": preset_name,
+        "--pairs": wishes.pairs,
+        "--complementarity-pairs": wishes.complementarity_pairs,
+        "--grid": wishes.grid or None,
+    }
+    for flag in (flag for flag, value in given.items() if value is not None):
+        raise UsageError(f"{flag} and --from-recommendation: a recommendation names its own pairs; drop one")
+    return recommended_plan(file, here.study, sources, here.store())
+
+
+@contextmanager
+def _sources(here: Surroundings) -> Iterator[Sources]:
+    from orchestrator.planning import Sources
+    from orchestrator.planning.model_records import FileDigests
+
+    with tempfile.TemporaryDirectory(prefix="kt-study-") as scratch, _scanning() as progress:
+        yield Sources(
+            folder=here.folder,
+            scratch=Path(scratch),
+            accuracies=_accuracies(here),
+            ran=_ran(here),
+            acc_after=_acc_after(here),
+            progress=progress,
+            digests=FileDigests(here.paths.cache / "digests.json"),
+        )
+
+
+def _accuracies(here: Surroundings) -> Callable[[str], Mapping[str, float]]:
+    """Looks up what the database knows of the models' accuracy on a data set, % by model key."""
+
+    @functools.cache
+    def look_up(dataset_key: str) -> dict[str, float]:
+        store = _store_if_any(here)
+        if store is None:
+            return {}
+        rows = (row for batch in store.results("evaluations") for row in batch)
+        return {
+            row["model_key"]: row["acc"]
+            for row in rows
+            if row["dataset_key"] == dataset_key and row["split"] == "val" and row["acc"] is not None
+        }
+
+    return look_up
+
+
+def _ran(here: Surroundings) -> Callable[[str], Ran | None]:
+    """Looks up the transfers and soups of the database that run or are done, by digest."""
+    from kt_study.multi_teacher import transfer_digest
+    from kt_study.store import Selection
+    from orchestrator.planning import Ran
+
+    def jobs(*picked: Selection) -> list[JobRow]:
+        store = _store_if_any(here)
+        return [job for each in picked for job in store.jobs(each, limit=sys.maxsize)] if store else []
+
+    @functools.cache
+    def ran() -> dict[str, JobRow]:
+        kinds, states = ("transfer", "soup"), (JobState.RUNNING, JobState.DONE)
+        return {job.digest: job for job in jobs(*(Selection(kind=k, state=s) for k in kinds for s in states))}
+
+    @functools.cache
+    def made_again() -> dict[str, str]:
+        specs = [msgspec.convert(job.spec, TransferSpec) for job in jobs(Selection(kind="remake", state=JobState.DONE))]
+        return {transfer_digest(spec): spec.settings.keep for spec in specs}
+
+    def look_up(digest: str) -> Ran | None:
+        if digest not in ran():
+            return None
+        job = ran()[digest]
+        done = job.state == JobState.DONE
+        asked = {job.spec.get("settings", {}).get("keep", "none"), made_again().get(digest, "none")}
+        keep = next(each for each in ("all", "best", "none") if each in asked)
+        return Ran(done=done, keep=keep, there=keep == "all" and (not done or here.paths.weights(digest).exists()))
+
+    return look_up
+
+
+def _acc_after(here: Surroundings) -> Callable[[str], float | None]:
+    """Looks up the accuracy after a transfer or soup that is done, %, by digest."""
+    from kt_study.store import Selection
+
+    @functools.cache
+    def accuracies() -> dict[str, float | None]:
+        store = _store_if_any(here)
+        if store is None:
+            return {}
+        picked = [Selection(kind=kind, state=JobState.DONE) for kind in ("transfer", "soup")]
+        digests = {job.id: job.digest for each in picked for job in store.jobs(each, limit=sys.maxsize)}
+        rows = (row for batch in store.results("transfers") for row in batch)
+        return {digests[row["job_id"]]: row["acc_after"] for row in rows if row["job_id"] in digests}
+
+    return lambda digest: accuracies().get(digest)
+
+
+@contextmanager
+def _scanning() -> Iterator[Callable[[int], None]]:
+    """Shows how many samples were found: a bar on a terminal, in a log a line now and then."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(desc="scanning", unit=" samples", unit_scale=True, delay=1.0, leave=False) as bar:
+
+            def move(count: int) -> None:
+                bar.update(count - bar.n)
+
+            yield move
+        return
+    last = time.monotonic()
+
+    def line(count: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 10:
+            last = time.monotonic()
+            click.echo(f"scanning: {count:,} samples", err=True)
+
+    yield line
+
+
+def _pairs_or_all(text: str | None) -> int | str | None:
+    if text is None or text == "all":
+        return text
+    if not text.isdigit():
+        raise UsageError(f"--complementarity-pairs {text}: give a whole number or all")
+    return int(text)
+
+
+def _grid_axis(text: str) -> tuple[str, tuple[Any, ...]]:
+    """`lr=1e-3,1e-4` as ("lr", (0.001, 0.0001)), checked as in the study file."""
+    name, _, values = text.partition("=")
+    types = {field.name: field.type for field in msgspec.structs.fields(TransferSection)}
+    known = [key for key in types if key in Settings.__struct_fields__ and key not in _NO_AXES]
+    if name not in known or not values:
+        hint = nearest(name, known) if name not in known else ""
+        raise UsageError(f"--grid {text}: give KEY=V1,V2 with a key of [transfer]{hint} (there are {', '.join(known)})")
+    try:
+        axis = [msgspec.convert(value, types[name], strict=False) for value in values.split(",")]
+    except msgspec.ValidationError as error:
+        reason = readable(str(error).replace(" | null", ""), types[name])
+        raise UsageError(f"--grid {text}: {reason}") from error
+    if unusable := unusable_number(axis):
+        raise UsageError(f"--grid {text}: {unusable}")
+    return name, tuple(axis)
+
+
+def _as_text(name: str, preset_name: str | None, cost: dict[str, Any], *, dry_run: bool) -> str:
+    head = f"study {name}" if preset_name is None else f"study {name}, preset {preset_name}"
+    lines = [f"{head}: {counted(cost['models'], 'model')}", *_pair_lines(cost)]
+    lines.append("  jobs: " + ", ".join(f"{count:,} {kind}" for kind, count in cost["jobs"].items()))
+    lines += _cost_lines(cost)
+    lines += [f"  note: {note}" for note in cost["notes"]]
+    if cost.get("unplanned"):
+        lines.append(
+            f"unfinished jobs of this study that are not in this plan any more: {cost['unplanned']:,}; "
+            "`kt-study cancel --unplanned` drops them"
+        )
+    lines.append(f"{_standing(cost)}; {'dry run: nothing written' if dry_run else _next_step(cost)}")
+    return "\n".join(lines)
+
+
+def _standing(cost: dict[str, Any]) -> str:
+    """How much of the plan was there before, and how far that is."""
+    parts = [counted(cost["new"], "new job"), f"{cost['existing']:,} planned before"]
+    if cost["linked"]:
+        parts.append(f"{cost['linked']:,} shared with another study")
+    if cost["done"]:
+        parts.append("all done" if cost["done"] == _planned(cost) else f"{cost['done']:,} of them done")
+    if cost["failed"]:
+        parts.append(f"{cost['failed']:,} failed")
+    return ", ".join(parts)
+
+
+def _next_step(cost: dict[str, Any]) -> str:
+    if cost["done"] == _planned(cost):
+        return "next: kt-study collect"
+    return f"next: kt-study {'launch' if cost['ready'] or cost['running'] else 'status'}"
+
+
+def _cost_lines(cost: dict[str, Any]) -> Iterator[str]:
+    if cost["done"] == _planned(cost):
+        return
+    what = "cost of the jobs that are not done" if cost["done"] else "cost"
+    kept = f" and {size(cost['kept_bytes'])} of kept weights" if cost["kept_bytes"] else ""
+    yield f"  {what}: {cost['forwards']:,} pictures forwarded once, {size(cost['cache_bytes'])} of logits cache{kept}"
+    by_kind = ", ".join(f"{_hours(hours)} {kind}" for kind, hours in cost["gpu_hours_by_kind"].items())
+    yield f"  about {_hours(cost['gpu_hours'])} GPU-hours of an A100's class: {by_kind}"
+
+
+def _planned(cost: dict[str, Any]) -> int:
+    return sum(cost["jobs"].values())
+
+
+def _pair_lines(cost: dict[str, Any]) -> Iterator[str]:
+    if cost["complementarity_pairs"]:
+        pairs, models = cost["complementarity_pairs"], cost["complementarity_models"]
+        yield f"  complementarity: {pairs:,} ordered pairs of {models} models"
+    if cost["runs"]:
+        by_objective = ", ".join(f"{count:,} {objective}" for objective, count in cost["pairs_by_objective"].items())
+        yield f"  transfer: {cost['runs']:,} runs; pairs for each objective: {by_objective}"
+
+
+def _hours(hours: float) -> str:
+    """Three digits at most say more than the estimate knows."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"

@@ -1,0 +1,46 @@
+"""kt-study query"""
+
+from __future__ import annotations
+
+import click
+
+from kt_study.errors import UsageError
+from orchestrator.cli import completion
+from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+
+
+@click.command()
+@with_surroundings
+@click.argument("name_or_select", required=False, shell_complete=completion.queries)
+@click.option("--format", "style", type=click.Choice(["table", "csv", "json", "parquet"]), default="table")
+@click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="A parameter of the query.")
+def command(here: Surroundings, name_or_select: str | None, style: str, given: tuple[str, ...]) -> None:
+    """Ask the results database: a named query, or a SELECT of your own. Nothing it does can change the database.
+
+    \b
+    Examples:
+      kt-study query  # the named queries
+      kt-study query success-rate --format csv
+      kt-study query "SELECT teacher, avg(delta_transf) FROM transfers GROUP BY teacher"
+    """
+    from orchestrator.results.query import named_queries, pairs_in_files, render, run_query
+
+    if name_or_select is None:
+        for query in named_queries().values():
+            click.echo(f"{query.name:<22}{query.title}")
+        return
+    parameters = dict(_parameter(text) for text in given)
+    click.echo(render(run_query(here.database_url, name_or_select, parameters), style), nl=False)
+    if pairs := pairs_in_files(here.database_url, name_or_select):
+        click.echo(
+            f"{pairs:,} pairs of --complementarity-pairs all are not in the database but in parquet: `kt-study collect`, "
+            'then kt_study.load("results/").all_pairs',
+            err=True,
+        )
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: give NAME=VALUE")
+    return name, value

@@ -1,0 +1,42 @@
+"""kt-study report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orchestrator.terminal.progress import shown
+from orchestrator.terminal.surroundings import STUDY_FILE, Surroundings, with_surroundings
+
+
+@click.command()
+@with_surroundings
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    help="Parquet of kt-study collect; results/ when not given. Where no study file is, all its studies.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report; report/ when not given.")
+@click.option("--all", "everything", is_flag=True, help="Report every study of the results, not only this one.")
+def command(here: Surroundings, results: Path | None, out: Path | None, everything: bool) -> None:
+    """Write figures, tables and one page from the parquet; needs no database and no GPU.
+
+    \b
+    Examples:
+      kt-study report
+      kt-study report --results /shared/results --out ~/report --all
+    """
+    from orchestrator.results.report import write_report
+
+    study = None if everything or _elsewhere(here, results) else here.name
+    with shown("reporting", "steps") as advance:
+        page = write_report(
+            results or here.paths.results, out or here.paths.report, study, progress=lambda step: advance(step, 1)
+        )
+    click.echo(f"{page}")
+
+
+def _elsewhere(here: Surroundings, results: Path | None) -> bool:
+    """Whether only the parquet was brought along, and no study file that would choose among its studies."""
+    return results is not None and here.study_path == STUDY_FILE and not STUDY_FILE.exists()

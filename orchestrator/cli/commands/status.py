@@ -1,0 +1,72 @@
+"""kt-study status"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from kt_study import notify
+from kt_study.errors import UsageError
+from kt_study.pilots import LaunchFiles
+from orchestrator.cli import status
+from orchestrator.cli.watch import REFRESH_S
+from orchestrator.cli.watch import watch as follow
+from orchestrator.cluster.why import why as why_not
+from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+
+
+@click.command()
+@with_surroundings
+@click.option("--watch", is_flag=True, help="Stay and refresh.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@click.option("--job", type=int, metavar="N", help="All about one job.")
+@click.option("--log", "show_log", is_flag=True, help="With --job: print the log of its last worker.")
+@click.option("--why", type=int, metavar="N", help="Why job N does not run.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    here: Surroundings,
+    watch: bool,
+    as_json: bool,
+    job: int | None,
+    show_log: bool,
+    why: int | None,
+) -> None:
+    """Jobs by state and kind, rate, ETA, running jobs with progress, failures grouped by cause; and Slurm's side of it.
+
+    \b
+    Examples:
+      kt-study status --watch
+      kt-study status --job 17 --log
+      kt-study status --why 17
+    """
+    if show_log and job is None:
+        raise UsageError("--log prints the log of one job; give --job N as well")
+    store, files = here.store(), LaunchFiles(root=here.folder)
+    if why is not None:
+        reason = why_not(why, store, here.name, files)
+        click.echo(json.dumps({"job": why, "why": reason}) if as_json else reason)
+        return
+    if job is not None:
+        row = store.job(job)
+        click.echo(status.log_of(row) if show_log else status.describe_job(row, as_json=as_json))
+        return
+    seen = _show(lambda: status.look(store, here.name, files), watch=watch, as_json=as_json)
+    notify.look(store, here.name, files)
+    ctx.exit(1 if seen["failures"] else 0)
+
+
+def _show(look: Callable[[], dict[str, Any]], *, watch: bool, as_json: bool) -> dict[str, Any]:
+    """Print what `look` sees, again and again with `watch`. Returns what it saw last."""
+    if watch and not as_json:
+        return follow(look)
+    while True:
+        seen = look()
+        click.echo(json.dumps(seen) if as_json else status.as_text(seen))
+        if not watch or status.is_over(seen):
+            return seen
+        time.sleep(REFRESH_S)

@@ -1,0 +1,156 @@
+"""status: what the job table says, counted once and told three ways (text, JSON, one job)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kt_study.errors import UsageError
+from kt_study.failures import GROUP_SHOWN
+from kt_study.pilots import LaunchFiles
+from kt_study.store import JobRow, JobStore, Selection
+from kt_study.words import JobState
+from orchestrator.cluster.slurm import report
+from orchestrator.cluster.slurm.report import SlurmPart
+from orchestrator.terminal.plural import counted
+from orchestrator.terminal.spans import span
+from orchestrator.terminal.tint import tint
+
+_RATE_WINDOW_S = 600.0
+_ALIVE_S = 180.0  # since a worker's last heartbeat
+
+
+def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
+    """Everything `kt-study status` shows of a study, as JSON-ready builtins. Times are in seconds.
+
+    Raises:
+        UsageError: the database has no such study.
+    """
+    counts = store.counts(study)
+    if not counts:
+        raise UsageError(f"study {study!r} has no jobs in this database; kt-study plan adds them")
+    pace = store.pace(study, window_s=_RATE_WINDOW_S)
+    slurm = report.slurm_part(files, store, study, eta_s=pace.eta_s)  # first: it takes ended workers off the list
+    workers = store.workers(alive_within_s=_ALIVE_S)
+    if not workers:
+        pace = msgspec.structs.replace(pace, eta_s=None)
+    outlook = store.outlook(study)
+    running = store.jobs(Selection(study=study, state=JobState.RUNNING), limit=200)
+    return {
+        "study": study,
+        "counts": _nested(counts),
+        "outlook": msgspec.to_builtins(outlook),
+        "running": [_running(job) for job in running],
+        "workers": [msgspec.to_builtins(worker) for worker in workers],
+        "failures": [msgspec.to_builtins(group) for group in store.failures(study)],
+        "slurm": msgspec.to_builtins(slurm),
+        **msgspec.to_builtins(pace),
+    }
+
+
+def is_over(seen: dict[str, Any]) -> bool:
+    """Whether nothing is left that could run."""
+    outlook = seen["outlook"]
+    return not (outlook["running"] or outlook["ready_now"] or outlook["ready_later"])
+
+
+def as_text(seen: dict[str, Any]) -> str:
+    """A page for a person."""
+    return "\n".join([f"study {seen['study']}", *_table(seen["counts"]), *details(seen)])
+
+
+def details(seen: dict[str, Any]) -> list[str]:
+    """What the page says below the counts."""
+    lines = []
+    if seen["jobs_per_s"]:
+        eta = f", about {span(seen['eta_s'])} left" if seen["eta_s"] else ""
+        lines.append(f"\n{60 * seen['jobs_per_s']:.1f} jobs a minute{eta}, {counted(len(seen['workers']), 'worker')}")
+    if seen["slurm"]:
+        lines += report.lines(msgspec.convert(seen["slurm"], SlurmPart))
+    if seen["running"]:
+        lines.append("\nrunning")
+        lines += [f"  {_running_line(job)}" for job in seen["running"]]
+    if seen["failures"]:
+        lines.append("\nfailed, by cause")
+        for group in seen["failures"]:
+            jobs = ", ".join(map(str, group["job_ids"]))
+            cause = tint(f"{group['count']:>5} x {group['error']}", "failed")
+            name = group["group"][:GROUP_SHOWN]
+            lines.append(f"  {name}  {cause}: {group['message']}")
+            lines.append(f"            jobs {jobs}; kt-study retry --error {name}")
+    if seen["outlook"]["blocked"] and is_over(seen):
+        lines.append("\nblocked jobs wait for failed ones; kt-study status --why N says which")
+    return lines
+
+
+def describe_job(job: JobRow, *, as_json: bool) -> str:
+    """One job: what it is, its state and why, its attempts."""
+    if as_json:
+        return json.dumps(msgspec.to_builtins(job))
+    lines = [
+        f"job {job.id}: {job.kind}, {job.state}" + (", paused" if job.paused else ""),
+        f"  why       {job.why}",
+        f"  spec      {json.dumps(job.spec)}",
+        f"  digest    {job.digest}",
+        f"  studies   {', '.join(job.studies)}",
+    ]
+    lines += [f"  needs     job {need.job_id} ({need.kind}), {need.state}" for need in job.needs]
+    for number, attempt in enumerate(job.attempts, 1):
+        outcome = attempt.outcome or "running"
+        lines.append(f"  attempt {number} by {attempt.worker}: {outcome}")
+        if attempt.error:
+            lines.append(f"            {attempt.error}: {attempt.message}")
+    return "\n".join(lines)
+
+
+def log_of(job: JobRow) -> str:
+    """The log of the worker that had the job last.
+
+    Raises:
+        UsageError: nobody has tried the job, or the log is not readable from here.
+    """
+    if not job.attempts:
+        raise UsageError(f"job {job.id} has not been tried yet: {job.why}")
+    last = job.attempts[-1]
+    try:
+        return Path(last.log).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"the log of worker {last.worker} on {last.host} cannot be read here: {last.log!r}") from error
+
+
+def _nested(counts: dict[tuple[str, JobState], int]) -> dict[str, dict[str, int]]:
+    nested: dict[str, dict[str, int]] = {}
+    for (kind, state), count in sorted(counts.items()):
+        nested.setdefault(kind, {})[str(state)] = count
+    return nested
+
+
+def _table(counts: dict[str, dict[str, int]]) -> list[str]:
+    states = [str(state) for state in JobState if any(str(state) in row for row in counts.values())]
+    header = f"  {'':<16}" + "".join(f"{state:>11}" for state in states)
+    rows = [
+        f"  {kind:<16}" + "".join(tint(f"{row.get(state, 0) or '-':>11}", state) for state in states)
+        for kind, row in counts.items()
+    ]
+    return [header, *rows]
+
+
+def _running(job: JobRow) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "worker": job.worker,
+        "age_s": round(job.age_s, 1),
+        "progress": msgspec.to_builtins(job.progress) if job.progress else None,
+    }
+
+
+def _running_line(job: dict[str, Any]) -> str:
+    progress = job["progress"] or {}
+    where = f"epoch {progress['epoch']}/{progress['epochs']}, " if progress.get("epochs") else ""
+    step = f"step {progress['step']}/{progress['steps']}, " if progress.get("steps") else ""
+    rate = f"{progress['images_per_s']:.0f} img/s, " if progress.get("images_per_s") else ""
+    return f"job {job['id']} {job['kind']}: {where}{step}{rate}{span(job['age_s'])} on {job['worker']}"

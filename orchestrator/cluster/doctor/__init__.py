@@ -1,0 +1,9 @@
+"""doctor: looks at everything a study needs, on this machine and on a compute node; one line each, with what to do."""
+
+from __future__ import annotations
+
+from orchestrator.cluster.doctor.examine import examine, examine_as_pilot
+from orchestrator.cluster.doctor.findings import Finding, Verdict, as_text
+from orchestrator.cluster.doctor.node import NodeWish, examine_node
+
+__all__ = ["Finding", "NodeWish", "Verdict", "as_text", "examine", "examine_as_pilot", "examine_node"]

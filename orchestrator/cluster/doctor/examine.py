@@ -1,0 +1,57 @@
+"""Every check, in the order in which a study would meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kt_study.errors import DatabaseError, StudyFileError
+from kt_study.pilots import PilotOptions
+from orchestrator.cluster.doctor import cluster, machine, study
+from orchestrator.cluster.doctor.findings import Finding
+
+if TYPE_CHECKING:
+    from orchestrator.terminal.surroundings import Surroundings
+
+
+def examine(here: Surroundings) -> list[Finding]:
+    """This machine, for the one who types commands on it."""
+    on_cluster = cluster.has_slurm()
+    return list(
+        chain(
+            _this_machine(),
+            study.folder(here.folder, has_slurm=on_cluster),
+            _study_file_and_database(here, on_cluster=on_cluster),
+            cluster.slurm(),
+        )
+    )
+
+
+def examine_as_pilot(root: Path) -> list[Finding]:
+    """This machine, for a pilot: the database is the one that the study folder names."""
+    return [*_this_machine(), *study.folder(root, has_slurm=False), *_database_of_pilots(root)]
+
+
+def _this_machine() -> Iterator[Finding]:
+    return chain(machine.python(), machine.packages(), machine.ffcv(), machine.gpu())
+
+
+def _study_file_and_database(here: Surroundings, *, on_cluster: bool) -> Iterator[Finding]:
+    try:
+        yield Finding(what="study file", verdict="ok", found=f"{here.study_path}: study {here.name!r}")
+        url = here.database_url
+    except StudyFileError as error:
+        yield Finding(what="study file", verdict="wrong", found=str(error))
+        return
+    yield from study.database(url, has_slurm=on_cluster)
+
+
+def _database_of_pilots(root: Path) -> Iterator[Finding]:
+    try:
+        url = PilotOptions(root=str(root)).database_url()
+    except DatabaseError as error:
+        yield Finding(what="database", verdict="wrong", found=str(error))
+        return
+    yield from study.database(url)

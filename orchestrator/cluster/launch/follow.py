@@ -1,0 +1,191 @@
+"""launch --wait: shows progress until the study is complete, and replaces workers that died."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol
+
+import click
+
+from kt_study.errors import EnvironmentUnusable, SlurmError
+from kt_study.store import JobStore, Outlook
+from orchestrator.terminal.plural import counted
+
+_MAX_BARREN_STARTS = 5
+_LONGEST_PAUSE_S = 60.0
+
+
+class BackingOff(SlurmError):
+    """Launches came to nothing; the next has to wait `left_s` seconds."""
+
+    def __init__(self, line: str, left_s: float) -> None:
+        super().__init__(line)
+        self.left_s = left_s
+
+
+class Crew(Protocol):
+    """The workers of one study, wherever they run."""
+
+    def is_alone(self) -> bool:
+        """Whether nobody is at work or on the way."""
+        ...
+
+    def tend(self) -> None:
+        """What is to be done about once a second while they work."""
+        ...
+
+    def add(self) -> int:
+        """Start the workers that are missing; returns how many. Raises BackingOff when it is too early for that."""
+        ...
+
+    def wait_for_first(self) -> None:
+        """After `add`: until `is_alone` can see the new ones."""
+        ...
+
+
+class Follower:
+    """Follows one study's progress on a terminal (a bar) or in a log (a line now and then)."""
+
+    def __init__(self, store: JobStore, study: str, crew: Crew) -> None:
+        self._store, self._study, self._crew = store, study, crew
+        self._told = ""
+
+    def until_done(self, *, poll_s: float = 1.0) -> Outlook:
+        """Wait until nothing is left that could run, replacing workers that died.
+
+        Raises:
+            EnvironmentUnusable: workers end again and again without finishing a single job.
+        """
+        show = _bar if sys.stderr.isatty() else _lines
+        barren, done_before = 0, -1  # starts in a row, and the jobs that were done before them
+        with show() as progress:
+            while True:
+                self._store.expire()
+                outlook = self._store.outlook(self._study)
+                progress.show(outlook)
+                if not (outlook.running or outlook.ready_now or outlook.ready_later):
+                    return outlook
+                self._tend()
+                if self._crew.is_alone():
+                    if outlook.done != done_before:
+                        barren, done_before = 0, outlook.done
+                    if barren > _MAX_BARREN_STARTS:
+                        raise EnvironmentUnusable(
+                            f"workers ended {barren} times without finishing a job; read the newest log under logs/"
+                        )
+                    time.sleep(min(_LONGEST_PAUSE_S, 2.0**barren - 1))
+                    barren += self._start()
+                time.sleep(poll_s)
+
+    def _tend(self) -> None:
+        """Slurm may be away, or want us to wait, in the middle of a study: say so once and go on."""
+        try:
+            self._crew.tend()
+        except SlurmError as error:
+            self._say(error)
+
+    def _start(self) -> bool:
+        """Whether workers were started. Where it is too early for that, some of the time is waited here."""
+        try:
+            if not self._crew.add():
+                return False
+        except BackingOff as wait:
+            self._say(wait)
+            time.sleep(min(_LONGEST_PAUSE_S, wait.left_s))
+            return False
+        except SlurmError as error:
+            self._say(error)
+            return False
+        self._told = ""
+        self._crew.wait_for_first()
+        return True
+
+    def _say(self, error: SlurmError) -> None:
+        """Once, though the seconds that are left change."""
+        told = type(error).__name__ if isinstance(error, BackingOff) else str(error)
+        if told != self._told:
+            click.echo(str(error), err=True)
+        self._told = told
+
+
+_LINE_S, _SAME_LINE_S = 10.0, 600.0
+
+
+class _lines:
+    """Plain lines for a log: at most one every ten seconds, and when nothing has changed, one every ten minutes."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._last, self._said = self._began - _LINE_S, ""
+
+    def __enter__(self) -> _lines:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def show(self, outlook: Outlook) -> None:
+        """Print a line if it is time."""
+        now, line = time.monotonic(), describe(outlook)
+        if now - self._last >= (_SAME_LINE_S if line == self._said else _LINE_S):
+            self._last, self._said = now, line
+            click.echo(f"{_clock(now - self._began)} {line}", err=True)
+
+
+class _bar:
+    """A tqdm bar over the study's jobs."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._tqdm = tqdm(unit="job", dynamic_ncols=True, smoothing=0.1)
+
+    def __enter__(self) -> _bar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._tqdm.close()
+
+    def show(self, outlook: Outlook) -> None:
+        """Move the bar."""
+        self._tqdm.total = total(outlook)
+        self._tqdm.n = outlook.done + outlook.failed
+        self._tqdm.set_postfix_str(f"{outlook.running} running, {outlook.failed} failed", refresh=False)
+        self._tqdm.refresh()
+
+
+def total(outlook: Outlook) -> int:
+    """All jobs of the study."""
+    waiting = outlook.ready_now + outlook.ready_later + outlook.blocked + outlook.paused
+    return waiting + outlook.running + outlook.done + outlook.failed + outlook.cancelled
+
+
+def describe(outlook: Outlook) -> str:
+    """One line about a study's jobs."""
+    parts = [f"{outlook.done} of {total(outlook)} jobs done"]
+    for count, word in (
+        (outlook.running, "running"),
+        (outlook.ready_now + outlook.ready_later, "ready"),
+        (outlook.blocked, "blocked"),
+        (outlook.paused, "paused"),
+        (outlook.failed, "failed"),
+        (outlook.cancelled, "cancelled"),
+    ):
+        if count:
+            parts.append(f"{count} {word}")
+    return ", ".join(parts)
+
+
+def standstill(outlook: Outlook) -> str:
+    """What the blocked jobs wait for, when nothing can run; else empty."""
+    if not outlook.blocked or outlook.running or outlook.ready_now or outlook.ready_later:
+        return ""
+    holding = ((outlook.failed, "failed"), (outlook.cancelled, "cancelled"), (outlook.paused, "paused"))
+    causes = " and ".join(f"{count:,} {word}" for count, word in holding if count)
+    ones = "one" if outlook.failed + outlook.cancelled + outlook.paused == 1 else "ones"
+    return f"{counted(outlook.blocked, 'job')} {'waits' if outlook.blocked == 1 else 'wait'} for {causes} {ones}"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"

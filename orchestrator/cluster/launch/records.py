@@ -1,0 +1,106 @@
+"""What each launch on Slurm wrote down: before sbatch what it was about to send, after it what became of that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from kt_study.files import write_bytes
+from kt_study.pilots import LaunchFiles, Probe
+from kt_study.store import WorkerRow
+from kt_study.words import Record
+from orchestrator.cluster.launch.request import warning_of
+from orchestrator.cluster.slurm.listing import NAME_PREFIX
+
+MOST_RECENT = 50
+"""Launches whose past is looked at; those in the queue count however old they are."""
+
+
+class LaunchRecord(Record, frozen=True, kw_only=True):
+    """One sbatch. `slurm_id` is empty while it is not known whether Slurm took it, "-" when it did not."""
+
+    token: str
+    study: str
+    sent_at: float  # seconds since 1970
+    allocations: int
+    pilots_each: int
+    gpus_each: int
+    time_min: int
+    done_before: int  # jobs of the study that were done then
+    slurm_id: str = ""
+    lease_s: float = 60.0  # of its pilots
+
+    @property
+    def name(self) -> str:
+        """The name of its Slurm job."""
+        return f"{NAME_PREFIX}{self.study}-{self.token}"
+
+    @property
+    def warning_s(self) -> int:
+        """Seconds before the end of its allocations at which its pilots stop."""
+        return warning_of(self.time_min)
+
+    @property
+    def is_open_question(self) -> bool:
+        """Whether nobody knows if Slurm took it."""
+        return not self.slurm_id
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether Slurm took it."""
+        return self.slurm_id not in ("", "-")
+
+
+def write(files: LaunchFiles, record: LaunchRecord) -> None:
+    """Add a launch, or replace what is known of it. Raises DiskError."""
+    write_bytes(files.launch(record.token), msgspec.json.encode(record))
+
+
+def launches(files: LaunchFiles, study: str) -> list[LaunchRecord]:
+    """The study's launches, oldest first."""
+    found = []
+    for path in files.launches.glob("*.json"):
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=LaunchRecord))
+        except (OSError, msgspec.MsgspecError):
+            continue
+    ours = [record for record in found if record.study == study]
+    return sorted(ours, key=lambda record: record.sent_at)
+
+
+def latest(launches: Sequence[LaunchRecord]) -> Sequence[LaunchRecord]:
+    """Those launches whose past is looked at."""
+    return launches[-MOST_RECENT:]
+
+
+def watched(launches: Sequence[LaunchRecord]) -> tuple[tuple[str, ...], float]:
+    """Names of the Slurm jobs of the latest launches, and the moment since when accounting is asked about them."""
+    recent = latest(launches)
+    since = min((record.sent_at for record in recent), default=time.time()) - 60.0
+    return tuple(record.name for record in recent), since
+
+
+def token_of(worker: WorkerRow) -> str:
+    """The token of the launch that sent a worker, from the folder of its log."""
+    return worker.log.rpartition("/")[0].rpartition("/")[2]
+
+
+def unfit_nodes(found: Sequence[Probe]) -> dict[str, str]:
+    """What the latest probe of each node complained about; nodes without a complaint are left out."""
+    latest = {probe.node: probe.trouble for probe in found}
+    return {node: line for node, line in latest.items() if line}
+
+
+def probes(files: LaunchFiles, launches: Sequence[LaunchRecord], *, since: float = 0.0) -> list[Probe]:
+    """What the pilots of these launches found on their nodes since a moment, in the order of the launches."""
+    found = []
+    for record in launches:
+        for path in sorted(files.probe(record.token, "*").parent.glob("*.json")):
+            try:
+                if path.stat().st_mtime >= since:
+                    found.append(msgspec.json.decode(path.read_bytes(), type=Probe))
+            except (OSError, msgspec.MsgspecError):
+                continue
+    return found

@@ -1,0 +1,49 @@
+"""After a cancel or a pause: take the pilots that nobody needs any more out of Slurm's queue."""
+
+from __future__ import annotations
+
+import click
+
+from kt_study.errors import SlurmError
+from kt_study.pilots import LaunchFiles
+from kt_study.store import JobStore
+from orchestrator.cluster.launch import records
+from orchestrator.cluster.launch.slurm import open_jobs
+from orchestrator.cluster.slurm.commands import run
+from orchestrator.cluster.slurm.view import look
+from orchestrator.terminal.plural import counted
+
+
+def withdraw_pending(files: LaunchFiles, store: JobStore, study: str) -> int:
+    """Cancel pending Slurm jobs of a study beyond what its open jobs can use. Returns how many.
+
+    Pilots at work hear of a cancel or a pause with their next heartbeat, and leave by themselves when no work is left.
+    """
+    launches = records.launches(files, study)
+    if not launches:
+        return 0
+    names, since = records.watched(launches)
+    view = look(files, names, since, fresh_s=0.0)
+    if view.controller.trouble:
+        raise SlurmError(f"{view.controller.trouble}; pending workers stay in the queue and leave when they start")
+    each = {record.token: record.pilots_each for record in launches}
+    queue = view.queue_of(list(each))
+    pending = [job for job in queue if job.is_pending]
+    useful = open_jobs(store.outlook(study)) - sum(each[job.token] for job in queue if not job.is_pending)
+    surplus = []
+    for job in pending:
+        useful -= each[job.token]
+        if useful < 0:
+            surplus.append(job.job)
+    if surplus:
+        run("scancel", "--state=PENDING", *surplus)
+    return len(surplus)
+
+
+def say_withdrawn(files: LaunchFiles, store: JobStore, study: str) -> None:
+    """`withdraw_pending`, told on the terminal; Slurm being away is no failure of the cancel."""
+    try:
+        if count := withdraw_pending(files, store, study):
+            click.echo(f"{counted(count, 'pending Slurm job')} cancelled")
+    except SlurmError as error:
+        click.echo(str(error), err=True)

@@ -1,0 +1,90 @@
+"""What must fit together before anything is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kt_study.errors import DataError, PairsError, UsageError
+from kt_study.words import DatasetRecord, ModelRecord
+from orchestrator.terminal.plural import counted
+
+
+def check_models(models: Sequence[ModelRecord]) -> None:
+    """Refuse what cannot make a pair: fewer than two models, or one model under two names.
+
+    Raises:
+        PairsError, UsageError.
+    """
+    if len(models) < 2:
+        raise PairsError(
+            f"the study has {counted(len(models), 'model')} and a pair needs 2; widen [models] or add [[model]] tables"
+        )
+    names: dict[str, str] = {}
+    for model in models:
+        if (first := names.setdefault(model.key, model.name)) != model.name:
+            raise UsageError(
+                f"models {first!r} and {model.name!r} are the same: architecture, weights and preprocessing are equal; "
+                "leave one out"
+            )
+
+
+def check_names(zoo: Iterable[ModelRecord], own: Iterable[ModelRecord]) -> None:
+    """Refuse a [[model]] table with the name of a model of the zoo: results name models. Raises UsageError."""
+    for name in sorted({model.name for model in zoo} & {model.name for model in own}):
+        raise UsageError(f"[[model]] {name!r} has the name of one of the zoo's models; give it another")
+
+
+def check_classes(models: Iterable[ModelRecord], dataset: DatasetRecord) -> None:
+    """Refuse a model whose outputs are not the data set's classes; without labels, not those of the first model.
+
+    Raises:
+        UsageError.
+    """
+    models = list(models)
+    if not dataset.n_classes:
+        _check_same_outputs(models, dataset)
+        return
+    for model in models:
+        if model.num_classes != dataset.n_classes:
+            raise UsageError(
+                f"model {model.name!r} has {model.num_classes} outputs, data set {dataset.name!r} {dataset.n_classes} "
+                "classes; leave it out, name class folders by ImageNet's synsets, or give it a new last layer with "
+                "[fine_tuning]"
+            )
+
+
+def _check_same_outputs(models: Sequence[ModelRecord], dataset: DatasetRecord) -> None:
+    for model in models[1:]:
+        if model.num_classes != models[0].num_classes:
+            raise UsageError(
+                f"model {model.name!r} has {model.num_classes} outputs, {models[0].name!r} {models[0].num_classes}: on "
+                f"data set {dataset.name!r}, which has no labels, all must have the same classes; leave one out"
+            )
+
+
+def check_embeddings(dataset: DatasetRecord) -> None:
+    """Look at the user's own class embeddings, if there are any, before a job fails for them. Raises DataError."""
+    if "class_embeddings" not in dataset.location:
+        return
+    import numpy as np
+
+    path = Path(dataset.location["class_embeddings"])
+    try:
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not a matrix in .npy format; mend [dataset] class_embeddings") from error
+    if len(shape) != 2 or shape[0] != dataset.n_classes:
+        raise DataError(
+            f"{path}: has shape {list(shape)}, and data set {dataset.name!r} {dataset.n_classes} classes; "
+            "class_embeddings need one row a class"
+        )
+
+
+def check_can_transfer(dataset: DatasetRecord) -> str:
+    """Why no knowledge can be transferred on a data set; empty where it can."""
+    if dataset.kind == "predictions":
+        return "predictions made elsewhere have no models to train"
+    if not dataset.splits.get("train"):
+        return f"data set {dataset.name!r} has no training samples (give [dataset] train)"
+    return ""

@@ -1,0 +1,104 @@
+"""Training before the pairs: new last layers for another data set, or teachers from another domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kt_study.errors import DataError, UsageError
+from kt_study.study import FineTuningSection, StudyFile
+from kt_study.words import DatasetRecord, ModelRecord, Record, TrainSpec
+from orchestrator.planning.layout import Layout
+from orchestrator.planning.model_records import matching
+from orchestrator.planning.record import Sources
+
+_BATCH_SIZES = {"head": 256, "body": 64, "all": 64}
+
+_RATES = {"head": 0.1, "body": 2.5e-3, "all": 1e-4}
+"""Peak learning rates: of the last layer 0.1 at 256 samples a step; of all layers by SGD 0.01 at 256, a quarter at 64
+(run_cub_pretrain.sh, run_infograph_pretrain.sh and main_pretrain.py of ExplainableML/FantasticGains, which scales rates
+by batch/256); under AdamW our own."""
+
+
+class Recipe(Record, frozen=True):
+    """How a model is trained before its pairs."""
+
+    scope: str  # head | body | all
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float = 1e-4  # config/pretrain/pretrain.yaml of ExplainableML/FantasticGains
+    augment: str = "crop_flip"
+
+    def spec(self, start: ModelRecord, dataset: DatasetRecord, *, seed: int) -> TrainSpec:
+        """The specification of the job that trains `start` on `dataset`."""
+        return TrainSpec(
+            dataset=dataset.key,
+            split="train",
+            start=start.key,
+            scope=self.scope,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+            seed=seed,
+        )
+
+
+def recipe_of(section: FineTuningSection) -> Recipe:
+    """What [fine_tuning] says, batch size and learning rate after the scope where it is silent."""
+    return Recipe(
+        scope=section.scope,
+        epochs=section.epochs,
+        batch_size=section.batch_size or _BATCH_SIZES[section.scope],
+        lr=section.lr or _RATES[section.scope],
+        weight_decay=section.weight_decay,
+        augment=section.augment,
+    )
+
+
+def fine_tuned(
+    study: StudyFile, models: list[ModelRecord], dataset: DatasetRecord, layout: Layout, sources: Sources
+) -> tuple[list[ModelRecord], list[DatasetRecord]]:
+    """The study's models after what [fine_tuning] asks for, and the further data set that this takes.
+
+    Raises:
+        UnknownModelError: a glob without a model.
+        UsageError, DataError: scope `body` without a data set of its own, or a data set that nothing can be trained on.
+    """
+    section = study.fine_tuning
+    if section is None:
+        return models, []
+    if section.scope == "body" and section.dataset is None:
+        raise UsageError(
+            "[fine_tuning] scope = 'body' trains on another data set and puts the old last layer back: "
+            "give [fine_tuning.dataset]"
+        )
+    home = sources.dataset(section.dataset, seed=study.study.seed) if section.dataset else dataset
+    layout.know([home], models)
+    chosen = matching(models, section.models, where="[fine_tuning] models")
+    trained = train_all(chosen, recipe_of(section), home, layout, seed=study.study.seed)
+    return [trained.get(model.key, model) for model in models], [] if home is dataset else [home]
+
+
+def train_all(
+    models: Iterable[ModelRecord], recipe: Recipe, dataset: DatasetRecord, layout: Layout, *, seed: int
+) -> dict[str, ModelRecord]:
+    """Lay out a training for each model. Returns what they become, by the key of what they were."""
+    if dataset.kind == "predictions" or not dataset.has_labels("train") or not dataset.splits.get("train"):
+        raise DataError(f"data set {dataset.name!r} has no labelled training samples: nothing can be trained on it")
+    trained = {}
+    for model in models:
+        _check_factory(model, recipe, dataset)
+        trained[model.key] = layout.train(model, recipe.spec(model, dataset, seed=seed))
+    return trained
+
+
+def _check_factory(model: ModelRecord, recipe: Recipe, dataset: DatasetRecord) -> None:
+    """A factory has to build the model with its new last layer, too. Raises UsageError where it could not."""
+    new_classes = recipe.scope != "body" and model.num_classes != dataset.n_classes
+    if model.factory and new_classes and "num_classes" not in model.arguments:
+        raise UsageError(
+            f"model {model.name!r}: its factory must take num_classes to get a last layer for {dataset.n_classes} "
+            f"classes; let it, and set arguments = {{ num_classes = {model.num_classes} }} in its [[model]] table"
+        )

@@ -1,0 +1,294 @@
+"""From the study file's [models] and [[model]] to records of models: what to build, with which weights."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kt_study.datasets import predictions
+from kt_study.errors import StudyFileError, UnknownModelError, WeightsError
+from kt_study.files import file_digest, write_text
+from kt_study.multi_teacher import TRANSFERRED
+from kt_study.nearest import nearest
+from kt_study.study import ModelsSection, ModelTable, StudyFile
+from kt_study.training import TRAINED, UNTRAINED, keyed
+from kt_study.words import DatasetRecord, ModelRecord
+from orchestrator.planning.hub_models import described, is_described
+from orchestrator.planning.universe import CatalogueModel, catalogue, resolve, select
+
+_WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+class FileDigests:
+    """Digests of weights files, remembered by path, size and time of change, so that a plan reads each file once.
+
+    `keep` writes the memory down; until then nothing is written.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        self._known: dict[str, str] = json.loads(memory.read_text()) if memory.exists() else {}
+        self._new = False
+
+    def of(self, path: Path) -> str:
+        """blake2b-128 of the file, 32 hex digits."""
+        stat = path.stat()
+        stamp = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+        if stamp not in self._known:
+            self._known[stamp], self._new = file_digest(path), True
+        return self._known[stamp]
+
+    def keep(self) -> None:
+        """Remember what was read. Raises DiskError."""
+        if self._new:
+            write_text(self._memory, json.dumps(self._known, indent=0, sort_keys=True))
+
+
+def study_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digests: FileDigests) -> list[ModelRecord]:
+    """The models of the `timm` and `listed` universes, sorted by name.
+
+    Raises:
+        StudyFileError, UnknownModelError, WeightsError: an incomplete table, a name nobody knows, a missing file.
+        UsageError: filters that leave nothing.
+    """
+    section = study.models
+    listed = listed_models(study, folder, dataset, digests)
+    if section.universe != "timm":
+        return narrowed(listed, section)
+    chosen = select(catalogue(), **_filters(section))
+    own = {record.name for record in listed}
+    records = listed + [from_catalogue(model) for model in chosen if model.name not in own]
+    return sorted(records, key=lambda record: record.name)
+
+
+def listed_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digests: FileDigests) -> list[ModelRecord]:
+    """The models of the [[model]] tables, sorted by name. Raises as `study_models`."""
+    records = [_from_table(table, folder, dataset, digests, seed=study.study.seed) for table in study.model]
+    return sorted(records, key=lambda record: record.name)
+
+
+def check_own_models(records: Iterable[ModelRecord], folder: Path) -> None:
+    """Build those of the models that the user brought, by a factory or a checkpoint, before a job fails for them.
+
+    Imports torch, but only where there are such models.
+
+    Raises:
+        UnknownModelError, WeightsError: one that cannot be built, or whose weights do not fit.
+    """
+    own = [one for one in records if (one.factory or one.checkpoint) and not _is_made_here(one)]
+    if not own:
+        return
+    from orchestrator.terminal.progress import shown
+    from worker.pilot.entry import check_models
+
+    with shown("building own models", "models") as advance:
+        check_models(own, folder, advance)
+
+
+def _is_made_here(record: ModelRecord) -> bool:
+    """Whether a job of ours makes the weights, or the embedded zoo brings the start of one."""
+    return record.weights.startswith((TRAINED, TRANSFERRED)) or record.name.endswith(UNTRAINED)
+
+
+def predicted_models(study: StudyFile, dataset: DatasetRecord) -> list[ModelRecord]:
+    """The models whose predictions lie in a `predictions` data set, one for each file, sorted by name.
+
+    A file that is named as a model of timm's gets that model's family and size; of others nothing is known.
+    """
+    return narrowed([_predicted(name, dataset) for name in predictions.model_names(dataset)], study.models)
+
+
+def narrowed(records: list[ModelRecord], section: ModelsSection) -> list[ModelRecord]:
+    """The records that pass the filters of [models], in their order; see `orchestrator.planning.universe.select`.
+
+    Raises:
+        UnknownModelError: an include glob that matches none.
+        UsageError: filters that leave nothing.
+    """
+    if not records:
+        return []
+    return [traits.record for traits in select([_traits(record) for record in records], **_filters(section))]
+
+
+def from_catalogue(model: CatalogueModel, *, name: str = "") -> ModelRecord:
+    """The record of one of timm's own ImageNet-1k models."""
+    return keyed(
+        name=name or model.name,
+        family=model.family,
+        weights=model.weights,
+        timm=model.name,
+        input_size=model.input_size,
+        mean=model.mean,
+        std=model.std,
+        interpolation=model.interpolation,
+        crop_pct=model.crop_pct,
+        crop_mode=model.crop_mode,
+        params=model.params,
+        gmacs=model.gmacs,
+        top1_published=model.top1,
+        license=model.license,
+    )
+
+
+def matching(records: list[ModelRecord], globs: list[str], *, where: str) -> list[ModelRecord]:
+    """The records whose name matches one of the globs. Raises UnknownModelError when a glob matches none."""
+    for glob in globs:
+        if not any(fnmatchcase(record.name, glob) for record in records):
+            hint = nearest(glob, [record.name for record in records]) or "; correct it or widen [models]"
+            raise UnknownModelError(f"{where}: {glob!r} matches none of the study's {len(records)} models{hint}")
+    return [record for record in records if any(fnmatchcase(record.name, glob) for glob in globs)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Traits:
+    """A record as the filters see it."""
+
+    record: ModelRecord
+    name: str
+    architecture: str
+    family: str
+    license: str
+    params: float | None
+    gmacs: float | None
+    top1: float | None
+    trained_head: bool = True
+
+
+def _traits(record: ModelRecord) -> _Traits:
+    same = {name: getattr(record, name) for name in ("name", "family", "license", "params", "gmacs")}
+    return _Traits(record=record, architecture=record.timm.partition(".")[0], top1=record.top1_published, **same)
+
+
+def _filters(section: ModelsSection) -> dict[str, Any]:
+    """The filters of [models] by the names that `select` has for them."""
+    return {name: getattr(section, name) for name in section.__struct_fields__ if name != "universe"}
+
+
+def _predicted(name: str, dataset: DatasetRecord) -> ModelRecord:
+    fields: dict[str, Any] = {"family": "unknown"}
+    with contextlib.suppress(UnknownModelError):
+        known = resolve(name)
+        fields = {
+            "family": known.family,
+            "params": known.params,
+            "gmacs": known.gmacs,
+            "top1_published": known.top1,
+            "license": known.license,
+        }
+    return keyed(
+        name=name,
+        weights=f"predictions:{predictions.model_digest(dataset, name)}",
+        input_size=(0, 0, 0),
+        mean=(),
+        std=(),
+        num_classes=dataset.n_classes,
+        **fields,
+    )
+
+
+def _from_table(
+    table: ModelTable, folder: Path, dataset: DatasetRecord, digests: FileDigests, *, seed: int
+) -> ModelRecord:
+    table, known = _known_and_described(table, folder)
+    own = {
+        name: value
+        for name in ("mean", "std", "input_size", "interpolation", "crop_pct", "crop_mode", "num_classes", "family")
+        if (value := getattr(table, name)) is not None
+    }
+    fields: dict[str, Any] = {**known, **{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}}
+    _require_complete(table, fields)
+    if dataset.n_classes:
+        fields.setdefault("num_classes", dataset.n_classes)
+    elif "num_classes" not in fields:
+        raise StudyFileError(
+            f"[[model]] {table.name!r} needs num_classes: data set {dataset.name!r} has no labels that would say it"
+        )
+    if table.license:
+        fields["license"] = table.license
+    fields |= _weights(table, folder, known, digests, seed=seed)
+    return keyed(name=table.name, factory=table.factory, arguments=table.arguments, **fields)
+
+
+def _known_and_described(table: ModelTable, folder: Path) -> tuple[ModelTable, dict[str, Any]]:
+    """What is known of a table's model; for a folder or the hub by its config.json, which may add to the table."""
+    if not is_described(table.timm):
+        return table, _known(table)
+    found = described(table.timm, table.name, folder)
+    checkpoint = table.checkpoint or (str(found.checkpoint) if found.checkpoint else "")
+    arguments = {**found.arguments, **table.arguments}
+    return msgspec.structs.replace(table, checkpoint=checkpoint, arguments=arguments), found.fields
+
+
+def _known(table: ModelTable) -> dict[str, Any]:
+    """What the catalogue knows of a timm name; nothing for a factory or an architecture without ImageNet weights."""
+    if not table.timm:
+        return {}
+    try:
+        model = resolve(table.timm)
+    except UnknownModelError:
+        if table.checkpoint or table.random_weights:
+            return {"timm": table.timm}
+        raise
+    local = bool(table.checkpoint) or table.random_weights
+    fields: dict[str, Any] = {
+        "timm": model.architecture if local else model.name,
+        "family": model.family,
+        "input_size": model.input_size,
+        "mean": model.mean,
+        "std": model.std,
+        "interpolation": model.interpolation,
+        "crop_pct": model.crop_pct,
+        "crop_mode": model.crop_mode,
+    }
+    if not local:
+        fields |= {
+            "num_classes": 1000,
+            "weights": model.weights,
+            "license": model.license,
+            "top1_published": model.top1,
+        }
+    if not table.arguments:
+        fields |= {"params": model.params, "gmacs": model.gmacs}
+    return fields
+
+
+def _require_complete(table: ModelTable, fields: dict[str, Any]) -> None:
+    for name in ("family", "input_size", "mean", "std"):
+        if name not in fields:
+            raise StudyFileError(f"[[model]] {table.name!r} needs {name}: {_why_unknown(table)}")
+
+
+def _why_unknown(table: ModelTable) -> str:
+    """A factory says nothing of itself; a timm name may be mistyped, so the nearest ones are named."""
+    if table.factory:
+        return f"it is not known for {table.factory!r}"
+    try:
+        return f"it is not known for {resolve(table.timm).name!r}"
+    except UnknownModelError as error:
+        return str(error)
+
+
+def _weights(
+    table: ModelTable, folder: Path, known: dict[str, Any], digests: FileDigests, *, seed: int
+) -> dict[str, str]:
+    if table.random_weights:
+        return {"weights": f"random:{seed}"}
+    if not table.checkpoint:
+        if "weights" in known:
+            return {}
+        raise StudyFileError(
+            f"[[model]] {table.name!r} needs a checkpoint, or random_weights = true for a baseline without knowledge"
+        )
+    path = (folder / Path(table.checkpoint).expanduser()).resolve()
+    if not path.is_file():
+        raise WeightsError(f"[[model]] {table.name!r}: no checkpoint at {path}; correct `checkpoint` in the study file")
+    if path.suffix not in _WEIGHTS_FILES:
+        raise WeightsError(f"[[model]] {table.name!r}: {path.name} is none of {', '.join(_WEIGHTS_FILES)}")
+    return {"weights": digests.of(path), "checkpoint": str(path)}

@@ -1,0 +1,91 @@
+"""What goes into a plan and what comes out of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kt_study.datasets import prepare
+from kt_study.paths import StudyPaths
+from kt_study.study import DatasetSection
+from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, TransferSpec
+from orchestrator.planning.model_records import FileDigests
+
+Pair = tuple[str, str]
+"""(teacher, student): names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the command line asks for beside the study file; None leaves the file's word."""
+
+    pairs: int | None = None
+    complementarity_pairs: int | str | None = None
+    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What the database knows of a transfer, or a soup, that runs or is done."""
+
+    done: bool
+    keep: str  # the most that it was planned with, or made again with since
+    there: bool  # its student is kept and its file there, or will be
+
+    @property
+    def kept(self) -> bool:
+        """Whether its student is kept whatever others do."""
+        return self.keep == "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where a plan finds what it plans with. Making a plan writes nothing but data set indices, under `scratch`."""
+
+    folder: Path  # of the study file, from which its relative paths count
+    scratch: Path
+    accuracies: Callable[[str], Mapping[str, float]] = lambda _: {}  # data set key -> top-1 in % by model key
+    ran: Callable[[str], Ran | None] = lambda _: None  # by digest; None for what no worker has taken yet
+    acc_after: Callable[[str], float | None] = lambda _: None  # % of a transfer that is done, by digest
+    progress: Callable[[int], None] = lambda _: None  # samples seen while a data set is scanned
+    digests: FileDigests
+
+    @property
+    def paths(self) -> StudyPaths:
+        """The study's files, for reading."""
+        return StudyPaths(root=self.folder)
+
+    def dataset(self, section: DatasetSection, *, seed: int) -> DatasetRecord:
+        """The data set of a section, its index stored under `scratch`. Raises DataError."""
+        scratch = StudyPaths(root=self.scratch)
+        return prepare(section, seed=seed, folder=self.folder, paths=scratch, progress=self.progress)
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """All that `plan` found out. `jobs` is in an order in which every job comes after those that it needs."""
+
+    name: str
+    settings: dict[str, Any]  # kept with the study in the database
+    datasets: list[DatasetRecord]
+    models: list[ModelRecord]  # of the pairs
+    others: list[ModelRecord] = field(default_factory=list)  # that models were trained from, or a stage starts from
+    complementarity_pairs: list[Pair] = field(default_factory=list)
+    all_pairs: bool = False
+    runs: list[TransferSpec] = field(default_factory=list)  # the transfers asked for; their parts are among the jobs
+    jobs: dict[str, PlannedJob] = field(default_factory=dict)  # by digest, in order
+    notes: list[str] = field(default_factory=list)
+
+    def by_kind(self) -> Counter[str]:
+        """Jobs of each kind."""
+        return Counter(job.kind for job in self.jobs.values())
+
+    def pairs_by_objective(self) -> dict[str, int]:
+        """Different (data set, student, teachers) for each objective; a team of teachers counts as one."""
+        pairs: dict[str, set[tuple[str, str, tuple[str, ...]]]] = {}
+        for run in self.runs:
+            pairs.setdefault(run.objective, set()).add((run.dataset, run.student, tuple(sorted(run.teachers))))
+        return {objective: len(found) for objective, found in pairs.items()}

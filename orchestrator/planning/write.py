@@ -1,0 +1,43 @@
+"""Putting a plan down: data set indices beside the study, then everything else into the database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kt_study.files import write_bytes
+from kt_study.paths import StudyPaths
+from orchestrator.planning.record import Plan, Sources
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore, Planned
+
+
+def write_plan(plan: Plan, sources: Sources, store: JobStore) -> Planned:
+    """Put the plan into the job table. A second time adds nothing.
+
+    Raises:
+        DatabaseError, DiskError: nothing of the plan is in the job table then.
+    """
+    scratch = StudyPaths(root=sources.scratch)
+    for dataset in plan.datasets:
+        target = sources.paths.dataset_index(dataset.key)
+        if not target.exists():
+            write_bytes(target, scratch.dataset_index(dataset.key).read_bytes())
+    sources.digests.keep()
+    store.add_study(plan.name, plan.settings)
+    store.add_datasets(plan.datasets)
+    store.add_models([*plan.models, *plan.others])
+    return store.plan(plan.name, plan.jobs.values())
+
+
+def foreseen(plan: Plan, store: JobStore) -> Planned:
+    """What `write_plan` would do. Writes nothing."""
+    from kt_study.store import Planned
+
+    known, held = store.states(plan.jobs), store.states(plan.jobs, plan.name)
+    return Planned(new=len(plan.jobs) - len(known), linked=len(known) - len(held), existing=len(held))
+
+
+def left_over(plan: Plan, store: JobStore) -> list[int]:
+    """Ids of the study's jobs that are not finished and not in this plan, as after a model was taken out of the file."""
+    return [job_id for job_id, digest in store.unfinished(plan.name) if digest not in plan.jobs]

@@ -1,5 +1,0 @@
-"""The page: one HTML file with its style, its script, the plotting library and all rows inside."""
-
-from orchestrator.report.page.render import render
-
-__all__ = ["render"]

@@ -1,0 +1,1 @@
+"""What jobs gave: parquet, queries, the report, recommendations, exported students."""

@@ -1,0 +1,8 @@
+"""export: a transferred student as a folder that timm loads, with a card that says how it was made."""
+
+from __future__ import annotations
+
+from orchestrator.results.export.choice import Chosen, Wanted, choose
+from orchestrator.results.export.folder import Exported, export_student
+
+__all__ = ["Chosen", "Exported", "Wanted", "choose", "export_student"]

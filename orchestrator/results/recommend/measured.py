@@ -1,0 +1,132 @@
+"""The transfers that a study has run with one objective, and those of them that compare with each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import sqlalchemy as sa
+from msgspec.structs import replace
+
+from kt_study.tables import jobs, results
+from kt_study.words import Settings, TransferSpec
+from orchestrator.results.recommend.known import Known
+from orchestrator.results.streaming import Reader, Select
+
+_NUMBERS = (
+    "delta_transf",
+    "delta_transf_low",
+    "delta_transf_high",
+    "acc_teacher",
+    "acc_before",
+    "rho_pos_before",
+    "rho_neg_before",
+    "transfer_rate_strict_top100",
+    "seconds",
+)
+
+_SAME_RESULT = {
+    name: getattr(Settings(), name)
+    for name in ("eval_every", "keep", "loader", "micro_batch", "channels_last", "deterministic", "compile")
+}
+"""Settings that move a result by less than another seed would."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One transfer from one teacher. Accuracies and rates in %, deltas in points."""
+
+    job: str  # digest
+    teacher: str  # key
+    student: str  # key
+    settings: Settings
+    delta: float
+    delta_low: float | None
+    delta_high: float | None
+    delta_acc: float
+    rho_pos: float
+    rho_neg: float
+    rate: float | None  # % of the positive flips that were gained
+    seconds: float | None
+    device: str | None
+    diverged: bool
+
+
+def read_measured(reader: Reader, known: Known, objective: str) -> list[Measured]:
+    """Every transfer of this objective from one teacher on the student's data set, oldest job first."""
+    rows = results["transfers"]
+    columns = [rows.c[name] for name in ("teacher_key", "student_key", "device", "diverged", *_NUMBERS)]
+    select: Select = sa.select(jobs.c.digest, jobs.c.spec, *columns).join(jobs, jobs.c.id == rows.c.job_id)
+    select = known.of_study(select, rows.c.job_id).where(
+        rows.c.dataset_key == known.dataset.key,
+        rows.c.objective == objective,
+        rows.c.multi_teacher == Settings().multi_teacher,
+        rows.c.delta_transf.is_not(None),
+    )
+    return [_measured(*row) for row in reader.rows(select.order_by(rows.c.job_id))]
+
+
+def comparable(found: Sequence[Measured], wanted: Settings) -> tuple[list[Measured], str]:
+    """The transfers of one setting, the last one of each pair, and a note where others were passed over.
+
+    The setting is the study file's or, where nothing was run with it, the one with the most transfers.
+    """
+    counts = Counter(comparison_key(one.settings) for one in found)
+    if not counts:
+        return [], ""
+    own = comparison_key(wanted)
+    chosen = own if own in counts else counts.most_common(1)[0][0]
+    last = {(one.student, one.teacher): one for one in found if comparison_key(one.settings) == chosen}
+    return list(last.values()), _note(counts, chosen, own)
+
+
+def comparison_key(settings: Settings) -> Settings:
+    """The settings with all that does not change what is measured at its default."""
+    return replace(settings, **_SAME_RESULT)
+
+
+def _note(counts: Counter[Settings], chosen: Settings, own: Settings) -> str:
+    if chosen != own:
+        return (
+            f"{counts[chosen]} transfers were run with {difference(chosen, own)}, none as the study file says "
+            f"({difference(own, chosen)}); they are taken"
+        )
+    if len(counts) > 1:
+        return f"{counts.total() - counts[chosen]} transfers with other settings than the study file's are left out"
+    return ""
+
+
+def difference(settings: Settings, other: Settings) -> str:
+    """Where settings differ from others: `epochs = 20, lr = 0.001`."""
+    names = [name for name in Settings.__struct_fields__ if getattr(settings, name) != getattr(other, name)]
+    return ", ".join(f"{name} = {getattr(settings, name)}" for name in names)
+
+
+def _measured(
+    digest: str, spec: str, teacher: str, student: str, device: str | None, diverged: object, *numbers: float | None
+) -> Measured:
+    at = dict(zip(_NUMBERS, numbers, strict=True))
+    return Measured(
+        job=digest,
+        teacher=teacher,
+        student=student,
+        settings=msgspec.json.decode(spec, type=TransferSpec).settings,
+        delta=_number(at["delta_transf"]),
+        delta_low=at["delta_transf_low"],
+        delta_high=at["delta_transf_high"],
+        delta_acc=_number(at["acc_teacher"]) - _number(at["acc_before"]),
+        rho_pos=_number(at["rho_pos_before"]),
+        rho_neg=_number(at["rho_neg_before"]),
+        rate=at["transfer_rate_strict_top100"],
+        seconds=at["seconds"],
+        device=device,
+        diverged=bool(diverged),
+    )
+
+
+def _number(value: float | None) -> float:
+    """A column that every transfer with a delta has."""
+    assert value is not None
+    return value

@@ -1,0 +1,35 @@
+"""`kt-study report`: every figure and table of the paper from a study's own parquet, on one page that needs no network.
+
+Rows become a `Material` (one study), a `Drawing` for each module of `figures`, a frame for each module of `tables`. A
+drawing is described once (`plot`), and drawn by matplotlib for the files (`files`) and by Vega-Lite for the page
+(`charts`). Importing this package imports no pandas; `write_report` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+Progress = Callable[[str], None]
+"""Told what is being made, one line each."""
+
+
+def write_report(results: Path, out: Path, study: str | None = None, progress: Progress | None = None) -> Path:
+    """Write the report of a results folder.
+
+    Args:
+        results: what `kt-study collect` wrote; nothing else is read.
+        out: index.html, figures/<study>/*.png and *.svg, and tables/<study>/*.csv go here.
+        study: report this study only; all of them when None.
+        progress: told of every figure and table.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        UsageError: no results, or no such study in them.
+        DiskError: `out` cannot be written.
+    """
+    from orchestrator.results.report.write import write
+
+    return write(results, out, study, progress or (lambda _: None))

@@ -1,0 +1,112 @@
+"""From a results folder to a report folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from kt_study.errors import UsageError
+from kt_study.files import write_bytes, write_text
+from kt_study.loading import load
+from kt_study.nearest import nearest
+from orchestrator.results.report.charts import for_files
+from orchestrator.results.report.figures import FIGURES
+from orchestrator.results.report.figures.figure import Figure
+from orchestrator.results.report.findings import Finding, findings
+from orchestrator.results.report.material import Material
+from orchestrator.results.report.missing import Missing
+from orchestrator.results.report.page import render
+from orchestrator.results.report.plot import Drawing
+from orchestrator.results.report.settings import Failed, facts, failures, fixed_settings
+from orchestrator.results.report.tables import TABLES
+from orchestrator.results.report.tables.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PIXELS = 2.0  # of a PNG, to one of the SVG
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyReport:
+    """One study, ready for the page."""
+
+    study: str
+    findings: list[Finding]
+    failures: list[Failed]
+    figures: list[tuple[Figure, Drawing | Missing]]
+    tables: list[tuple[Table, pd.DataFrame | Missing]]
+    facts: dict[str, str]
+    settings: dict[str, str]
+    choices: list[str]
+    is_imagenet: bool  # the paper's own plans fit it
+
+
+def write(results: Path, out: Path, study: str | None, progress: Callable[[str], None]) -> Path:
+    """See `orchestrator.results.report.write_report`."""
+    reports = []
+    for name in _studies(results, study):
+        progress(f"study {name}")
+        report = _prepare(Material(load(results, name), name))
+        _write_figures(report, out / "figures" / quote(name, safe=""), progress)
+        _write_tables(report, out / "tables" / quote(name, safe=""))
+        reports.append(report)
+    page = out / "index.html"
+    write_text(page, render(reports))
+    progress(f"page {page}")
+    return page
+
+
+def _studies(results: Path, study: str | None) -> list[str]:
+    frames = [load(results).arrow(table)["study"] for table in ("jobs", "models", "transfers", "complementarity")]
+    there = sorted({name for column in frames for name in column.unique().to_pylist()})
+    if not there:
+        raise UsageError(f"{results}: no study in these results; `kt-study plan`, `launch` and `collect` come first")
+    if study is not None and study not in there:
+        raise UsageError(f"no study {study!r} in {results}{nearest(study, there)} (there: {', '.join(there)})")
+    return there if study is None else [study]
+
+
+def _prepare(material: Material) -> StudyReport:
+    choices = [
+        f"{choice.objective}: {choice.rows:,} of {choice.of:,} transfers, with {choice.settings}"
+        for choice in material.choices
+    ]
+    return StudyReport(
+        study=material.study,
+        findings=findings(material),
+        failures=failures(material),
+        figures=[(figure, figure.build(material)) for figure in FIGURES],
+        tables=[(table, table.build(material)) for table in TABLES],
+        facts=facts(material),
+        settings=fixed_settings(material),
+        choices=choices,
+        is_imagenet=material.is_imagenet,
+    )
+
+
+def _write_figures(report: StudyReport, folder: Path, progress: Callable[[str], None]) -> None:
+    import vl_convert
+
+    for figure, drawing in report.figures:
+        png, svg = (folder / f"figure-{figure.key}.{suffix}" for suffix in ("png", "svg"))
+        if isinstance(drawing, Missing):
+            png.unlink(missing_ok=True)
+            svg.unlink(missing_ok=True)
+            continue
+        drawn = vl_convert.vegalite_to_svg(for_files(drawing, f"Figure {figure.key}. {figure.title}"))
+        write_text(svg, drawn)
+        write_bytes(png, vl_convert.svg_to_png(drawn, scale=PIXELS))
+        progress(f"figure {figure.key}")
+
+
+def _write_tables(report: StudyReport, folder: Path) -> None:
+    for table, rows in report.tables:
+        path = folder / f"table-{table.key}.csv"
+        if isinstance(rows, Missing):
+            path.unlink(missing_ok=True)
+        else:
+            write_text(path, rows.to_csv(index=False, lineterminator="\n", float_format="%.6g"))

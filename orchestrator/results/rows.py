@@ -1,0 +1,326 @@
+"""Where the rows of each parquet table come from: one source for each, by parts of a study."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+import sqlalchemy as sa
+
+from kt_study.errors import DiskError
+from kt_study.hashing import digest
+from kt_study.parquet import ALL_PAIRS, ATTEMPTS, JOBS, MODELS, PAIRS, arrow_schema
+from kt_study.schema import RESULT_TABLES, ResultTable
+from kt_study.tables import attempts, jobs, models, results, studies, study_jobs, workers
+from kt_study.words import ComplementaritySpec, JobState, ModelRecord, TransferSpec
+from orchestrator.results.streaming import Reader, Select, batch_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Mark = list[int | float | str | None]
+"""What the database says of a part, cheaply; a part with an unchanged mark has unchanged rows."""
+
+JOBS_A_PART = 65_536
+"""Jobs in a part of a table with about one row a job."""
+
+MANY_ROWS = {"class_flips": 1_024, "transfer_epochs": 4_096}
+"""Jobs in a part of the tables with many rows a job."""
+
+_PAIR_KINDS = ("complementarity", "transfer", "soup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study of the database. `created_at` tells it from one of the same name in another database."""
+
+    id: int
+    name: str
+    created_at: float
+
+
+class Source(Protocol):
+    """The rows of one parquet table."""
+
+    @property
+    def table(self) -> str:
+        """Name of the table."""
+        ...
+
+    def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
+        """The parts of the study that may hold rows, by number, each with its mark."""
+        ...
+
+    def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
+        """The rows of one part in their lasting order, without the column `study`."""
+        ...
+
+
+def read_studies(reader: Reader) -> list[Study]:
+    """Every study of the database, by name."""
+    rows = reader.rows(sa.select(studies.c.id, studies.c.name, studies.c.created_at).order_by(studies.c.name))
+    return [Study(id=number, name=name, created_at=created_at) for number, name, created_at in rows]
+
+
+def sources(folder: Path) -> list[Source]:
+    """One source for each table; what belongs to a row, such as a transfer's epochs, comes before the row.
+
+    Args:
+        folder: the study folder, to which the paths in rows are relative.
+    """
+    first = ("class_flips", "transfer_epochs")
+    names = [*first, *(name for name in RESULT_TABLES if name not in (*first, ALL_PAIRS.name))]
+    return [
+        *(ResultRows(RESULT_TABLES[name]) for name in names),
+        AllPairsRows(folder),
+        ModelRows(),
+        PairRows(),
+        JobRows(),
+        AttemptRows(),
+    ]
+
+
+def body_schema(table: str) -> pa.Schema:
+    """The table's Arrow schema without `study`."""
+    return arrow_schema(table).remove(0)
+
+
+@dataclass(frozen=True)
+class ResultRows:
+    """A result table: written once, with the job's state `done`."""
+
+    kind: ResultTable
+
+    @property
+    def table(self) -> str:
+        return self.kind.name
+
+    def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
+        rows = results[self.table]
+        part = rows.c.job_id // self._part_jobs
+        select = _of_study(sa.select(part, sa.func.count(), sa.func.max(rows.c.id)), study, rows.c.job_id)
+        return _marks(reader, select.group_by(part))
+
+    def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
+        rows = results[self.table]
+        select = sa.select(rows.c.job_id, *(rows.c[column.name] for column in self.kind.columns))
+        select = _in_part(_of_study(select, study, rows.c.job_id), rows.c.job_id, part, self._part_jobs)
+        return reader.batches(
+            select.order_by(study_jobs.c.job_id, *(rows.c[key] for key in self.kind.key)), body_schema(self.table)
+        )
+
+    @property
+    def _part_jobs(self) -> int:
+        return MANY_ROWS.get(self.table, JOBS_A_PART)
+
+
+@dataclass(frozen=True)
+class JobRows:
+    """The job table as it stands."""
+
+    table: str = JOBS.name
+
+    def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
+        return _job_marks(reader, study)
+
+    def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
+        select = sa.select(jobs.c.id, *(jobs.c[column.name] for column in JOBS.columns))
+        select = _in_part(_of_study(select, study, jobs.c.id), jobs.c.id, part, JOBS_A_PART)
+        return reader.batches(select.order_by(study_jobs.c.job_id), body_schema(self.table))
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Planned pairs, read from the specifications of their jobs."""
+
+    table: str = PAIRS.name
+
+    def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
+        return _job_marks(reader, study)
+
+    def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        names = dict(reader.rows(sa.select(models.c.key, models.c.name)))
+        select: Select = sa.select(jobs.c.id, jobs.c.kind, jobs.c.spec, jobs.c.state)
+        select = _in_part(_of_study(select, study, jobs.c.id), jobs.c.id, part, JOBS_A_PART)
+        select = select.where(jobs.c.kind.in_(_PAIR_KINDS)).order_by(study_jobs.c.job_id)
+        text = pa.string()
+        planned = pa.schema([("job_id", pa.int64()), ("kind", text), ("spec", text), ("state", text)])
+        for batch in reader.batches(select, planned):
+            planned_pairs = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            pairs = [_pair_row(job_id, kind, spec, state, names) for job_id, kind, spec, state in planned_pairs]
+            yield batch_of(pairs, body_schema(self.table))
+
+
+@dataclass(frozen=True)
+class AttemptRows:
+    """Every try at the study's jobs."""
+
+    table: str = ATTEMPTS.name
+
+    def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
+        part = attempts.c.job_id // JOBS_A_PART
+        counted = (
+            sa.func.count(),
+            sa.func.count(attempts.c.ended_at),
+            sa.func.max(attempts.c.started_at),
+            sa.func.max(attempts.c.ended_at),
+        )
+        return _marks(reader, _of_study(sa.select(part, *counted), study, attempts.c.job_id).group_by(part))
+
+    def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
+        elsewhere = {
+            "attempt_id": attempts.c.id,
+            "kind": jobs.c.kind,
+            "host": workers.c.host,
+            "device": workers.c.device,
+        }
+        columns = [elsewhere.get(c.name, attempts.c.get(c.name)) for c in ATTEMPTS.columns]
+        select = _of_study(sa.select(attempts.c.job_id, *columns), study, attempts.c.job_id)
+        select = select.join(jobs, jobs.c.id == attempts.c.job_id)
+        select = select.join(workers, workers.c.id == attempts.c.worker, isouter=True)
+        select = _in_part(select, attempts.c.job_id, part, JOBS_A_PART).order_by(study_jobs.c.job_id, attempts.c.id)
+        return reader.batches(select, body_schema(self.table))
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """The models that the study's jobs name, each with its accuracy; few enough for one part."""
+
+    table: str = MODELS.name
+
+    def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
+        return {0: [digest(_model_rows(reader, study))]}
+
+    def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:  # noqa: ARG002
+        import pyarrow as pa
+
+        if rows := _model_rows(reader, study):
+            yield pa.RecordBatch.from_pylist(rows, body_schema(self.table))
+
+
+@dataclass(frozen=True)
+class AllPairsRows:
+    """The files that `all_pairs` jobs left in the study folder, a part each."""
+
+    folder: Path
+    table: str = ALL_PAIRS.name
+
+    def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
+        made = results[self.table]
+        select: Select = sa.select(made.c.job_id, made.c.file, made.c.n_pairs, jobs.c.fence)
+        select = _of_study(select.join(jobs, jobs.c.id == made.c.job_id), study, made.c.job_id)
+        return _marks(reader, select)
+
+    def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        made = results[self.table]
+        select = _of_study(sa.select(made.c.file), study, made.c.job_id).where(made.c.job_id == part)
+        (name,) = reader.rows(select)[0]
+        path = self.folder / name
+        if not path.is_file():
+            raise DiskError(
+                f"{path}: the pairs of job {part} are not there; collect with the study folder that has them"
+            )
+        schema = body_schema(self.table)
+        with pq.ParquetFile(path) as stored:
+            for batch in stored.iter_batches():
+                known = dict(zip(batch.schema.names, batch.columns, strict=True))
+                known["job_id"] = pa.repeat(part, batch.num_rows)
+                columns = [
+                    known[f.name].cast(f.type) if f.name in known else pa.nulls(batch.num_rows, f.type) for f in schema
+                ]
+                yield pa.record_batch(columns, schema=schema)
+
+
+def _of_study(select: Select, study: Study, job_id: sa.ColumnElement[Any]) -> Select:
+    """Keep the rows whose job the study has."""
+    return select.join(study_jobs, study_jobs.c.job_id == job_id).where(study_jobs.c.study_id == study.id)
+
+
+def _in_part(select: Select, job_id: sa.ColumnElement[Any], part: int, size: int) -> Select:
+    return select.where(job_id >= part * size, job_id < (part + 1) * size)
+
+
+def _total(column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    return sa.cast(sa.func.sum(column), sa.BigInteger)
+
+
+def _job_marks(reader: Reader, study: Study) -> dict[int, Mark]:
+    """Count, and what any change of state moves: claims, tries, and the time of the last change."""
+    part = jobs.c.id // JOBS_A_PART
+    done = sa.func.sum(sa.case((jobs.c.state == JobState.DONE.value, 1), else_=0))
+    counted = (sa.func.count(), sa.cast(done, sa.BigInteger), _total(jobs.c.fence), sa.func.max(jobs.c.changed_at))
+    return _marks(reader, _of_study(sa.select(part, *counted), study, jobs.c.id).group_by(part))
+
+
+def _marks(reader: Reader, select: Select) -> dict[int, Mark]:
+    return {int(part): list(mark) for part, *mark in reader.rows(select)}
+
+
+def _pair_row(job_id: int, kind: str, spec: str, state: str, names: Mapping[str, str]) -> tuple[Any, ...]:
+    """A row of `pairs`, in the order of its columns. A soup is a transfer from several teachers."""
+    if kind == "complementarity":
+        pair = msgspec.json.decode(spec, type=ComplementaritySpec)
+        return (job_id, kind, *_names(names, (pair.teacher,), pair.student), None, None, None, pair.seed, state)
+    transfer = msgspec.json.decode(spec, type=TransferSpec)
+    how = (transfer.objective, transfer.settings.multi_teacher, transfer.settings.reading)
+    return (job_id, "transfer", *_names(names, transfer.teachers, transfer.student), *how, transfer.seed, state)
+
+
+def _names(names: Mapping[str, str], teachers: tuple[str, ...], student: str) -> tuple[str, str, str, str]:
+    """Teacher and student, and their keys, as the result rows spell them."""
+    teacher = "+".join(names.get(key, key) for key in teachers)
+    return teacher, names.get(student, student), "+".join(teachers), student
+
+
+def _model_rows(reader: Reader, study: Study) -> list[dict[str, Any]]:
+    """A row for each model and each data set it was evaluated on; one without a data set where it was not yet."""
+    wanted = _model_keys(reader, study)
+    measured = _evaluations(reader, study)
+    rows = []
+    for key, text in reader.rows(sa.select(models.c.key, models.c.record).order_by(models.c.name, models.c.key)):
+        if key in wanted:
+            record = _record_columns(msgspec.json.decode(text, type=ModelRecord))
+            rows += [record | evaluation for evaluation in measured.get(key, [{}])]
+    return rows
+
+
+def _model_keys(reader: Reader, study: Study) -> set[str]:
+    """Keys of the models that the study's jobs name."""
+    specs = reader.rows(_of_study(sa.select(jobs.c.spec), study, jobs.c.id).where(jobs.c.kind.not_in(_PAIR_KINDS)))
+    named = (msgspec.json.decode(spec) for (spec,) in specs)
+    keys = set(itertools.chain.from_iterable([spec.get("model"), *spec.get("models", ())] for spec in named))
+    for role in (jobs.c.teacher, jobs.c.student):
+        keys |= {key for (key,) in reader.rows(_of_study(sa.select(role).distinct(), study, jobs.c.id))}
+    return keys
+
+
+def _evaluations(reader: Reader, study: Study) -> dict[str, list[dict[str, Any]]]:
+    """Model key -> its evaluations on the validation split, one for each data set."""
+    rows = results["evaluations"]
+    names = ("dataset", "params", "n", "acc", "loss", "prediction_entropy", "images_per_s", "device")
+    select = _of_study(sa.select(rows.c.model_key, *(rows.c[name] for name in names)), study, rows.c.job_id)
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for key, *values in reader.rows(select.where(rows.c.split == "val").order_by(rows.c.dataset, rows.c.job_id)):
+        evaluation = dict(zip(names, values, strict=True))
+        if evaluation["params"] is None:  # as the catalogue has it, then
+            del evaluation["params"]
+        found.setdefault(key, {}).setdefault(values[0], evaluation)
+    return {key: list(evaluations.values()) for key, evaluations in found.items()}
+
+
+def _record_columns(record: ModelRecord) -> dict[str, Any]:
+    same = [column.name for column in MODELS.columns if column.name in ModelRecord.__struct_fields__]
+    return {name: getattr(record, name) or None for name in same} | {
+        "model": record.name,
+        "model_key": record.key,
+        "input_size": "x".join(map(str, record.input_size)),
+    }

@@ -1,0 +1,1 @@
+"""What every command shows or is told on a terminal."""

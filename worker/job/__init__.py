@@ -1,0 +1,1 @@
+"""What every room of the worker knows of a job."""

@@ -1,0 +1,1 @@
+"""Models: built from their records, their heads, their weights on disk."""

@@ -1,0 +1,185 @@
+"""Where a pilot runs, a Slurm allocation or just this machine, and how it leaves a Slurm allocation so that Slurm
+brings it back.
+
+What Slurm does was seen on 22.05. A preempted job is requeued by Slurm itself, whatever its exit code where the
+partition has no GraceTime, but only if it is still alive at the end of the grace where there is one: so a preempted
+pilot gives its job back and then waits to be killed. A job that reaches its time limit is not requeued: the pilot does
+that itself, by the name `<array>_<task>` (the plain number of one task is that of the whole array).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from kt_study.pilots import PilotOptions
+from kt_study.store import WorkerRow
+from worker.pilot.signals import END_OF_ALLOCATION, StopRequest
+
+log = logging.getLogger("kt-study.worker")
+
+SCONTROL_TIMEOUT_S = 30
+KILL_WAIT_S = 60.0  # Slurm kills KillWait seconds after the end; 30 by default
+
+_WARNINGS = (END_OF_ALLOCATION, "SIGUSR1", "SIGUSR2")  # of the end; for any other, Slurm sends SIGTERM
+_WORKER_ID = re.compile(r"^(?P<node>.*)-(?P<job>\d+(?:_\d+)?)r(?P<run>\d+)-[0-9a-f]{8}$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """The Slurm allocation of this process. `job` is empty outside Slurm, and then nothing else but `node` is known."""
+
+    node: str
+    job: str = ""  # as squeue prints it: 123 or 123_4
+    task: int = 0  # which of the allocation's processes this is
+    tasks: int = 1
+    restarts: int = 0  # how often Slurm has requeued the job
+    began_at: float = 0.0  # seconds since 1970 by this machine's clock; 0 where unknown
+    ends_at: float = 0.0
+
+    @property
+    def length_s(self) -> float:
+        """Time from the start of the allocation to its end; 0 where unknown."""
+        return self.ends_at - self.began_at if self.ends_at else 0.0
+
+    @property
+    def lacks_times(self) -> bool:
+        """Whether Slurm, which knows them, has not said when this allocation began and ends."""
+        return bool(self.job) and not self.began_at
+
+    def with_times(self) -> Allocation:
+        """The same with its beginning and end, for which Slurm is asked; unchanged where it does not answer."""
+        facts = slurm_facts(self.job)
+        return replace(self, began_at=_moment(facts.get("StartTime", "")), ends_at=_moment(facts.get("EndTime", "")))
+
+    def new_worker_id(self) -> str:
+        """A name for one worker process, which says under Slurm which run of which job it belongs to."""
+        middle = f"{self.job}r{self.restarts}" if self.job else str(os.getpid())
+        return f"{self.node}-{middle}-{uuid.uuid4().hex[:8]}"
+
+    def earlier_runs(self, workers: Iterable[WorkerRow]) -> list[str]:
+        """Those of the workers that Slurm ended without a word when it requeued this job."""
+        return [
+            worker.id
+            for worker in workers
+            if worker.slurm_job == self.job
+            and worker.ended_at is None
+            and (name := _WORKER_ID.match(worker.id))
+            and int(name["run"]) < self.restarts
+        ]
+
+    def is_over(self) -> bool:
+        """Whether Slurm says that this run of the job has ended, although this process lives. No answer is no."""
+        if not self.job:
+            return False
+        now = slurm_facts(self.job)
+        return bool(now) and (int(now.get("Restarts", self.restarts)) != self.restarts or _is_ended(now))
+
+
+def this_allocation() -> Allocation:
+    """The allocation of this process, from Slurm's environment and one call of scontrol, which may come to nothing."""
+    job = slurm_job()
+    if not job:
+        return Allocation(node=socket.gethostname())
+    return Allocation(
+        node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        job=job,
+        task=int(os.environ.get("SLURM_PROCID", "0")),
+        tasks=int(os.environ.get("SLURM_NTASKS", "1")),
+        restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    ).with_times()
+
+
+def slurm_job() -> str:
+    """This allocation's name as squeue prints it, e.g. 123 or 123_4; empty outside Slurm."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
+def slurm_facts(job: str) -> dict[str, str]:
+    """What `scontrol show job` says; empty when it does not answer."""
+    said = _scontrol("-o", "show", "job", job)
+    found = re.findall(r"(\w+)=(\S*)", said.stdout) if said and not said.returncode else []
+    return dict(reversed(found))  # of a name that comes twice the first: comments, which anybody writes, come last
+
+
+def say_farewell(allocation: Allocation, stop: StopRequest, options: PilotOptions, *, work_left: bool) -> None:
+    """Leave an allocation whose end was announced, so that the study goes on: requeue what Slurm will not, wait for the
+    kill where Slurm requeues. Returns at once outside Slurm, and otherwise if nobody ends this process.
+
+    Args:
+        work_left: whether a further run of this pilot would have something to do.
+    """
+    if not allocation.job or not stop.made:
+        return
+    if _is_preempted(facts := slurm_facts(allocation.job)):
+        _linger(max(options.linger_s, _moment(facts.get("EndTime", "")) - time.time() + KILL_WAIT_S))
+    elif not _is_time_limit(allocation, stop):
+        _linger(options.linger_s)
+    elif work_left and allocation.task == 0:
+        if allocation.tasks > 1:  # the others' last word comes first: requeuing kills them
+            time.sleep(max(0.0, stop.since + options.grace_s - time.monotonic()))
+        if _requeue(allocation.job):
+            _linger(options.linger_s)
+    elif work_left:
+        _linger(options.linger_s)
+
+
+def _is_time_limit(allocation: Allocation, stop: StopRequest) -> bool:
+    """Whether Slurm will not requeue: the user's signal without a preemption, however far the end that was known."""
+    if stop.reason in _WARNINGS:
+        return True
+    return bool(allocation.ends_at) and time.time() >= allocation.ends_at - 1.0
+
+
+def _is_preempted(facts: dict[str, str]) -> bool:
+    return bool(_moment(facts.get("PreemptTime", "")))
+
+
+def _is_ended(facts: dict[str, str]) -> bool:
+    return facts.get("JobState", "") not in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
+
+
+def _requeue(job: str) -> bool:
+    said = _scontrol("requeue", job)
+    if said and not said.returncode:
+        log.info("Slurm job %s: requeued at its time limit", job)
+        return True
+    log.warning("Slurm job %s could not be requeued: %s", job, said.stderr.strip() if said else "scontrol is away")
+    return False
+
+
+def _linger(seconds: float) -> None:
+    """Stay alive: a job that ends by itself is not requeued. Ended by SIGKILL."""
+    log.info("waiting up to %.0f s for Slurm to end this process", seconds)
+    time.sleep(seconds)
+
+
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(
+            ["scontrol", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=SCONTROL_TIMEOUT_S,
+            check=False,
+            env={**os.environ, "SLURM_TIME_FORMAT": "standard"},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("scontrol %s: %s", " ".join(arguments), error)
+        return None
+
+
+def _moment(text: str) -> float:
+    """Slurm's local time as seconds since 1970; 0 for None and Unknown."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,103 @@
+"""A pilot's first minute on a node: can it work here? What it finds goes to a file of the study folder, to the log, and
+into the exit code, which Slurm keeps even where no file can be written.
+
+The sbatch script has looked before at what must be there to come this far: the study folder and the Python of its
+virtual environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kt_study.errors import DatabaseError, DiskError, EnvironmentUnusable
+from kt_study.files import write_bytes
+from kt_study.pilots import PilotOptions, Probe, ProbeExit
+from kt_study.store import JobStore, open_store
+from worker.pilot.allocation import Allocation
+from worker.pilot.signals import StopRequest
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("kt-study.worker")
+
+DATABASE_PATIENCE_S = 20.0  # many pilots that start together may keep a server busy for a moment
+
+
+class ProbeFailed(Exception):
+    """This node cannot run a pilot: the exit code says why to Slurm, the line to people."""
+
+    def __init__(self, code: ProbeExit, line: str) -> None:
+        super().__init__(line)
+        self.code = code
+
+
+def open_database(options: PilotOptions, allocation: Allocation, stop: StopRequest) -> JobStore:
+    """The job store; under Slurm tried for some seconds. Raises ProbeFailed."""
+    deadline = time.monotonic() + (DATABASE_PATIENCE_S if allocation.job else 0.0)
+    while True:
+        try:
+            return open_store(options.database_url())
+        except DatabaseError as error:
+            if time.monotonic() > deadline or stop.wait(3.0):
+                raise ProbeFailed(ProbeExit.NO_DATABASE, str(error)) from error
+
+
+def choose_gpu(options: PilotOptions) -> None:
+    """Leave this process one of its allocation's GPUs, by its number on the node. Call it before torch is loaded."""
+    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    if options.gpus > 1 and len(visible) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(os.environ.get("SLURM_LOCALID", "0")) % len(visible)]
+
+
+def pick_device(name: str, *, gpus: int = 0) -> torch.device:
+    """`auto` is a GPU where there is one; where Slurm gave GPUs, silently falling back to the CPU is refused.
+
+    Raises:
+        ProbeFailed: a GPU was asked for and torch sees none.
+    """
+    import torch
+
+    if name == "cpu" or (name == "auto" and not gpus and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise ProbeFailed(
+            ProbeExit.NO_GPU,
+            f"torch sees no GPU here (CUDA_VISIBLE_DEVICES is {given}); ask for one with --gpus-per-node 1, look at "
+            "nvidia-smi on that node, or launch with --device cpu",
+        )
+    return torch.device("cuda")
+
+
+class GpuLost(EnvironmentUnusable):
+    """The GPU answers no more in this process: whatever it is asked to do fails."""
+
+
+def check_gpu(device: torch.device) -> None:
+    """After an illegal access, a failed assertion or a memory error, CUDA is over for a process. Raises GpuLost."""
+    import torch
+
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except Exception as error:  # of which class depends on the version of torch
+        line = str(error).partition("\n")[0]
+        raise GpuLost(f"the GPU answers no more ({line}); look at dmesg and nvidia-smi -q on its node") from error
+
+
+def report(options: PilotOptions, allocation: Allocation, trouble: str = "") -> None:
+    """Say in the study folder how the probe went, where `launch` and `status` look for it."""
+    if not options.token or not allocation.job:
+        return
+    found = Probe(node=allocation.node, slurm_job=allocation.job, trouble=trouble)
+    try:
+        write_bytes(options.files.probe(options.token, allocation.job), msgspec.json.encode(found))
+    except DiskError as error:
+        log.warning("%s", error)

@@ -1,0 +1,42 @@
+"""Making a run repeat itself: seeds by step, and torch's deterministic kernels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from kt_study.hashing import hash64
+
+
+def seed_step(seed: int, epoch: int, step: int) -> None:
+    """Seed torch's generators for one step, so that dropout and negatives do not depend on where a run was resumed.
+
+    Those in use only: `torch.manual_seed` also notes a stack trace for every device that has not been used yet, which
+    costs more than the seeding.
+    """
+    state = hash64("step", seed, epoch, step) >> 1
+    torch.default_generator.manual_seed(state)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(state)
+
+
+@contextlib.contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Allow deterministic kernels only, where `wanted`; the former setting comes back afterwards.
+
+    An operation without such a kernel raises torch's RuntimeError, which names it. cuBLAS has such kernels where
+    CUBLAS_WORKSPACE_CONFIG was set before the process's first product of matrices (`worker.pilot.entry`).
+    """
+    if not wanted:
+        yield
+        return
+    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
