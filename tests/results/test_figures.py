@@ -283,6 +283,55 @@ def test_legends_lie_outside_the_axes_and_at_most_three_panels_in_a_row(tmp_path
     assert [round(panel["y"]) == round(places[0]["y"]) for panel in places] == [True] * 3 + [False] * 4
 
 
+def test_marks_keep_a_distance_from_the_frame(tmp_path: Path) -> None:
+    """A point on an axis would lie on its labels, and half of one at the edge would be cut off."""
+    write_students(tmp_path, "s")
+    material = Material(kt_study.load(tmp_path, "s"), "s")
+    for key in ("7", "8"):
+        for panel in panels(drawn(material, key)):
+            points = named(panel, "mark-symbol")
+            assert points
+            for point in points:
+                assert 4 < point["x"] < panel["width"] - 4, key
+                assert 4 < point["y"] < panel["height"] - 4, key
+
+
+def test_the_diagonal_of_figure_7_has_no_dots(tmp_path: Path) -> None:
+    rows = [transfer("a", f"t{at}", "kl", 1.0, knowledge_gain=2.0 + at, knowledge_loss=1.0) for at in range(3)]
+    (panel,) = panels(drawn(study(tmp_path, {"transfers": rows}), "7"))
+    assert len(named(panel, "mark-line")) == 2
+    assert len(named(panel, "mark-symbol")) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ticks"),
+    [
+        ((0.066, 0.09, 0.16), ["0.05", "0.1", "0.2"]),
+        ((11.2, 11.7), ["10", "20"]),
+        ((5.0, 5.0), ["5", "10"]),
+        ((3.0, 300.0), ["2", "5", "10", "20", "50", "100", "200", "500"]),
+    ],
+)
+def test_sizes_have_ticks_on_both_sides(tmp_path: Path, sizes: tuple[float, ...], ticks: list[str]) -> None:
+    models = [model(f"m{at}", params=size) for at, size in enumerate(sizes)]
+    rows = [transfer(f"m{at}", "t", "kl_dp", at, transfer_rate_top100=50.0 + at) for at in range(len(sizes))]
+    material = study(tmp_path, {"models": models, "transfers": rows})
+    (panel,) = panels(drawn(material, "5b"))
+    labels = named(panel, "axis-label")
+    assert [label["text"] for label in labels][: len(ticks)] == ticks
+    points = named(panel, "mark-symbol")
+    assert len(points) == len(sizes)
+    assert all(4 < point["x"] < panel["width"] - 4 for point in points)
+
+
+def test_files_show_the_numbers_of_the_rows(tmp_path: Path) -> None:
+    rows = [transfer("a", f"t{at}", "kl", 1.0, knowledge_gain=gain, knowledge_loss=loss)
+            for at, (gain, loss) in enumerate([(0.0, 0.0), (7.5, 2.0), (3.0, 10.0)])]  # fmt: skip
+    (panel,) = panels(drawn(study(tmp_path, {"transfers": rows}), "7"))
+    (x0, y0), (x1, y1), (x2, y2) = ((point["x"], point["y"]) for point in named(panel, "mark-symbol"))
+    assert ((x1 - x0) / (x2 - x0), (y1 - y0) / (y2 - y0)) == pytest.approx((2.0 / 10.0, 7.5 / 3.0))
+
+
 def panels(drawing: Drawing) -> list[Any]:
     """The panels of a figure's files as they are drawn: what Vega calls its scene."""
     whole = vl_convert.vegalite_to_scenegraph(for_files(drawing, "title"))
