@@ -65,8 +65,10 @@ def failures(material: Material) -> list[Failed]:
     return found
 
 
-COMMANDS = ("kt-study plan", "kt-study launch", "kt-study collect", "kt-study report")
-"""What gives the same again from the same study file."""
+def commands(material: Material) -> list[str]:
+    """What gives the same again from the same study file."""
+    planned = list(material.results.plans["command"]) or ["kt-study plan"]
+    return [*planned, "kt-study launch", "kt-study collect", "kt-study report"]
 
 
 def _several(values: pd.Series[Any]) -> str:

@@ -20,7 +20,7 @@ from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing
 from orchestrator.results.report.page import render
 from orchestrator.results.report.plot import Drawing
-from orchestrator.results.report.settings import Failed, facts, failures, fixed_settings
+from orchestrator.results.report.settings import Failed, commands, facts, failures, fixed_settings
 from orchestrator.results.report.tables import TABLES
 from orchestrator.results.report.tables.table import Table
 
@@ -42,6 +42,7 @@ class StudyReport:
     facts: dict[str, str]
     settings: dict[str, str]
     choices: list[str]
+    commands: list[str]
     is_imagenet: bool  # the paper's own plans fit it
 
 
@@ -84,6 +85,7 @@ def _prepare(material: Material) -> StudyReport:
         facts=facts(material),
         settings=fixed_settings(material),
         choices=choices,
+        commands=commands(material),
         is_imagenet=material.is_imagenet,
     )
 

@@ -17,7 +17,6 @@ from orchestrator.results.report.figures.figure import Figure
 from orchestrator.results.report.missing import Missing
 from orchestrator.results.report.palette import DARK, FONT, LIGHT
 from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, Drawing
-from orchestrator.results.report.settings import COMMANDS
 from orchestrator.results.report.tables.table import Table
 
 if TYPE_CHECKING:
@@ -61,7 +60,6 @@ def render(reports: Sequence[StudyReport]) -> str:
     return environment.get_template("page.html").render(
         reports=reports,
         sections=SECTIONS,
-        commands=COMMANDS,
         families=_values(drawings, "family", FAMILIES.values()),
         objectives=_values(drawings, "objective", OBJECTIVES.values()),
         palette=Markup(_palette()),
