@@ -45,6 +45,14 @@ MODELS = ResultTable(
     key=("model_key", "dataset"),
 )
 
+PLANS = ResultTable(
+    name="plans",
+    meaning="One `kt-study plan` of the study, in the order in which they were typed; a repeated one once.",
+    columns=(
+        Column("command", "text", "", "the command line, its options beside those of the study file", nullable=False),
+    ),
+)
+
 PAIRS = ResultTable(
     name="pairs",
     meaning="One planned pair, done or not: the sample that the study drew.",
@@ -112,6 +120,7 @@ ALL_PAIRS = ResultTable(
 )
 
 PARQUET_TABLES: dict[str, ResultTable] = {
+    PLANS.name: PLANS,
     MODELS.name: MODELS,
     PAIRS.name: PAIRS,
     **{name: table for name, table in RESULT_TABLES.items() if name != ALL_PAIRS.name},
@@ -124,7 +133,7 @@ PARQUET_TABLES: dict[str, ResultTable] = {
 
 def parquet_columns(name: str) -> tuple[Column, ...]:
     """The columns of one parquet table, `study` first. Raises KeyError for a table that is not written."""
-    first = (STUDY,) if name == MODELS.name else (STUDY, JOB_ID)
+    first = (STUDY,) if name in (PLANS.name, MODELS.name) else (STUDY, JOB_ID)
     return first + PARQUET_TABLES[name].columns
 
 

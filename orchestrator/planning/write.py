@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from kt_study.store import JobStore, Planned
 
 
-def write_plan(plan: Plan, sources: Sources, store: JobStore) -> Planned:
-    """Put the plan into the job table. A second time adds nothing.
+def write_plan(plan: Plan, sources: Sources, store: JobStore, command: str | None = None) -> Planned:
+    """Put the plan into the job table. A second time adds nothing. A `command` is kept with the study, for the report.
 
     Raises:
         DatabaseError, DiskError: nothing of the plan is in the job table then.
@@ -24,7 +24,9 @@ def write_plan(plan: Plan, sources: Sources, store: JobStore) -> Planned:
         if not target.exists():
             write_bytes(target, scratch.dataset_index(dataset.key).read_bytes())
     sources.digests.keep()
-    store.add_study(plan.name, plan.settings)
+    known = store.study(plan.name) if plan.name in store.studies() else {}
+    commands = dict.fromkeys([*known.get("commands", []), *([command] if command else [])])
+    store.add_study(plan.name, {**plan.settings, **({"commands": list(commands)} if commands else {})})
     store.add_datasets(plan.datasets)
     store.add_models([*plan.models, *plan.others])
     return store.plan(plan.name, plan.jobs.values())

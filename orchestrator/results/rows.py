@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from kt_study.errors import DiskError
 from kt_study.hashing import digest
 from kt_study.job_kinds import JOB_KINDS
-from kt_study.parquet import ALL_PAIRS, ATTEMPTS, JOBS, MODELS, PAIRS, arrow_schema
+from kt_study.parquet import ALL_PAIRS, ATTEMPTS, JOBS, MODELS, PAIRS, PLANS, arrow_schema
 from kt_study.schema import RESULT_TABLES, ResultTable
 from kt_study.tables import attempts, jobs, models, results, studies, study_jobs, workers
 from kt_study.words import ComplementaritySpec, JobState, ModelRecord, TransferSpec
@@ -78,6 +78,7 @@ def sources(folder: Path) -> list[Source]:
     return [
         *(ResultRows(RESULT_TABLES[name]) for name in names),
         AllPairsRows(folder),
+        PlanRows(),
         ModelRows(),
         PairRows(),
         JobRows(),
@@ -187,6 +188,26 @@ class AttemptRows:
         select = select.join(workers, workers.c.id == attempts.c.worker, isouter=True)
         select = _in_part(select, attempts.c.job_id, part, JOBS_A_PART).order_by(study_jobs.c.job_id, attempts.c.id)
         return reader.batches(select, body_schema(self.table))
+
+
+@dataclass(frozen=True)
+class PlanRows:
+    """The commands that planned the study, as it is recorded."""
+
+    table: str = PLANS.name
+
+    def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
+        commands = _commands(reader, study)
+        return {0: [digest(commands)]} if commands else {}
+
+    def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:  # noqa: ARG002
+        yield batch_of([(command,) for command in _commands(reader, study)], body_schema(self.table))
+
+
+def _commands(reader: Reader, study: Study) -> list[str]:
+    ((spec,),) = reader.rows(sa.select(studies.c.spec).where(studies.c.id == study.id))
+    commands: list[str] = msgspec.json.decode(spec).get("commands", [])
+    return commands
 
 
 @dataclass(frozen=True)

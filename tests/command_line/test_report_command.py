@@ -11,6 +11,7 @@ from click.testing import CliRunner
 import orchestrator.results.report
 from kt_study.errors import StudyFileError
 from orchestrator.cli.commands.report import command
+from tests.cli import succeeds
 
 STUDY = '[study]\nname = "mine"\n[dataset]\nkind = "digits"\n'
 
@@ -53,3 +54,17 @@ def test_a_study_file_that_is_missed_is_said(reported: list[str | None], argumen
     with pytest.raises(StudyFileError, match=r"\.toml: no such study file"):
         report(*arguments)
     assert reported == []
+
+
+def test_the_page_repeats_how_the_study_was_planned(tmp_path: Path) -> None:
+    succeeds(tmp_path, "init")
+    few = ("--pairs", "2", "--complementarity-pairs", "all")
+    for options in (few, ("--pairs", "2", "--grid", "lr=1e-3,1e-4"), few, (*few, "--dry-run")):
+        succeeds(tmp_path, "plan", *options)
+    succeeds(tmp_path, "collect")
+    succeeds(tmp_path, "report")
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert (
+        "<pre>kt-study plan --pairs 2 --complementarity-pairs all\nkt-study plan --pairs 2 --grid lr=1e-3,1e-4\n"
+        "kt-study launch\nkt-study collect\nkt-study report</pre>" in page
+    )

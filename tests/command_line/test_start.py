@@ -13,7 +13,7 @@ import pytest
 from orchestrator.cli import COMMANDS
 from tests.cli import refused, succeeds
 
-HEAVY = ("torch", "torchvision", "timm", "pandas", "pyarrow", "matplotlib", "sklearn", "scipy", "numpy", "submitit")
+HEAVY = ("torch", "torchvision", "timm", "pandas", "pyarrow", "sklearn", "scipy", "numpy", "submitit", "vl_convert")
 
 _IMPORT_ALL = """
 import importlib, json, sys

@@ -96,7 +96,7 @@ def _environment(folder: Path) -> dict[str, str]:
     home = folder.parent / f"{folder.name}-home"
     home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KT_STUDY_")}
-    return {**kept, "PATH": path, "HOME": str(home), "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(home / "matplotlib")}
+    return {**kept, "PATH": path, "HOME": str(home), "PYTHONPATH": str(ROOT)}
 
 
 if __name__ == "__main__":

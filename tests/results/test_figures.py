@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import vl_convert
 
 import kt_study
 from orchestrator.results.report import write_report
-from orchestrator.results.report.charts import specifications
+from orchestrator.results.report.charts import for_files
 from orchestrator.results.report.figures import FIGURES
-from orchestrator.results.report.files import _draw
 from orchestrator.results.report.findings import Finding, findings
 from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing
@@ -247,11 +247,12 @@ def test_students_with_the_same_rate_lie_apart(tmp_path: Path) -> None:
     drawing = drawn(study(tmp_path, {"transfers": rows}), "4a")
     students = drawing.panels[0].layers[1].data.set_index("student")["aside"]
     assert students.to_dict() == pytest.approx({"a": -1 / 3, "b": 0.0, "c": 1 / 3, "d": 0.0})
-    (axes,) = _draw(drawing, "").axes
-    places = {tuple(point) for marks in axes.collections for point in marks.get_offsets().tolist()}
-    assert {(-0.1667, 100.0), (0.0, 100.0), (0.1667, 100.0)} <= {(round(x, 4), y) for x, y in places}
-    points = specifications(drawing)[0]["layer"][1]["mark"]
-    assert points["xOffset"] == {"expr": "40 * datum.aside"}
+    (panel,) = panels(drawing)
+    middle = panel["width"] / 2
+    places = sorted((round(point["x"] - middle, 1), point["y"]) for point in named(panel, "mark-symbol"))
+    top, bottom = min(y for _, y in places), max(y for _, y in places)
+    assert [place for place in places if place[1] == top] == [(-13.3, top), (0.0, top), (13.3, top)]
+    assert (0.0, bottom) in places
 
 
 def test_objectives_have_colours_of_their_own_as_far_as_there_are_any() -> None:
@@ -270,22 +271,81 @@ def apart(one: str, other: str) -> float:
 
 
 def test_legends_lie_outside_the_axes_and_at_most_three_panels_in_a_row(tmp_path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     known = {"acc_teacher": 80.0, "acc_before": 75.0}
     rows = [transfer("a", f"t{at}", name, at, **known) for at in range(3) for name in OBJECTIVES]
     drawing = drawn(study(tmp_path, {"transfers": rows}), "4b")
-    picture = _draw(Drawing(panels=drawing.panels * 7, sample=""), "seven")
-    FigureCanvasAgg(picture).draw()
-    assert len(picture.axes) == 7
-    for axes in picture.axes:
-        legend = axes.get_legend()
-        assert legend is not None
-        assert len(legend.get_texts()) == len(OBJECTIVES)
-        assert legend.get_window_extent().y0 >= axes.get_window_extent().y1
-    assert max(sum(round(a.get_position().y0, 3) == round(b.get_position().y0, 3) for b in picture.axes)
-               for a in picture.axes) == 3  # fmt: skip
-    assert picture.get_figwidth() <= 12
+    places = panels(Drawing(panels=drawing.panels * 7, sample=""))
+    assert len(places) == 7
+    for panel in places:
+        (legend,) = named(panel, "legend")
+        assert len(named(legend, "legend-label")) == len(OBJECTIVES)
+        assert legend["y"] + legend["height"] <= 0
+    assert [round(panel["y"]) == round(places[0]["y"]) for panel in places] == [True] * 3 + [False] * 4
+
+
+def test_marks_keep_a_distance_from_the_frame(tmp_path: Path) -> None:
+    """A point on an axis would lie on its labels, and half of one at the edge would be cut off."""
+    write_students(tmp_path, "s")
+    material = Material(kt_study.load(tmp_path, "s"), "s")
+    for key in ("7", "8"):
+        for panel in panels(drawn(material, key)):
+            points = named(panel, "mark-symbol")
+            assert points
+            for point in points:
+                assert 4 < point["x"] < panel["width"] - 4, key
+                assert 4 < point["y"] < panel["height"] - 4, key
+
+
+def test_the_diagonal_of_figure_7_has_no_dots(tmp_path: Path) -> None:
+    rows = [transfer("a", f"t{at}", "kl", 1.0, knowledge_gain=2.0 + at, knowledge_loss=1.0) for at in range(3)]
+    (panel,) = panels(drawn(study(tmp_path, {"transfers": rows}), "7"))
+    assert len(named(panel, "mark-line")) == 2
+    assert len(named(panel, "mark-symbol")) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ticks"),
+    [
+        ((0.066, 0.09, 0.16), ["0.05", "0.1", "0.2"]),
+        ((11.2, 11.7), ["10", "20"]),
+        ((5.0, 5.0), ["5", "10"]),
+        ((3.0, 300.0), ["2", "5", "10", "20", "50", "100", "200", "500"]),
+    ],
+)
+def test_sizes_have_ticks_on_both_sides(tmp_path: Path, sizes: tuple[float, ...], ticks: list[str]) -> None:
+    models = [model(f"m{at}", params=size) for at, size in enumerate(sizes)]
+    rows = [transfer(f"m{at}", "t", "kl_dp", at, transfer_rate_top100=50.0 + at) for at in range(len(sizes))]
+    material = study(tmp_path, {"models": models, "transfers": rows})
+    (panel,) = panels(drawn(material, "5b"))
+    labels = named(panel, "axis-label")
+    assert [label["text"] for label in labels][: len(ticks)] == ticks
+    points = named(panel, "mark-symbol")
+    assert len(points) == len(sizes)
+    assert all(4 < point["x"] < panel["width"] - 4 for point in points)
+
+
+def test_files_show_the_numbers_of_the_rows(tmp_path: Path) -> None:
+    rows = [transfer("a", f"t{at}", "kl", 1.0, knowledge_gain=gain, knowledge_loss=loss)
+            for at, (gain, loss) in enumerate([(0.0, 0.0), (7.5, 2.0), (3.0, 10.0)])]  # fmt: skip
+    (panel,) = panels(drawn(study(tmp_path, {"transfers": rows}), "7"))
+    (x0, y0), (x1, y1), (x2, y2) = ((point["x"], point["y"]) for point in named(panel, "mark-symbol"))
+    assert ((x1 - x0) / (x2 - x0), (y1 - y0) / (y2 - y0)) == pytest.approx((2.0 / 10.0, 7.5 / 3.0))
+
+
+def panels(drawing: Drawing) -> list[Any]:
+    """The panels of a figure's files as they are drawn: what Vega calls its scene."""
+    whole = vl_convert.vegalite_to_scenegraph(for_files(drawing, "title"))
+    return [panel for at in range(len(drawing.panels)) for panel in named(whole["scenegraph"], f"concat_{at}_group")]
+
+
+def named(scene: Mapping[str, Any], role: str) -> list[Any]:
+    """Every item of a name or a role, or of a mark of the figure such as mark-symbol, in this part of a scene."""
+    found = []
+    for part in scene.get("items", ()):
+        if role in (scene.get("name"), scene.get("role"), f"{scene.get('role')}-{scene.get('marktype')}"):
+            found.append(part)
+        found += named(part, role)
+    return found
 
 
 def test_links_lead_to_files_whatever_the_study_is_called(tmp_path: Path) -> None:

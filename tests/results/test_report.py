@@ -41,7 +41,7 @@ from orchestrator.results.report.statistics import (
 from orchestrator.results.report.tables import TABLES
 from tests.databases import Databases
 from tests.results import synthetic
-from tests.results.synthetic import World, fill, make_world
+from tests.results.synthetic import World, fail_one, fill, make_world
 
 WORLD = make_world(models=9, n=400, classes=15)
 OBJECTIVES_PLANNED = ("kl", "xe_kl", "xe_kl_mcl", "kl_dp", "kl_dp_unsupervised", "cd")
@@ -140,6 +140,18 @@ def test_a_study_without_results_says_so(tmp_path: Path, url: str) -> None:
         write_report(tmp_path / "results", tmp_path / "report", "x")
     with pytest.raises(UsageError, match="no collected results here"):
         write_report(tmp_path / "nothing", tmp_path / "report")
+
+
+def test_a_study_whose_jobs_failed_says_why_and_what_to_do(tmp_path: Path, url: str) -> None:
+    store = open_store(url, create=True)
+    fill(store, WORLD, done=0)
+    for _ in range(2):
+        fail_one(store)
+    collect(url, tmp_path / "results")
+    page = write_report(tmp_path / "results", tmp_path / "report").read_text(encoding="utf-8")
+    assert "2 jobs failed (logits). DataError: broken.png: not an image" in page
+    assert "<code>kt-study retry --error g1</code>" in page
+    assert "No results yet" not in page
 
 
 def test_figures_without_rows_are_taken_away(report: Path, tmp_path: Path, url: str) -> None:

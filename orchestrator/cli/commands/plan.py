@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -99,21 +101,34 @@ def command(
             plan = _recommended(here, recommendation, preset_name, sources, wishes)
         check_own_models([*plan.models, *plan.others], here.folder)
         store = _store_if_any(here) if dry_run else here.store(create=True)
-        said = _put_down(plan, sources, store, dry_run=dry_run)
+        said = _put_down(plan, sources, store, None if dry_run else _typed(preset_name, wishes, grid, recommendation))
     if store and preset_name is None and recommendation is None and wishes == Wishes():
         said["unplanned"] = len(left_over(plan, store))
     click.echo(json.dumps(said) if as_json else _as_text(plan.name, preset_name, said, dry_run=dry_run))
 
 
-def _put_down(plan: Plan, sources: Sources, store: JobStore | None, *, dry_run: bool) -> dict[str, Any]:
-    """Write the plan, or look what that would do. Returns what there is to say of it."""
+def _typed(preset_name: str | None, wishes: Wishes, grid: tuple[str, ...], recommendation: Path | None) -> str:
+    """The command line that makes the same plan from the same study file."""
+    options = {
+        "--preset": preset_name,
+        "--pairs": wishes.pairs,
+        "--complementarity-pairs": wishes.complementarity_pairs,
+        "--from-recommendation": recommendation,
+    }
+    given = [(flag, str(value)) for flag, value in options.items() if value is not None]
+    given += [("--grid", axis) for axis in grid]
+    return shlex.join(["kt-study", "plan", *itertools.chain.from_iterable(given)])
+
+
+def _put_down(plan: Plan, sources: Sources, store: JobStore | None, command: str | None) -> dict[str, Any]:
+    """Write the plan, or look what that would do where `command` is None. Returns what there is to say of it."""
     from kt_study.store import Planned
     from orchestrator.planning import foreseen, plan_cost, write_plan
 
     if store is None:
         written, states = Planned(new=len(plan.jobs)), {}
     else:
-        written = foreseen(plan, store) if dry_run else write_plan(plan, sources, store)
+        written = foreseen(plan, store) if command is None else write_plan(plan, sources, store, command)
         states = store.states(plan.jobs)
     done = {digest for digest, state in states.items() if state == JobState.DONE}
     counts = {str(state): list(states.values()).count(state) for state in JobState}

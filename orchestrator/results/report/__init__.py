@@ -1,8 +1,8 @@
 """`kt-study report`: every figure and table of the paper from a study's own parquet, on one page that needs no network.
 
 Rows become a `Material` (one study), a `Drawing` for each module of `figures`, a frame for each module of `tables`. A
-drawing is described once (`plot`), and drawn by matplotlib for the files (`files`) and by Vega-Lite for the page
-(`charts`). Importing this package imports no pandas; `write_report` does.
+drawing is described once (`plot`) and made into Vega-Lite (`charts`), which the page draws in the browser and
+vl-convert in the files. Importing this package imports no pandas; `write_report` does.
 """
 
 from __future__ import annotations

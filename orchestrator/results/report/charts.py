@@ -1,16 +1,19 @@
-"""Figures for the page, as Vega-Lite specifications with their rows inside.
+"""Figures as Vega-Lite specifications with their rows inside; the page and the files are drawn from the same ones.
 
 Every filter of the page is a Vega parameter (`family`, `objective`; "" while it is not set), and every layer keeps the
-rows that it lets through, so that boxes and counts are of the rows shown.
+rows that it lets through, so that boxes and counts are of the rows shown. `room` is the width of a panel in pixels.
+Colours are those of the palette as the page's style sheet names them, such as `var(--c1)`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.results.report.palette import MARKED, colours_of
+from orchestrator.results.report.palette import FONT, LIGHT, MARKED, colours_of
 from orchestrator.results.report.plot import FILTERS, PUBLISHED, Drawing, Layer, Panel, colour_names
 
 if TYPE_CHECKING:
@@ -19,29 +22,74 @@ if TYPE_CHECKING:
 Spec = dict[str, Any]
 
 HEIGHT = 300
+WIDEST = 3  # panels in a row of a file
 ASIDE = 40  # pixels over which equal points lie beside each other
+PADDING = 10  # pixels between the outermost marks and the frame, the largest mark's half
+
+CONFIG: Spec = {
+    "background": None,
+    "font": FONT,
+    "view": {"stroke": None},
+    "axis": {
+        "domainColor": "var(--ink-2)", "tickColor": "var(--ink-2)", "gridColor": "var(--line)",
+        "labelColor": "var(--ink-2)", "titleColor": "var(--ink)", "titleFontWeight": "normal",
+        "labelFontSize": 12, "titleFontSize": 13, "titlePadding": 8, "labelLimit": 140,
+    },
+    "axisX": {"grid": False, "tickCount": 6},
+    "axisY": {"domain": False, "ticks": False, "tickCount": 6},
+    "legend": {"labelColor": "var(--ink)", "labelFontSize": 12.5, "symbolOpacity": 1, "symbolSize": 90,
+               "labelLimit": 260},
+    "title": {"color": "var(--ink)", "anchor": "start", "fontSize": 13, "fontWeight": 600, "offset": 10},
+}  # fmt: skip
 
 
-def specifications(drawing: Drawing) -> list[Spec]:
-    """A Vega-Lite specification for each panel; as wide as its place on the page.
+def for_page(drawing: Drawing) -> list[Spec]:
+    """A specification for each panel; as wide as its place on the page.
 
     `usermeta.ours` lists the layers with rows of the study that the filters choose from: without any of these left, the
     page shows no axes.
     """
-    return [_panel(panel) for panel in drawing.panels]
+    return [
+        {
+            **_panel(panel),
+            "width": "container",
+            "autosize": {"type": "fit", "contains": "padding", "resize": True},
+            "params": _parameters({"expr": "width"}),
+            "config": CONFIG,
+        }
+        for panel in drawing.panels
+    ]
+
+
+def for_files(drawing: Drawing, title: str) -> str:
+    """The panels beside each other under a title, on a light ground, as JSON."""
+    room = 480 if len(drawing.panels) == 1 else 360
+    whole = {
+        "title": {"text": title, "fontSize": 14, "offset": 16},
+        "columns": WIDEST,
+        "spacing": 36,
+        "concat": [{**_panel(panel), "width": room} for panel in drawing.panels],
+        "resolve": {"scale": {"color": "independent", "shape": "independent", "strokeDash": "independent"}},
+        "params": _parameters({"value": room}),
+        "padding": 12,
+        "config": {**CONFIG, "background": "white"},
+    }
+    return re.sub(r"var\(--([\w-]+)\)", lambda found: LIGHT[found[1]], json.dumps(whole, allow_nan=False))
+
+
+def _parameters(room: Spec) -> list[Spec]:
+    return [{"name": "room", **room}, *({"name": name, "value": ""} for name in FILTERS)]
 
 
 def _panel(panel: Panel) -> Spec:
     names = colour_names(panel)
     scale = {"domain": names, "range": [f"var(--{name})" for name in colours_of(names)]}
-    made = [(layer, part) for layer in panel.layers for part in _MARKS[layer.mark](layer, panel, scale)]
+    layers = [layer for layer in panel.layers if len(layer.data)]
+    made = [(layer, part) for layer in layers for part in _MARKS[layer.mark](layer, panel, scale)]
     ours = [at for at, (layer, part) in enumerate(made) if part["transform"] and layer.fixed != PUBLISHED]
     return {
         "title": panel.title,
-        "width": "container",
         "height": HEIGHT,
-        "autosize": {"type": "fit", "contains": "padding", "resize": True},
-        "params": [{"name": name, "value": ""} for name in FILTERS],
         "layer": [part for _, part in made],
         "usermeta": {"ours": ours},
     }
@@ -84,50 +132,76 @@ def _plain(value: Any) -> Any:
 
 
 def _axes(layer: Layer, panel: Panel) -> Spec:
-    x: Spec = {"field": layer.x, "title": panel.x_label, "type": "quantitative", "scale": {"zero": False}}
-    if panel.x_kind == "log":
-        x["scale"] = {"type": "log", "nice": False}
+    return {"x": _x_axis(layer, panel), "y": _number(layer.y, panel.y_label)}
+
+
+def _number(name: str, title: str, **scale: Any) -> Spec:
+    scale = {"nice": False, "padding": PADDING, **(scale or {"zero": False})}
+    return {"field": name, "title": title, "type": "quantitative", "scale": scale}
+
+
+def _x_axis(layer: Layer, panel: Panel) -> Spec:
+    values = [value for each in panel.layers if each.x for value in each.data[each.x]]
+    axis: Spec = {}
     if panel.x_kind == "category":
         order = list(panel.x_order)
-        x |= {"type": "nominal", "sort": order, "scale": {"domain": order}, "axis": _turned(order)}
-    y = {"field": layer.y, "title": panel.y_label, "type": "quantitative", "scale": {"zero": False}}
-    return {"x": x, "y": y}
+        axis = {"sort": order, "scale": {"domain": order}, "axis": _turned(order)}
+        return {"field": layer.x, "title": panel.x_label, "type": "nominal", **axis}
+    if panel.x_kind == "log":
+        ticks = _log_ticks(values)
+        axis = {"values": ticks, "format": "~g", "labelOverlap": "greedy", "tickCount": 100}  # fewer would drop 5s
+        return _number(layer.x, panel.x_label, type="log", domain=[ticks[0], ticks[-1]]) | {"axis": axis}
+    if all(isinstance(value, int) for value in values) and max(values) - min(values) < 8:
+        axis = {"values": list(range(min(values), max(values) + 1))}
+    return _number(layer.x, panel.x_label) | {"axis": axis}
 
 
-def _columns(labels: list[str]) -> Spec:
-    """As many legend entries side by side as fit, at some 8 pixels a letter."""
-    return {"expr": f"max(1, floor(width / {8 * max(map(len, labels), default=1) + 30}))"}
+def _log_ticks(values: Iterable[float]) -> list[float]:
+    """The numbers 1, 2 and 5 times a power of ten from the last below all values to the first above them."""
+    known = [value for value in values if value > 0]
+    low, high = min(known), max(known)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+    first = max(at for at, step in enumerate(steps) if step <= low)
+    last = min(at for at, step in enumerate(steps) if step >= high)
+    return steps[first : max(last, first + 1) + 1]
 
 
 def _turned(labels: list[str]) -> Spec:
     """Labels level where they fit side by side, at some 8 pixels a letter, else aslant."""
-    room = 8 * max(map(len, labels), default=0) * len(labels)
+    wide = 8 * max(map(len, labels), default=0) * len(labels)
     return {
-        "labelAngle": {"expr": f"width < {room} ? -35 : 0"},
-        "labelAlign": {"expr": f"width < {room} ? 'right' : 'center'"},
+        "labelAngle": {"expr": f"room < {wide} ? -35 : 0"},
+        "labelAlign": {"expr": f"room < {wide} ? 'right' : 'center'"},
         "labelBaseline": "top",
         "labelPadding": 6,
     }
 
 
-def _colour(layer: Layer, scale: Spec) -> Spec:
-    if not layer.colour:
-        return {"value": f"var(--{layer.fixed or 'c1'})"}
-    return _named(layer, scale)
-
-
 def _named(layer: Layer, scale: Spec) -> Spec:
-    """A channel by the layer's names, with the legend that all channels of the panel share."""
-    legend = {"title": None, "orient": "top", "columns": _columns(scale["domain"])}
-    return {"field": layer.colour, "type": "nominal", "scale": scale, "legend": legend}
+    """A channel by the layer's names, with the legend that all channels of the panel share.
+
+    As many of its entries are side by side as fit, at some 8 pixels a letter.
+    """
+    wide = 8 * max(map(len, scale["domain"]), default=1) + 30
+    legend = {"title": None, "orient": "top", "columns": {"expr": f"max(1, floor(room / {wide}))"}}
+    by = {"field": layer.colour} if layer.colour else {"datum": layer.fixed}
+    return {**by, "type": "nominal", "scale": scale, "legend": legend}
 
 
-def _besides(layer: Layer, scale: Spec, channel: str, plain: object, marked: object) -> Spec:
-    """A second channel beside the colour, where the panel has a colour that needs one."""
+def _colour(layer: Layer, scale: Spec) -> Spec:
+    if layer.colour or layer.fixed == PUBLISHED:
+        return _named(layer, scale)
+    return {"value": f"var(--{layer.fixed or 'c1'})"}
+
+
+def _besides(layer: Layer, scale: Spec, channel: str, plain: object, **others: object) -> Spec:
+    """A second channel beside the colour, where a name of the panel has `others` there: `paper`, or `marked` ones."""
     names = [colour.removeprefix("var(--").removesuffix(")") for colour in scale["range"]]
-    if not layer.colour or MARKED.isdisjoint(names):
+    kinds = [others.get("marked" if name in MARKED else name, plain) for name in names]
+    if "value" in _colour(layer, scale) or all(kind == plain for kind in kinds):
         return {}
-    return {channel: _named(layer, {**scale, "range": [marked if name in MARKED else plain for name in names]})}
+    return {channel: _named(layer, {**scale, "range": kinds})}
 
 
 def _tooltip(layer: Layer) -> list[Spec]:
@@ -143,27 +217,25 @@ def _numeric(column: pd.Series[Any]) -> bool:
 
 def _points(layer: Layer, panel: Panel, scale: Spec) -> list[Spec]:
     ours = layer.fixed != PUBLISHED
-    many = len(layer.data) > 60
-    mark = {
+    mark: Spec = {
         "type": "point",
-        "filled": ours,
-        "shape": "circle" if ours else "diamond",
-        "size": layer.size if ours else 70,
+        "filled": True,
+        "size": layer.size if ours else 50,
+        "opacity": 0.5 if ours and len(layer.data) > 60 else 0.95,
     }
-    mark |= {"opacity": 0.5 if ours and many else 0.95, "strokeWidth": 2 if not ours else 0}
     if layer.offset:
         mark["xOffset"] = {"expr": f"{ASIDE} * datum.{layer.offset}"}
     encoding = {**_axes(layer, panel), "color": _colour(layer, scale), "tooltip": _tooltip(layer)}
-    encoding |= _besides(layer, scale, "shape", "circle", "triangle-up")
+    encoding |= _besides(layer, scale, "shape", "circle", marked="triangle-up", paper="diamond")
     return [_part(layer, mark, encoding)]
 
 
 def _line(layer: Layer, panel: Panel, scale: Spec) -> list[Spec]:
     axes, colour = _axes(layer, panel), _colour(layer, scale)
-    mark: Spec = {"type": "line", "strokeWidth": 2, "clip": True}
-    if len(layer.data) < 400:
+    mark: Spec = {"type": "line", "strokeWidth": 2}
+    if layer.tooltip and len(layer.data) < 400:
         mark["point"] = {"size": 26}
-    dashes = _besides(layer, scale, "strokeDash", [1, 0], [5, 3])
+    dashes = _besides(layer, scale, "strokeDash", [1, 0], marked=[5, 3])
     parts = [_part(layer, mark, {**axes, "color": colour, "tooltip": _tooltip(layer), **dashes})]
     if layer.low:
         low = {**axes["y"], "field": layer.low}

@@ -11,6 +11,8 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BROWN, OLIVE, SLATE, VIOLET, BLACK 
     "#0072B2", "#D55E00", "#009E73", "#B0578D", "#C98500", "#3C9BD0", "#7A4A1E", "#7F8C00", "#66717C", "#5B3FB5", "#222222",
 )  # fmt: skip
 
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+
 LIGHT = {
     "c1": BLUE,
     "c2": VERMILION,
@@ -24,12 +26,15 @@ LIGHT = {
     "c10": VIOLET,
     "paper": BLACK,
     "ink": BLACK,
+    "ink-2": "#59636b",
+    "line": "#dfe3e6",
+    "box": "#e6ebef",
     "grey": "#999999",
 }
 DARK = {
     "c1": "#5AAEE6", "c2": "#F08A4B", "c3": "#3CC39A", "c4": "#DD8FBF", "c5": "#E9B44C", "c6": "#8CCBF2",
     "c7": "#B98A5E", "c8": "#C3CE3C", "c9": "#A3AEB8", "c10": "#A58CF5",
-    "paper": "#F2F2F2", "ink": "#E8E8E8", "grey": "#777777",
+    "paper": "#F2F2F2", "ink": "#E8E8E8", "ink-2": "#a5afb8", "line": "#343a40", "box": "#313940", "grey": "#777777",
 }  # fmt: skip
 """Names that the page's style sheet defines for both grounds; files on disk are light."""
 

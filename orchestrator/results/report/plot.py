@@ -1,4 +1,4 @@
-"""A small grammar of plots. A figure is described once; `files` draws it with matplotlib, `charts` with Vega-Lite."""
+"""A small grammar of plots. A figure is described once; `charts` makes Vega-Lite of it, for the page and for the files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OBJECTIVES = {name: facts.label for name, facts in objectives.OBJECTIVES.items()
 FAMILIES = {"cnn": "CNN", "transformer": "transformer", "mlp": "MLP", "hybrid": "hybrid"}
 
 PUBLISHED = "paper"
-"""Colour name of the published values."""
+"""Colour name of the published values, and their name in a legend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,4 +86,5 @@ def colour_names(panel: Panel) -> list[str]:
         if layer.colour:
             seen.update(dict.fromkeys(layer.data[layer.colour].dropna().astype(str)))
     known = [name for name in (*FAMILIES.values(), *OBJECTIVES.values()) if name in seen]
-    return known + [name for name in seen if name not in known]
+    paper = [PUBLISHED] if any(layer.fixed == PUBLISHED and len(layer.data) for layer in panel.layers) else []
+    return known + [name for name in seen if name not in known] + paper

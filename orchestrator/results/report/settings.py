@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pandas as pd
 
+from kt_study.failures import GROUP_SHOWN
+from kt_study.words import JobState
 from orchestrator.results.report.material import SETTINGS, Material
+from orchestrator.terminal.plural import counted
 
 
 def facts(material: Material) -> dict[str, str]:
@@ -39,8 +43,32 @@ def fixed_settings(material: Material) -> dict[str, str]:
     return {name: str(transfers[name].iloc[0]) for name in known if transfers[name].notna().all()}
 
 
-COMMANDS = ("kt-study plan", "kt-study launch", "kt-study collect", "kt-study report")
-"""What gives the same again from the same study file."""
+class Failed(msgspec.Struct, frozen=True):
+    """Failed jobs of one cause."""
+
+    sentence: str  # how many, of what kind, and why
+    command: str  # that puts them back to ready
+
+
+def failures(material: Material) -> list[Failed]:
+    """Why jobs of the study failed, the most frequent cause first."""
+    jobs, attempts = material.results.jobs, material.results.attempts
+    last = attempts.dropna(subset=["error_group"]).drop_duplicates("job_id", keep="last")
+    failed = last[last["job_id"].isin(jobs.loc[jobs["state"] == JobState.FAILED, "job_id"])]
+    found = []
+    for group in failed["error_group"].value_counts().index:
+        rows = failed[failed["error_group"] == group]
+        kinds = ", ".join(sorted(set(rows["kind"])))
+        cause = f"{rows['error'].iloc[-1]}: {rows['message'].iloc[-1]}"
+        command = f"kt-study retry --error {group[:GROUP_SHOWN]}"
+        found.append(Failed(f"{counted(len(rows), 'job')} failed ({kinds}). {cause}", command))
+    return found
+
+
+def commands(material: Material) -> list[str]:
+    """What gives the same again from the same study file."""
+    planned = list(material.results.plans["command"]) or ["kt-study plan"]
+    return [*planned, "kt-study launch", "kt-study collect", "kt-study report"]
 
 
 def _several(values: pd.Series[Any]) -> str:

@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kt_study.errors import UsageError
-from kt_study.files import write_text
+from kt_study.files import write_bytes, write_text
 from kt_study.loading import load
 from kt_study.nearest import nearest
+from orchestrator.results.report.charts import for_files
 from orchestrator.results.report.figures import FIGURES
 from orchestrator.results.report.figures.figure import Figure
-from orchestrator.results.report.files import write_files
 from orchestrator.results.report.findings import Finding, findings
 from orchestrator.results.report.folder import PAGE, claim, figures_folder, tables_folder
 from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing
 from orchestrator.results.report.page import render
 from orchestrator.results.report.plot import Drawing
-from orchestrator.results.report.settings import facts, fixed_settings
+from orchestrator.results.report.settings import Failed, commands, facts, failures, fixed_settings
 from orchestrator.results.report.tables import TABLES
 from orchestrator.results.report.tables.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+PIXELS = 2.0  # of a PNG, to one of the SVG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,13 @@ class StudyReport:
 
     study: str
     findings: list[Finding]
+    failures: list[Failed]
     figures: list[tuple[Figure, Drawing | Missing]]
     tables: list[tuple[Table, pd.DataFrame | Missing]]
     facts: dict[str, str]
     settings: dict[str, str]
     choices: list[str]
+    commands: list[str]
     is_imagenet: bool  # the paper's own plans fit it
 
 
@@ -77,23 +81,29 @@ def _prepare(material: Material) -> StudyReport:
     return StudyReport(
         study=material.study,
         findings=findings(material),
+        failures=failures(material),
         figures=[(figure, figure.build(material)) for figure in FIGURES],
         tables=[(table, table.build(material)) for table in TABLES],
         facts=facts(material),
         settings=fixed_settings(material),
         choices=choices,
+        commands=commands(material),
         is_imagenet=material.is_imagenet,
     )
 
 
 def _write_figures(report: StudyReport, folder: Path, progress: Callable[[str], None]) -> None:
+    import vl_convert
+
     for figure, drawing in report.figures:
-        stem = folder / f"figure-{figure.key}"
+        png, svg = (folder / f"figure-{figure.key}.{suffix}" for suffix in ("png", "svg"))
         if isinstance(drawing, Missing):
-            for suffix in (".png", ".svg"):
-                stem.with_name(stem.name + suffix).unlink(missing_ok=True)
+            png.unlink(missing_ok=True)
+            svg.unlink(missing_ok=True)
             continue
-        write_files(drawing, f"Figure {figure.key}. {figure.title}", stem)
+        drawn = vl_convert.vegalite_to_svg(for_files(drawing, f"Figure {figure.key}. {figure.title}"))
+        write_text(svg, drawn)
+        write_bytes(png, vl_convert.svg_to_png(drawn, scale=PIXELS))
         progress(f"figure {figure.key}")
 
 

@@ -23,10 +23,10 @@ def build(material: Material) -> Drawing | Missing:
     drawn = thinned(pairs.assign(pair=names), POINTS, "pair")
     means = binned(with_everyone(pairs), "delta_acc", "rho_pos", ["family"], bins=12, at_least=2)
     floor = pd.DataFrame({"y": [claim("min_rho_pos")], "label": ["paper, ImageNet: 2 %, much weaker teachers"]})
-    tips = ("teacher", "student", "rho_pos", "rho_neg", "delta_acc")
+    tips, of_bin = ("teacher", "student", "rho_pos", "rho_neg", "delta_acc"), ("delta_acc", "mean", "n")
     layers = (
         Layer(mark="points", data=drawn, x="delta_acc", y="rho_pos", colour="family", tooltip=tips),
-        Layer(mark="line", data=means, x="delta_acc", y="mean", fixed="ink", defaults={"family": ALL}),
+        Layer(mark="line", data=means, x="delta_acc", y="mean", fixed="ink", defaults={"family": ALL}, tooltip=of_bin),
         Layer(mark="rule", data=floor, y="y", label="label"),
     )
     panel = Panel(

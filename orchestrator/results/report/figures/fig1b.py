@@ -33,9 +33,10 @@ def build(material: Material) -> Drawing | Missing:
     means = binned(with_everyone(both), "delta_acc", "entropy", ["family", "of"], bins=12, at_least=2)
     classes = material.classes
     tips = ("teacher", "student", "of", "entropy", "delta_acc", "n_positive_flips")
+    of_bin = ("of", "delta_acc", "mean", "n")
     layers = [
         Layer(mark="points", data=drawn, x="delta_acc", y="entropy", colour="of", tooltip=tips, size=14),
-        Layer(mark="line", data=means, x="delta_acc", y="mean", colour="of", defaults={"family": ALL}),
+        Layer(mark="line", data=means, x="delta_acc", y="mean", colour="of", defaults={"family": ALL}, tooltip=of_bin),
     ]
     if classes:
         layers.append(_uniform(classes))

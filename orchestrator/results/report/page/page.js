@@ -4,25 +4,10 @@
   const chosen = { family: "", objective: "" };
   const views = new Map(); // element -> promise of its Vega view
 
-  const font = getComputedStyle(document.documentElement).getPropertyValue("--sans").trim();
-  const ink = { ink: "var(--ink)", soft: "var(--ink-2)", line: "var(--line)" };
-  const config = {
-    background: null,
-    font,
-    view: { stroke: null },
-    axis: { domainColor: ink.soft, tickColor: ink.soft, gridColor: ink.line, labelColor: ink.soft, titleColor: ink.ink,
-      titleFontWeight: "normal", labelFontSize: 12, titleFontSize: 13, titlePadding: 8, labelLimit: 140 },
-    axisX: { grid: false, tickCount: 6 },
-    axisY: { domain: false, ticks: false, tickCount: 6 },
-    legend: { labelColor: ink.ink, labelFontSize: 12.5, symbolOpacity: 1, symbolSize: 90, columns: 3, labelLimit: 260 },
-    title: { color: ink.ink, anchor: "start", fontSize: 13, fontWeight: 600, offset: 10 },
-  };
-
   function draw(element) {
     if (views.has(element)) return;
-    const spec = { ...charts[element.id], config };
     const options = { actions: false, renderer: "svg", tooltip: { theme: "custom" } };
-    views.set(element, vegaEmbed(element, spec, options).then(({ view }) => {
+    views.set(element, vegaEmbed(element, charts[element.id], options).then(({ view }) => {
       return filter(element, view).then(() => { element.dataset.drawn = ""; return view; });
     }));
   }
@@ -45,7 +30,7 @@
     element.nextElementSibling.hidden = !none;
     if (none) return Promise.resolve(); // axes of no rows have no ends
     for (const [name, value] of Object.entries(chosen)) view.signal(name, value);
-    return view.runAsync();
+    return fit(element, view);
   }
 
   // Whether the filters leave none of the study's own rows. Their tests are written in what Vega and JavaScript share.
