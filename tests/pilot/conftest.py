@@ -1,7 +1,0 @@
-"""The pilot's tests run on SQLite and on a real PostgreSQL."""
-
-from __future__ import annotations
-
-from tests.postgres import either_url, postgres_server, postgres_url
-
-__all__ = ["either_url", "postgres_server", "postgres_url"]
