@@ -35,8 +35,13 @@ LONGEST = (
 """Taken first, in this order, so that none of them is still running when everything else is done."""
 
 
-SLOW = ("slurm/", "launch/", "pilot/", "end_to_end/", "export/", "own/", "documentation/")
-"""Left out by `--quick`: they start workers or other processes and wait for them."""
+SLOW = (
+    "slurm/", "launch/", "pilot/", "end_to_end/", "export/", "own/", "documentation/", "command_line/test_start.py",
+    "data/test_cache_faults.py", "data/test_determinism.py", "data/test_ffcv.py", "data/test_photographs.py",
+    "recommend/test_plan.py", "results/test_page.py", "store/test_server.py", "store/test_spool.py",
+    "store/test_under_fire.py",
+)  # fmt: skip
+"""Left out by `--quick`: they start workers, servers, a browser or many processes, and wait for them."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,7 +79,9 @@ def _scope(nodeid: str) -> str:
 
 
 def _is_quick(item: pytest.Item) -> bool:
-    parameters = getattr(item, "callspec", None)
-    on_a_server = parameters is not None and "postgresql" in parameters.params.values()
     fixtures = getattr(item, "fixturenames", ())
-    return not (on_a_server or "postgres_server" in fixtures or _file(item.nodeid).startswith(SLOW))
+    parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+    on_a_server = "postgres_server" in fixtures or any(
+        isinstance(one, str) and one == "postgresql" for one in parameters
+    )
+    return not (on_a_server or _file(item.nodeid).startswith(SLOW))
