@@ -1,11 +1,14 @@
 # make demo: the main job, on this machine, in a few minutes. make test: everything, needs nothing prepared.
+# make test-quick: what needs no server and runs no study.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := runs/demo
+# More processes than cores: most tests wait, for servers, leases and other processes.
+TOGETHER := --numprocesses 4 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test lint format clean bench-jobs bench-pairs bench-step bench-loader bench-collect faults docs migration
+.PHONY: demo test test-quick lint format clean bench-jobs bench-pairs bench-step bench-loader bench-collect faults docs migration
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +21,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	tests/prepare
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest $(TOGETHER) --durations 30
+
+test-quick: $(STAMP)
+	$(BIN)/python -m pytest $(TOGETHER) --quick
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

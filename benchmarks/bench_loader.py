@@ -29,9 +29,10 @@ from kt_study.datasets import Split, open_split, prepare
 from kt_study.paths import StudyPaths
 from kt_study.study import DatasetSection
 from kt_study.words import DatasetRecord, ModelRecord
+from worker.data.batches import Normaliser
 from worker.data.betons import BetonOptions, prepare_beton
 from worker.data.ffcv_loader import FfcvViews, ffcv_views
-from worker.data.loader import Normaliser, StreamedViews
+from worker.data.loader import StreamedViews
 from worker.data.pictures import TrainingPictures
 from worker.data.views import ViewRecipe, epoch_order
 

@@ -1,7 +1,4 @@
-"""A database for each study folder of a test, which then runs on SQLite and on a real PostgreSQL.
-
-A conftest takes the fixtures over with `from tests.databases import databases, postgres_server`.
-"""
+"""A database for each study folder of a test, which then runs on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,8 +12,9 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
-from kt_study.database import connect_postgresql, parse_url, place
+from kt_study.database import connect_postgresql, parse_url, place, sqlalchemy_url
 from tests.postgres import Server, postgres_server
 
 __all__ = ["Databases", "ask", "databases", "postgres_server", "url_of"]
@@ -28,6 +26,11 @@ class Databases:
     def __init__(self, server: Server | None) -> None:
         self._server = server
         self._urls: dict[Path, str] = {}
+
+    @property
+    def kind(self) -> str:
+        """sqlite or postgresql."""
+        return "sqlite" if self._server is None else "postgresql"
 
     def url(self, folder: Path) -> str:
         """The folder's database; on the server an empty one, made with the first call."""
@@ -48,13 +51,20 @@ class Databases:
         study.write_text(f'{before}{head}database = "{self.url(folder)}"\n{after}')
 
     def copy(self, source: Path, target: Path) -> None:
-        """Give `target` a copy of the database of `source`, which workers on their way out may still write to."""
+        """Give `target` a copy of the database of `source`, which workers on their way out may still write to.
+
+        A source that was made on SQLite, before there was a server, gets onto the server row by row.
+        """
         if self._server is None:
             with (
                 closing(sqlite3.connect(source / "kt-study.db")) as old,
                 closing(sqlite3.connect(target / "kt-study.db")) as new,
             ):
                 old.backup(new)
+            return
+        if source not in self._urls:
+            self._urls[target] = self._server.database()
+            _move_rows(source / "kt-study.db", self._urls[target])
             return
         name = parse_url(self.url(source)).conninfo["dbname"]
         with _unused(self._server.url, name):
@@ -66,6 +76,26 @@ class Databases:
         if address.is_sqlite:
             return not Path(address.path).exists()
         return ask(folder, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+
+
+def _move_rows(file: Path, url: str) -> None:
+    """Copy the rows of every table of a SQLite file into the tables of that name, which are empty, of a server."""
+    here, there = sa.MetaData(), sa.MetaData()
+    source, target = sa.create_engine(f"sqlite:///{file}"), sa.create_engine(sqlalchemy_url(parse_url(url)))
+    here.reflect(source)
+    there.reflect(target)
+    with source.connect() as reading, target.begin() as writing:
+        for table in there.sorted_tables:
+            if table.name == "alembic_version":
+                continue
+            columns = [column for column in here.tables[table.name].c if column.name in table.c]
+            if rows := reading.execute(sa.select(*columns)).mappings().all():
+                writing.execute(table.insert(), [dict(row) for row in rows])
+            if "id" in table.c and isinstance(table.c.id.type, sa.Integer):
+                last = sa.select(sa.func.coalesce(sa.func.max(table.c.id), 1)).scalar_subquery()
+                writing.execute(sa.select(sa.func.setval(sa.func.pg_get_serial_sequence(table.name, "id"), last)))
+    source.dispose()
+    target.dispose()
 
 
 @contextmanager

@@ -1,7 +1,4 @@
-"""A real PostgreSQL for the tests, started once for each session, with a fresh database for each test that asks.
-
-A conftest takes the fixtures over with `from tests.postgres import postgres_server, postgres_url`.
-"""
+"""A real PostgreSQL for the tests, started once for each session, with a fresh database for each test that asks."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from kt_study.pilots import LaunchFiles, alive_within_s
 from kt_study.printable import printable
 from kt_study.store import JobRow, JobStore, Selection
 from kt_study.words import JobState
+from orchestrator.cluster import slurm_status
 from orchestrator.cluster.launch import records
-from orchestrator.cluster.slurm import report
-from orchestrator.cluster.slurm.report import SlurmPart
+from orchestrator.cluster.slurm_status import SlurmPart
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import span
 from orchestrator.terminal.tint import tint
@@ -34,7 +34,7 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
     if not counts:
         raise UsageError(f"study {study!r} has no jobs in this database; kt-study plan adds them")
     pace = store.pace(study, window_s=_RATE_WINDOW_S)
-    slurm = report.slurm_part(files, store, study, eta_s=pace.eta_s)  # first: it takes ended workers off the list
+    slurm = slurm_status.slurm_part(files, store, study, eta_s=pace.eta_s)  # first: it takes ended workers off the list
     leases_s = [record.lease_s for record in records.launches(files, study)]
     workers = store.workers(alive_within_s=alive_within_s(*leases_s))
     if not workers:
@@ -71,7 +71,7 @@ def details(seen: dict[str, Any]) -> list[str]:
         eta = f", about {span(seen['eta_s'])} left" if seen["eta_s"] else ""
         lines.append(f"\n{60 * seen['jobs_per_s']:.1f} jobs a minute{eta}, {counted(len(seen['workers']), 'worker')}")
     if seen["slurm"]:
-        lines += map(printable, report.lines(msgspec.convert(seen["slurm"], SlurmPart)))
+        lines += map(printable, slurm_status.lines(msgspec.convert(seen["slurm"], SlurmPart)))
     if seen["running"]:
         lines.append("\nrunning")
         lines += [f"  {printable(_running_line(job))}" for job in seen["running"]]

@@ -14,10 +14,10 @@ from kt_study.job_kinds import RESUMABLE
 from kt_study.pilots import LaunchFiles, alive_within_s
 from kt_study.store import JobRow, JobStore, WorkerRow
 from kt_study.words import JobState
+from orchestrator.cluster import slurm_status
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.records import LaunchRecord
-from orchestrator.cluster.slurm import report
-from orchestrator.cluster.slurm.report import SlurmPart
+from orchestrator.cluster.slurm_status import SlurmPart
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import span
 
@@ -103,7 +103,7 @@ class _Scene:
 
     @classmethod
     def of(cls, store: JobStore, study: str, files: LaunchFiles) -> _Scene:
-        slurm = report.slurm_part(files, store, study, eta_s=None)
+        slurm = slurm_status.slurm_part(files, store, study, eta_s=None)
         launches = records.launches(files, study)
         tokens = {record.token for record in launches}
         alive = store.workers(alive_within_s=alive_within_s(*(record.lease_s for record in launches)))

@@ -10,10 +10,7 @@ import pytest
 import torch
 
 from kt_study.paths import StudyPaths
-from tests.databases import databases, postgres_server
 from tests.require import require
-
-__all__ = ["databases", "postgres_server"]
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ from kt_study.files import file_digest
 from kt_study.paths import StudyPaths
 from kt_study.words import LogitsSpec
 from tests.data.support import CPU, digits, job_context, tiny_model
+from worker.data.near import near, nearby
 from worker.logits import LogitsCache
 from worker.logits.forward import cached_logits
-from worker.logits.near import near, nearby
 from worker.logits.writer import EntryWriter
 from worker.training.rows import StreamedTable, merged_table
 
@@ -240,7 +240,7 @@ def test_listing_says_what_an_entry_is(paths: StudyPaths) -> None:
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The node's scratch folder, where every file lies on a network file system."""
-    monkeypatch.setattr("worker.logits.near.file_system", lambda _: "nfs4")
+    monkeypatch.setattr("worker.data.near.file_system", lambda _: "nfs4")
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     near.cache_clear()

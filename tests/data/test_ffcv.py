@@ -21,9 +21,10 @@ from kt_study.words import DatasetRecord, LogitsSpec
 from tests.data.support import CPU, folder_dataset, image_folder, job_context, tiny_model
 from tests.photos import photos_dir
 from tests.require import require
+from worker.data.batches import Normaliser
 from worker.data.betons import BetonOptions, prepare_beton, read_beton_manifest
 from worker.data.ffcv_loader import FfcvViews, _mirror
-from worker.data.loader import Normaliser, training_views
+from worker.data.loader import training_views
 from worker.data.views import ViewRecipe, boxes, epoch_order, flips
 
 FULL = BetonOptions(max_side=0, jpeg_quality=95)
@@ -176,11 +177,11 @@ def test_a_beton_of_a_network_is_read_from_a_copy(
     dataset: DatasetRecord, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from worker.data import ffcv_loader
-    from worker.logits.near import near
+    from worker.data.near import near
 
     prepare_beton(dataset, "val", paths, options=FULL)
     read: list[Path] = []
-    monkeypatch.setattr("worker.logits.near.file_system", lambda _: "nfs4")
+    monkeypatch.setattr("worker.data.near.file_system", lambda _: "nfs4")
     monkeypatch.setattr(ffcv_loader, "near", lambda file: read.append(near(file)) or read[-1])
     near.cache_clear()
     seen = _by_sample(dataset, paths, ViewRecipe(seed=2), loader="ffcv", workers=1)

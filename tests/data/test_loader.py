@@ -21,6 +21,7 @@ from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord
 from tests.data.support import CPU, folder_dataset, image_folder, tiny_model
 from worker.data import loader as loader_module
+from worker.data.batches import ahead
 from worker.data.loader import (
     MemoryViews,
     Rendering,
@@ -303,7 +304,7 @@ def test_a_buffer_is_filled_again_only_after_its_copy(monkeypatch: pytest.Monkey
             buffer.value = i
             yield buffer, buffer
 
-    got = list(loader_module.ahead(batches(), torch.device("cuda")))
+    got = list(ahead(batches(), torch.device("cuda")))
     _LazyStream().synchronize()
     assert [images.value for images, _ in got] == [0, 1, 2, 3, 4]  # type: ignore[attr-defined]
 
@@ -319,7 +320,7 @@ def test_a_buffer_of_a_gpu_too() -> None:
         for i in range(20):
             yield buffer.fill_(i), torch.arange(64)
 
-    got = [int(images.float().mean()) for images, _ in loader_module.ahead(batches(), device)]
+    got = [int(images.float().mean()) for images, _ in ahead(batches(), device)]
     assert got == list(range(20))
 
 
@@ -329,5 +330,5 @@ def test_ahead_on_a_gpu_gives_the_batches_in_order() -> None:
     require("cuda", torch.cuda.is_available(), "no GPU")
     device = torch.device("cuda")
     batches = [(torch.full((4, 3, 64, 64), i, dtype=torch.uint8).pin_memory(), torch.arange(4) + i) for i in range(50)]
-    got = [(int(images.sum()), positions.tolist()) for images, positions in loader_module.ahead(iter(batches), device)]
+    got = [(int(images.sum()), positions.tolist()) for images, positions in ahead(iter(batches), device)]
     assert got == [(i * 4 * 3 * 64 * 64, [i, i + 1, i + 2, i + 3]) for i in range(50)]

@@ -114,7 +114,9 @@ def test_the_first_hour_starts_from_the_demo_with_kt_study_on_the_path(demo: Dem
 
 
 def test_make_test_runs_the_tests(demo: Demo) -> None:
-    assert demo.said.rstrip().endswith("-m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder")
+    assert demo.said.rstrip().endswith(
+        "-m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder --durations 30"
+    )
 
 
 def test_ci_runs_the_readmes_test_command_last_and_wants_this_file() -> None:

@@ -10,19 +10,28 @@ import pytest
 
 import kt_study
 from tests.cli import succeeds
-from tests.databases import Databases, databases, postgres_server
-
-__all__ = ["databases", "postgres_server"]
+from tests.databases import Databases
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[Path]:
-    """A study folder after init, plan --pairs 8, launch --workers 2 --wait and collect."""
-    folder = tmp_path_factory.mktemp("digits")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A study folder after init, plan --pairs 8 and launch --workers 2 --wait, on SQLite. To be copied, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "study"
+    folder.mkdir()
     succeeds(folder, "init")
-    databases.settle(folder)
     succeeds(folder, "plan", "--pairs", "8")
     succeeds(folder, "launch", "--workers", "2", "--wait", timeout=1200)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def digits(finished: Path, tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[Path]:
+    """The finished study on each kind of database, after collect."""
+    folder = tmp_path_factory.mktemp("digits") / "study"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("kt-study.db*"))
+    databases.copy(finished, folder)
+    databases.settle(folder)
     succeeds(folder, "collect")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

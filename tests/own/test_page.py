@@ -19,10 +19,7 @@ from PIL import Image
 import kt_study
 from kt_study.store import JobStore, open_store
 from tests.cli import kt_study as command
-from tests.databases import Databases, databases, postgres_server
 from tests.own.page import CLASSES, COMMIT, FACTORY, examples, lay_folder
-
-__all__ = ["databases", "postgres_server"]
 
 EXAMPLES = examples()
 DATA = [name for name in EXAMPLES if name.startswith("data-")]
@@ -49,14 +46,14 @@ SHORT = {"epochs": 1, "batch_size": 8, "views": 1, "pairs": 1, "augment": "none"
 
 
 @pytest.fixture(scope="module")
-def offline(tmp_path_factory: pytest.TempPathFactory, databases: Databases, folder: Path) -> Mapping[str, str]:
+def offline(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Mapping[str, str]:
     """The environment of a machine without a network, with a hub cache and a database of its own."""
     home = tmp_path_factory.mktemp("home")
-    return {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "KT_STUDY_DB": databases.url(folder)}
+    return {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "KT_STUDY_DB": f"sqlite:///{folder / 'kt-study.db'}"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Path:  # noqa: ARG001 -- one for each
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("page")
     lay_folder(found)
     return found

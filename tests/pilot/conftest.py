@@ -1,4 +1,4 @@
-"""The pilot's tests run on SQLite and on a real PostgreSQL."""
+"""A job kind that tests steer, and a store with a study in it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import pytest
 
 from kt_study.store import JobStore, open_store
 from tests.pilot.small_jobs import Kind
-from tests.postgres import either_url, postgres_server, postgres_url
 from worker.pilot import pilot as pilot_module
-
-__all__ = ["either_url", "postgres_server", "postgres_url"]
 
 
 @pytest.fixture

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.results.conftest import postgres_server, postgres_url, store, url
+from tests.results.conftest import store, url
 
-__all__ = ["postgres_server", "postgres_url", "store", "url"]
+__all__ = ["store", "url"]

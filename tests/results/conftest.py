@@ -7,10 +7,6 @@ from pathlib import Path
 import pytest
 
 from kt_study.store import JobStore, open_store
-from tests.databases import databases
-from tests.postgres import postgres_server, postgres_url
-
-__all__ = ["databases", "postgres_server", "postgres_url"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

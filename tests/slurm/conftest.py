@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import databases
-from tests.postgres import Server, postgres_server
+from tests.postgres import Server
 from tests.require import require
-from tests.slurm.crews import crew, fake_queue, slurm, store
 from tests.slurm.dev_cluster import DevCluster, dev_cluster
 from tests.slurm.study import ClusterStudy
-
-__all__ = ["crew", "databases", "fake_queue", "postgres_server", "slurm", "store"]
 
 NOT_THIS_MACHINE = 3
 

@@ -66,9 +66,13 @@ import time
 
 from worker import zoo
 
+PAUSES = {pauses}
+
 
 def mixer(num_classes, pause_s, **sizes):
     model = zoo.mixer(num_classes, **sizes)
+    if not PAUSES:
+        return model
     pause_s = float(os.environ.get("PAUSE_S", pause_s))
     model.register_forward_pre_hook(lambda module, _inputs: time.sleep(pause_s if module.training else 0.0))
     return model
@@ -111,10 +115,11 @@ class ClusterStudy:
     variables: dict[str, str] = field(default_factory=dict)  # of the environment, for commands and workers
     background: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def write(self, text: str) -> None:
+    def write(self, text: str, *, pauses: bool = True) -> None:
+        """The study file, and the module of its slow models; without pauses they are not slow, and otherwise the same."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "study.toml").write_text(text)
-        (self.folder / "slow_models.py").write_text(_SLOW_MODELS)
+        (self.folder / "slow_models.py").write_text(_SLOW_MODELS.format(pauses=pauses))
 
     @property
     def environment(self) -> dict[str, str]:

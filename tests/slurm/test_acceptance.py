@@ -46,9 +46,9 @@ def rows(folder: Path, table: str) -> list[dict[str, Any]]:
 @pytest.mark.timeout(600)
 def test_preempted_twice_and_equal_to_a_local_run(study: ClusterStudy, cluster: DevCluster, tmp_path: Path) -> None:
     local = ClusterStudy(folder=tmp_path / "local", url=f"sqlite:///{tmp_path}/local.db")
-    local.write(STUDY)
+    local.write(STUDY, pauses=False)
     local.succeeds("plan")
-    reference = local.start("launch", "--workers", "4", "--threads", "1", "--device", "cpu", "--wait")
+    reference = local.start("launch", "--workers", "1", "--threads", "1", "--device", "cpu", "--wait")
     study.write(STUDY)
     study.succeeds("plan")
     planned = len(study.store.jobs())

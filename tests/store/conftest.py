@@ -7,9 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from kt_study.store import JobStore, open_store
-from tests.postgres import either_url, postgres_server, postgres_url
-
-__all__ = ["either_url", "postgres_server", "postgres_url"]
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from kt_study.errors import DataError, EnvironmentUnusable
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, ModelRecord
+from worker.data.batches import Batch, Normaliser, ahead
 from worker.data.betons import read_beton_manifest, require_ffcv
 from worker.data.jpeg_parts import Box, part_around
-from worker.data.loader import Batch, Normaliser, ahead
+from worker.data.near import near
 from worker.data.shrink import can_shrink, shrink
 from worker.data.views import ViewRecipe, boxes, coloured, colours, flips
-from worker.logits.near import near
 from worker.measures.jit import compiled
 
 _BOXES_AT_ONCE = 1 << 16  # samples whose boxes are drawn in one numpy call

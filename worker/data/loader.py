@@ -24,14 +24,11 @@ from kt_study.errors import DataError
 from kt_study.hashing import digest
 from kt_study.paths import StudyPaths
 from kt_study.words import DatasetRecord, ModelRecord
+from worker.data.batches import Batch, Normaliser, ahead
 from worker.data.memory import within_reach
 from worker.data.pictures import EvaluationPictures, Pictures, TrainingPictures
 from worker.data.views import ViewRecipe
-from worker.job.context import Stopped
-from worker.pilot.signals import STOP_SIGNALS
-
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Images float32 [b, 3, h, w] and sample positions int64 [b], both on the device."""
+from worker.job.context import STOP_SIGNALS, Stopped
 
 _RENDER_BATCH = 256  # pictures a batch when a whole split is rendered
 
@@ -129,18 +126,6 @@ def picture_bytes(dataset: DatasetRecord, split: str, model: ModelRecord) -> int
     return _rendered_bytes(dataset.splits[split], model.input_size[1:])
 
 
-class Normaliser:
-    """Bytes to what the model expects, by the operations of torchvision's ToTensor and Normalize in their order."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
-        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-        self._std = torch.tensor(std, device=device).view(1, -1, 1, 1)
-
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        """uint8 [b, 3, h, w] -> float32 [b, 3, h, w]."""
-        return pictures.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
-
-
 @dataclass(frozen=True, kw_only=True)
 class MemoryViews:
     """Pictures rendered once a view and kept on the device as bytes: a batch is a gather and a normalisation."""
@@ -208,31 +193,6 @@ class StreamedViews:
                 worker_init_fn=_outlive_a_stop,
             )
         return self._loader
-
-
-def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy each batch to a GPU while the one before it is worked on; on the CPU, the batches as they are.
-
-    A batch is asked for only when the one before it has left the host: its buffer may be the same.
-    """
-    if device.type != "cuda":
-        yield from batches
-        return
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    waiting: tuple[torch.Tensor, ...] | None = None
-    for batch in batches:
-        with torch.cuda.stream(side):
-            coming = tuple(part.to(device, non_blocking=True) for part in batch)
-            copied = side.record_event()
-        if waiting is not None:
-            yield waiting[0], waiting[1]
-        torch.cuda.current_stream(device).wait_stream(side)
-        for part in coming:
-            part.record_stream(torch.cuda.current_stream(device))
-        waiting = coming
-        copied.synchronize()
-    if waiting is not None:
-        yield waiting[0], waiting[1]
 
 
 class _Rendered(Dataset[Any]):

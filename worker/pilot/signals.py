@@ -6,7 +6,8 @@ import signal
 import time
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGCONT)
+from worker.job.context import STOP_SIGNALS
+
 END_OF_ALLOCATION = "the end of the allocation"
 """The reason of a pilot that stops by its own clock, shortly before Slurm would end it."""
 

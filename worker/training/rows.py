@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.data.memory import within_reach
-from worker.logits.near import nearby
+from worker.data.near import nearby
 
 _CHUNK = 1 << 15  # rows copied at a time while a table is merged
 

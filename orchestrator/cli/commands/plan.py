@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +23,15 @@ from kt_study.nearest import nearest
 from kt_study.printable import printable
 from kt_study.settings import SETTINGS, named
 from kt_study.study import TransferSection
-from kt_study.words import JobState, TransferSpec
+from kt_study.words import JobState
 from orchestrator.cli import completion
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import size
 from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 
 if TYPE_CHECKING:
-    from kt_study.store import JobRow, JobStore
-    from orchestrator.planning import Plan, Ran, Sources, Wishes
+    from kt_study.store import JobStore
+    from orchestrator.planning import Plan, Sources, Wishes
 
 _NO_AXES = (*named("teachers"), "keep")
 """Settings that do not search for anything."""
@@ -185,85 +184,20 @@ def _recommended(here: Surroundings, file: Path, preset_name: str | None, source
 @contextmanager
 def _sources(here: Surroundings) -> Iterator[Sources]:
     from orchestrator.planning import Sources
+    from orchestrator.planning.lookups import Lookups
     from orchestrator.planning.model_records import FileDigests
 
+    known = Lookups(lambda: _store_if_any(here), here.paths)
     with tempfile.TemporaryDirectory(prefix="kt-study-") as scratch, _scanning() as progress:
         yield Sources(
             folder=here.folder,
             scratch=Path(scratch),
-            accuracies=_accuracies(here),
-            ran=_ran(here),
-            acc_after=_acc_after(here),
+            accuracies=known.accuracies,
+            ran=known.ran,
+            acc_after=known.acc_after,
             progress=progress,
             digests=FileDigests(here.paths.cache / "digests.json"),
         )
-
-
-def _accuracies(here: Surroundings) -> Callable[[str], Mapping[str, float]]:
-    """Looks up what the database knows of the models' accuracy on a data set, % by model key."""
-
-    @functools.cache
-    def look_up(dataset_key: str) -> dict[str, float]:
-        store = _store_if_any(here)
-        if store is None:
-            return {}
-        rows = (row for batch in store.results("evaluations") for row in batch)
-        return {
-            row["model_key"]: row["acc"]
-            for row in rows
-            if row["dataset_key"] == dataset_key and row["split"] == "val" and row["acc"] is not None
-        }
-
-    return look_up
-
-
-def _ran(here: Surroundings) -> Callable[[str], Ran | None]:
-    """Looks up the transfers and soups of the database that run or are done, by digest."""
-    from kt_study.multi_teacher import transfer_digest
-    from kt_study.store import Selection
-    from orchestrator.planning import Ran
-
-    def jobs(*picked: Selection) -> list[JobRow]:
-        store = _store_if_any(here)
-        return [job for each in picked for job in store.jobs(each, limit=sys.maxsize)] if store else []
-
-    @functools.cache
-    def ran() -> dict[str, JobRow]:
-        kinds, states = ("transfer", "soup"), (JobState.RUNNING, JobState.DONE)
-        return {job.digest: job for job in jobs(*(Selection(kind=k, state=s) for k in kinds for s in states))}
-
-    @functools.cache
-    def made_again() -> dict[str, str]:
-        specs = [msgspec.convert(job.spec, TransferSpec) for job in jobs(Selection(kind="remake", state=JobState.DONE))]
-        return {transfer_digest(spec): spec.settings.keep for spec in specs}
-
-    def look_up(digest: str) -> Ran | None:
-        if digest not in ran():
-            return None
-        job = ran()[digest]
-        done = job.state == JobState.DONE
-        asked = {job.spec.get("settings", {}).get("keep", "none"), made_again().get(digest, "none")}
-        keep = next(each for each in ("all", "best", "none") if each in asked)
-        return Ran(done=done, keep=keep, there=keep == "all" and (not done or here.paths.weights(digest).exists()))
-
-    return look_up
-
-
-def _acc_after(here: Surroundings) -> Callable[[str], float | None]:
-    """Looks up the accuracy after a transfer or soup that is done, %, by digest."""
-    from kt_study.store import Selection
-
-    @functools.cache
-    def accuracies() -> dict[str, float | None]:
-        store = _store_if_any(here)
-        if store is None:
-            return {}
-        picked = [Selection(kind=kind, state=JobState.DONE) for kind in ("transfer", "soup")]
-        digests = {job.id: job.digest for each in picked for job in store.jobs(each, limit=sys.maxsize)}
-        rows = (row for batch in store.results("transfers") for row in batch)
-        return {digests[row["job_id"]]: row["acc_after"] for row in rows if row["job_id"] in digests}
-
-    return lambda digest: accuracies().get(digest)
 
 
 @contextmanager

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kt_study.errors import UsageError
 from kt_study.files import write_bytes, write_text
@@ -13,37 +11,16 @@ from kt_study.loading import load
 from kt_study.nearest import nearest
 from orchestrator.results.report.charts import for_files
 from orchestrator.results.report.figures import FIGURES
-from orchestrator.results.report.figures.figure import Figure
-from orchestrator.results.report.findings import Finding, findings
+from orchestrator.results.report.findings import findings
 from orchestrator.results.report.folder import PAGE, claim, figures_folder, tables_folder
 from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing
 from orchestrator.results.report.page import render
-from orchestrator.results.report.plot import Drawing
-from orchestrator.results.report.settings import Failed, commands, facts, failures, fixed_settings
+from orchestrator.results.report.settings import commands, facts, failures, fixed_settings
+from orchestrator.results.report.study_report import StudyReport
 from orchestrator.results.report.tables import TABLES
-from orchestrator.results.report.tables.table import Table
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PIXELS = 2.0  # of a PNG, to one of the SVG
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyReport:
-    """One study, ready for the page."""
-
-    study: str
-    findings: list[Finding]
-    failures: list[Failed]
-    figures: list[tuple[Figure, Drawing | Missing]]
-    tables: list[tuple[Table, pd.DataFrame | Missing]]
-    facts: dict[str, str]
-    settings: dict[str, str]
-    choices: list[str]
-    commands: list[str]
-    is_imagenet: bool  # the paper's own plans fit it
 
 
 def write(results: Path, out: Path, study: str | None, progress: Callable[[str], None]) -> Path:

@@ -17,12 +17,11 @@ from orchestrator.results.report.figures.figure import Figure
 from orchestrator.results.report.missing import Missing
 from orchestrator.results.report.palette import DARK, FONT, LIGHT
 from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, Drawing
+from orchestrator.results.report.study_report import StudyReport
 from orchestrator.results.report.tables.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from orchestrator.results.report.write import StudyReport
 
 SECTIONS = {
     "complementarity": "Complementary knowledge",

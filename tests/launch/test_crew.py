@@ -24,7 +24,7 @@ from orchestrator.cluster.launch.local import LocalCrew
 from orchestrator.cluster.launch.nodes import FORGIVEN_AFTER_S
 from orchestrator.cluster.launch.slurm import SlurmCrew, disown_ended
 from orchestrator.cluster.slurm.view import Answer, SlurmView
-from tests.slurm.crews import CLUSTER, began, ended, enlist, launched, queued
+from tests.launch.crews import CLUSTER, began, ended, enlist, launched, queued
 
 
 def test_a_worker_is_dead_when_slurm_says_so_and_it_is_silent(store: JobStore, crew: SlurmCrew) -> None:

@@ -19,7 +19,7 @@ from orchestrator.cluster.launch import submission
 from orchestrator.cluster.launch.lock import AnotherLaunch, lock_file, only_launch
 from orchestrator.cluster.launch.records import launches
 from orchestrator.cluster.launch.slurm import SlurmCrew
-from tests.slurm.crews import CLUSTER, SBATCH, launched
+from tests.launch.crews import CLUSTER, SBATCH, launched
 
 
 def test_an_open_question_is_settled_before_anything_is_sent(

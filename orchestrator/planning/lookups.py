@@ -1,0 +1,83 @@
+"""What planning asks the database: accuracies that are measured, transfers that run or are done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kt_study.multi_teacher import transfer_digest
+from kt_study.paths import StudyPaths
+from kt_study.words import JobState, TransferSpec
+from orchestrator.planning.record import Ran
+
+if TYPE_CHECKING:
+    from kt_study.store import JobRow, JobStore
+
+_TRANSFERS = ("transfer", "soup")
+
+
+class Lookups:
+    """Answers `Sources` from the job database; each table is read once, when it is first asked for.
+
+    Args:
+        open_store: the database, or None where there is none: nothing is known then.
+        paths: of the study, where kept students are.
+    """
+
+    def __init__(self, open_store: Callable[[], JobStore | None], paths: StudyPaths) -> None:
+        self._open_store = open_store
+        self._paths = paths
+        self.accuracies: Callable[[str], Mapping[str, float]] = cache(self._accuracies)
+        """Top-1 on a data set's validation split, % by model key."""
+
+    def ran(self, digest: str) -> Ran | None:
+        """A transfer or soup that runs or is done; None for what no worker has taken yet."""
+        job = self._taken.get(digest)
+        if job is None:
+            return None
+        done = job.state == JobState.DONE
+        asked = {job.spec.get("settings", {}).get("keep", "none"), self._made_again.get(digest, "none")}
+        keep = next(each for each in ("all", "best", "none") if each in asked)
+        return Ran(done=done, keep=keep, there=keep == "all" and (not done or self._paths.weights(digest).exists()))
+
+    def acc_after(self, digest: str) -> float | None:
+        """Accuracy after a transfer or soup that is done, %."""
+        return self._acc_after.get(digest)
+
+    def _accuracies(self, dataset_key: str) -> dict[str, float]:
+        return {
+            row["model_key"]: row["acc"]
+            for row in self._rows("evaluations")
+            if row["dataset_key"] == dataset_key and row["split"] == "val" and row["acc"] is not None
+        }
+
+    @cached_property
+    def _taken(self) -> dict[str, JobRow]:
+        return {job.digest: job for job in self._jobs(_TRANSFERS, JobState.RUNNING, JobState.DONE)}
+
+    @cached_property
+    def _made_again(self) -> dict[str, str]:
+        """What each `remake` that is done kept, by the digest of its transfer."""
+        specs = [msgspec.convert(job.spec, TransferSpec) for job in self._jobs(("remake",), JobState.DONE)]
+        return {transfer_digest(spec): spec.settings.keep for spec in specs}
+
+    @cached_property
+    def _acc_after(self) -> dict[str, float | None]:
+        digests = {job.id: job.digest for job in self._jobs(_TRANSFERS, JobState.DONE)}
+        return {digests[row["job_id"]]: row["acc_after"] for row in self._rows("transfers") if row["job_id"] in digests}
+
+    def _jobs(self, kinds: tuple[str, ...], *states: JobState) -> list[JobRow]:
+        from kt_study.store import Selection
+
+        store = self._open_store()
+        picked = [Selection(kind=kind, state=state) for kind in kinds for state in states]
+        return [job for each in picked for job in store.jobs(each, limit=sys.maxsize)] if store else []
+
+    def _rows(self, table: str) -> Iterator[dict[str, Any]]:
+        if store := self._open_store():
+            for batch in store.results(table):
+                yield from batch
