@@ -257,7 +257,7 @@ def _replace_password(place: _Place) -> None:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    write_private(path, text.encode())
+    write_private(path, text.encode(), below=path.parent)
 
 
 def _require_usable(folder: Path) -> None:

@@ -38,7 +38,7 @@ def command(ctx: click.Context, here: Surroundings) -> None:
 
     files = LaunchFiles(root=here.folder)
     study = here.name
-    write_private(files.stop, f"{secrets.token_hex(8)}\n".encode())
+    write_private(files.stop, f"{secrets.token_hex(8)}\n".encode(), below=files.root)
     click.echo(f"{counted(stop_here(here.paths.logs), 'worker')} here asked to give back what they do")
     try:
         if cancelled := withdraw_all(files, study):
