@@ -1,7 +1,8 @@
 """Figures as Vega-Lite specifications with their rows inside; the page and the files are drawn from the same ones.
 
 Every filter of the page is a Vega parameter (`family`, `objective`; "" while it is not set), and every layer keeps the
-rows that it lets through, so that boxes and counts are of the rows shown. `room` is the width of a panel in pixels.
+rows that it lets through, so that boxes and counts are of the rows shown. `room` is the width of a panel in pixels, on the
+page about that: were it exact, it would change with the very layout that is made from it.
 Colours are those of the palette as the page's style sheet names them, such as `var(--c1)`.
 """
 
@@ -24,6 +25,7 @@ Spec = dict[str, Any]
 HEIGHT = 300
 WIDEST = 3  # panels in a row of a file
 ASIDE = 40  # pixels over which equal points lie beside each other
+AXIS = 70  # pixels that an axis with its labels takes from a panel's width
 PADDING = 10  # pixels between the outermost marks and the frame, the largest mark's half
 
 CONFIG: Spec = {
@@ -36,7 +38,7 @@ CONFIG: Spec = {
         "labelFontSize": 12, "titleFontSize": 13, "titlePadding": 8, "labelLimit": 140,
     },
     "axisX": {"grid": False, "tickCount": 6},
-    "axisY": {"domain": False, "ticks": False, "tickCount": 6},
+    "axisY": {"domain": False, "ticks": False, "tickCount": 6, "minExtent": 34},  # so a longer label moves no title
     "legend": {"labelColor": "var(--ink)", "labelFontSize": 12.5, "symbolOpacity": 1, "symbolSize": 90,
                "labelLimit": 260},
     "title": {"color": "var(--ink)", "anchor": "start", "fontSize": 13, "fontWeight": 600, "offset": 10},
@@ -54,7 +56,7 @@ def for_page(drawing: Drawing) -> list[Spec]:
             **_panel(panel),
             "width": "container",
             "autosize": {"type": "fit", "contains": "padding", "resize": True},
-            "params": _parameters({"expr": "width"}),
+            "params": _parameters({"expr": f"width ? containerSize()[0] - {AXIS} : 0"}),
             "config": CONFIG,
         }
         for panel in drawing.panels

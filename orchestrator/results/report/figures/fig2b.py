@@ -42,7 +42,7 @@ def build(material: Material) -> Drawing | Missing:
         Layer(mark="rule", data=zero, y="y", label="label"),
     )
     panel = Panel(
-        x_label="classes that hold the top X % of positive flips",
+        x_label="classes with the top X % of positive flips",
         y_label="similarity above the average, %",
         layers=layers,
         x_kind="category",
@@ -81,7 +81,7 @@ def _nothing(pairs: pd.DataFrame) -> Missing:
 FIGURE = Figure(
     key="2b",
     title="Semantic similarity of the classes with the most positive flips",
-    caption="Semantic similarity among the classes that hold the top X % of positive flips, relative to the average "
+    caption="Semantic similarity among the classes with the top X % of positive flips, relative to the average "
     "over all classes; it needs names or embeddings of the classes. Boxes: quartiles over pairs; whiskers: 1.5 times their "
     "distance.",
     section="complementarity",

@@ -56,7 +56,7 @@ def _panel(rows: pd.DataFrame, column: str, title: str, main: str) -> Panel:
         defaults={"objective": main}, tooltip=("objective", "family", "top", "mean", "low", "high", "n"),
     )  # fmt: skip
     return Panel(
-        x_label="classes that hold the top X % of positive flips",
+        x_label="classes with the top X % of positive flips",
         y_label="transfer rate, %",
         layers=(layer,),
         title=title,
