@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import random
 import sqlite3
@@ -11,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
@@ -167,6 +168,41 @@ class Database:
         """Begin anew, without the threads that the child does not have."""
         self._engine.dispose(close=False)
         self._gate, self._in_use, self._closer = threading.Lock(), 0, None
+
+
+class Store:
+    """What the parts of a `JobStore` share: the database."""
+
+    _database: Database
+
+    @property
+    def url(self) -> str:
+        """The database's URL, without a password."""
+        return self._database.address.url
+
+
+S = TypeVar("S", bound=Store)
+P = ParamSpec("P")
+
+
+def reads(method: Callable[Concatenate[S, sa.Connection, P], T]) -> Callable[Concatenate[S, P], T]:
+    """A method that reads: it runs in a transaction on a connection, which its callers do not give."""
+
+    @functools.wraps(method)
+    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._database.read(lambda connection: method(self, connection, *args, **kwargs))
+
+    return run
+
+
+def writes(method: Callable[Concatenate[S, sa.Connection, P], T]) -> Callable[Concatenate[S, P], T]:
+    """A method that writes, whole or not at all; it may run several times before it succeeds."""
+
+    @functools.wraps(method)
+    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._database.write(lambda connection: method(self, connection, *args, **kwargs))
+
+    return run
 
 
 def _engine(address: Address) -> sa.Engine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,28 +14,22 @@ from sqlalchemy.dialects import postgresql, sqlite
 from kt_study import database, tables
 from kt_study.errors import UsageError
 from kt_study.hashing import canonical_json
-from kt_study.store import claims, leases, listings, planning, selections
+from kt_study.store import claims, leases, planning
 from kt_study.store.connections import Database
 from kt_study.store.expressions import now
+from kt_study.store.listings import Listings
 from kt_study.store.records import (
     ClaimRequest,
-    FailureGroup,
-    JobRow,
     Orders,
-    Outlook,
-    Pace,
     Planned,
-    Selection,
     WorkerRecord,
-    WorkerRow,
 )
-from kt_study.store.results import Rows, converters, plain_rows
+from kt_study.store.results import Rows, plain_rows
+from kt_study.store.selections import Selections
 from kt_study.words import Claim, DatasetRecord, Failure, JobState, ModelRecord, PlannedJob, Progress
 
-RESULTS_CHUNK = 5_000  # result rows fetched at a time
 
-
-class JobStore:
+class JobStore(Listings, Selections):
     """Jobs in a database, and the only code that moves them from state to state. docs/job-states.md draws the states.
 
     Promises:
@@ -51,6 +45,8 @@ class JobStore:
     * A released or orphaned attempt is no failure. Attempts that end with a transient error count against
       `max_attempts`, attempts whose worker died without a word against `max_crashes`.
     * Times are the database's own. The clocks of the workers' nodes do not matter.
+    * A lease counts only time in which the database was seen to answer: one that was frozen or away while leases ran out
+      takes no job from a live worker.
     * A method that returned has happened, and survives a crash of the machine. One that raised DatabaseError may have
       happened, if its answer got lost; calling it again with the same claim does it once.
     * Between calls a store holds connections for two seconds at most. It may be used from several threads, and after a fork.
@@ -63,11 +59,6 @@ class JobStore:
         self._max_attempts = max_attempts
         self._max_crashes = max_crashes
         self._first_backoff_s = first_backoff_s
-
-    @property
-    def url(self) -> str:
-        """The database's URL, without a password."""
-        return self._database.address.url
 
     def close(self) -> None:
         """Close idle connections. The store can be used again after it."""
@@ -261,111 +252,6 @@ class JobStore:
         """End the leases of workers that are known to be dead, without waiting for the leases. Returns how many."""
         workers = list(worker_ids)
         return self._database.write(lambda connection: leases.orphan(connection, workers, self._max_crashes, reason))
-
-    # What users do
-
-    def cancel(self, selection: Selection) -> int:
-        """Open and failed jobs to cancelled; workers that run them learn it with their next heartbeat. Returns how many.
-
-        Selected by study, a job that another study still wants stays open. Planning opens cancelled jobs again.
-        """
-        return self._database.write(lambda connection: selections.cancel(connection, selection))
-
-    def pause(self, selection: Selection) -> int:
-        """Open jobs are no longer claimed; workers that run them hand them back. Returns how many were not paused before."""
-        return self._database.write(lambda connection: selections.pause(connection, selection))
-
-    def resume(self, selection: Selection) -> int:
-        """Undo pause. Returns how many jobs were paused."""
-        return self._database.write(lambda connection: selections.resume(connection, selection))
-
-    def retry(self, selection: Selection) -> int:
-        """Failed jobs start afresh with all their attempts, backing-off ones start now. Returns how many.
-
-        Cancelled jobs come back only when they are selected by their ids.
-        """
-        return self._database.write(lambda connection: selections.retry(connection, selection))
-
-    # What there is to see
-
-    def counts(self, study: str | None = None) -> dict[tuple[str, JobState], int]:
-        """Number of jobs by (kind, state)."""
-        return self._database.read(lambda connection: listings.counts(connection, study))
-
-    def jobs(self, selection: Selection | None = None, limit: int = 1000) -> list[JobRow]:
-        """The first `limit` of the selected jobs by id, without their attempts and needs."""
-        return self._database.read(lambda connection: listings.jobs_of(connection, selection or Selection(), limit))
-
-    def job(self, job_id: int) -> JobRow:
-        """One job with its attempts, needs, studies and the reason why it is where it is. Raises UsageError."""
-        found = self._database.read(lambda connection: listings.job(connection, job_id))
-        if found is None:
-            raise UsageError(f"no job {job_id} in {self.url}; `kt-study status` lists them")
-        return found
-
-    def before(self, job: JobRow, study: str | None = None) -> tuple[int, int]:
-        """Ready jobs that a claim without affinity takes before this one, and how many of them for higher priority."""
-        return self._database.read(lambda connection: listings.before(connection, job, study))
-
-    def failures(self, study: str | None = None) -> list[FailureGroup]:
-        """Failed jobs grouped by cause, the most frequent first."""
-        return self._database.read(lambda connection: listings.failures(connection, study))
-
-    def outlook(self, study: str | None = None) -> Outlook:
-        """How many jobs are in each state, told apart by whether they can be claimed now."""
-        return self._database.read(lambda connection: listings.outlook(connection, study))
-
-    def tally(self, selection: Selection) -> dict[str, int]:
-        """Number of the selected jobs by state; open ones that are paused count as `paused`."""
-        return self._database.read(lambda connection: listings.tally(connection, selection))
-
-    def error_groups(self, study: str) -> list[str]:
-        """Every group of causes that a selection by `error_group` finds jobs of, in alphabetical order."""
-        return self._database.read(lambda connection: listings.error_groups(connection, study))
-
-    def unfinished(self, study: str) -> list[tuple[int, str]]:
-        """(id, digest) of the study's jobs that are open or failed, less those that another study still wants."""
-        return self._database.read(lambda connection: selections.unfinished(connection, study))
-
-    def states(self, digests: Iterable[str], study: str | None = None) -> dict[str, JobState]:
-        """The state of each of these jobs that the database, or the study, has; by digest."""
-        wanted = list(digests)
-        return self._database.read(lambda connection: listings.states(connection, wanted, study))
-
-    def pace(self, study: str | None = None, *, window_s: float = 600.0) -> Pace:
-        """Jobs done a second over the last `window_s` seconds, and how long those that can be done will take at that rate."""
-        return self._database.read(lambda connection: listings.pace(connection, study, window_s))
-
-    def needed_by_open_jobs(self, kind: str) -> set[str]:
-        """Digests of the jobs of one kind whose results an open job may still read."""
-        return self._database.read(lambda connection: listings.needed_by_open_jobs(connection, kind))
-
-    def workers(self, alive_within_s: float | None = None) -> list[WorkerRow]:
-        """Worker processes, oldest first; with `alive_within_s` only those heard of within so many seconds."""
-        return self._database.read(lambda connection: listings.workers(connection, alive_within_s))
-
-    def results(self, table: str, study: str | None = None, after_id: int = 0) -> Iterator[list[dict[str, Any]]]:
-        """Result rows in chunks, by id: id, job_id, study and the schema's columns. A job of two studies comes twice.
-
-        On PostgreSQL ids are given before rows are committed: a row may appear later with a lower id than one seen. Who
-        collects piecemeal must therefore go by job and not by the highest id seen while workers run.
-
-        Raises:
-            UsageError: an unknown table.
-        """
-        converters(table)  # which knows the tables that there are
-        while (last := self._last_result(table, after_id)) is not None:
-            if chunk := self._results_after(table, study, after_id):
-                yield chunk
-            after_id = last
-
-    def _last_result(self, table: str, after_id: int) -> int | None:
-        return self._database.read(lambda connection: listings.last_id(connection, table, after_id, RESULTS_CHUNK))
-
-    def _results_after(self, table: str, study: str | None, after_id: int) -> list[dict[str, Any]]:
-        return self._database.read(
-            lambda connection: listings.results(connection, table, study, after_id, RESULTS_CHUNK)
-        )
 
     def _add(self, table: sa.Table, records: Iterable[ModelRecord] | Iterable[DatasetRecord]) -> None:
         rows = [{"key": each.key, "name": each.name, "record": msgspec.json.encode(each).decode()} for each in records]

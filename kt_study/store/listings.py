@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
+from kt_study.errors import UsageError
+from kt_study.store.connections import Store, reads
 from kt_study.store.expressions import chunks, now, of_study
 from kt_study.store.records import (
     AttemptRow,
@@ -20,12 +22,14 @@ from kt_study.store.records import (
     WorkerRow,
     decode_progress,
 )
+from kt_study.store.results import converters
 from kt_study.store.selections import LAST_ATTEMPT, OPEN, condition
 from kt_study.tables import READY, RUNNING, attempts, job_needs, jobs, past_attempts, studies, study_jobs
 from kt_study.tables import results as result_tables
 from kt_study.tables import workers as worker_table
 from kt_study.words import JobState
 
+RESULTS_CHUNK = 5_000  # result rows fetched at a time
 EXAMPLES = 5  # ids shown of a group of failures
 
 _JOB = sa.select(
@@ -40,62 +44,6 @@ _PAUSED = sa.and_(jobs.c.paused, jobs.c.state.in_(OPEN))
 
 def _of(study: str | None) -> sa.ColumnElement[bool]:
     return sa.true() if study is None else of_study(study)
-
-
-def counts(connection: sa.Connection, study: str | None) -> dict[tuple[str, JobState], int]:
-    """Jobs by (kind, state)."""
-    counted = (
-        sa.select(jobs.c.kind, jobs.c.state, sa.func.count()).where(_of(study)).group_by(jobs.c.kind, jobs.c.state)
-    )
-    rows = connection.execute(counted.order_by(jobs.c.kind, jobs.c.state))
-    return {(kind, JobState(state)): count for kind, state, count in rows}
-
-
-def tally(connection: sa.Connection, selection: Selection) -> dict[str, int]:
-    """Selected jobs by state; open ones that are paused count as that."""
-    state = sa.case((_PAUSED, "paused"), else_=jobs.c.state).label("condition")
-    counted = sa.select(state, sa.func.count()).where(condition(selection)).group_by("condition").order_by("condition")
-    return {found: count for found, count in connection.execute(counted)}
-
-
-def error_groups(connection: sa.Connection, study: str) -> list[str]:
-    """Causes from which the last attempts of the study's jobs failed."""
-    group = past_attempts.c.error_group
-    groups = sa.select(group).distinct().join(jobs, LAST_ATTEMPT).where(group.is_not(None), of_study(study))
-    return list(connection.scalars(groups.order_by(group)))
-
-
-def states(connection: sa.Connection, digests: Sequence[str], study: str | None) -> dict[str, JobState]:
-    """Digest -> state of those of these jobs that there are."""
-    wanted = sa.select(jobs.c.digest, jobs.c.state).where(_of(study))
-    found: dict[str, JobState] = {}
-    for chunk in chunks(digests):
-        rows = connection.execute(wanted.where(jobs.c.digest.in_(chunk)))
-        found |= {digest: JobState(state) for digest, state in rows}
-    return found
-
-
-def jobs_of(connection: sa.Connection, selection: Selection, limit: int) -> list[JobRow]:
-    """Selected jobs, lowest id first."""
-    rows = connection.execute(_JOB.where(condition(selection)).order_by(jobs.c.id).limit(limit))
-    return [_job_row(row) for row in rows]
-
-
-def job(connection: sa.Connection, job_id: int) -> JobRow | None:
-    """One job with its attempts, needs and studies."""
-    row = connection.execute(_JOB.add_columns(now().label("moment")).where(jobs.c.id == job_id)).first()
-    if row is None:
-        return None
-    needs = sa.select(jobs.c.id, jobs.c.kind, jobs.c.state).join(job_needs, job_needs.c.needs_id == jobs.c.id)
-    needed = connection.execute(needs.where(job_needs.c.job_id == job_id).order_by(jobs.c.id))
-    names = sa.select(studies.c.name).join(study_jobs, study_jobs.c.study_id == studies.c.id)
-    found = msgspec.structs.replace(
-        _job_row(row),
-        attempts=_attempts(connection, job_id),
-        needs=tuple(NeedRow(job_id=need, kind=kind, state=JobState(state)) for need, kind, state in needed),
-        studies=tuple(connection.scalars(names.where(study_jobs.c.job_id == job_id).order_by(studies.c.name))),
-    )
-    return msgspec.structs.replace(found, why=_why(found, row.moment))
 
 
 def _job_row(row: Any) -> JobRow:
@@ -146,17 +94,6 @@ def _last_error(job: JobRow) -> str:
     return errors[-1] if errors else "no recorded error"
 
 
-def failures(connection: sa.Connection, study: str | None) -> list[FailureGroup]:
-    """Failed jobs by the cause of their last attempt, the most frequent first."""
-    told = [past_attempts.c[name] for name in ("error_group", "error", "message", "ended_at")]
-    failed = sa.select(*told, jobs.c.kind, jobs.c.id).join(past_attempts, LAST_ATTEMPT)
-    groups: dict[str, list[Any]] = {}
-    for row in connection.execute(failed.where(jobs.c.state == "failed", _of(study)).order_by(jobs.c.id)):
-        groups.setdefault(row.error_group or "", []).append(row)
-    found = [_failure_group(group, rows) for group, rows in groups.items()]
-    return sorted(found, key=lambda group: (-group.count, group.group))
-
-
 def _failure_group(group: str, rows: Sequence[Any]) -> FailureGroup:
     latest = max(rows, key=lambda row: (row.ended_at or 0.0, row.id))  # two may end within a tick of the clock
     return FailureGroup(
@@ -169,108 +106,200 @@ def _failure_group(group: str, rows: Sequence[Any]) -> FailureGroup:
     )
 
 
-def outlook(connection: sa.Connection, study: str | None) -> Outlook:
-    """How much there is to do, now and later."""
-    field = sa.case(
-        (_PAUSED, "paused"), (_BACKS_OFF, "ready_later"), (jobs.c.state == "ready", "ready_now"), else_=jobs.c.state
-    ).label("field")
-    wait = sa.func.min(sa.case((_BACKS_OFF, jobs.c.not_before - now())))
-    found = {}
-    for name, count, wait_s in connection.execute(
-        sa.select(field, sa.func.count(), wait).where(_of(study)).group_by("field")
-    ):
-        found[name] = count
-        if name == "ready_later":
-            found["next_s"] = max(0.0, wait_s)
-    return Outlook(**found)
+class Listings(Store):
+    """What there is to see. Nothing here changes anything."""
 
-
-def pace(connection: sa.Connection, study: str | None, window_s: float) -> Pace:
-    """How fast the study goes: jobs done within the last `window_s` seconds against what is open and can be done."""
-    # A failed or cancelled job keeps back whatever needs it, near or far.
-    given_up = jobs.alias("given_up")
-    stuck = (
-        sa.select(job_needs.c.job_id.label("id"))
-        .join(given_up, given_up.c.id == job_needs.c.needs_id)
-        .where(given_up.c.state.in_(["failed", "cancelled"]))
-        .cte("stuck", recursive=True)
-    )
-    stuck = stuck.union(sa.select(job_needs.c.job_id).join(stuck, stuck.c.id == job_needs.c.needs_id))
-    done = jobs.c.state == "done"
-    lately = sa.and_(done, jobs.c.changed_at > now() - window_s)
-    can_be_done = sa.and_(jobs.c.state.in_(OPEN), stuck.c.id.is_(None))
-    figures = sa.select(
-        sa.func.count(sa.case((lately, 1))),
-        sa.func.sum(sa.case((lately, jobs.c.estimate_s))),
-        sa.func.sum(sa.case((can_be_done, jobs.c.estimate_s))),
-        now() - sa.func.min(sa.case((done, jobs.c.changed_at))),
-    ).join_from(jobs, stuck, stuck.c.id == jobs.c.id, isouter=True)
-    number, done_s, open_s, since = connection.execute(figures.where(_of(study))).one()
-    span = min(window_s, since or window_s)
-    return Pace(
-        jobs_per_s=number / span if number else 0.0, eta_s=open_s * span / done_s if done_s and open_s else None
-    )
-
-
-def before(connection: sa.Connection, job: JobRow, study: str | None) -> tuple[int, int]:
-    """Jobs that a claim would take before this ready one, and how many of them for their higher priority."""
-    preferred = jobs.c.priority > job.priority
-    longer = jobs.c.estimate_s > job.estimate_s
-    older = sa.and_(jobs.c.estimate_s == job.estimate_s, jobs.c.id < job.id)
-    earlier = preferred | sa.and_(jobs.c.priority == job.priority, longer | older)
-    counted = sa.select(sa.func.count(), sa.func.count(sa.case((preferred, 1))))
-    number, higher = connection.execute(counted.where(_of(study), READY, jobs.c.not_before <= now(), earlier)).one()
-    return number, higher
-
-
-def needed_by_open_jobs(connection: sa.Connection, kind: str) -> set[str]:
-    """Digests of the jobs of one kind that an open job needs, or that are open themselves."""
-    user = jobs.alias("user")
-    needed = sa.select(job_needs.c.job_id).join(user, user.c.id == job_needs.c.job_id)
-    needed = needed.where(job_needs.c.needs_id == jobs.c.id, user.c.state.in_(OPEN)).correlate(jobs)
-    wanted = sa.select(jobs.c.digest).where(jobs.c.kind == kind, jobs.c.state.in_(OPEN) | needed.exists())
-    return set(connection.scalars(wanted))
-
-
-def workers(connection: sa.Connection, alive_within_s: float | None) -> list[WorkerRow]:
-    """Worker processes, oldest first; only those that have not left and sent a heartbeat within the given seconds."""
-    held: dict[str, list[int]] = {}
-    for worker, job_id in connection.execute(sa.select(jobs.c.worker, jobs.c.id).where(RUNNING).order_by(jobs.c.id)):
-        held.setdefault(worker, []).append(job_id)
-    beat_at = worker_table.c.beat_at
-    known = sa.select(worker_table, (now() - beat_at).label("age_s")).order_by(
-        worker_table.c.started_at, worker_table.c.id
-    )
-    if alive_within_s is not None:
-        known = known.where(worker_table.c.ended_at.is_(None), beat_at >= now() - alive_within_s)
-    return [
-        WorkerRow(
-            id=row.id, host=row.host, pid=row.pid, slurm_job=row.slurm_job or "", log=row.log or "",
-            device=row.device or "", started_at=row.started_at, ended_at=row.ended_at,
-            beat_age_s=max(0.0, row.age_s), running=tuple(held.get(row.id, ())),
+    @reads
+    def counts(self, connection: sa.Connection, study: str | None = None) -> dict[tuple[str, JobState], int]:
+        """Number of jobs by (kind, state)."""
+        counted = (
+            sa.select(jobs.c.kind, jobs.c.state, sa.func.count()).where(_of(study)).group_by(jobs.c.kind, jobs.c.state)
         )
-        for row in connection.execute(known)
-    ]  # fmt: skip
+        rows = connection.execute(counted.order_by(jobs.c.kind, jobs.c.state))
+        return {(kind, JobState(state)): count for kind, state, count in rows}
+
+    @reads
+    def tally(self, connection: sa.Connection, selection: Selection) -> dict[str, int]:
+        """Number of the selected jobs by state; open ones that are paused count as `paused`."""
+        state = sa.case((_PAUSED, "paused"), else_=jobs.c.state).label("condition")
+        counted = (
+            sa.select(state, sa.func.count()).where(condition(selection)).group_by("condition").order_by("condition")
+        )
+        return {found: count for found, count in connection.execute(counted)}
+
+    @reads
+    def error_groups(self, connection: sa.Connection, study: str) -> list[str]:
+        """Every group of causes that a selection by `error_group` finds jobs of, in alphabetical order."""
+        group = past_attempts.c.error_group
+        groups = sa.select(group).distinct().join(jobs, LAST_ATTEMPT).where(group.is_not(None), of_study(study))
+        return list(connection.scalars(groups.order_by(group)))
+
+    @reads
+    def states(
+        self, connection: sa.Connection, digests: Collection[str], study: str | None = None
+    ) -> dict[str, JobState]:
+        """The state of each of these jobs that the database, or the study, has; by digest."""
+        wanted = sa.select(jobs.c.digest, jobs.c.state).where(_of(study))
+        found: dict[str, JobState] = {}
+        for chunk in chunks(digests):
+            rows = connection.execute(wanted.where(jobs.c.digest.in_(chunk)))
+            found |= {digest: JobState(state) for digest, state in rows}
+        return found
+
+    @reads
+    def jobs(self, connection: sa.Connection, selection: Selection | None = None, limit: int = 1000) -> list[JobRow]:
+        """The first `limit` of the selected jobs by id, without their attempts and needs."""
+        rows = connection.execute(_JOB.where(condition(selection or Selection())).order_by(jobs.c.id).limit(limit))
+        return [_job_row(row) for row in rows]
+
+    @reads
+    def job(self, connection: sa.Connection, job_id: int) -> JobRow:
+        """One job with its attempts, needs, studies and the reason why it is where it is. Raises UsageError."""
+        row = connection.execute(_JOB.add_columns(now().label("moment")).where(jobs.c.id == job_id)).first()
+        if row is None:
+            raise UsageError(f"no job {job_id} in {self.url}; `kt-study status` lists them")
+        needs = sa.select(jobs.c.id, jobs.c.kind, jobs.c.state).join(job_needs, job_needs.c.needs_id == jobs.c.id)
+        needed = connection.execute(needs.where(job_needs.c.job_id == job_id).order_by(jobs.c.id))
+        names = sa.select(studies.c.name).join(study_jobs, study_jobs.c.study_id == studies.c.id)
+        found = msgspec.structs.replace(
+            _job_row(row),
+            attempts=_attempts(connection, job_id),
+            needs=tuple(NeedRow(job_id=need, kind=kind, state=JobState(state)) for need, kind, state in needed),
+            studies=tuple(connection.scalars(names.where(study_jobs.c.job_id == job_id).order_by(studies.c.name))),
+        )
+        return msgspec.structs.replace(found, why=_why(found, row.moment))
+
+    @reads
+    def failures(self, connection: sa.Connection, study: str | None = None) -> list[FailureGroup]:
+        """Failed jobs grouped by cause, the most frequent first."""
+        told = [past_attempts.c[name] for name in ("error_group", "error", "message", "ended_at")]
+        failed = sa.select(*told, jobs.c.kind, jobs.c.id).join(past_attempts, LAST_ATTEMPT)
+        groups: dict[str, list[Any]] = {}
+        for row in connection.execute(failed.where(jobs.c.state == "failed", _of(study)).order_by(jobs.c.id)):
+            groups.setdefault(row.error_group or "", []).append(row)
+        found = [_failure_group(group, rows) for group, rows in groups.items()]
+        return sorted(found, key=lambda group: (-group.count, group.group))
+
+    @reads
+    def outlook(self, connection: sa.Connection, study: str | None = None) -> Outlook:
+        """How many jobs are in each state, told apart by whether they can be claimed now."""
+        field = sa.case(
+            (_PAUSED, "paused"), (_BACKS_OFF, "ready_later"), (jobs.c.state == "ready", "ready_now"), else_=jobs.c.state
+        ).label("field")
+        wait = sa.func.min(sa.case((_BACKS_OFF, jobs.c.not_before - now())))
+        found = {}
+        for name, count, wait_s in connection.execute(
+            sa.select(field, sa.func.count(), wait).where(_of(study)).group_by("field")
+        ):
+            found[name] = count
+            if name == "ready_later":
+                found["next_s"] = max(0.0, wait_s)
+        return Outlook(**found)
+
+    @reads
+    def pace(self, connection: sa.Connection, study: str | None = None, *, window_s: float = 600.0) -> Pace:
+        """Jobs done a second over the last `window_s` seconds, and how long those that can be done will take at that rate."""
+        # A failed or cancelled job keeps back whatever needs it, near or far.
+        given_up = jobs.alias("given_up")
+        stuck = (
+            sa.select(job_needs.c.job_id.label("id"))
+            .join(given_up, given_up.c.id == job_needs.c.needs_id)
+            .where(given_up.c.state.in_(["failed", "cancelled"]))
+            .cte("stuck", recursive=True)
+        )
+        stuck = stuck.union(sa.select(job_needs.c.job_id).join(stuck, stuck.c.id == job_needs.c.needs_id))
+        done = jobs.c.state == "done"
+        lately = sa.and_(done, jobs.c.changed_at > now() - window_s)
+        can_be_done = sa.and_(jobs.c.state.in_(OPEN), stuck.c.id.is_(None))
+        figures = sa.select(
+            sa.func.count(sa.case((lately, 1))),
+            sa.func.sum(sa.case((lately, jobs.c.estimate_s))),
+            sa.func.sum(sa.case((can_be_done, jobs.c.estimate_s))),
+            now() - sa.func.min(sa.case((done, jobs.c.changed_at))),
+        ).join_from(jobs, stuck, stuck.c.id == jobs.c.id, isouter=True)
+        number, done_s, open_s, since = connection.execute(figures.where(_of(study))).one()
+        span = min(window_s, since or window_s)
+        return Pace(
+            jobs_per_s=number / span if number else 0.0, eta_s=open_s * span / done_s if done_s and open_s else None
+        )
+
+    @reads
+    def before(self, connection: sa.Connection, job: JobRow, study: str | None = None) -> tuple[int, int]:
+        """Ready jobs that a claim without affinity takes before this one, and how many of them for higher priority."""
+        preferred = jobs.c.priority > job.priority
+        longer = jobs.c.estimate_s > job.estimate_s
+        older = sa.and_(jobs.c.estimate_s == job.estimate_s, jobs.c.id < job.id)
+        earlier = preferred | sa.and_(jobs.c.priority == job.priority, longer | older)
+        counted = sa.select(sa.func.count(), sa.func.count(sa.case((preferred, 1))))
+        number, higher = connection.execute(counted.where(_of(study), READY, jobs.c.not_before <= now(), earlier)).one()
+        return number, higher
+
+    @reads
+    def needed_by_open_jobs(self, connection: sa.Connection, kind: str) -> set[str]:
+        """Digests of the jobs of one kind whose results an open job may still read."""
+        user = jobs.alias("user")
+        needed = sa.select(job_needs.c.job_id).join(user, user.c.id == job_needs.c.job_id)
+        needed = needed.where(job_needs.c.needs_id == jobs.c.id, user.c.state.in_(OPEN)).correlate(jobs)
+        wanted = sa.select(jobs.c.digest).where(jobs.c.kind == kind, jobs.c.state.in_(OPEN) | needed.exists())
+        return set(connection.scalars(wanted))
+
+    @reads
+    def workers(self, connection: sa.Connection, alive_within_s: float | None = None) -> list[WorkerRow]:
+        """Worker processes, oldest first; with `alive_within_s` only those heard of within so many seconds."""
+        held: dict[str, list[int]] = {}
+        for worker, job_id in connection.execute(
+            sa.select(jobs.c.worker, jobs.c.id).where(RUNNING).order_by(jobs.c.id)
+        ):
+            held.setdefault(worker, []).append(job_id)
+        beat_at = worker_table.c.beat_at
+        known = sa.select(worker_table, (now() - beat_at).label("age_s")).order_by(
+            worker_table.c.started_at, worker_table.c.id
+        )
+        if alive_within_s is not None:
+            known = known.where(worker_table.c.ended_at.is_(None), beat_at >= now() - alive_within_s)
+        return [
+            WorkerRow(
+                id=row.id, host=row.host, pid=row.pid, slurm_job=row.slurm_job or "", log=row.log or "",
+                device=row.device or "", started_at=row.started_at, ended_at=row.ended_at,
+                beat_age_s=max(0.0, row.age_s), running=tuple(held.get(row.id, ())),
+            )
+            for row in connection.execute(known)
+        ]  # fmt: skip
+
+    def results(self, table: str, study: str | None = None, after_id: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """Result rows in chunks, by id: id, job_id, study and the schema's columns. A job of two studies comes twice.
+
+        On PostgreSQL ids are given before rows are committed: a row may appear later with a lower id than one seen. Who
+        collects piecemeal must therefore go by job and not by the highest id seen while workers run.
+
+        Raises:
+            UsageError: an unknown table.
+        """
+        converters(table)  # which knows the tables that there are
+        while (last := self._last_id(table, after_id)) is not None:
+            if chunk := self._results_after(table, study, after_id):
+                yield chunk
+            after_id = last
+
+    @reads
+    def _last_id(self, connection: sa.Connection, table: str, after_id: int) -> int | None:
+        """The highest id of the next chunk; None when there is none."""
+        found: int | None = connection.scalar(sa.select(sa.func.max(_chunk(table, after_id).c.id)))
+        return found
+
+    @reads
+    def _results_after(
+        self, connection: sa.Connection, table: str, study: str | None, after_id: int
+    ) -> list[dict[str, Any]]:
+        chunk = _chunk(table, after_id)
+        named = sa.select(chunk.c.id, chunk.c.job_id, studies.c.name.label("study"), *list(chunk.c)[2:])
+        named = named.join(study_jobs, study_jobs.c.job_id == chunk.c.job_id)
+        named = named.join(studies, studies.c.id == study_jobs.c.study_id)
+        if study is not None:
+            named = named.where(studies.c.name == study)
+        return [dict(row._mapping) for row in connection.execute(named.order_by(chunk.c.id, studies.c.name))]
 
 
-def results(
-    connection: sa.Connection, table: str, study: str | None, after_id: int, limit: int
-) -> list[dict[str, Any]]:
-    """Rows of up to `limit` results with an id above `after_id`: id, job_id, study and the columns of the schema."""
+def _chunk(table: str, after_id: int) -> sa.Subquery:
     rows = result_tables[table]
-    first = sa.select(rows).where(rows.c.id > after_id).order_by(rows.c.id).limit(limit).subquery()
-    named = sa.select(first.c.id, first.c.job_id, studies.c.name.label("study"), *list(first.c)[2:])
-    named = named.join(study_jobs, study_jobs.c.job_id == first.c.job_id).join(
-        studies, studies.c.id == study_jobs.c.study_id
-    )
-    if study is not None:
-        named = named.where(studies.c.name == study)
-    return [dict(row._mapping) for row in connection.execute(named.order_by(first.c.id, studies.c.name))]
-
-
-def last_id(connection: sa.Connection, table: str, after_id: int, limit: int) -> int | None:
-    """The highest id among the next `limit` results after `after_id`; None when there are none."""
-    rows = result_tables[table]
-    first = sa.select(rows.c.id).where(rows.c.id > after_id).order_by(rows.c.id).limit(limit).subquery()
-    found: int | None = connection.scalar(sa.select(sa.func.max(first.c.id)))
-    return found
+    return sa.select(rows).where(rows.c.id > after_id).order_by(rows.c.id).limit(RESULTS_CHUNK).subquery()

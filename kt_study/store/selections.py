@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from kt_study.store.connections import Store, reads, writes
 from kt_study.store.expressions import chunks, fits_glob, now, of_study
 from kt_study.store.leases import close_attempts
 from kt_study.store.records import Selection
@@ -62,43 +63,53 @@ def _change(connection: sa.Connection, picked: list[sa.Row[tuple[int, str]]], **
     return len(picked)
 
 
-def cancel(connection: sa.Connection, selection: Selection) -> int:
-    """Open and failed jobs to cancelled, their leases ended."""
-    _mark_study(connection, selection, cancelled=True)
-    terms = [condition(selection), jobs.c.state.in_(UNFINISHED)]
-    if selection.study is not None:
-        terms.append(~_wanted_elsewhere(selection.study))
-    picked = _pick(connection, *terms)
-    close_attempts(connection, [job.id for job in picked if job.state == "running"], "cancelled")
-    return _change(connection, picked, state="cancelled", lease_until=None, changed_at=now())
+class Selections(Store):
+    """What users do to the jobs that they pick out."""
 
+    @writes
+    def cancel(self, connection: sa.Connection, selection: Selection) -> int:
+        """Open and failed jobs to cancelled; workers that run them learn it with their next heartbeat. Returns how many.
 
-def unfinished(connection: sa.Connection, study: str) -> list[tuple[int, str]]:
-    """(id, digest) of the jobs that cancelling the whole study would pick."""
-    wanted = sa.select(jobs.c.id, jobs.c.digest).where(of_study(study), jobs.c.state.in_(UNFINISHED))
-    wanted = wanted.where(~_wanted_elsewhere(study)).order_by(jobs.c.id)
-    return [(job_id, digest) for job_id, digest in connection.execute(wanted)]
+        Selected by study, a job that another study still wants stays open. Planning opens cancelled jobs again.
+        """
+        _mark_study(connection, selection, cancelled=True)
+        terms = [condition(selection), jobs.c.state.in_(UNFINISHED)]
+        if selection.study is not None:
+            terms.append(~_wanted_elsewhere(selection.study))
+        picked = _pick(connection, *terms)
+        close_attempts(connection, [job.id for job in picked if job.state == "running"], "cancelled")
+        return _change(connection, picked, state="cancelled", lease_until=None, changed_at=now())
 
+    @reads
+    def unfinished(self, connection: sa.Connection, study: str) -> list[tuple[int, str]]:
+        """(id, digest) of the study's jobs that are open or failed, less those that another study still wants."""
+        wanted = sa.select(jobs.c.id, jobs.c.digest).where(of_study(study), jobs.c.state.in_(UNFINISHED))
+        wanted = wanted.where(~_wanted_elsewhere(study)).order_by(jobs.c.id)
+        return [(job_id, digest) for job_id, digest in connection.execute(wanted)]
 
-def pause(connection: sa.Connection, selection: Selection) -> int:
-    """Open jobs are not claimed any more, and those that run are handed back."""
-    _mark_study(connection, selection, paused=True)
-    terms = [condition(selection), jobs.c.state.in_(OPEN), ~jobs.c.paused]
-    if selection.study is not None:
-        terms.append(~_wanted_elsewhere(selection.study, unpaused=True))
-    return _change(connection, _pick(connection, *terms), paused=True)
+    @writes
+    def pause(self, connection: sa.Connection, selection: Selection) -> int:
+        """Open jobs are no longer claimed; workers that run them hand them back. Returns how many were not paused before."""
+        _mark_study(connection, selection, paused=True)
+        terms = [condition(selection), jobs.c.state.in_(OPEN), ~jobs.c.paused]
+        if selection.study is not None:
+            terms.append(~_wanted_elsewhere(selection.study, unpaused=True))
+        return _change(connection, _pick(connection, *terms), paused=True)
 
+    @writes
+    def resume(self, connection: sa.Connection, selection: Selection) -> int:
+        """Undo pause. Returns how many jobs were paused."""
+        _mark_study(connection, selection, paused=False)
+        return _change(connection, _pick(connection, condition(selection), jobs.c.paused), paused=False)
 
-def resume(connection: sa.Connection, selection: Selection) -> int:
-    """Paused jobs may be claimed again."""
-    _mark_study(connection, selection, paused=False)
-    return _change(connection, _pick(connection, condition(selection), jobs.c.paused), paused=False)
+    @writes
+    def retry(self, connection: sa.Connection, selection: Selection) -> int:
+        """Failed jobs start afresh with all their attempts, backing-off ones start now. Returns how many.
 
-
-def retry(connection: sa.Connection, selection: Selection) -> int:
-    """Failed jobs start afresh, those that back off start now; cancelled ones only when they are named by their ids."""
-    states = [jobs.c.state == "failed", sa.and_(jobs.c.state == "ready", jobs.c.not_before > now())]
-    if selection.job_ids is not None:
-        states.append(jobs.c.state == "cancelled")
-    picked = _pick(connection, condition(selection), sa.or_(*states))
-    return _change(connection, picked, state=WAITING_STATE, attempts=0, crashes=0, not_before=0.0, changed_at=now())
+        Cancelled jobs come back only when they are selected by their ids.
+        """
+        states = [jobs.c.state == "failed", sa.and_(jobs.c.state == "ready", jobs.c.not_before > now())]
+        if selection.job_ids is not None:
+            states.append(jobs.c.state == "cancelled")
+        picked = _pick(connection, condition(selection), sa.or_(*states))
+        return _change(connection, picked, state=WAITING_STATE, attempts=0, crashes=0, not_before=0.0, changed_at=now())

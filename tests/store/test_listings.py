@@ -8,7 +8,6 @@ import pytest
 
 from kt_study.errors import UsageError
 from kt_study.store import JobStore, Outlook, Selection, WorkerRecord, listings
-from kt_study.store import jobstore as jobstore_module
 from kt_study.store.expressions import chunks
 from kt_study.words import DatasetRecord, Failure, JobState, ModelRecord
 from tests.store.making import STUDY, claim_one, job, lasting, passing, plan, result_rows, row
@@ -134,7 +133,7 @@ def test_workers_are_listed_with_what_they_run(store: JobStore) -> None:
 
 
 def test_results_stream_in_chunks_with_the_study_joined_in(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobstore_module, "RESULTS_CHUNK", 3)
+    monkeypatch.setattr(listings, "RESULTS_CHUNK", 3)
     plan(store, *(job(n) for n in range(7)), study="one")
     plan(store, job(0), job(1), study="two")
     for claim in store.claim("worker", limit=7):
