@@ -301,5 +301,7 @@ def test_the_programs_own_tests_of_its_facts_hold_with_the_additions(extended: E
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file with what is in it."""
-    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    files = (
+        path for path in folder.rglob("*") if path.is_file() and not {"__pycache__", ".ruff_cache"} & {*path.parts}
+    )
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
