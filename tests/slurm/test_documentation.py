@@ -65,7 +65,7 @@ def test_a_page_from_its_first_block_to_its_last(page: str, cluster: DevCluster,
 
 
 @pytest.mark.usefixtures("cluster")  # which says whether this machine can have one
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1000)
 def test_the_first_run_on_a_development_cluster(home: Path, tmp_path: Path) -> None:
     (block,) = of("slurm/README.md", "dev-cluster")
     assert " --install" in block.text
@@ -75,7 +75,7 @@ def test_the_first_run_on_a_development_cluster(home: Path, tmp_path: Path) -> N
     place = Path(tempfile.mkdtemp(prefix="kt-dev-"))  # a short name, for its sockets
     environment = {"KT_STUDY_DEV_CLUSTER": str(place), "HOME": str(home)}
     try:
-        said = run(block, checkout, substitutions=INSTALLED, environment=environment)
+        said = run(block, checkout, substitutions=INSTALLED, environment=environment, timeout=900)
     finally:
         dev_cluster(place, "down")
         shutil.rmtree(place)

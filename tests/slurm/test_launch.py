@@ -44,6 +44,18 @@ def busy_nodes(cluster: DevCluster) -> Iterator[None]:
         assert eventually(lambda: "RUNNING" not in cluster.job_states(holder))
 
 
+def test_work_on_fake_gpus_is_refused_and_the_option_that_the_line_names_works(study: ClusterStudy) -> None:
+    study.write(untrained_study("fake", models=2, pairs=1, epochs=1))
+    study.succeeds("plan")
+    for asked in (("--device", "cuda"), ("--gpus-per-node", "1")):
+        line = study.refused("launch", "--partition", "gpu", *asked)
+        assert line == (
+            "kt-study: the GPUs of partition 'gpu' are fake: nothing computes on them; launch with --device cpu"
+        )
+    script = study.succeeds("launch", "--partition", "gpu", "--device", "cpu", "--dry-run")
+    assert "#SBATCH --partition=gpu" in script
+
+
 def test_what_is_refused_is_one_line_and_submits_nothing(study: ClusterStudy, cluster: DevCluster) -> None:
     study.write(untrained_study("refused"))
     study.succeeds("plan")
@@ -271,15 +283,3 @@ def test_stop_ends_every_worker_and_gives_their_jobs_back(study: ClusterStudy, c
     assert waiting.wait(60) == 130
     assert eventually(lambda: kt_jobs(cluster) == [])
     assert {(job.attempts_used, job.crashes) for job in study.jobs() if job.state != JobState.DONE} == {(0, 0)}
-
-
-def test_work_on_fake_gpus_is_refused_and_the_option_that_the_line_names_works(study: ClusterStudy) -> None:
-    study.write(untrained_study("fake", models=2, pairs=1, epochs=1))
-    study.succeeds("plan")
-    for asked in (("--device", "cuda"), ("--gpus-per-node", "1")):
-        line = study.refused("launch", "--partition", "gpu", *asked)
-        assert line == (
-            "kt-study: the GPUs of partition 'gpu' are fake: nothing computes on them; launch with --device cpu"
-        )
-    script = study.succeeds("launch", "--partition", "gpu", "--device", "cpu", "--dry-run")
-    assert "#SBATCH --partition=gpu" in script
