@@ -5,8 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := runs/demo
-# More processes than cores: most tests wait, for servers, leases and other processes.
-TOGETHER := --numprocesses 4 --dist loadscope --no-loadscope-reorder
+# More processes for the whole than CI has cores: most of those tests wait for servers, leases and processes.
+BY_SCOPE := --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-quick lint format clean bench-jobs bench-pairs bench-step bench-loader bench-collect faults docs migration
 
@@ -21,10 +21,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	tests/prepare
-	$(BIN)/python -m pytest $(TOGETHER) --durations 30
+	$(BIN)/python -m pytest --numprocesses 4 $(BY_SCOPE) --durations 30
 
 test-quick: $(STAMP)
-	$(BIN)/python -m pytest $(TOGETHER) --quick
+	$(BIN)/python -m pytest --numprocesses 2 $(BY_SCOPE) --quick
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ With `--numprocesses` a process takes one scope after another: a file, or some f
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -49,6 +50,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out what needs a server or runs a study")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--quick`, what is slow is not even imported."""
+    if not config.getoption("quick"):
+        return None
+    inside = f"{collection_path.relative_to(Path(__file__).parent).as_posix()}{'/' * collection_path.is_dir()}"
+    return True if inside.startswith(SLOW) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest at the front; with `--quick` the quick ones only."""
     if config.getoption("quick"):
@@ -69,12 +78,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByScope(config, log)
 
 
-def _file(nodeid: str) -> str:
-    return nodeid.removeprefix("tests/").partition("::")[0]
-
-
 def _scope(nodeid: str) -> str:
-    file = _file(nodeid)
+    file = nodeid.removeprefix("tests/").partition("::")[0]
     return next((scope for scope, files in TOGETHER.items() if file.startswith(files)), file)
 
 
@@ -84,4 +89,4 @@ def _is_quick(item: pytest.Item) -> bool:
     on_a_server = "postgres_server" in fixtures or any(
         isinstance(one, str) and one == "postgresql" for one in parameters
     )
-    return not (on_a_server or _file(item.nodeid).startswith(SLOW))
+    return not on_a_server

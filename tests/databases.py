@@ -80,15 +80,16 @@ class Databases:
 
 def _move_rows(file: Path, url: str) -> None:
     """Copy the rows of every table of a SQLite file into the tables of that name, which are empty, of a server."""
-    here, there = sa.MetaData(), sa.MetaData()
+    tables = sa.MetaData()
     source, target = sa.create_engine(f"sqlite:///{file}"), sa.create_engine(sqlalchemy_url(parse_url(url)))
-    here.reflect(source)
-    there.reflect(target)
+    tables.reflect(target)
+    known = sa.inspect(source)
     with source.connect() as reading, target.begin() as writing:
-        for table in there.sorted_tables:
+        for table in tables.sorted_tables:
             if table.name == "alembic_version":
                 continue
-            columns = [column for column in here.tables[table.name].c if column.name in table.c]
+            names = {column["name"] for column in known.get_columns(table.name)}
+            columns = [column for column in table.c if column.name in names]
             if rows := reading.execute(sa.select(*columns)).mappings().all():
                 writing.execute(table.insert(), [dict(row) for row in rows])
             if "id" in table.c and isinstance(table.c.id.type, sa.Integer):
