@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from kt_study.errors import UsageError
 from kt_study.failures import GROUP_SHOWN
 from kt_study.pilots import LaunchFiles
-from kt_study.store import JobRow, JobStore, Selection
+from kt_study.store import JobRow, Selection
 from kt_study.words import JobState
 from orchestrator.cluster.slurm import report
 from orchestrator.cluster.slurm.report import SlurmPart
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import span
 from orchestrator.terminal.tint import tint
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 _RATE_WINDOW_S = 600.0
 _ALIVE_S = 180.0  # since a worker's last heartbeat

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kt_study.pilots import RESUMABLE, LaunchFiles
-from kt_study.store import JobRow, JobStore, WorkerRow
+from kt_study.store import JobRow, WorkerRow
 from kt_study.words import JobState
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.records import LaunchRecord
@@ -19,6 +20,9 @@ from orchestrator.cluster.slurm import report
 from orchestrator.cluster.slurm.report import SlurmPart
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import span
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 ALIVE_WITHIN_S = 180.0
 LOOKED_AT = 200  # jobs on the way to a root cause, at most

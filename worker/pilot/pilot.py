@@ -72,7 +72,7 @@ class Pilot:
 
     def run(self) -> str:
         """Work until done or stopped. Returns one line that says why it ended. Raises GpuLost."""
-        self.store.enlist(self._record())
+        self.store.register(self._record())
         self._disown_earlier_runs()
         self.heartbeat.start()
         log.info("worker %s on %s: start", self.name, self.device)
@@ -90,7 +90,7 @@ class Pilot:
     def _disown_earlier_runs(self) -> None:
         """Slurm has requeued this job: whatever its earlier runs held and did not give back is free."""
         if self.allocation.restarts and (gone := self.allocation.earlier_runs(self.store.workers())):
-            self.store.disown(gone, reason=f"Slurm ended the earlier run of its job {self.allocation.job}")
+            self.store.end_leases(gone, reason=f"Slurm ended the earlier run of its job {self.allocation.job}")
 
     def _work(self) -> str:
         idle_since = time.monotonic()

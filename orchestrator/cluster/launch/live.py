@@ -6,9 +6,13 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kt_study.pilots import PilotOptions
-from kt_study.store import JobStore, WorkerRow
+from kt_study.store import WorkerRow
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 
 def live_workers(store: JobStore, options: PilotOptions) -> list[WorkerRow]:
@@ -20,7 +24,7 @@ def live_workers(store: JobStore, options: PilotOptions) -> list[WorkerRow]:
     here = [worker for worker in working if worker.host == socket.gethostname() and not worker.slurm_job]
     gone = [worker for worker in here if not _runs(worker.pid)]
     if gone:
-        store.disown([worker.id for worker in gone], reason="its process is gone")
+        store.end_leases([worker.id for worker in gone], reason="its process is gone")
     return [worker for worker in working if worker not in gone and _is_of(worker, options)]
 
 

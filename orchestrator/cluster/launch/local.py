@@ -17,13 +17,17 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from kt_study.errors import EnvironmentUnusable
 from kt_study.pilots import PilotOptions
-from kt_study.store import JobStore, WorkerRow
+from kt_study.store import WorkerRow
 from orchestrator.cluster.launch.live import live_workers, missing_workers
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 _START_PATIENCE_S = 60.0  # a new worker takes seconds to import torch and enlist
 _A_YEAR_MIN = 60 * 24 * 365
