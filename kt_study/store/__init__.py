@@ -15,9 +15,9 @@ from kt_study import database
 from kt_study.store.records import (
     AttemptRow,
     FailureGroup,
+    HeartbeatReply,
     JobRow,
     NeedRow,
-    Orders,
     Outlook,
     Planned,
     Selection,
@@ -33,10 +33,10 @@ FIRST_BACKOFF_S = 15.0  # before the second try; doubles with every further one
 __all__ = [
     "AttemptRow",
     "FailureGroup",
+    "HeartbeatReply",
     "JobRow",
     "JobStore",
     "NeedRow",
-    "Orders",
     "Outlook",
     "Planned",
     "Selection",

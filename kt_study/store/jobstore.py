@@ -20,7 +20,7 @@ from kt_study.store.expressions import now
 from kt_study.store.listings import Listings
 from kt_study.store.records import (
     ClaimRequest,
-    Orders,
+    HeartbeatReply,
     Planned,
     WorkerRecord,
 )
@@ -37,7 +37,7 @@ class JobStore(Listings, Selections):
     * Each method that changes a job is one transaction: it happens whole or not at all, whatever dies in between.
     * A job is done once; a `remake`, which planning opens again when its file is gone, once each time.
     * `claim` hands out a fencing number that grows with every claim of the job; `finish`, `fail`,
-      `release` and `beat` count only under the newest one and only while the job runs. A worker that was stopped, cut off
+      `release` and `heartbeat` count only under the newest one and only while the job runs. A worker that was stopped, cut off
       or declared dead, and comes back, writes nothing.
     * A job's result rows are in the database exactly when the job is done.
     * A job becomes ready when the last job that it needs is done, also when that happens while it is being planned.
@@ -124,7 +124,7 @@ class JobStore(Listings, Selections):
 
     # What a worker does
 
-    def enlist(self, worker: WorkerRecord) -> None:
+    def register(self, worker: WorkerRecord) -> None:
         """Put a worker process on the list, its first heartbeat included."""
         row = msgspec.to_builtins(worker) | {"started_at": now(), "beat_at": now(), "ended_at": None}
         self._put(tables.workers, "id", [row], "beat_at", "ended_at")
@@ -178,12 +178,12 @@ class JobStore(Listings, Selections):
 
         return self._database.write(claim)
 
-    def beat(
+    def heartbeat(
         self,
         worker_id: str,
         held: Mapping[Claim, Progress | None] | Iterable[tuple[Claim, Progress | None]],
         lease_s: float = 60.0,
-    ) -> Orders:
+    ) -> HeartbeatReply:
         """One heartbeat: renew the leases of the claims, store their progress, and learn which are lost or paused."""
         pairs = held.items() if isinstance(held, Mapping) else held
         given = list(pairs)
@@ -248,10 +248,12 @@ class JobStore(Listings, Selections):
         """
         return self._database.write(lambda connection: leases.expire(connection, self._max_crashes, grace_s))
 
-    def disown(self, worker_ids: Iterable[str], reason: str) -> int:
+    def end_leases(self, worker_ids: Iterable[str], reason: str) -> int:
         """End the leases of workers that are known to be dead, without waiting for the leases. Returns how many."""
         workers = list(worker_ids)
-        return self._database.write(lambda connection: leases.orphan(connection, workers, self._max_crashes, reason))
+        return self._database.write(
+            lambda connection: leases.end_leases_of(connection, workers, self._max_crashes, reason)
+        )
 
     def _add(self, table: sa.Table, records: Iterable[ModelRecord] | Iterable[DatasetRecord]) -> None:
         rows = [{"key": each.key, "name": each.name, "record": msgspec.json.encode(each).decode()} for each in records]

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from kt_study.errors import LeaseLost
 from kt_study.failures import WORKER_DIED
 from kt_study.store.expressions import chunks, now, parameter, parameters, server_started
-from kt_study.store.records import Orders, encode_progress
+from kt_study.store.records import HeartbeatReply, encode_progress
 from kt_study.tables import RUNNING, job_needs, jobs, lease_checks, past_attempts, results, workers
 from kt_study.words import Claim, Failure, JobState, Progress
 
@@ -176,7 +176,7 @@ def fail(
 
 def heartbeat(
     connection: sa.Connection, worker: str, held: Sequence[tuple[Claim, Progress | None]], lease_s: float
-) -> Orders:
+) -> HeartbeatReply:
     """Renew the leases of the claims that are still held."""
     _look(connection)
     connection.execute(_SEEN, {"name": worker})
@@ -190,7 +190,7 @@ def heartbeat(
     ours = {claim.job_id for claim, _ in kept}
     gone = [claim for claim, _ in held if claim.job_id not in ours]
     cancelled = [claim for claim in gone if _was_cancelled(claim, found.get(claim.job_id))]
-    return Orders(
+    return HeartbeatReply(
         lost=frozenset(claim.job_id for claim in gone),
         cancelled=frozenset(claim.job_id for claim in cancelled),
         paused=frozenset(job_id for job_id in ours if found[job_id].paused),
@@ -224,7 +224,7 @@ def expire(connection: sa.Connection, max_crashes: int, grace_s: float) -> int:
     return _end_leases(connection, over, max_crashes, "the worker stopped sending heartbeats")
 
 
-def orphan(connection: sa.Connection, names: Sequence[str], max_crashes: int, reason: str) -> int:
+def end_leases_of(connection: sa.Connection, names: Sequence[str], max_crashes: int, reason: str) -> int:
     """End the leases of workers that are known to be dead, and take them off the list."""
     left = sa.update(workers).where(workers.c.ended_at.is_(None), workers.c.id.in_(names)).values(ended_at=now())
     connection.execute(left)

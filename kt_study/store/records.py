@@ -41,7 +41,7 @@ class Planned(Record, frozen=True, kw_only=True):
     existing: int = 0  # rows that this study had already
 
 
-class Orders(Record, frozen=True, kw_only=True):
+class HeartbeatReply(Record, frozen=True, kw_only=True):
     """What a heartbeat brings back: ids of jobs, each in at most one of `lost` and `paused`."""
 
     lost: frozenset[int] = frozenset()  # no longer this worker's; stop, write nothing (cancelled ones among them)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kt_study.errors import UsageError
 from kt_study.failures import GROUP_SHOWN
 from kt_study.nearest import nearest
-from kt_study.store import JobStore, Selection
+from kt_study.store import Selection
 from orchestrator.cli import completion
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 
 def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:

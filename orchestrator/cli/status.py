@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -12,7 +12,7 @@ from kt_study.errors import UsageError
 from kt_study.failures import GROUP_SHOWN
 from kt_study.pilots import LaunchFiles, alive_within_s
 from kt_study.printable import printable
-from kt_study.store import JobRow, JobStore, Selection
+from kt_study.store import JobRow, Selection
 from kt_study.words import JobState
 from orchestrator.cluster import slurm_status
 from orchestrator.cluster.launch import records
@@ -20,6 +20,9 @@ from orchestrator.cluster.slurm_status import SlurmPart
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import span
 from orchestrator.terminal.tint import tint
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 _RATE_WINDOW_S = 600.0
 

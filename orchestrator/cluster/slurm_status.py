@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from kt_study.pilots import LaunchFiles
-from kt_study.store import JobStore, WorkerRow
+from kt_study.store import WorkerRow
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.nodes import nodes_to_avoid
 from orchestrator.cluster.launch.records import LaunchRecord, token_of, watched
@@ -21,6 +21,9 @@ from orchestrator.cluster.slurm.endings import by_node
 from orchestrator.cluster.slurm.listing import QueuedJob
 from orchestrator.cluster.slurm.view import SlurmView, look
 from orchestrator.terminal.spans import span
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 
 class SlurmPart(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kt_study.job_kinds import RESUMABLE
 from kt_study.pilots import LaunchFiles, alive_within_s
-from kt_study.store import JobRow, JobStore, WorkerRow
+from kt_study.store import JobRow, WorkerRow
 from kt_study.words import JobState
 from orchestrator.cluster import slurm_status
 from orchestrator.cluster.launch import records
@@ -20,6 +21,9 @@ from orchestrator.cluster.launch.records import LaunchRecord
 from orchestrator.cluster.slurm_status import SlurmPart
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import span
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 LOOKED_AT = 200  # jobs on the way to a root cause, at most
 SHOWN = 4  # of them

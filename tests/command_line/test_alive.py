@@ -24,7 +24,7 @@ def test_a_worker_is_alive_for_two_leases_of_its_launch(tmp_path: Path, monkeypa
     store, files = open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True), LaunchFiles(root=tmp_path)
     store.add_study("s", {})
     store.plan("s", [planned_job("logits", LogitsSpec(dataset="d", model="m", split="val"), estimate_s=1.0)])
-    store.enlist(WorkerRecord(id="w", host="elsewhere", pid=1))
+    store.register(WorkerRecord(id="w", host="elsewhere", pid=1))
     with sqlite3.connect(tmp_path / "kt-study.db") as database:
         database.execute("UPDATE workers SET beat_at = beat_at - 200")
     assert look(store, "s", files)["workers"] == []

@@ -78,7 +78,7 @@ def test_status_gives_no_time_while_nobody_works(folder: Path, store: JobStore) 
     assert store.pace(STUDY).eta_s is not None
     seen = status.look(store, STUDY, files)
     assert seen["eta_s"] is None and " left" not in status.as_text(seen)
-    store.enlist(WorkerRecord(id="one", host="node", pid=1))
+    store.register(WorkerRecord(id="one", host="node", pid=1))
     seen = status.look(store, STUDY, files)
     assert seen["eta_s"] > 0
     assert f"left, {len(seen['workers'])} worker\n" in status.as_text(seen) + "\n"

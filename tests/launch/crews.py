@@ -124,5 +124,5 @@ def queued(job: str, token: str = "t", state: str = "PENDING") -> QueuedJob:
     )  # fmt: skip
 
 
-def enlist(store: JobStore, job: str, *, log: str = "/study/logs/t/7.out") -> None:
-    store.enlist(WorkerRecord(id=job, host="a", pid=1, slurm_job=job, log=log))
+def register(store: JobStore, job: str, *, log: str = "/study/logs/t/7.out") -> None:
+    store.register(WorkerRecord(id=job, host="a", pid=1, slurm_job=job, log=log))

@@ -202,7 +202,7 @@ def test_workers_of_another_study_in_the_same_database_are_not_ours(
     store: JobStore, crew: SlurmCrew, tmp_path: Path
 ) -> None:
     def local(name: str, log: Path) -> None:
-        store.enlist(WorkerRecord(id=name, host=socket.gethostname(), pid=os.getpid(), slurm_job="", log=str(log)))
+        store.register(WorkerRecord(id=name, host=socket.gethostname(), pid=os.getpid(), slurm_job="", log=str(log)))
 
     here = LocalCrew(store=store, options=crew.options, wanted=1)
     local("theirs", tmp_path / "another" / "logs" / "7" / "7_0_log.out")

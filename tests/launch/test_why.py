@@ -95,7 +95,7 @@ def running(task: int, node: str, *, left_s: float) -> str:
 
 def at_work(store: JobStore, name: str, *, slurm_job: str = "", token: str = TOKEN, device: str = "cpu") -> None:
     log = f"/study/logs/{token}/7.out" if slurm_job else ""
-    store.enlist(WorkerRecord(id=name, host=f"host-of-{name}", pid=1, slurm_job=slurm_job, log=log, device=device))
+    store.register(WorkerRecord(id=name, host=f"host-of-{name}", pid=1, slurm_job=slurm_job, log=log, device=device))
 
 
 Ask = Callable[[int], str]
@@ -209,7 +209,7 @@ def test_a_worker_ran_out_of_memory(store: JobStore, ask: Ask, slurm: Slurm) -> 
     at_work(store, "w", slurm_job="7_0")
     store.claim("w", lease_s=1e-3)
     slurm.accounting(f"7_0|{NAME}|OUT_OF_MEMORY|0:125|node1|1|{int(time.time())}|{int(time.time()) + 100}")
-    store.disown(["w"], reason="stands for a minute of silence")
+    store.end_leases(["w"], reason="stands for a minute of silence")
     assert "no worker could work: last on node1, the pilot used more memory than it was given; launch with more" in ask(
         1
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from kt_study.errors import DatabaseError, LeaseLost
-from kt_study.store import Orders
+from kt_study.store import HeartbeatReply
 from kt_study.words import Claim, Progress
 from worker.pilot.heartbeat import Heartbeat, LastWord
 from worker.pilot.signals import StopRequest
@@ -25,22 +25,22 @@ def claim(job_id: int, fence: int = 1) -> Claim:
 
 
 class FakeStore:
-    """Answers heartbeats with `orders`, or with `error` while that is set."""
+    """Answers heartbeats with `reply`, or with `error` while that is set."""
 
     def __init__(self) -> None:
-        self.orders = Orders()
+        self.reply = HeartbeatReply()
         self.error: Exception | None = None
         self.beats: list[dict[int, Progress]] = []
         self.released: list[tuple[int, str]] = []
         self.meanwhile: Callable[[], None] = lambda: None
 
-    def beat(self, _worker: str, held: Mapping[Claim, Progress], lease_s: float) -> Orders:
+    def heartbeat(self, _worker: str, held: Mapping[Claim, Progress], lease_s: float) -> HeartbeatReply:
         assert lease_s > 0
         if self.error:
             raise self.error
         self.beats.append({each.job_id: progress for each, progress in held.items()})
         self.meanwhile()
-        return self.orders
+        return self.reply
 
     def release(self, given: Claim, *, reason: str) -> None:
         if self.error:
@@ -80,7 +80,7 @@ def test_beats_carry_the_latest_progress_of_what_is_held(heartbeat: Heartbeat, s
 def test_orders_recall_jobs(heartbeat: Heartbeat, store: FakeStore) -> None:
     paused, cancelled, kept = claim(1), claim(2), claim(3)
     heartbeat.hold([paused, cancelled, kept])
-    store.orders = Orders(paused=frozenset({1}), lost=frozenset({2}), cancelled=frozenset({2}))
+    store.reply = HeartbeatReply(paused=frozenset({1}), lost=frozenset({2}), cancelled=frozenset({2}))
     until(lambda: heartbeat.recalled(paused) and heartbeat.recalled(cancelled))
     assert heartbeat.lost(cancelled)
     assert not heartbeat.lost(paused)
@@ -101,7 +101,7 @@ def test_orders_for_a_job_that_was_put_down_meanwhile_spare_its_next_claim(
             heartbeat.hold([second])
 
     heartbeat.hold([first, other])
-    store.orders, store.meanwhile = Orders(lost=frozenset({1}), paused=frozenset({2})), put_down
+    store.reply, store.meanwhile = HeartbeatReply(lost=frozenset({1}), paused=frozenset({2})), put_down
     heartbeat._beat()
     heartbeat.hold([second])
     assert (heartbeat.recalled(second), heartbeat.lost(second)) == (False, False)

@@ -75,7 +75,7 @@ def once(call: Callable[[], None]) -> Callable[[], None]:
     return lambda: calls.pop()() if calls else None
 
 
-@pytest.mark.parametrize("method", ["enlist", "workers", "claim", "outlook", "expire"])
+@pytest.mark.parametrize("method", ["register", "workers", "claim", "outlook", "expire"])
 def test_a_pilot_waits_for_the_database_whatever_it_was_about_to_ask(
     own_server: Server, store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_pilot_whose_slurm_was_away_at_its_start_learns_its_end_later(
 def test_a_requeued_pilot_frees_what_its_earlier_run_held(store: JobStore, tmp_path: Path) -> None:
     plan(store, 1)
     first = hours(0.0, 1.0).new_worker_id()
-    store.enlist(WorkerRecord(id=first, host="n1", pid=1, slurm_job="7_1"))
+    store.register(WorkerRecord(id=first, host="n1", pid=1, slurm_job="7_1"))
     held = store.claim(first, lease_s=3600)
     assert len(held) == 1
     make(store, tmp_path, hours(0.0, 1.0, restarts=1)).run()
@@ -148,7 +148,7 @@ def test_a_pilot_whose_slurm_job_runs_elsewhere_leaves_when_it_loses_its_job(
     pilot = make(store, tmp_path, hours(0.0, 1.0), lease_s=1.0)
 
     def disowned(_context: JobContext) -> None:
-        store.disown([pilot.name], reason="node down")
+        store.end_leases([pilot.name], reason="node down")
 
     kind.work = disowned
     monkeypatch.setattr(pilot_module, "say_farewell", lambda *_args, **_kwargs: None)

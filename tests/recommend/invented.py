@@ -89,7 +89,7 @@ def fill(
     store.add_models(world.models)
     store.add_datasets([dataset(world)])
     store.plan(NAME, wanted)
-    store.enlist(WorkerRecord(id="worker", host="node1", pid=1, device="cpu"))
+    store.register(WorkerRecord(id="worker", host="node1", pid=1, device="cpu"))
     while claims := store.claim("worker", limit=200):
         store.finish_many([(claim, _outcome(world, claim.kind, claim.spec, folder)) for claim in claims])
 

@@ -242,7 +242,7 @@ def fill(
     store.add_models(world.models)
     store.add_datasets([DatasetRecord(key="data", name="synthetic", kind="invented", splits={"val": world.n})])
     store.plan(study, jobs_of(world, objectives, students, settings or Settings(epochs=3)))
-    store.enlist(WorkerRecord(id="worker", host="node1", pid=1, device="cpu"))
+    store.register(WorkerRecord(id="worker", host="node1", pid=1, device="cpu"))
     return finish(store, world, done)
 
 

@@ -45,7 +45,7 @@ class Worker:
     def _beat(self) -> None:
         store = open_store(self._url)
         while not self._ended.wait(LEASE_S / 3):
-            self.lost += store.beat("alive", {self._claim: None}, lease_s=LEASE_S).lost
+            self.lost += store.heartbeat("alive", {self._claim: None}, lease_s=LEASE_S).lost
 
     def _expire(self) -> None:
         store = open_store(self._url)
@@ -82,7 +82,7 @@ def test_a_server_that_is_frozen_past_the_leases_costs_live_workers_nothing(own_
             children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
             with stopped([main, *map(int, children)]):
                 time.sleep(1.5 * LEASE_S)
-        store.beat("dead", {dead: None}, lease_s=LEASE_S)  # its last
+        store.heartbeat("dead", {dead: None}, lease_s=LEASE_S)  # its last
         wait_until(lambda: store.job(dead.job_id).state == "ready")
     finally:
         worker.end()

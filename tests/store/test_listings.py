@@ -117,8 +117,8 @@ def test_failures_are_grouped_by_cause_most_frequent_first(store: JobStore) -> N
 
 def test_workers_are_listed_with_what_they_run(store: JobStore) -> None:
     plan(store, job(1), job(2))
-    store.enlist(WorkerRecord(id="a", host="n1", pid=5, slurm_job="7_1", log="/x.log", device="cuda:0"))
-    store.enlist(WorkerRecord(id="b", host="n2", pid=6))
+    store.register(WorkerRecord(id="a", host="n1", pid=5, slurm_job="7_1", log="/x.log", device="cuda:0"))
+    store.register(WorkerRecord(id="b", host="n2", pid=6))
     claims = store.claim("a", limit=2)
     first, second = store.workers()
     assert (first.id, first.host, first.pid, first.slurm_job, first.log) == ("a", "n1", 5, "7_1", "/x.log")

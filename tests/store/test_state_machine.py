@@ -49,7 +49,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.claims: list[Claim] = []
         self.ids: dict[int, int] = {}
         for worker in WORKERS:
-            self.store.enlist(WorkerRecord(id=worker, host="node", pid=1))
+            self.store.register(WorkerRecord(id=worker, host="node", pid=1))
 
     def _selection(self, study: str | None, kind: str | None, by_id: set[int] | None) -> tuple[Selection, set[int]]:
         held = set(self.model.jobs) if study is None else set(getattr(self.model.studies.get(study), "jobs", ()))
@@ -140,14 +140,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.claims)
     @rule(at=st.lists(st.integers(0, 99), max_size=4), worker=st.sampled_from(WORKERS))
-    def beat(self, at: list[int], worker: str) -> None:
+    def heartbeat(self, at: list[int], worker: str) -> None:
         self.model.look()
         newest = {claim.job_id: claim for claim in sorted((self._pick(one) for one in at), key=lambda c: c.fence)}
-        orders = self.store.beat(worker, dict.fromkeys(newest.values()), lease_s=3600.0)
+        reply = self.store.heartbeat(worker, dict.fromkeys(newest.values()), lease_s=3600.0)
         held = {claim.job_id: self.model.of(claim) for claim in newest.values() if self.model.holds(claim)}
-        assert orders.lost == newest.keys() - held.keys()
-        assert orders.paused == {job_id for job_id, job in held.items() if job.paused}
-        assert orders.cancelled == {
+        assert reply.lost == newest.keys() - held.keys()
+        assert reply.paused == {job_id for job_id, job in held.items() if job.paused}
+        assert reply.cancelled == {
             claim.job_id
             for claim in newest.values()
             if self.model.of(claim).state == "cancelled" and self.model.of(claim).fence == claim.fence
@@ -178,8 +178,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.store._database.write(lambda connection: connection.exec_driver_sql(statement))
 
     @rule(worker=st.sampled_from(WORKERS))
-    def disown(self, worker: str) -> None:
-        assert self.store.disown([worker], "node down") == self.model.expire({worker})
+    def end_leases(self, worker: str) -> None:
+        assert self.store.end_leases([worker], "node down") == self.model.expire({worker})
 
     @rule(
         act=st.sampled_from(["cancel", "pause", "resume", "retry"]),

@@ -174,7 +174,7 @@ def test_an_expired_lease_goes_to_another_worker_and_fences_the_first_out(store:
     ):
         with pytest.raises(LeaseLost, match=f"job {stale.job_id}.*second"):
             attempt()
-    assert store.beat("first", {stale: None}).lost == {stale.job_id}
+    assert store.heartbeat("first", {stale: None}).lost == {stale.job_id}
     assert result_rows(store) == []
     store.finish(fresh, row())
     assert [attempt.outcome for attempt in store.job(fresh.job_id).attempts] == ["expired", "done"]
@@ -184,9 +184,9 @@ def test_a_lease_that_is_renewed_does_not_expire(store: JobStore) -> None:
     plan(store, job(1))
     claim = claim_one(store, lease_s=-1.0)  # over from the start, and nobody has looked yet
     for _ in range(3):
-        assert store.beat("worker", {claim: None}, lease_s=3600.0).lost == frozenset()
+        assert store.heartbeat("worker", {claim: None}, lease_s=3600.0).lost == frozenset()
         assert store.expire(grace_s=0.0) == 0
-    store.beat("worker", {claim: None}, lease_s=-1.0)
+    store.heartbeat("worker", {claim: None}, lease_s=-1.0)
     assert store.expire(grace_s=0.0) == 1
 
 
@@ -216,9 +216,9 @@ def test_a_job_that_keeps_killing_its_workers_fails(url: str) -> None:
 def test_disown_ends_the_leases_of_dead_workers_only(store: JobStore) -> None:
     plan(store, job(1), job(2))
     for worker in ("alive", "dead"):
-        store.enlist(WorkerRecord(id=worker, host="node", pid=1))
+        store.register(WorkerRecord(id=worker, host="node", pid=1))
     kept, gone = claim_one(store, "alive"), claim_one(store, "dead")
-    assert store.disown(["dead", "never seen"], "sacct says NODE_FAIL") == 1
+    assert store.end_leases(["dead", "never seen"], "sacct says NODE_FAIL") == 1
     assert states(store) == {number(kept): "running", number(gone): "ready"}
     (attempt,) = store.job(gone.job_id).attempts
     assert (attempt.outcome, attempt.message) == ("expired", "sacct says NODE_FAIL")
@@ -233,21 +233,21 @@ def test_heartbeats_carry_progress_and_bring_orders(store: JobStore) -> None:
     store.release(lost, reason="by hand")
     store.cancel(Selection(job_ids=(cancelled.job_id,)))
     store.pause(Selection(job_ids=(paused.job_id,)))
-    orders = store.beat("worker", {claim: Progress(epoch=2, epochs=20, note="x") for claim in claims})
-    assert orders.lost == {lost.job_id, cancelled.job_id}
-    assert orders.cancelled == {cancelled.job_id}
-    assert orders.paused == {paused.job_id}
+    reply = store.heartbeat("worker", {claim: Progress(epoch=2, epochs=20, note="x") for claim in claims})
+    assert reply.lost == {lost.job_id, cancelled.job_id}
+    assert reply.cancelled == {cancelled.job_id}
+    assert reply.paused == {paused.job_id}
     assert store.job(kept.job_id).progress == Progress(epoch=2, epochs=20, note="x")
     assert store.job(lost.job_id).progress is None
-    store.beat("worker", {kept: None})  # nothing new to say
+    store.heartbeat("worker", {kept: None})  # nothing new to say
     assert store.job(kept.job_id).progress == Progress(epoch=2, epochs=20, note="x")
-    assert store.beat("worker", []).lost == frozenset()
+    assert store.heartbeat("worker", []).lost == frozenset()
 
 
 def test_a_finished_attempt_keeps_its_last_progress(store: JobStore) -> None:
     plan(store, job(1))
     claim = claim_one(store)
-    store.beat("worker", {claim: Progress(epoch=7)})
+    store.heartbeat("worker", {claim: Progress(epoch=7)})
     store.release(claim, reason="pause")
     again = claim_one(store)
     assert store.job(again.job_id).progress is None

@@ -108,7 +108,7 @@ def _hold_and_finish(url: str, claimed: Any, answer: Any) -> None:
     claim = claim_one(store, "stopped", lease_s=0.3)
     claimed.put(claim.job_id)
     os.kill(os.getpid(), signal.SIGSTOP)
-    heard = store.beat("stopped", {claim: None}).lost
+    heard = store.heartbeat("stopped", {claim: None}).lost
     try:
         store.finish(claim, result_of(claim, "stopped"))
         answer.put((heard, "finished"))

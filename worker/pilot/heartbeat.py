@@ -1,4 +1,4 @@
-"""The thread that keeps a worker's leases alive, carries progress to the database, and orders back."""
+"""The thread that keeps a worker's leases alive, carries progress to the database, and reply back."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ class Heartbeat:
         with self._lock:
             held = dict(self._held)
         try:
-            orders = self._store.beat(self._worker, held, lease_s=self._lease_s)
+            reply = self._store.heartbeat(self._worker, held, lease_s=self._lease_s)
         except DatabaseError as error:
             log.warning("heartbeat: %s", error)
             return
-        lost = orders.lost | orders.cancelled
+        lost = reply.lost | reply.cancelled
         with self._lock:  # a job that was put down meanwhile may be in hand again, under another claim
             still = held.keys() & self._held.keys()
             self._lost |= {claim for claim in still if claim.job_id in lost}
-            self._recalled |= {claim for claim in still if claim.job_id in lost | orders.paused}
+            self._recalled |= {claim for claim in still if claim.job_id in lost | reply.paused}
 
 
 class LastWord:

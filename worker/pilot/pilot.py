@@ -103,14 +103,14 @@ class Pilot:
 
     def _register(self) -> None:
         if not self._is_registered:
-            self.store.enlist(self._record())
+            self.store.register(self._record())
             self._disown_earlier_runs()
             self._is_registered = True
 
     def _disown_earlier_runs(self) -> None:
         """Slurm has requeued this job: whatever its earlier runs held and did not give back is free."""
         if self.allocation.restarts and (gone := self.allocation.earlier_runs(self.store.workers())):
-            self.store.disown(gone, reason=f"Slurm ended the earlier run of its job {self.allocation.job}")
+            self.store.end_leases(gone, reason=f"Slurm ended the earlier run of its job {self.allocation.job}")
 
     def _work(self) -> str:
         idle_since = time.monotonic()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 import msgspec
 
 from kt_study.pilots import LaunchFiles
-from kt_study.store import JobStore, Selection
+from kt_study.store import Selection
 from orchestrator.cli.job_options import told, with_selection
 from orchestrator.terminal.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 
 @click.command()

@@ -10,15 +10,19 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kt_study.database import NETWORK_FILE_SYSTEMS, Address, connect_postgresql, file_system, parse_url
 from kt_study.errors import DatabaseError, DiskError, KtStudyError, UntrustedFile
 from kt_study.files import write_private
 from kt_study.pilots import LaunchFiles
-from kt_study.store import JobStore, open_store
+from kt_study.store import open_store
 from kt_study.trust import require_own
 from orchestrator.cluster.doctor.findings import Finding
 from orchestrator.terminal.plural import counted
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 ROOMY_GB, NEARLY_FULL_GB = 10.0, 0.5
 SLOW_MS = 50.0

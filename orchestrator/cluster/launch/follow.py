@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
 from kt_study.errors import DiskError, EnvironmentUnusable, SlurmError
-from kt_study.store import JobStore, Outlook
+from kt_study.store import Outlook
 from orchestrator.cluster.launch.lock import AnotherLaunch
 from orchestrator.terminal.outage import waited_for
 from orchestrator.terminal.plural import counted
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 _MAX_BARREN_STARTS = 5
 _LONGEST_PAUSE_S = 60.0

@@ -8,9 +8,13 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kt_study.pilots import PilotOptions, alive_within_s
-from kt_study.store import JobStore, WorkerRow
+from kt_study.store import WorkerRow
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 
 def live_workers(store: JobStore, options: PilotOptions) -> list[WorkerRow]:
@@ -22,7 +26,7 @@ def live_workers(store: JobStore, options: PilotOptions) -> list[WorkerRow]:
     here = [worker for worker in working if worker.host == socket.gethostname() and not worker.slurm_job]
     gone = [worker for worker in here if not _runs(worker.pid)]
     if gone:
-        store.disown([worker.id for worker in gone], reason="its process is gone")
+        store.end_leases([worker.id for worker in gone], reason="its process is gone")
     return [worker for worker in working if worker not in gone and _is_of(worker, options)]
 
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,9 +25,12 @@ from kt_study.errors import DiskError, EnvironmentUnusable
 from kt_study.failures import is_disk_full
 from kt_study.files import current_umask, private_folder
 from kt_study.pilots import PilotOptions
-from kt_study.store import JobStore, WorkerRow
+from kt_study.store import WorkerRow
 from orchestrator.cluster.launch.live import live_workers, missing_workers, started_here, starting_workers
 from orchestrator.cluster.launch.lock import only_launch
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 _START_PATIENCE_S = 60.0  # a new worker takes seconds to import torch and enlist
 _A_YEAR_MIN = 60 * 24 * 365

@@ -6,13 +6,14 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from kt_study.database import parse_url
 from kt_study.errors import SlurmError
 from kt_study.pilots import PilotOptions
-from kt_study.store import JobStore, Outlook
+from kt_study.store import Outlook
 from orchestrator.cluster.launch import records, submission
 from orchestrator.cluster.launch.follow import BackingOff
 from orchestrator.cluster.launch.live import live_workers
@@ -26,6 +27,9 @@ from orchestrator.cluster.slurm.cluster import Cluster, Node
 from orchestrator.cluster.slurm.endings import BadNode, trouble
 from orchestrator.cluster.slurm.view import FRESH_S, SlurmView, look
 from orchestrator.terminal.plural import counted
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 30.0, 3600.0
 REFILL_EVERY_S = 60.0
@@ -56,7 +60,7 @@ def disown_ended(store: JobStore, view: SlurmView, launches: Sequence[LaunchReco
             gone.setdefault(f"Slurm says: {last}" if last else "Slurm says that its job has ended", []).append(
                 worker.id
             )
-    return sum(store.disown(workers, reason=reason) for reason, workers in gone.items())
+    return sum(store.end_leases(workers, reason=reason) for reason, workers in gone.items())
 
 
 @dataclass(kw_only=True)

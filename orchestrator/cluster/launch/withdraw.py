@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from kt_study.errors import SlurmError
 from kt_study.pilots import LaunchFiles
-from kt_study.store import JobStore
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.slurm import open_jobs
 from orchestrator.cluster.slurm.commands import run
 from orchestrator.cluster.slurm.listing import queue
 from orchestrator.cluster.slurm.view import look
 from orchestrator.terminal.plural import counted
+
+if TYPE_CHECKING:
+    from kt_study.store import JobStore
 
 
 def withdraw_pending(files: LaunchFiles, store: JobStore, study: str) -> int:
