@@ -45,8 +45,8 @@ class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if unknown := self.uses - set(named("objective")):
             raise ValueError(f"objective {self.name!r} uses {sorted(unknown)}: no settings of the role 'objective'")
-        if strange := self.defaults.keys() - SETTINGS.keys():
-            raise ValueError(f"objective {self.name!r} has defaults for {sorted(strange)}, which are no settings")
+        if strangers := self.defaults.keys() - SETTINGS.keys():
+            raise ValueError(f"objective {self.name!r} has defaults for {sorted(strangers)}, which are no settings")
 
 
 _KL = frozenset({"temperature", "top_k", "flips"})
