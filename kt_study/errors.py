@@ -5,6 +5,7 @@ KtStudyError
 |   |-- StudyFileError       the study file
 |   |-- UnknownModelError    a model name, tag or factory that does not resolve
 |   |-- WeightsError         a checkpoint that is missing, unreadable or does not fit
+|   |   `-- ArtefactGone     a file that another job left: that job is done again
 |   |-- DataError            a data set folder, file or image
 |   `-- PairsError           more pairs, or fewer models, than can be drawn
 |-- EnvironmentUnusable      exit code 3: the surroundings
@@ -18,6 +19,8 @@ KtStudyError
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class KtStudyError(Exception):
@@ -42,6 +45,14 @@ class UnknownModelError(UsageError):
 
 class WeightsError(UsageError):
     """A checkpoint that is missing, unreadable, or whose tensors do not fit the architecture."""
+
+
+class ArtefactGone(WeightsError):
+    """A file that one job left and another reads is missing or damaged. `makers` are the digests of jobs to do again."""
+
+    def __init__(self, message: str, makers: Iterable[str]) -> None:
+        super().__init__(message)
+        self.makers = tuple(makers)
 
 
 class DataError(UsageError):

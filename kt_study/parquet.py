@@ -104,7 +104,12 @@ ATTEMPTS = ResultTable(
         Column("device", "text", "", "cpu or the GPU's name"),
         Column("started_at", "float", "s since 1970", "when the job was claimed"),
         Column("ended_at", "float", "s since 1970", "when it ended; empty while it runs"),
-        Column("outcome", "text", "", "done, failed, retried, released, expired or cancelled; empty while it runs"),
+        Column(
+            "outcome",
+            "text",
+            "",
+            "done, failed, retried, released, blocked (it waits for a file), expired, undone (its file is made again) or cancelled; empty while it runs",
+        ),
         Column("error", "text", "", "class name of the exception"),
         Column("message", "text", "", "the exception's one line"),
         Column("error_group", "text", "", "digest of the cause"),

@@ -118,7 +118,9 @@ past_attempts = sa.Table(
     sa.Column("worker", sa.Text, nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),
     sa.Column("ended_at", sa.Double, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),  # failed | retried | released | expired | cancelled
+    sa.Column(
+        "outcome", sa.Text, nullable=False
+    ),  # failed | retried | released | blocked | expired | undone | cancelled
     sa.Column("progress", sa.Text),  # Progress as JSON
     sa.Column("error", sa.Text),
     sa.Column("message", sa.Text),

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import msgspec
+
 from kt_study.datasets.index import read_listing, write_index
 from kt_study.datasets.kind import DatasetKind, Found, Listing, Split
 from kt_study.datasets.subset import subset_of
@@ -20,7 +22,7 @@ from kt_study.hashing import digest
 from kt_study.nearest import nearest
 from kt_study.paths import StudyPaths
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
+from kt_study.words import DatasetRecord, Record
 
 __all__ = ["KINDS", "Split", "kind_module", "list_split", "open_split", "prepare"]
 
@@ -82,7 +84,7 @@ def prepare(
             found.listings["train"], seed=seed, fraction=section.train_fraction, per_class=section.train_per_class
         )
         found = found.with_split("train", train)
-    record = _record(section, found, folder)
+    record = _record(section, found, folder, seed)
     write_index(paths.dataset_index(record.key), found)
     return record
 
@@ -91,11 +93,27 @@ def list_split(record: DatasetRecord, split: str, paths: StudyPaths) -> tuple[Li
     """The samples of one split of a prepared data set, and the class names; no picture is opened.
 
     Raises:
-        DataError: no such split, or the index is missing or damaged.
+        DataError: no such split, or the index is missing or damaged and the data set has changed since it was made.
     """
     if split not in record.splits:
         raise DataError(f"data set {record.name!r} has no split {split!r}; it has {', '.join(sorted(record.splits))}")
-    return read_listing(paths.dataset_index(record.key), split, record.name)
+    index = paths.dataset_index(record.key)
+    try:
+        return read_listing(index, split, record.name)
+    except DataError:
+        if not record.prepared:
+            raise
+    _prepare_again(record, paths)
+    return read_listing(index, split, record.name)
+
+
+def _prepare_again(record: DatasetRecord, paths: StudyPaths) -> None:
+    """Store the index of a data set anew. Raises DataError where the data set has changed meanwhile."""
+    paths.dataset_index(record.key).unlink(missing_ok=True)
+    again = msgspec.convert(record.prepared, _Prepared)
+    found = prepare(again.section, seed=again.seed, folder=Path(again.folder), paths=paths)
+    if found.key != record.key:
+        raise DataError(f"data set {record.name!r} has changed since it was planned; run `kt-study plan` again")
 
 
 def open_split(record: DatasetRecord, split: str, paths: StudyPaths) -> Split:
@@ -105,7 +123,13 @@ def open_split(record: DatasetRecord, split: str, paths: StudyPaths) -> Split:
     return Split(listing=listing, class_names=class_names, pictures=pictures)
 
 
-def _record(section: DatasetSection, found: Found, folder: Path) -> DatasetRecord:
+class _Prepared(Record, frozen=True, kw_only=True):
+    section: DatasetSection
+    seed: int
+    folder: str
+
+
+def _record(section: DatasetSection, found: Found, folder: Path, seed: int) -> DatasetRecord:
     content = {
         "kind": section.kind,
         "classes": found.class_names,
@@ -122,6 +146,7 @@ def _record(section: DatasetSection, found: Found, folder: Path) -> DatasetRecor
         n_classes=len(found.class_names),
         splits={split: len(listing.names) for split, listing in found.listings.items()},
         class_index=found.class_index,
+        prepared=msgspec.to_builtins(_Prepared(section=section, seed=seed, folder=str(folder.absolute()))),
         labelled=not unlabelled,
         unlabelled=tuple(unlabelled),
     )

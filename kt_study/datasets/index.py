@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def read_listing(source: Path, split: str, dataset: str) -> tuple[Listing, list[
                 sizes=columns[f"{split}/sizes"],
             )
             return listing, _unpack(columns["classes"])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{source}: the index of data set {dataset!r} is missing or damaged; remove it and run `kt-study plan`"
         ) from error

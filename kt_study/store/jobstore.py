@@ -35,7 +35,7 @@ class JobStore(Listings, Selections):
     Promises:
 
     * Each method that changes a job is one transaction: it happens whole or not at all, whatever dies in between.
-    * A job is done once; a `remake`, which planning opens again when its file is gone, once each time.
+    * A job is done once, and once more each time that a file it left is wanted and gone (`make_again`; planning a `remake`).
     * `claim` hands out a fencing number that grows with every claim of the job; `finish`, `fail`,
       `release` and `heartbeat` count only under the newest one and only while the job runs. A worker that was stopped, cut off
       or declared dead, and comes back, writes nothing.
@@ -216,6 +216,22 @@ class JobStore(Listings, Selections):
     def release(self, claim: Claim, *, reason: str) -> None:
         """Hand a job back, not having tried it: on preemption, at the time limit, when paused. Raises LeaseLost."""
         self._database.write(lambda connection: leases.release(connection, claim, reason))
+
+    def make_again(self, claim: Claim, makers: Iterable[str], *, reason: str) -> None:
+        """Hand a job back whose input is gone or damaged, and have it made again: the job waits for its makers.
+
+        Args:
+            claim: the job that found it; the attempt does not count.
+            makers: digests of the jobs that left the files; those that are done are opened again, without their result
+                rows, which come again. A transfer's student is made by its `remake` where there is one.
+            reason: one line.
+
+        Raises:
+            LeaseLost: the job is no longer this worker's; nothing was changed.
+            DataError: no such maker, or the job has waited for files ten times; nothing was changed.
+        """
+        wanted = list(makers)
+        self._database.write(lambda connection: leases.make_again(connection, claim, wanted, reason))
 
     def fail(self, claim: Claim, failure: Failure) -> JobState:
         """End an attempt with an error.

@@ -13,14 +13,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kt_study.errors import LeaseLost
+from kt_study.errors import DataError, LeaseLost
 from kt_study.failures import WORKER_DIED
 from kt_study.store.expressions import chunks, now, parameter, parameters, server_started
 from kt_study.store.records import HeartbeatReply, encode_progress
+from kt_study.store.reopening import maker_of, reopen
 from kt_study.tables import RUNNING, job_needs, jobs, lease_checks, past_attempts, results, workers
 from kt_study.words import Claim, Failure, JobState, Progress
 
 LONGEST_BACKOFF_S = 1800.0
+MOST_WAITS = 10
+"""How often a job may find a file gone before it fails: a disk that loses every file would keep workers busy for ever."""
 # The longest time between two looks that counts: more than the third of a lease after which workers send heartbeats, and
 # so little that two thirds of a lease, the least that a live worker has left, outlast it.
 COUNTED_SHARE, COUNTED_S = 0.4, 1.0
@@ -153,6 +156,34 @@ def release(connection: sa.Connection, claim: Claim, reason: str) -> None:
         _put_back(connection, [claim.job_id], state="ready")
     elif _outcome(connection, claim) != "released":
         raise JobLost(claim, found)
+
+
+def make_again(connection: sa.Connection, claim: Claim, digests: Iterable[str], reason: str) -> None:
+    """To blocked, as if it had not been tried, and the jobs of these digests from done to ready. Raises LeaseLost, DataError."""
+    makers = [maker_of(connection, digest) for digest in digests]
+    rows = {row.id: row for row in connection.execute(_HOLD.where(_CHOSEN), {"ids": [claim.job_id, *makers]})}
+    found = rows.get(claim.job_id)
+    if not _is_held(claim, found):
+        if _outcome(connection, claim) == "blocked":
+            return  # its answer had got lost
+        raise JobLost(claim, found)
+    _refuse_endless(connection, claim, reason)
+    close_attempts(connection, [claim.job_id], "blocked", message=reason)
+    _put_back(connection, [claim.job_id], state="blocked")
+    reopen(connection, [job_id for job_id in makers if rows[job_id].state == "done"])
+    known = connection.scalars(sa.select(job_needs.c.needs_id).where(job_needs.c.job_id == claim.job_id)).all()
+    if new := [{"job_id": claim.job_id, "needs_id": job_id} for job_id in makers if job_id not in known]:
+        connection.execute(sa.insert(job_needs), new)
+        waits = sa.update(jobs).where(jobs.c.id == claim.job_id)
+        connection.execute(waits.values(needs_open=jobs.c.needs_open + len(new)))
+
+
+def _refuse_endless(connection: sa.Connection, claim: Claim, reason: str) -> None:
+    waits = sa.select(sa.func.count()).where(
+        past_attempts.c.job_id == claim.job_id, past_attempts.c.outcome == "blocked"
+    )
+    if (connection.scalar(waits) or 0) >= MOST_WAITS:
+        raise DataError(f"{reason}; made again {MOST_WAITS} times already: check the disk, then kt-study retry")
 
 
 def fail(

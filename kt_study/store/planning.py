@@ -20,8 +20,9 @@ from kt_study.hashing import canonical_json
 from kt_study.store.connections import Database
 from kt_study.store.expressions import chunks, now
 from kt_study.store.records import Planned
+from kt_study.store.reopening import BLOCKED_IF_READY, reopen
 from kt_study.store.selections import WAITING_STATE
-from kt_study.tables import job_needs, jobs, past_attempts, studies, study_jobs
+from kt_study.tables import job_needs, jobs, studies, study_jobs
 from kt_study.words import PlannedJob
 
 CHUNK = 10_000  # jobs in memory at a time
@@ -56,7 +57,6 @@ _INDEXES = (sa.Index("planned_digest", planned.c.digest), sa.Index("planned_need
 _needed = jobs.alias("needed")
 _IN_PLAN = sa.and_(planned.c.digest == jobs.c.digest, planned.c.kind == jobs.c.kind)
 _PLANNED_JOBS = sa.select(jobs.c.id).join(planned, _IN_PLAN).order_by(jobs.c.id)
-_BLOCKED_IF_READY = sa.case((jobs.c.state == "ready", "blocked"), else_=jobs.c.state)
 # Locked, so that a pause or cancellation at this moment comes before the plan or finds its jobs.
 _STUDY = sa.select(studies.c.id, studies.c.paused).with_for_update(key_share=True)
 _LAST = sa.bindparam("last", type_=sa.BigInteger)  # the highest id of a job planned before
@@ -229,26 +229,7 @@ def _settle(connection: sa.Connection, last: int) -> None:
 def _reopen_remakes(connection: sa.Connection, paused: bool) -> None:
     """Open the planned remakes that are done, and block the jobs that need them until they are done once more."""
     done = _PLANNED_JOBS.where(planned.c.kind == "remake", jobs.c.state == "done").with_for_update(of=jobs)
-    ids = connection.scalars(done).all()
-    if not ids:
-        return
-    names = ("job_id", "fence", "worker", "started_at", "ended_at", "outcome", "progress")
-    kept = (
-        jobs.c.id,
-        jobs.c.fence,
-        jobs.c.worker,
-        jobs.c.started_at,
-        jobs.c.changed_at,
-        sa.literal("done"),
-        jobs.c.progress,
-    )
-    attempt = sa.select(*kept).where(jobs.c.id.in_(ids))
-    connection.execute(sa.insert(past_attempts).from_select(names, attempt))
-    waiting = sa.select(job_needs.c.job_id, sa.func.count().label("number")).where(job_needs.c.needs_id.in_(ids))
-    waits = waiting.group_by(job_needs.c.job_id).subquery("waits")
-    blocked = sa.update(jobs).where(jobs.c.id == waits.c.job_id)
-    connection.execute(blocked.values(needs_open=jobs.c.needs_open + waits.c.number, state=_BLOCKED_IF_READY))
-    _reopen(connection, ids, paused)
+    reopen(connection, connection.scalars(done).all(), paused=paused)
 
 
 def _let_wait(connection: sa.Connection, last: int) -> None:
@@ -268,7 +249,7 @@ def _let_wait(connection: sa.Connection, last: int) -> None:
     found = [{"job": job_id, "needs": needs_id} for job_id, needs_id in connection.execute(pairs, {"last": last})]
     if found:
         waits = sa.update(jobs).where(jobs.c.id == sa.bindparam("job"))
-        connection.execute(waits.values(needs_open=jobs.c.needs_open + 1, state=_BLOCKED_IF_READY), found)
+        connection.execute(waits.values(needs_open=jobs.c.needs_open + 1, state=BLOCKED_IF_READY), found)
         rows = [{"job_id": each["job"], "needs_id": each["needs"]} for each in found]
         connection.execute(sa.insert(job_needs), rows)
 

@@ -69,7 +69,9 @@ class AttemptRow(Record, frozen=True, kw_only=True):
     log: str
     started_at: float
     ended_at: float | None
-    outcome: str | None  # done | failed | retried | released | expired | cancelled; None while it runs
+    outcome: (
+        str | None
+    )  # done | failed | retried | released | blocked | expired | undone | cancelled; None while it runs
     progress: Progress | None
     error: str | None
     message: str | None

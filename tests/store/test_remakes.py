@@ -27,7 +27,7 @@ def test_a_remake_that_is_done_is_done_again_when_it_is_planned_again(store: Job
     assert do_next(store) == 1
     assert states(store) == {1: "done", 2: "done"}
     (remake,) = (row.id for row in store.jobs() if row.kind == "remake")
-    assert [(attempt.fence, attempt.outcome) for attempt in store.job(remake).attempts] == [(1, "done"), (2, "done")]
+    assert [(attempt.fence, attempt.outcome) for attempt in store.job(remake).attempts] == [(1, "undone"), (2, "done")]
 
 
 @pytest.mark.parametrize("state", [JobState.READY, JobState.RUNNING, JobState.FAILED])

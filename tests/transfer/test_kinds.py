@@ -254,11 +254,11 @@ class TestSeveralTeachers:
             study.run(soup)
 
     def test_integer_buffers_are_the_first_files(self, tmp_path: Path) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import load_file, save_file
 
         for k in range(2):
             save_file({"w": torch.tensor([1.0 + k]), "n": torch.tensor(5 + k)}, tmp_path / f"{k}.safetensors")
-        mixed = mean_weights([tmp_path / "0.safetensors", tmp_path / "1.safetensors"])
+        mixed = mean_weights(load_file(tmp_path / f"{k}.safetensors") for k in range(2))
         assert (float(mixed["w"]), int(mixed["n"])) == (1.5, 5)
 
     def test_sequential_over_one_teacher_is_the_single_transfer(self, study: Study) -> None:

@@ -7,20 +7,19 @@ batches, are the first one's (Wortsman et al. 2022; the paper's Sec. 5.2).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 import torch
 
-from kt_study.errors import WeightsError
+from kt_study.errors import ArtefactGone
 from kt_study.hashing import job_digest
 from kt_study.multi_teacher import needed_transfers, transfer_digest
 from kt_study.words import TransferSpec
 from worker.job.context import JobContext, Rows
 from worker.kinds.transfer import evaluation_pictures, student_model
-from worker.models.build import read_state
+from worker.models.build import left_state
 from worker.training.evaluate import predictions
 from worker.training.opened import OpenedTransfer, open_transfer
 from worker.training.result import TrainedStudent, result_rows
@@ -31,7 +30,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
 
     Raises:
         Stopped: asked to stop; a soup takes one evaluation, so it starts anew.
-        WeightsError: a single transfer's student was not kept, or does not fit.
+        ArtefactGone: a single transfer's student is missing or damaged.
         DataError, UnknownModelError, DiskError: what the evaluation needs is missing or cannot be written.
     """
     opened = open_transfer(msgspec.convert(spec, TransferSpec), context)
@@ -41,8 +40,10 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
 def mix_student(opened: OpenedTransfer, context: JobContext) -> TrainedStudent:
     """The mean of the kept students, and its predictions. Raises as `run`."""
     began = time.monotonic()
-    kept = [context.paths.weights(transfer_digest(single)) for single in needed_transfers(opened.spec)]
-    state = mean_weights(kept)
+    singles = [transfer_digest(single) for single in needed_transfers(opened.spec)]
+    if gone := [single for single in singles if not context.paths.weights(single).is_file()]:
+        raise ArtefactGone(f"{len(gone)} of the {len(singles)} students to average are gone; they are made again", gone)
+    state = mean_weights(left_state(context.paths, single) for single in singles)
     model = student_model(opened.student, context)
     model.load_state_dict(state)
     predicted = predictions(
@@ -54,17 +55,14 @@ def mix_student(opened: OpenedTransfer, context: JobContext) -> TrainedStudent:
     return TrainedStudent(state=state, predictions=predicted, curve=[], seconds=time.monotonic() - began)
 
 
-def mean_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """The mean of the state dicts in `files`, in the first one's types. Raises WeightsError for a file that is gone."""
-    for file in files:
-        if not file.exists():
-            raise WeightsError(
-                f"{file}: kept student is gone; `kt-study plan` again has it made anew, then `kt-study retry`"
-            )
-    first = read_state(files[0])
+def mean_weights(states: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of state dicts, in the first one's types."""
+    rest = iter(states)
+    first = next(rest)
     total = {name: tensor.double() for name, tensor in first.items() if tensor.is_floating_point()}
-    for file in files[1:]:
-        state = read_state(file)
+    count = 1
+    for state in rest:
+        count += 1
         for name in total:
             total[name] += state[name].double()
-    return {name: (total[name] / len(files)).to(tensor) if name in total else tensor for name, tensor in first.items()}
+    return {name: (total[name] / count).to(tensor) if name in total else tensor for name, tensor in first.items()}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kt_study.errors import DataError
+from kt_study.errors import ArtefactGone, DataError, WeightsError
 from kt_study.hashing import job_digest
 from kt_study.multi_teacher import previous_stage, stage_number, transfer_digest
 from kt_study.objectives import facts_of, needs_live_teacher
@@ -171,7 +171,11 @@ def trained_student(
     spec, before = opened.spec, previous_stage(opened.spec)
     earlier: list[dict[str, Any]] = []
     if before is not None:
-        earlier = kept_facts(context.paths.weights(transfer_digest(before))).get("curve", [])
+        kept = transfer_digest(before)
+        try:
+            earlier = kept_facts(context.paths.weights(kept)).get("curve", [])
+        except WeightsError as error:
+            raise ArtefactGone(str(error), [kept]) from error
     done = earlier[-1]["epoch"] if earlier else 0
     stage = stage_number(spec)
     if outcome.diverged_step is not None:

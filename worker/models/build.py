@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import pickle
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from kt_study.errors import DiskError, UnknownModelError, WeightsError
+from kt_study.errors import ArtefactGone, DiskError, UnknownModelError, WeightsError
 from kt_study.files import file_digest, written_aside
 from kt_study.paths import StudyPaths
 from kt_study.trust import require_own
 from kt_study.words import ModelRecord
 
+_STATE_DIGEST = "blake2b"
 _NESTS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
 """Where training scripts keep the state dict inside a checkpoint, the averaged weights first as timm does."""
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -39,6 +41,7 @@ def build_model(record: ModelRecord, paths: StudyPaths, device: torch.device) ->
 
     Raises:
         UnknownModelError: a timm name or factory that does not resolve.
+        ArtefactGone: weights that a job left are missing or damaged.
         WeightsError: weights that are missing, unreadable, changed since planning, or do not fit.
     """
     source, _, rest = record.weights.partition(":")
@@ -46,9 +49,12 @@ def build_model(record: ModelRecord, paths: StudyPaths, device: torch.device) ->
         model = _timm_model(record, pretrained=True)
     elif source == "random" and rest:
         model = initialised(record, paths, seed=int(rest))
+    elif source in ("train", "transfer") and rest:
+        model = initialised(record, paths, seed=0)
+        _fit(model, left_state(paths, rest), paths.weights(rest), record.name)
     else:
         model = initialised(record, paths, seed=0)
-        load_weights(model, _checkpoint(record, paths, source, rest), record.name)
+        load_weights(model, _checkpoint(record, paths), record.name)
     return model.eval().to(device)
 
 
@@ -108,8 +114,40 @@ def read_state(checkpoint: Path, *, lazily: bool = False) -> dict[str, torch.Ten
     return state
 
 
+def left_state(paths: StudyPaths, job: str) -> dict[str, torch.Tensor]:
+    """The state dict that a job left, checked against the digest in the file's header.
+
+    Args:
+        job: digest of the job.
+
+    Raises:
+        ArtefactGone: the file is missing or damaged.
+    """
+    from safetensors import safe_open
+
+    path = paths.weights(job)
+    try:
+        with safe_open(path, framework="pt") as stream:  # names as they are: no training script has wrapped them
+            stated = (stream.metadata() or {}).get(_STATE_DIGEST)
+            state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 -- no mapping
+    except Exception as error:  # safetensors raises many kinds for a damaged file
+        raise ArtefactGone(f"{path}: {'damaged' if path.exists() else 'gone'}; its job is done again", [job]) from error
+    if stated is not None and stated != _state_digest(state):
+        raise ArtefactGone(f"{path}: damaged, its values are not those that were written; its job is done again", [job])
+    return state
+
+
+def _state_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """blake2b-128 over names, types, shapes and values, by name; tensors on the CPU."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(state.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
 def save_state(target: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Replace the file `target` with a state dict, as safetensors.
+    """Replace the file `target` with a state dict, as safetensors, with a digest of its values in the header.
 
     Args:
         state: tensors on any device.
@@ -124,7 +162,7 @@ def save_state(target: Path, state: Mapping[str, torch.Tensor], metadata: dict[s
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     try:
         with written_aside(target) as scratch:
-            save_file(tensors, scratch, metadata=metadata)
+            save_file(tensors, scratch, metadata={**(metadata or {}), _STATE_DIGEST: _state_digest(tensors)})
     except SafetensorError as error:  # it says in words what the system said
         raise DiskError(f"cannot write {target}: {error}; free space or choose another folder") from error
 
@@ -157,17 +195,7 @@ def _digest_of(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001
     return file_digest(path)
 
 
-def _checkpoint(record: ModelRecord, paths: StudyPaths, source: str, rest: str) -> Path:
-    if source in ("train", "transfer") and rest:
-        checkpoint = paths.weights(rest)
-        if not checkpoint.is_file():
-            mend = (
-                f"`kt-study retry` its train job {rest[:8]}"
-                if source == "train"
-                else "`kt-study plan` again, then retry"
-            )
-            raise WeightsError(f"model {record.name!r}: {checkpoint} is gone; {mend}")
-        return checkpoint
+def _checkpoint(record: ModelRecord, paths: StudyPaths) -> Path:
     checkpoint = paths.cache / record.checkpoint  # an absolute path stays what it is
     if weights_digest(checkpoint) != record.weights:
         raise WeightsError(f"model {record.name!r}: {checkpoint} has changed since the study was planned; plan again")

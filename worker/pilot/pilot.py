@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kt_study import notify
-from kt_study.errors import DatabaseError, DiskError, LeaseLost, SchemaMismatch, UsageError
+from kt_study.errors import ArtefactGone, DatabaseError, DataError, DiskError, LeaseLost, SchemaMismatch, UsageError
 from kt_study.failures import describe, is_disk_full, is_transient
 from kt_study.files import write_bytes
 from kt_study.job_kinds import BATCHED, RESUMABLE
@@ -225,6 +225,9 @@ class Pilot:
         except LeaseLost as error:
             self._lose(claim, error)
             return None
+        except ArtefactGone as error:
+            self._wait_for_input(claim, error)
+            return None
         except Exception as error:
             if self.stop.made and is_transient(error):  # such as a process of the job's that the same signal ended
                 log.warning("job %d: stopped with %s: %s", claim.job_id, type(error).__name__, error)
@@ -315,6 +318,22 @@ class Pilot:
                     self._untold[claim] = lambda: self._give_back(claim, reason)
                     return
         self._put_down(claim)
+
+    def _wait_for_input(self, claim: Claim, error: ArtefactGone) -> None:
+        """A file that another job left is gone: that job is done again, and this one waits for it."""
+        try:
+            self.store.make_again(claim, error.makers, reason=str(error))
+        except LeaseLost as lost:
+            self._lose(claim, lost)
+        except DataError as final:
+            self._fail(claim, final)
+        except DatabaseError as away:
+            log.warning("job %d: %s", claim.job_id, away)
+            self._untold[claim] = lambda: self._wait_for_input(claim, error)
+        else:
+            log.warning("job %d: %s", claim.job_id, error)
+            self.tally.released += 1
+            self._put_down(claim)
 
     def _lose(self, claim: Claim, error: LeaseLost) -> None:
         log.warning("job %d: %s", claim.job_id, error)
