@@ -108,7 +108,8 @@ ATTEMPTS = ResultTable(
             "outcome",
             "text",
             "",
-            "done, failed, retried, released, blocked (it waits for a file), expired, undone (its file is made again) or cancelled; empty while it runs",
+            "done, failed, retried, released, blocked (it waits for a file), expired, undone (its file is made again) or "
+            "cancelled; empty while it runs",
         ),
         Column("error", "text", "", "class name of the exception"),
         Column("message", "text", "", "the exception's one line"),

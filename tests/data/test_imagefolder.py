@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -140,8 +141,24 @@ def test_unreadable_images_are_named(tmp_path: Path, paths: StudyPaths, damage: 
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_index_is_named(tmp_path: Path, paths: StudyPaths) -> None:
+def test_a_lost_or_damaged_index_is_made_again(tmp_path: Path, paths: StudyPaths) -> None:
     record = folder_dataset(image_folder(tmp_path / "val", FIVE), paths)
+    index = paths.dataset_index(record.key)
+    listing, written = open_split(record, "val", paths).listing, index.read_bytes()
+    middle = len(written) // 2
+    for damaged in (None, written[:100], written[:middle] + bytes([written[middle] ^ 16]) + written[middle + 1 :]):
+        index.unlink()
+        if damaged is not None:
+            index.write_bytes(damaged)
+        assert open_split(record, "val", paths).listing.digest() == listing.digest()
+    index.unlink()
+    next((tmp_path / "val").rglob("*.*")).unlink()
+    with pytest.raises(DataError, match="has changed since it was planned; run `kt-study plan` again"):
+        open_split(record, "val", paths)
+
+
+def test_an_index_of_an_older_plan_that_is_damaged_is_named(tmp_path: Path, paths: StudyPaths) -> None:
+    record = msgspec.structs.replace(folder_dataset(image_folder(tmp_path / "val", FIVE), paths), prepared={})
     index = paths.dataset_index(record.key)
     index.write_bytes(index.read_bytes()[:100])
     with pytest.raises(DataError, match="missing or damaged"):

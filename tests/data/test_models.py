@@ -16,13 +16,21 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kt_study.errors import UnknownModelError, UntrustedFile, WeightsError
+from kt_study.errors import ArtefactGone, UnknownModelError, UntrustedFile, WeightsError
 from kt_study.files import file_digest
 from kt_study.paths import StudyPaths
 from kt_study.words import LogitsSpec, as_spec
 from tests.data.support import CPU, digits, job_context, tiny_model
 from worker.kinds import logits
-from worker.models.build import build_model, check_model, read_state, weights_digest, with_features
+from worker.models.build import (
+    build_model,
+    check_model,
+    initialised,
+    read_state,
+    save_state,
+    weights_digest,
+    with_features,
+)
 
 ARCHITECTURE = "test_resnet"
 
@@ -77,12 +85,33 @@ def test_random_weights_are_those_of_the_seed(paths: StudyPaths) -> None:
 
 
 def test_weights_of_a_train_job(paths: StudyPaths, trained: nn.Module) -> None:
-    record = tiny_model(weights="train:abc123")
-    with pytest.raises(WeightsError, match=r"abc123.safetensors is gone; `kt-study retry`"):
+    record, file = tiny_model(weights="train:abc123"), paths.weights("abc123")
+    with pytest.raises(ArtefactGone, match=r"abc123.safetensors: gone; its job is done again") as gone:
         build_model(record, paths, CPU)
-    paths.weights("abc123").parent.mkdir(parents=True)
-    save_file(trained.state_dict(), paths.weights("abc123"))
+    assert gone.value.makers == ("abc123",)
+    save_state(file, trained.state_dict())
     assert _same(build_model(record, paths, CPU), trained)
+    written = file.read_bytes()
+    for place in (4, len(written) // 2, len(written) - 1):  # the header's length, and values
+        file.write_bytes(written[:place] + bytes([written[place] ^ 16]) + written[place + 1 :])
+        with pytest.raises(ArtefactGone, match="damaged"):
+            build_model(record, paths, CPU)
+    file.write_bytes(written[:-9])
+    with pytest.raises(ArtefactGone, match="damaged"):
+        build_model(record, paths, CPU)
+
+
+def test_weights_that_a_job_left_keep_the_names_of_the_network(paths: StudyPaths) -> None:
+    paths.root.mkdir()
+    (paths.root / "wrapped.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.model = nn.Linear(12, 10)\n"
+    )
+    record = tiny_model(timm="", factory="wrapped:Net", weights="train:abc123")
+    model = initialised(record, paths, seed=3)
+    save_state(paths.weights("abc123"), model.state_dict())
+    assert _same(build_model(record, paths, CPU), model)
 
 
 def test_factory_in_the_study_folder(paths: StudyPaths) -> None:
@@ -236,6 +265,7 @@ def test_features_of_any_module() -> None:
 
 
 def test_a_factory_that_others_may_write_is_not_run(paths: StudyPaths) -> None:
+    paths.root.mkdir()
     module = paths.root / "shared_factory.py"
     module.write_text("raise SystemExit('it was run')\n")
     module.chmod(0o666)

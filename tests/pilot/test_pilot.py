@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from kt_study.errors import ArtefactGone
 from kt_study.store import JobStore, WorkerRecord
-from kt_study.words import JobState
+from kt_study.words import JobState, PlannedJob
 from tests.pilot.small_jobs import Kind, make, plan, states, until_stopped
 from worker.job.context import JobContext
 from worker.pilot import pilot as pilot_module
@@ -179,3 +180,26 @@ def test_pause_and_cancel_reach_a_running_job_with_the_next_heartbeat(
     paused, cancelled = store.job(kind.ran[0]), store.job(kind.ran[1])
     assert (paused.state, paused.paused, paused.attempts[0].outcome) == (JobState.READY, True, "released")
     assert (cancelled.state, cancelled.attempts[0].outcome) == (JobState.CANCELLED, "cancelled")
+
+
+def test_a_job_whose_input_is_gone_waits_until_it_is_made_again(store: JobStore, kind: Kind, tmp_path: Path) -> None:
+    maker, reader = (
+        PlannedJob(kind="transfer", spec={"n": n, "teachers": [], "student": ""}, digest=f"transfer-{n}", needs=needs)
+        for n, needs in ((0, ()), (1, ("transfer-0",)))
+    )
+    store.plan("s", [maker, reader])
+    file = tmp_path / "weights"
+
+    def work(context: JobContext) -> None:
+        if context.claim.digest == maker.digest:
+            file.touch()
+        elif len(kind.ran) == 2 or not file.exists():
+            file.unlink()
+            raise ArtefactGone(f"{file}: gone", [maker.digest])
+
+    kind.work = work
+    make(store, tmp_path).run()
+    first, second = store.jobs()
+    assert kind.ran == [first.id, second.id, first.id, second.id]
+    assert (first.state, second.state) == (JobState.DONE, JobState.DONE)
+    assert [(job.attempts_used, job.crashes) for job in (first, second)] == [(1, 0), (1, 0)]

@@ -85,7 +85,7 @@ def test_nothing_is_changed_without_a_maker_or_without_the_lease(store: JobStore
     plan(store, MAKER, READER)
     make(store)
     claim = claim_one(store)
-    with pytest.raises(DataError, match="no job .* plan the study again"):
+    with pytest.raises(DataError, match=r"no job .* plan the study again"):
         store.make_again(claim, [job_digest("train", {"number": 9})], reason="gone")
     assert states(store) == {1: "done", 2: "running"}
     store.end_leases(["worker"], reason="dead")

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from kt_study.datasets import open_split
-from kt_study.errors import DataError, UsageError, WeightsError
+from kt_study.errors import ArtefactGone, DataError, UsageError
 from kt_study.multi_teacher import (
     intermediate_students,
     multi_teacher_specs,
@@ -248,10 +248,12 @@ class TestSeveralTeachers:
                 mean = np.mean([state[name].double().numpy() for state in states], axis=0)
                 np.testing.assert_allclose(value, mean, rtol=1e-6, atol=1e-9)
 
-    def test_a_soup_whose_part_is_gone_says_which_file(self, study: Study) -> None:
-        *_, soup = multi_teacher_specs(study.spec("kl", "a", "b", lr=0.0123), "soup")
-        with pytest.raises(WeightsError, match="safetensors"):
+    def test_a_soup_whose_part_is_gone_has_it_made_again(self, study: Study) -> None:
+        kept, single, soup = multi_teacher_specs(study.spec("kl", "a", "b", keep="all", lr=0.0123), "soup")
+        study.run(kept)
+        with pytest.raises(ArtefactGone, match=r"1 of the 2 students to average are gone") as gone:
             study.run(soup)
+        assert gone.value.makers == (transfer_digest(single),)
 
     def test_integer_buffers_are_the_first_files(self, tmp_path: Path) -> None:
         from safetensors.torch import load_file, save_file
