@@ -13,14 +13,14 @@ from kt_study.pilots import LaunchFiles
 from kt_study.store import WorkerRecord, open_store
 from kt_study.words import LogitsSpec
 from orchestrator.cli.status import look
+from orchestrator.cluster import slurm_status
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.records import LaunchRecord
-from orchestrator.cluster.slurm import report
 
 
 def test_a_worker_is_alive_for_two_leases_of_its_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a lease of 600 s it beats every 200 s."""
-    monkeypatch.setattr(report, "slurm_part", lambda *_, **__: None)
+    monkeypatch.setattr(slurm_status, "slurm_part", lambda *_, **__: None)
     store, files = open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True), LaunchFiles(root=tmp_path)
     store.add_study("s", {})
     store.plan("s", [planned_job("logits", LogitsSpec(dataset="d", model="m", split="val"), estimate_s=1.0)])

@@ -24,13 +24,13 @@ from orchestrator.cluster.launch.local import LocalCrew
 from orchestrator.cluster.launch.nodes import FORGIVEN_AFTER_S
 from orchestrator.cluster.launch.slurm import SlurmCrew, disown_ended
 from orchestrator.cluster.slurm.view import Answer, SlurmView
-from tests.launch.crews import CLUSTER, began, ended, enlist, launched, queued
+from tests.launch.crews import CLUSTER, began, ended, launched, queued, register
 
 
 def test_a_worker_is_dead_when_slurm_says_so_and_it_is_silent(store: JobStore, crew: SlurmCrew) -> None:
     now = time.time()
     for job in ("7_0", "7_1", "7_2", "7_3"):
-        enlist(store, job)
+        register(store, job)
         assert store.claim(job, lease_s=3600)
     view = SlurmView(
         controller=Answer(answered_at=now + 60),
@@ -54,7 +54,7 @@ def test_a_queue_seen_before_the_last_heartbeat_says_nothing_of_a_worker(store: 
     """slurmctld has been away for hours: when it last answered, the worker's job was still pending."""
     record = msgspec.structs.replace(launched(crew, "t", ago_s=0.0), lease_s=1e-3)
     old = SlurmView(queue=(queued("7_0"),), controller=Answer(answered_at=time.time() - 3 * 3600))
-    enlist(store, "7_0")
+    register(store, "7_0")
     assert store.claim("7_0", lease_s=3600)
     assert disown_ended(store, old, [record]) == 0
     fresh = msgspec.structs.replace(old, controller=Answer(answered_at=time.time() + 60))

@@ -155,6 +155,7 @@ def test_down_leaves_no_process_even_after_a_crash(tmp_path_factory: pytest.Temp
 def test_down_spares_a_process_that_has_the_pid_of_an_old_daemon(tmp_path: Path) -> None:
     stranger = subprocess.Popen(["sleep", "60"])
     try:
+        (tmp_path / "kt-study-dev-cluster").touch()
         (tmp_path / "run").mkdir()
         (tmp_path / "run/slurmctld.json").write_text(json.dumps({"pid": stranger.pid, "started": "an earlier boot 1"}))
         assert dev_cluster(tmp_path, "down").returncode == 0
