@@ -121,7 +121,7 @@ def test_a_url_without_a_password_is_left_as_it_is(url: str) -> None:
     assert parse_url(url).url == url
 
 
-ODD = ["exp#1", "exp#2", "50%20off", "what?", "a\nb\tc&ü=\"q'"]
+ODD = ["exp#1", "exp#2", "50%20off", "what?", "b c&ü=\"q'"]
 
 
 def test_a_folder_of_any_name_has_a_database_of_its_own(tmp_path: Path) -> None:
@@ -140,6 +140,16 @@ def test_a_folder_of_any_name_has_a_database_of_its_own(tmp_path: Path) -> None:
         assert open_store(url).studies() == [f"s{number}"]
     done = kt_study(tmp_path / ODD[0], "query", "SELECT name FROM studies", "--format", "csv")
     assert done.stdout.split() == ["name", "s0"]
+
+
+def test_a_path_with_control_characters_is_quoted_in_its_url(tmp_path: Path) -> None:
+    """No study may lie there, but a database may."""
+    (tmp_path / "a\nb\tc").mkdir()
+    path = tmp_path / "a\nb\tc" / "kt-study.db"
+    url = parse_url(sqlite_url(path)).url
+    assert url.isprintable() and parse_url(url).path == str(path)
+    open_store(url, create=True).add_study("s", {})
+    assert path.exists() and [found.name for found in tmp_path.iterdir()] == ["a\nb\tc"]
 
 
 @pytest.mark.parametrize(
