@@ -45,7 +45,7 @@ JOB_KINDS = {
     for kind in (
         JobKind(
             name="train",
-            meaning="a model trained for the data set, whole or its last layer",
+            meaning="a model trained on the data set, all layers or the last one",
             spec=TrainSpec,
             priority=30,  # everything else waits for it
             tables=("trainings",),
@@ -68,7 +68,7 @@ JOB_KINDS = {
         ),
         JobKind(
             name="all_pairs",
-            meaning="the comparison of every ordered pair, as one file",
+            meaning="the comparison of all ordered pairs, in one file",
             spec=AllPairsSpec,
             priority=5,
             tables=("all_pairs",),
@@ -98,7 +98,7 @@ JOB_KINDS = {
         ),
         JobKind(
             name="shared",
-            meaning="a training that is the same whoever the teacher is, done once for all transfers that measure it: "
+            meaning="a training that does not depend on the teacher, done once for all transfers that use it: "
             "`self_distillation`",
             spec=TransferSpec,
             priority=0,

@@ -75,7 +75,7 @@ _FACTS = (
     ObjectiveFacts(
         name="xe_kl_mcl",
         label="XE-KL+MCL",
-        meaning="the same, with slow weights that follow the fast ones and are what is evaluated",
+        meaning="the same, evaluated with slow weights that follow the fast ones",
         reads_labels=True,
         uses=_MIXED | {"mcl_tau", "mcl_every"},
         colour="c6",
@@ -96,7 +96,7 @@ _FACTS = (
     ObjectiveFacts(
         name="kl_dp_unsupervised",
         label="KL+DP unsup.",
-        meaning="the same, the partition made without labels",
+        meaning="the same, with a partition made without labels",
         reads_labels=False,
         uses=_KL - {"flips"},
         colour="c3",
@@ -124,7 +124,7 @@ _FACTS = (
     ObjectiveFacts(
         name="cd",
         label="CD",
-        meaning="contrastive distillation: cross-entropy, and KL between the similarities of a batch's samples",
+        meaning="contrastive distillation: cross-entropy, and KL between the similarities of the samples in a batch",
         reads_labels=True,
         uses=frozenset(),
         colour="c4",
@@ -134,7 +134,7 @@ _FACTS = (
     ObjectiveFacts(
         name="crd",
         label="CRD",
-        meaning="contrastive representation distillation: cross-entropy, and a sample's features told from others'",
+        meaning="contrastive representation distillation: cross-entropy, and telling a sample's features from those of others",
         reads_labels=True,
         uses=frozenset(),
         colour="c9",

@@ -21,22 +21,22 @@ COMMANDS = {
     "init": "Write a commented study.toml.",
     "plan": "Sample the pairs and fill the job table.",
     "launch": "Start workers, here or on Slurm.",
-    "stop": "End every worker; their jobs go back to ready.",
+    "stop": "Stop every worker; their jobs go back to ready.",
     "status": "Jobs by state, rate, ETA, running jobs, failures by cause.",
     "collect": "Write the results as parquet.",
-    "report": "Write figures, tables and a page from the parquet.",
-    "recommend": "Rank teachers for a student: measured, or predicted from what was.",
-    "export": "Write a transferred student as timm loads it.",
-    "query": "Ask the results database: a named query or a SELECT.",
+    "report": "Write figures, tables and an HTML page from the parquet files.",
+    "recommend": "Rank teachers for a student, by measured or predicted delta_transf.",
+    "export": "Export a transferred student for timm.",
+    "query": "Query the results database, with a named query or a SELECT.",
     "retry": "Put failed jobs back to ready.",
     "cancel": "Cancel jobs that are not done.",
-    "pause": "Stop running jobs at their next step and hold them.",
-    "resume": "Let paused jobs run again.",
+    "pause": "Pause jobs; running ones checkpoint and stop.",
+    "resume": "Resume paused jobs.",
     "worker": "Run one worker in this process.",
     "data": "Prepare data for the fast loader.",
-    "cache": "List, verify or clean the cache.",
+    "cache": "List, verify or clean up the logits cache.",
     "db": "Run a PostgreSQL server without root.",
-    "doctor": "Check everything a study needs here.",
+    "doctor": "Check everything that a study needs.",
 }
 
 
@@ -75,14 +75,14 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kt-study")
 def kt_study_command() -> None:
-    """Finds out what pretrained image classifiers know that others do not, and moves that knowledge between them.
+    """Measure what pretrained image classifiers know that others do not, and transfer that knowledge between them.
 
     \b
     Examples:
       kt-study init                    # a study file for the embedded digits zoo
       kt-study plan                    # sample the pairs, fill the job table
       kt-study launch --partition gpu  # workers on Slurm; without --partition, on this machine
-      kt-study status --watch          # follow
+      kt-study status --watch          # follow the progress
       kt-study collect                 # parquet; `report` makes the figures
 
     \b

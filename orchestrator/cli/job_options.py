@@ -29,7 +29,7 @@ def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
         shell_complete=completion.kinds,
         help="Only jobs of this kind: train, logits, complementarity, transfer, ...",
     )
-    @click.option("--job", "job_ids", type=int, multiple=True, metavar="N", help="Only these jobs, by number.")
+    @click.option("--job", "job_ids", type=int, multiple=True, metavar="N", help="Only the jobs with these numbers.")
     @click.option(
         "--teacher",
         default="*",
@@ -46,7 +46,7 @@ def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
         "--error",
         "error_group",
         shell_complete=completion.error_groups,
-        help="Only jobs that failed from this cause, as kt-study status names it.",
+        help="Only jobs that failed with this cause, by its code in kt-study status.",
     )
     @functools.wraps(command)
     def wrapped(

@@ -94,7 +94,9 @@ def with_surroundings(command: Command) -> Command:
     @click.option(
         "--study", "study_path", type=click.Path(path_type=Path), default=str(STUDY_FILE), help="The study file."
     )
-    @click.option("--db", "db_flag", metavar="URL", help="Job database; else KT_STUDY_DB, else the study file's.")
+    @click.option(
+        "--db", "db_flag", metavar="URL", help="Job database (default: KT_STUDY_DB, else from the study file)."
+    )
     @functools.wraps(command)
     def wrapped(*args: Any, study_path: Path, db_flag: str | None, **kwargs: Any) -> Any:
         return command(Surroundings(study_path=study_path, db_flag=db_flag), *args, **kwargs)

@@ -19,7 +19,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 @click.group()
 def command() -> None:
-    """List, verify or clean the logits cache of the study folder.
+    """List, verify or clean up the logits cache of the study folder.
 
     \b
     Examples:
@@ -32,7 +32,7 @@ def command() -> None:
 @with_surroundings
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def list_entries(here: Surroundings, as_json: bool) -> None:
-    """Every cached pass, least recently used first.
+    """List every cached pass, least recently used first.
 
     \b
     Examples:
@@ -56,7 +56,7 @@ def list_entries(here: Surroundings, as_json: bool) -> None:
 @with_surroundings
 @click.pass_context
 def verify_entries(ctx: click.Context, here: Surroundings) -> None:
-    """Compare every checksum; exit code 1 when something is torn or altered.
+    """Verify every checksum; exit code 1 if an entry is incomplete or altered.
 
     \b
     Examples:
@@ -74,9 +74,9 @@ def verify_entries(ctx: click.Context, here: Surroundings) -> None:
 
 @command.command("gc")
 @with_surroundings
-@click.option("--max-size", required=True, metavar="SIZE", help="What may stay, e.g. 500M or 2T.")
+@click.option("--max-size", required=True, metavar="SIZE", help="Maximum cache size, e.g. 500M or 2T.")
 def collect_entries(here: Surroundings, max_size: str) -> None:
-    """Remove torn entries, and the least recently used ones over a size; what open jobs need stays.
+    """Delete incomplete entries, and the least recently used ones beyond --max-size. Entries that open jobs need are kept.
 
     \b
     Examples:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @with_selection
-@click.option("--unplanned", is_flag=True, help="Only jobs that `kt-study plan` without options would not plan now.")
+@click.option("--unplanned", is_flag=True, help="Only jobs that `kt-study plan` without options would no longer plan.")
 def command(here: Surroundings, selection: Selection, unplanned: bool) -> None:
-    """Cancel jobs that are not done, failed ones too; running ones stop within a heartbeat. Planning opens them again.
+    """Cancel all jobs that are not done, including failed ones. Running jobs stop at the next heartbeat; plan reopens them.
 
     \b
     Examples:

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @with_surroundings
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the parquet; results/ beside the study file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: results/ beside the study file).")
 @click.option("--all", "everything", is_flag=True, help="Collect every study of the database, not only this one.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(here: Surroundings, out: Path | None, everything: bool, as_json: bool) -> None:
-    """Write the results as parquet, only what is new.
+    """Write the results as parquet; only new rows are written.
 
     \b
     Examples:

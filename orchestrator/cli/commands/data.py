@@ -23,14 +23,22 @@ def command() -> None:
 @with_surroundings
 @click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
 @click.option(
-    "--max-side", type=click.IntRange(min=0), default=500, show_default=True, help="Pixels; 0 keeps the size."
+    "--max-side",
+    type=click.IntRange(min=0),
+    default=500,
+    show_default=True,
+    help="Longest side in pixels; 0 keeps the size.",
 )
 @click.option("--jpeg-quality", type=click.IntRange(1, 100), default=90, show_default=True)
 @click.option(
-    "--jpeg-share", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="The rest is stored raw."
+    "--jpeg-share",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Share stored as JPEG; the rest is raw.",
 )
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Threads that read and encode."
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Threads that read and encode images."
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def prepare(
@@ -42,7 +50,7 @@ def prepare(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Write a split as an ffcv file; goes on where an interrupted run stopped.
+    """Write a split as an ffcv file. An interrupted run is resumed.
 
     \b
     Examples:

@@ -31,11 +31,12 @@ def command() -> None:
 @command.command()
 @_FOLDER
 @click.option(
-    "--host", help="Address to listen on: this node's name for workers. That of the last start, at first 127.0.0.1."
+    "--host",
+    help="Address to listen on; this node's name for workers on other nodes (default: as last time, at first 127.0.0.1).",
 )
-@click.option("--port", type=int, default=0, help="TCP port; a free one, kept from then on.")
+@click.option("--port", type=int, default=0, help="TCP port (default: as last time, at first a free port).")
 def start(folder: Path, host: str | None, port: int) -> None:
-    """Start the server, making it first where there is none. Prints its URL.
+    """Start the server and print its URL. The first start creates it.
 
     \b
     Examples:
@@ -50,7 +51,7 @@ def start(folder: Path, host: str | None, port: int) -> None:
 @command.command()
 @_FOLDER
 def stop(folder: Path) -> None:
-    """Stop the server; its data stays.
+    """Stop the server; its data is kept.
 
     \b
     Examples:
@@ -65,7 +66,7 @@ def stop(folder: Path) -> None:
 @_FOLDER
 @click.pass_context
 def status(ctx: click.Context, folder: Path) -> None:
-    """Whether the server runs and answers; exit code 1 if not.
+    """Show whether the server runs and responds; exit code 1 if not.
 
     \b
     Examples:
@@ -81,7 +82,7 @@ def status(ctx: click.Context, folder: Path) -> None:
 @command.command()
 @_FOLDER
 def url(folder: Path) -> None:
-    """The server's URL, for --db or KT_STUDY_DB. The password is in a file that it names, never in the URL.
+    """Print the server's URL, for --db or KT_STUDY_DB. It names the password file and never contains the password.
 
     \b
     Examples:

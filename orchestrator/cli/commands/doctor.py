@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 @with_surroundings
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 @with_slurm_options
-@click.option("--node", default="", metavar="NAME", help="With --partition: look at this node, not at any.")
+@click.option("--node", default="", metavar="NAME", help="With --partition: check this node instead of any node.")
 @click.option(
     "--patience", type=float, default=60.0, show_default=True, help="Seconds to wait for a node to become free."
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="As in kt-study launch.")
-@click.option("--on-node", type=click.Path(path_type=Path), hidden=True, help="The doctor's own, on a compute node.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to run models on.")
+@click.option("--on-node", type=click.Path(path_type=Path), hidden=True, help="Used internally on a compute node.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -38,7 +38,7 @@ def command(
     device: str,
     on_node: Path | None,
 ) -> None:
-    """Check everything a study needs here, and on a compute node; exit code 3 when something is wrong.
+    """Check everything that a study needs, here and on a compute node; exit code 3 if something is wrong.
 
     \b
     Examples:

@@ -14,19 +14,19 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 
 @click.command()
 @with_surroundings
-@click.option("--student", metavar="NAME", shell_complete=completion.models, help="The model that learned.")
+@click.option("--student", metavar="NAME", shell_complete=completion.models, help="The student model.")
 @click.option(
     "--teacher",
     metavar="NAME",
     shell_complete=completion.models,
-    help="The model it learned from; several as the rows have them, A+B.",
+    help="The teacher model; for several, A+B as in the result rows.",
 )
 @click.option(
     "--objective", metavar="NAME", shell_complete=completion.objectives, help="Only transfers with this objective."
 )
 @click.option("--seed", type=int, help="Only transfers with this seed.")
-@click.option("--job", type=int, metavar="N", help="This transfer, by the number of its job.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
+@click.option("--job", type=int, metavar="N", help="The transfer with this job number.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder; must be new or empty.")
 def command(
     here: Surroundings,
     student: str | None,
@@ -36,7 +36,7 @@ def command(
     job: int | None,
     out: Path,
 ) -> None:
-    """Write a transferred student as timm loads it, with a model card. Needs keep = "all" or "best" in [transfer].
+    """Export a transferred student for timm, with a model card. Needs keep = "all" or "best" in [transfer].
 
     \b
     Examples:

@@ -13,8 +13,10 @@ from orchestrator.planning.templates import digits_study, imagenet_study
 
 
 @click.command()
-@click.option("--imagenet", type=click.Path(path_type=Path), help="Write the paper's study for this ImageNet folder.")
-@click.option("--study", "study_path", type=click.Path(path_type=Path), default="study.toml", help="Where to write it.")
+@click.option(
+    "--imagenet", type=click.Path(path_type=Path), help="Write the paper's study for the ImageNet data in this folder."
+)
+@click.option("--study", "study_path", type=click.Path(path_type=Path), default="study.toml", help="File to write.")
 def command(imagenet: Path | None, study_path: Path) -> None:
     """Write a commented study.toml: the embedded digits zoo, or the paper's study with --imagenet.
 

@@ -24,21 +24,27 @@ _LAST_WORD_S = 1.5  # of KillWait, for the last word of a pilot that does not st
 
 @click.command()
 @with_surroundings
-@click.option("--workers", type=click.IntRange(min=1), help="Workers in all; a GPU each, or every two cores one.")
-@click.option("--wait", is_flag=True, help="Show progress until the study is complete; replace workers that die.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Total number of workers (default: one per GPU, or one per two cores).",
+)
+@click.option("--wait", is_flag=True, help="Show progress and replace dead workers until the study is complete.")
 @with_slurm_options
-@click.option("--dry-run", is_flag=True, help="Check everything and print the sbatch script; submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Check the request and print the sbatch script; submit nothing.")
 @click.option(
     "--max-submitted",
     type=click.IntRange(min=1),
     default=256,
     show_default=True,
-    help="Most Slurm jobs of kt-study that you may have in the queue, whatever --workers says.",
+    help="Maximum number of your kt-study jobs in the Slurm queue; limits --workers.",
 )
-@click.option("--now", is_flag=True, help="Launch although the last launches came to nothing.")
-@click.option("--all-nodes", is_flag=True, help="Also on nodes where workers ended badly within the last day.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where models run.")
-@click.option("--threads", type=click.IntRange(min=1), help="Torch threads of a worker; the cores shared out.")
+@click.option("--now", is_flag=True, help="Launch now, even if the last launches finished no job.")
+@click.option("--all-nodes", is_flag=True, help="Also use nodes excluded because workers failed there in the last day.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to run models on.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Torch threads per worker (default: cores divided by workers)."
+)
 @lease_option
 @with_speed_options
 @click.pass_context

@@ -13,7 +13,7 @@ from orchestrator.terminal.surroundings import Surroundings
 @click.command()
 @with_selection
 def command(here: Surroundings, selection: Selection) -> None:
-    """Hold jobs: running ones checkpoint and stop within a heartbeat, nothing new starts.
+    """Pause jobs. Running ones checkpoint and stop at the next heartbeat; no new ones start.
 
     \b
     Examples:

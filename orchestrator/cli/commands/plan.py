@@ -44,11 +44,13 @@ _NO_AXES = (*named("teachers"), "keep")
     "preset_name",
     metavar="NAME",
     shell_complete=completion.presets,
-    help="One of the paper's own lists: paper-10pct, ...",
+    help="A preset from the paper: paper-10pct, ...",
 )
-@click.option("--pairs", type=click.IntRange(min=0), help="Transfer pairs for each objective; 0 plans no transfers.")
-@click.option("--complementarity-pairs", metavar="N|all", help="Ordered pairs to compare, or all of them as one file.")
-@click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="A search: every combination of the values given.")
+@click.option("--pairs", type=click.IntRange(min=0), help="Transfer pairs per objective; 0 plans no transfers.")
+@click.option(
+    "--complementarity-pairs", metavar="N|all", help="Number of ordered pairs to compare, or all of them in one file."
+)
+@click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="Grid search over every combination of these values.")
 @click.option(
     "--from-recommendation",
     "recommendation",
@@ -56,9 +58,9 @@ _NO_AXES = (*named("teachers"), "keep")
     type=click.Path(path_type=Path, dir_okay=False),
     is_flag=False,
     flag_value="recommendation.json",
-    help="The transfers of a file that `kt-study recommend --out` wrote; recommendation.json without FILE.",
+    help="Plan the transfers in a file from `kt-study recommend --out` (default: recommendation.json).",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be planned and what it would cost; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and its cost; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
     here: Surroundings,
@@ -70,15 +72,15 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Sample the pairs and fill the job table. Planning twice adds nothing.
+    """Sample the pairs and fill the job table. Planning again adds only new jobs.
 
     \b
     Examples:
-      kt-study plan                                 # 466 complementarity pairs and 400 transfer pairs for each objective
+      kt-study plan                                 # 466 complementarity pairs and 400 transfer pairs per objective
       kt-study plan --pairs 40 --complementarity-pairs all
       kt-study plan --grid lr=1e-3,1e-4 --grid temperature=0.1,1,10
       kt-study plan --dry-run                       # jobs by kind, models, forwards, cache bytes, GPU-hours
-      kt-study plan --preset paper-10pct --dry-run  # also without a study file: the paper's own sizes
+      kt-study plan --preset paper-10pct --dry-run  # the paper's own sizes; needs no study file
       kt-study plan --from-recommendation           # the teachers that kt-study recommend found
 
     \b

@@ -13,17 +13,17 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 @with_surroundings
 @click.argument("name_or_select", required=False, shell_complete=completion.queries)
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json", "parquet"]), default="table")
-@click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="A parameter of the query.")
+@click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="Set a parameter of the query.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Stop it after so long.",
+    help="Maximum run time of the query in seconds.",
 )
 def command(here: Surroundings, name_or_select: str | None, style: str, given: tuple[str, ...], timeout: float) -> None:
-    """Ask the results database: a named query, or a SELECT of your own. Nothing it does can change the rows.
+    """Query the results database, with a named query or your own SELECT. Queries are read-only.
 
     \b
     Examples:

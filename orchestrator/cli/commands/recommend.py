@@ -12,16 +12,14 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 
 @click.command()
 @with_surroundings
-@click.option(
-    "--student", required=True, metavar="NAME", shell_complete=completion.models, help="The model that is to learn."
-)
-@click.option("--classes", default="", metavar="A,B", help="Rank by what teachers know of these classes.")
+@click.option("--student", required=True, metavar="NAME", shell_complete=completion.models, help="The student model.")
+@click.option("--classes", default="", metavar="A,B", help="Rank by what teachers know about these classes.")
 @click.option(
     "--objective", default="kl_dp", show_default=True, shell_complete=completion.objectives, help="Transfer objective."
 )
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many teachers.")
-@click.option("--unmeasured", is_flag=True, help="Leave out teachers whose transfer was run.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Keep it in a file for `plan`.")
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Number of teachers.")
+@click.option("--unmeasured", is_flag=True, help="Omit teachers whose transfer was measured.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the ranking to a file for `plan`.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
     here: Surroundings,
@@ -33,7 +31,7 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Rank teachers for a student: by delta_transf, measured or predicted, or by what they know of some classes.
+    """Rank teachers for a student, by measured or predicted delta_transf, or by what they know about some classes.
 
     \b
     Examples:

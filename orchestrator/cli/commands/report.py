@@ -15,12 +15,12 @@ from orchestrator.terminal.surroundings import STUDY_FILE, Surroundings, with_su
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
-    help="Parquet of kt-study collect; results/ when not given. Where no study file is, all its studies.",
+    help="Folder written by kt-study collect (default: results/). Without a study file, all its studies are reported.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report; report/ when not given.")
-@click.option("--all", "everything", is_flag=True, help="Report every study of the results, not only this one.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: report/).")
+@click.option("--all", "everything", is_flag=True, help="Report every study in the results, not only this one.")
 def command(here: Surroundings, results: Path | None, out: Path | None, everything: bool) -> None:
-    """Write figures, tables and one page from the parquet; needs no database and no GPU.
+    """Write figures, tables and an HTML page from the parquet files. Needs no database and no GPU.
 
     \b
     Examples:

@@ -12,7 +12,7 @@ from orchestrator.terminal.surroundings import Surroundings
 @click.command()
 @with_selection
 def command(here: Surroundings, selection: Selection) -> None:
-    """Let paused jobs run again.
+    """Resume paused jobs.
 
     \b
     Examples:

@@ -12,12 +12,12 @@ from orchestrator.terminal.surroundings import Surroundings
 @click.command()
 @with_selection
 def command(here: Surroundings, selection: Selection) -> None:
-    """Put failed jobs back to ready, with their attempts to come again.
+    """Put failed jobs back to ready and reset their attempts.
 
     \b
     Examples:
       kt-study retry               # every failed job of the study
-      kt-study retry --error 3f2a  # those of one cause, as kt-study status groups them
+      kt-study retry --error 3f2a  # those with one cause, as grouped by kt-study status
     """
     store = here.store()
     click.echo(told(store, selection, store.retry(selection), "put back to ready"))

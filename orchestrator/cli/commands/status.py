@@ -23,11 +23,11 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 
 @click.command()
 @with_surroundings
-@click.option("--watch", is_flag=True, help="Stay and refresh.")
+@click.option("--watch", is_flag=True, help="Refresh continuously.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-@click.option("--job", type=int, metavar="N", help="All about one job.")
+@click.option("--job", type=int, metavar="N", help="Show the details of one job.")
 @click.option("--log", "show_log", is_flag=True, help="With --job: print the log of its last worker.")
-@click.option("--why", type=int, metavar="N", help="Why job N does not run.")
+@click.option("--why", type=int, metavar="N", help="Explain why job N does not run.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -38,7 +38,7 @@ def command(
     show_log: bool,
     why: int | None,
 ) -> None:
-    """Jobs by state and kind, rate, ETA, running jobs with progress, failures grouped by cause; and Slurm's side of it.
+    """Show jobs by state and kind, rate, ETA, progress of running jobs, failures by cause, and the state in Slurm.
 
     \b
     Examples:

@@ -26,7 +26,9 @@ LOOK_EVERY_S = 1.0
 @with_surroundings
 @click.pass_context
 def command(ctx: click.Context, here: Surroundings) -> None:
-    """End every worker of the study, here, on Slurm and elsewhere, and every `launch --wait`; the jobs go back to ready.
+    """Stop every worker of the study, on this machine, on Slurm and elsewhere, and every `launch --wait`.
+
+    Their jobs go back to ready.
 
     \b
     Examples:

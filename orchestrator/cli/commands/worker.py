@@ -13,15 +13,17 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 
 @click.command()
 @with_surroundings
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where models run.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Torch threads; 0 for all usable cores.")
-@click.option("--idle", "idle_s", type=float, default=600.0, show_default=True, help="Seconds to wait for work.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to run models on.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Torch threads; 0 uses all available cores.")
+@click.option(
+    "--idle", "idle_s", type=float, default=600.0, show_default=True, help="Exit after this many seconds without work."
+)
 @lease_option
 @with_speed_options
 def command(
     here: Surroundings, device: str, threads: int, idle_s: float, lease_s: float, speed: dict[str, Any]
 ) -> None:
-    """Run one worker in this process, until no work is left that it could do.
+    """Run one worker in this process until no job is left that it can run.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""The options of `kt-study launch` that ask for Slurm."""
+"""The Slurm options of `kt-study launch`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ import click
 from click import IntRange
 
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--partition", {"help": "Run on Slurm, in this partition, or in any of a list with commas."}),
+    ("--partition", {"help": "Run on Slurm, in this partition, or in any of a comma-separated list."}),
     ("--account", {"help": "Account to charge."}),
     ("--qos", {"help": "Quality of service."}),
-    ("--constraint", {"help": "Features of nodes, as in sbatch."}),
-    ("--time", {"help": "Limit of one allocation, not of the study; 4 hours, or the partition's limit."}),
-    ("--mem", {"help": "Memory of an allocation, e.g. 16G."}),
-    ("--cpus-per-task", {"type": IntRange(min=1), "help": "Cores of a worker."}),
+    ("--constraint", {"help": "Required node features, as in sbatch."}),
+    ("--time", {"help": "Time limit per allocation, not of the study (default: 4 hours, or the partition's limit)."}),
+    ("--mem", {"help": "Memory per allocation, e.g. 16G."}),
+    ("--cpus-per-task", {"type": IntRange(min=1), "help": "CPU cores per worker."}),
     (
         "--gpus-per-node",
-        {"metavar": "[TYPE:]N", "help": "GPUs of an allocation, e.g. 2 or a100:2; 1 where the partition has some."},
+        {
+            "metavar": "[TYPE:]N",
+            "help": "GPUs per allocation, e.g. 2 or a100:2 (default: 1 if the partition has GPUs).",
+        },
     ),
-    ("--workers-per-gpu", {"type": IntRange(min=1), "help": "Workers that share a GPU."}),
-    ("--exclude", {"help": "Nodes never to use, as in sbatch."}),
+    ("--workers-per-gpu", {"type": IntRange(min=1), "help": "Number of workers that share one GPU."}),
+    ("--exclude", {"help": "Nodes to exclude, as in sbatch."}),
 )
 
 
@@ -38,5 +41,5 @@ def with_slurm_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for option, settings in reversed(_OPTIONS):
         wrapped = click.option(option, **settings)(wrapped)
-    help_ = "Run on Slurm with the settings of this file; slurm/example.toml explains them. Flags win over it."
+    help_ = "Run on Slurm with the settings in this file (see slurm/example.toml). Options override it."
     return click.option("--profile", type=click.Path(path_type=Path), help=help_)(wrapped)

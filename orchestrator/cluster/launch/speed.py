@@ -1,5 +1,5 @@
-"""What `kt-study launch` and `kt-study worker` have in common: the lease, and the options that fit a worker to its machine;
-no result depends on them beyond rounding."""
+"""Options shared by `kt-study launch` and `kt-study worker`: the lease, and options that tune a worker for its machine.
+They change results by rounding at most."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from kt_study.pilots import LEASE_S
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "--loader-workers",
-        {"type": IntRange(min=0), "help": "Processes that read images; on a GPU all cores but one, else none."},
+        {
+            "type": IntRange(min=0),
+            "help": "Processes that read images (default: on a GPU all cores but one, else none).",
+        },
     ),
-    ("--eval-batch-size", {"type": IntRange(min=1), "help": "Samples of a forward pass without training; 64."}),
+    (
+        "--eval-batch-size",
+        {"type": IntRange(min=1), "help": "Batch size of forward passes without training (default: 64)."},
+    ),
     ("--cuda-graphs", {"is_flag": True, "help": "Replay compiled students as CUDA graphs; needs compile = true."}),
 )
 
@@ -27,7 +33,7 @@ lease_option = click.option(
     type=click.FloatRange(min=3),
     default=LEASE_S,
     show_default=True,
-    help="Seconds a silent worker keeps a job.",
+    help="Lease: seconds without a heartbeat before a job is requeued.",
 )
 
 
