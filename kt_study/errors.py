@@ -30,7 +30,7 @@ class KtStudyError(Exception):
 
 
 class UsageError(KtStudyError):
-    """Wrong usage or input. A retry of the same job cannot mend it."""
+    """Wrong usage or input. A retry of the same job cannot fix it."""
 
     exit_code = 2
 
@@ -80,7 +80,7 @@ class NothingPlanned(DatabaseError):
 
 
 class SchemaMismatch(DatabaseError):
-    """The database answers, but lacks a table or column that this program writes. Waiting does not mend it."""
+    """The database answers, but lacks a table or column that this program writes. Waiting does not fix it."""
 
 
 class SlurmError(EnvironmentUnusable):

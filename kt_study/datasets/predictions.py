@@ -91,7 +91,7 @@ def predicted_classes(
 
 
 class NoPictures:
-    """Stands where pictures would be, and says why there are none."""
+    """Stands where images would be, and says why there are none."""
 
     def __init__(self, dataset: str) -> None:
         self._dataset = dataset

@@ -59,7 +59,7 @@ class Source(Protocol):
         ...
 
     def split_pictures(self, place: SplitPlace, names: Sequence[str]) -> Pictures:
-        """The pictures of the named samples. Raises DataError."""
+        """The images of the named samples. Raises DataError."""
         ...
 
 
@@ -89,7 +89,7 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
 
 
 def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> Pictures:
-    """The named pictures of a split."""
+    """The named images of a split."""
     place = SplitPlace(
         source=record.location["source"],
         root=record.location["root"],

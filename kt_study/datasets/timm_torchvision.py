@@ -31,7 +31,7 @@ def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
 
 
 def split_pictures(place: SplitPlace, names: Sequence[str]) -> ArrayPictures:
-    """The named pictures, held in memory. Raises DataError."""
+    """The named images, held in memory. Raises DataError."""
     import numpy as np
 
     return ArrayPictures(pixels=np.asarray(_open(place).data)[np.array([int(name) for name in names])])

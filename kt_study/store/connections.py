@@ -165,7 +165,7 @@ class Database:
         self._gate.release()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew, without the threads that the child does not have."""
+        """Begin again, without the threads that the child does not have."""
         self._engine.dispose(close=False)
         self._gate, self._in_use, self._closer = threading.Lock(), 0, None
 

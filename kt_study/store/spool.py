@@ -44,7 +44,7 @@ class Spool:
 
         Raises:
             LeaseLost: the job is no longer this worker's.
-            SchemaMismatch: the database lacks a column of the rows; waiting would not mend it.
+            SchemaMismatch: the database lacks a column of the rows; waiting would not fix it.
             DiskError: the database is gone and the folder cannot be written either.
         """
         try:

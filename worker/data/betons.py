@@ -34,7 +34,7 @@ SAVE_EVERY_S = 20.0
 _CHUNK = 64  # images encoded ahead of the writer
 _PAGE = 1 << 23  # bytes; ffcv's default of 8 MiB, which no image may exceed
 _RAW, _JPEG = 1, 0  # ffcv's numbers for the two encodings
-_ENCODING = 2  # JPEGs have restart markers. Finished files of before stay good, unfinished ones begin anew.
+_ENCODING = 2  # JPEGs have restart markers. Finished files of before stay good, unfinished ones begin again.
 
 
 class BetonOptions(Record, frozen=True, kw_only=True):

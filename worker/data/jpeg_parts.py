@@ -49,7 +49,7 @@ class _Landmarks(NamedTuple):
 
 
 def restart_interval(width: int) -> int:
-    """How many blocks to put between two restart markers, so that every row of a picture begins behind one.
+    """How many blocks to put between two restart markers, so that every row of an image begins behind one.
 
     The fewer, the less is decoded beside a box, and the longer the file: 2 % with two blocks, 5 % with one.
     """
@@ -59,14 +59,14 @@ def restart_interval(width: int) -> int:
 
 @compiled
 def part_around(stored: Bytes, height: Int, width: Int, box: Box) -> tuple[Bytes, Box]:
-    """A small part of a JPEG from which a box can be decoded, and where it lies in the picture.
+    """A small part of a JPEG from which a box can be decoded, and where it lies in the image.
 
     The box's pixels decoded from the part are, to the bit, those decoded from the whole.
 
     Args:
         stored: a JPEG.
-        height, width: of its picture.
-        box: within the picture.
+        height, width: of its image.
+        box: within the image.
     """
     marks, whole = _landmarks(stored), Box(0, 0, height, width)
     if marks.frame < 0 or _number(stored, marks.frame + 5) != height or _number(stored, marks.frame + 7) != width:

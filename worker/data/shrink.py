@@ -1,7 +1,7 @@
 """Shrinking by area averaging, as OpenCV does it for ffcv, to the bit and in less time.
 
-Each pixel of the small picture is the mean of the pixels it covers, those at its edges by the share that it covers of them.
-OpenCV adds up a pixel's three numbers one by one, and a row that two rows of the small picture share twice. Here a row is
+Each pixel of the small image is the mean of the pixels it covers, those at its edges by the share that it covers of them.
+OpenCV adds up a pixel's three numbers one by one, and a row that two rows of the small image share twice. Here a row is
 added up once, and a pixel has four numbers (the fourth is the next one's first, and dropped), which a processor adds
 together. The float32 operations on each number, and their order, are OpenCV's. Only an OpenCV that was built to fuse
 multiplying with adding rounds some of them in another way.

@@ -245,7 +245,7 @@ def _training_views(opened: OpenedTransfer, model: ModelRecord, context: JobCont
 
 
 def _rendering(opened: OpenedTransfer, model: ModelRecord, context: JobContext) -> Rendering:
-    """The student's training and validation pictures, and a live teacher's, are all come back to."""
+    """The student's training and validation images, and a live teacher's, are all come back to."""
     settings = opened.spec.settings
     views = min(settings.views, settings.epochs)
     beside = picture_bytes(opened.dataset, "val", opened.start)

@@ -31,7 +31,7 @@ def write_config(record: ModelRecord, folder: Path, class_names: Sequence[str]) 
         class_names: of each output, or empty.
 
     Raises:
-        WeightsError: what timm loads from the folder is not what lies there, or wants its pictures otherwise.
+        WeightsError: what timm loads from the folder is not what lies there, or wants its images otherwise.
         UnknownModelError: timm cannot build the architecture.
     """
     from timm.models._hub import save_config_for_hf

@@ -1,6 +1,6 @@
 """The transfer objectives: what a student learns from a batch. Each is a module of its name with one class of `Objective`.
 
-An objective turns a `Batch` into one loss a sample. Which source's logits a sample gets as its target is the
+An objective turns a `Batch` into one loss per sample. Which source's logits a sample gets as its target is the
 partition's business (`worker.objectives.partition`), settled before training; all other facts of an objective are its
 record in `kt_study.objectives`.
 """

@@ -47,7 +47,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def settle(self) -> None:
-        """Called once a step, after the backward pass: the place to change buffers that the gradient was taken
+        """Called once per step, after the backward pass: the place to change buffers that the gradient was taken
         through."""
 
 

@@ -249,7 +249,7 @@ class TransferLoop:
         )
 
     def _look_up(self) -> bool:
-        """Once a step: look for divergence, stop, save or report where it is time. True when the run has diverged."""
+        """Once per step: look for divergence, stop, save or report where it is time. True when the run has diverged."""
         if self.at.step % CHECK_EVERY == 0 and self._diverged():
             self.at.step = self.steps
             return True

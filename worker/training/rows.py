@@ -21,7 +21,7 @@ _CHUNK = 1 << 15  # rows copied at a time while a table is merged
 
 
 class RowTable(Protocol):
-    """A table with one row a sample of the transfer set."""
+    """A table with one row per sample of the transfer set."""
 
     def rows(self, index: Tensor, positions: NDArray[np.int64]) -> Tensor:
         """The rows [b, d] of samples `index`, int64 [b] on the device; `positions` is the same on the host."""

@@ -1,7 +1,7 @@
-"""A training that is the same whoever the teacher is: done once a student, and measured against each teacher.
+"""A training that is the same whoever the teacher is: done once per student, and measured against each teacher.
 
 It leaves `runs/<job>/outcome.json` and predictions, and the student where a transfer keeps one. Where these are gone, a
-transfer trains the student itself and leaves them anew.
+transfer trains the student itself and leaves them again.
 """
 
 from __future__ import annotations

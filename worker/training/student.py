@@ -81,7 +81,7 @@ class FeatureTap(AbstractContextManager["FeatureTap"]):
 
 
 def feature_dim(model: nn.Module, input_size: tuple[int, int, int], device: torch.device) -> int:
-    """Length d of the features that enter the student's last layer. Forwards two blank pictures in eval mode."""
+    """Length d of the features that enter the student's last layer. Forwards two blank images in eval mode."""
     was_training = model.training
     model.eval()
     with FeatureTap(model) as tap, torch.no_grad():
