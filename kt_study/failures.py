@@ -1,4 +1,4 @@
-"""Errors as the job table keeps them: grouped by cause, and sorted into those that a retry may fix and those it cannot."""
+"""Errors as stored in the job table: grouped by cause, and classified by whether a retry may succeed."""
 
 from __future__ import annotations
 

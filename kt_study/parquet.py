@@ -1,7 +1,7 @@
-"""The parquet files of `kt-study collect`: which tables there are, and their Arrow schemas with units in the metadata.
+"""The parquet files of `kt-study collect`: the tables and their Arrow schemas, with units in the metadata.
 
-Every table starts with `study`. Result tables (`kt_study.schema`) follow with `job_id`, the number that
-`kt-study status --job` takes and that joins tables with each other. docs/schema.md is written from here.
+The first column of every table is `study`. In result tables (`kt_study.schema`) the next is `job_id`, the number for
+`kt-study status --job`, which also joins the tables. docs/schema.md is generated from here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The result rows: every column's name, type, unit and meaning, written once.
+"""The result rows: name, type, unit and meaning of every column, stated once.
 
-From here come the database's result tables (`kt_study.tables`), the parquet files of `collect` and docs/schema.md.
+The database's result tables (`kt_study.tables`), the parquet files of `collect` and docs/schema.md derive from it.
 Column names are a contract with users' notebooks: add, never rename.
 """
 

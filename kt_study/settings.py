@@ -1,7 +1,7 @@
-"""The settings of a transfer, each stated once, in `Settings`: type, default, bounds, unit, and a sentence.
+"""The settings of a transfer, each stated once, in `Settings`: type, default, bounds, unit and description.
 
-From here come the study file's keys, the specification of a transfer, the columns of `transfers`, the grouping of the
-named queries, and the generated pages.
+The keys of the study file, the specification of a transfer, the columns of `transfers`, the grouping of the named queries
+and the generated pages derive from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The study file: its keys as records, a sentence for each, and errors that say which line to fix.
+"""The study file: its keys as records, with a description of each, and errors that name the key to fix.
 
 The keys of a transfer's settings come from `kt_study.settings`. docs/study-file.md is generated from here.
 """

@@ -1,7 +1,7 @@
-"""The words of a study as records: what is planned, claimed, measured and reported. All frozen, all keyword-only.
+"""The records of a study: planned, claimed, measured and reported data. All are frozen and keyword-only.
 
-A record that goes into a job's specification is encoded by `as_spec`, which leaves out fields at their default: a
-setting added later does not change the digest of a job planned before it. So a default, once released, never changes.
+Records in a job's specification are encoded by `as_spec`, which omits fields at their default. So a setting that is added
+later does not change the digest of existing jobs, and a default never changes once it is released.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Image data sets: what is in them, and image i of a split.
+"""Image data sets: their contents, and access to image i of a split.
 
 `prepare` scans a data set once and stores its index; `list_split` reads the index back, and `open_split` opens the
 images too. A new kind is one module here and one line in `KINDS`: the module has `scan`, which lists the samples, and

@@ -1,4 +1,4 @@
-"""What every data set kind is made of: listings of samples, images, and the split that joins the two."""
+"""Base classes of data set kinds: listings of samples, images, and the split that joins the two."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class ArrayPictures:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image as RGB. Raises DataError naming the file when it is missing, truncated or no image."""
+    """Read an image as RGB. Raises DataError naming the file when it is missing, truncated or not an image."""
     from PIL import Image
 
     try:

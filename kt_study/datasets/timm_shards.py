@@ -1,7 +1,7 @@
 """Source `wds/`: webdataset shards on disk, the samples and labels of timm's ReaderWds in its evaluation order.
 
-A shard is a tar file; members whose names agree up to the first dot are one sample. The scan reads the members' headers
-and labels only. A sample's name says where its image lies, so that it can be read without looking through the shard:
+A shard is a tar file; members whose names agree up to the first dot are one sample. The scan reads only the members' headers
+and labels. A sample's name contains the position of its image, so that it can be read without scanning the shard:
 `train-0000.tar@1536+2210/000017.jpg` is 2,210 bytes from byte 1,536 on.
 """
 

@@ -1,6 +1,6 @@
 """Source `torch/`: torchvision's data sets that fit into memory: cifar10, cifar100, mnist, kmnist, fashion_mnist, qmnist.
 
-Nothing is fetched: the files lie in `path` as torchvision lays them. Samples are named by their position.
+Nothing is downloaded: `path` has torchvision's own layout. Samples are named by their position.
 """
 
 from __future__ import annotations

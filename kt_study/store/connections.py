@@ -1,4 +1,4 @@
-"""One database: transactions that are tried again while it is busy or away, on connections that are closed when idle."""
+"""Transactions on one database: retried while it is busy or unreachable; connections are closed when idle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results whose database was gone when they were ready: written aside, and delivered under their fencing number later."""
+"""Results that were ready while the database was unreachable: stored in files, delivered later under their fencing number."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Writing a split as an ffcv file (.beton): resumable, one image after the other, the same bytes every time.
+"""Writes a split as an ffcv file (.beton): resumable, one image after the other, reproducible to the byte.
 
-ffcv's own DatasetWriter starts over when it is interrupted, hangs for ever when one image is unreadable, and draws
-which images to compress from an unseeded generator; this writer makes the same file format without it.
+ffcv's own DatasetWriter starts over when it is interrupted, hangs forever when an image is unreadable, and selects the
+images to compress with an unseeded generator. This writer produces the same file format without it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""A part of a stored JPEG as a JPEG of its own, so that little is decoded beside the crop box.
+"""Extracts a part of a stored JPEG as a smaller JPEG, so that little more than the crop box is decoded.
 
-With a restart marker after every few blocks of a row, as `worker.data.betons` writes them, a JPEG can be taken apart:
-what lies between two markers is decoded without what comes before it. The segments that a box touches, behind a header
-that tells their height and width, are a JPEG again, with the pixels of the whole. A JPEG without markers, by ffcv's own
-writer or by earlier versions, can still be cut below the box.
+`worker.data.betons` writes a restart marker after every few blocks of a row. The segment between two markers can be decoded
+without the data before it. The segments that intersect a box, after a header with their height and width, are a valid JPEG
+with the same pixels. A JPEG without markers, from ffcv's own writer or earlier versions, can still be cut below the box.
 
-This runs inside ffcv's compiled decoder, where nothing checks an index: every position is compared with the length before
-it is read, and a JPEG with anything unexpected in it is handed back whole.
+This runs in ffcv's compiled decoder, which checks no index: every position is compared with the length before it is read,
+and a JPEG with unexpected contents is returned whole.
 """
 
 from __future__ import annotations

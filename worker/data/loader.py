@@ -1,7 +1,7 @@
 """Batches on the device: float32 [b, 3, h, w], normalised, with the positions of their samples.
 
-Where all images that a job comes back to fit the memory budget, a split is rendered once per view and then only gathered;
-else it is streamed by torch's DataLoader. Both give the same pixels.
+If all images that a job reads repeatedly fit the memory budget, a split is rendered once per view and then only gathered;
+otherwise torch's DataLoader streams it. Both give the same pixels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Large files of a network file system are copied once to this machine before they are read at random."""
+"""Copies large files from a network file system to this machine once, before random reads."""
 
 from __future__ import annotations
 

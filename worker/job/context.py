@@ -1,4 +1,4 @@
-"""What a job sees of the world: its claim, the records it names, its files, its device, and the pilot's ear."""
+"""The context of a job: its claim, the records it names, its files, its device, and reports to the pilot."""
 
 from __future__ import annotations
 

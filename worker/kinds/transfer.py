@@ -1,5 +1,4 @@
-"""Job kind `transfer`: move the knowledge of one teacher, or of several in parallel, into a student; or one stage of
-a sequence."""
+"""Job kind `transfer`: a transfer from one teacher, or from several in parallel, to a student; or one stage of a sequence."""
 
 from __future__ import annotations
 

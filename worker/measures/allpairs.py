@@ -58,7 +58,7 @@ def iter_all_pairs(
 ) -> Iterator[Columns]:
     """Measure every ordered pair of different models, block by block, students ascending, teachers ascending within.
 
-    Memory beyond the inputs: one bit a sample and model, 4 bytes per pair for the agreement, and a few blocks of about
+    Memory beyond the inputs: one bit per sample and model, 4 bytes per pair for the agreement, and a few blocks of about
     32,000 pairs.
 
     Args:
