@@ -1,7 +1,7 @@
-"""What a plan will cost, before anything runs: seconds, bytes and forwards. Rough on purpose, and said to be.
+"""Estimates the cost of a plan before anything runs: seconds, bytes and forwards. The estimates are rough.
 
-The seconds are those of one data-centre GPU of the A100's class with twelve processor cores beside it. A pass takes
-whichever is longer, the arithmetic or the images: `FLOPS` operations per second in fp32, which puts a ResNet-50 at
+The seconds are for one data-centre GPU like the A100 with twelve CPU cores. The time of a pass is the longer of arithmetic
+and image loading: `FLOPS` operations per second in fp32, which puts a ResNet-50 at
 1,460 images per second forward, and `DECODED` images per second from the loader. A split that fits a worker's memory is
 decoded once per view, a larger one in every epoch. Assumptions, not measurements: `kt-study status` shows measured rates.
 """

@@ -1,4 +1,4 @@
-"""Where the rows of each parquet table come from: one source for each, by parts of a study."""
+"""The source of the rows of each parquet table, by parts of a study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a command works: the study file, its folder, and the database; and the options that say so."""
+"""The study file, its folder and the database of a command, and the options that set them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every ordered pair of M models in one pass over bits (the complementarity study for all of timm).
 
-A pair costs one and-not and one popcount for each 64 samples, then a count of classes by their flips; everything else
-comes from a few integers per pair. Results are those of `measure_pair` and `top_similarity`, to the last bit.
+A pair costs one and-not and one popcount per 64 samples, then a count of classes by their flips; all other measures are
+computed from a few integers per pair. Results equal those of `measure_pair` and `top_similarity` to the last bit.
 """
 
 from __future__ import annotations

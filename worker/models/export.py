@@ -1,4 +1,4 @@
-"""A transferred student as timm loads it: the config.json beside its weights, and the proof that timm reads them back.
+"""Exports a transferred student for timm: writes config.json beside its weights, and checks that timm loads them.
 
 The format is timm's own (`timm.models._hub.save_config_for_hf`): architecture, model_args, label_names, pretrained_cfg.
 """

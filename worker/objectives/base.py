@@ -1,4 +1,4 @@
-"""What every objective is given and gives back."""
+"""Input and output of every objective."""
 
 from __future__ import annotations
 

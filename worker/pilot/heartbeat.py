@@ -1,4 +1,4 @@
-"""The thread that keeps a worker's leases alive, carries progress to the database, and reply back."""
+"""The thread that renews a worker's leases, writes progress to the database, and receives the reply."""
 
 from __future__ import annotations
 

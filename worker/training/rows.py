@@ -1,7 +1,7 @@
-"""Rows of cached tables, gathered for a batch: the targets' logits, or the teachers' features.
+"""Gathers rows of cached tables for a batch: the targets' logits, or the teachers' features.
 
-A table that fits the budget lies on the device, already merged over its sources, so that a batch costs one gather; a
-larger one is gathered from the memory-mapped caches on the host and copied over.
+A table that fits the memory budget is on the device, already merged over its sources, so that a batch costs one gather. A
+larger one is gathered from the memory-mapped caches on the host and copied.
 """
 
 from __future__ import annotations

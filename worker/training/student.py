@@ -1,4 +1,4 @@
-"""What a transfer does to the student's module: batch norm modes, the last layer, features on their way to it."""
+"""Changes of a transfer to the student's module: batch norm modes, the last layer, capture of its input features."""
 
 from __future__ import annotations
 
