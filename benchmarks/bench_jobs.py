@@ -47,7 +47,7 @@ from orchestrator.cluster import postgres_server
 BOUNDS = {
     "postgresql": {"store": 700, "store, batches of 16": 5_000},
     "sqlite": {"store": 400},
-}  # jobs a second
+}  # jobs per second
 PROCESSES = 8
 READY_JOBS = 20_000  # more than any case uses up in its seconds
 BATCH_JOBS = 150_000
@@ -271,7 +271,7 @@ def _work(case: Case, seconds: float, gate: Any, answers: Any) -> None:
 
 
 def throughput(engine: str, cases: list[Case], rounds: int, seconds: float) -> dict[str, Any]:
-    """Jobs a second of each case, the smallest share of its fair part that a process got, the store over each other."""
+    """Jobs per second of each case, the smallest share of its fair part that a process got, the store over each other."""
     for at in range(rounds):
         for case in cases if at % 2 else reversed(cases):
             run_case(case, seconds)

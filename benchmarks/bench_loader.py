@@ -3,7 +3,7 @@
     python -m benchmarks.bench_loader [--images FOLDER] [--threads N] [--rounds R]
 
 FOLDER is an image folder; KT_STUDY_PHOTOS unless given, else shared/data/photos beside the checkout, as for the tests. All
-contestants run in one process on the same pictures, one pass each a round, in turn; medians over the rounds, and medians of
+contestants run in one process on the same images, one pass each per round, in turn; medians over the rounds, and medians of
 the ratios within a round. Stock ffcv reads a beton with JPEGs of its own encoder: the restart markers in ours, of which it
 has no use, would slow it down by a few percent.
 """

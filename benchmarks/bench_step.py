@@ -58,7 +58,7 @@ CLASSES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A student, a teacher, the side of their pictures in pixels, and the speed-up over live teachers that is owed."""
+    """A student, a teacher, the side of their images in pixels, and the speed-up over live teachers that is owed."""
 
     student: str
     teacher: str
@@ -245,7 +245,7 @@ def sample_by_sample(logits: Tensor, teacher: Tensor, frozen: Tensor, labels: Te
 
 
 def measure_pair(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Medians in seconds a step, and ratios, of one pair."""
+    """Medians in seconds per step, and ratios, of one pair."""
     pair, device = PAIRS[name], torch.device(arguments.device)
     torch.manual_seed(0)
     shape = (arguments.batch, 3, pair.side, pair.side)
@@ -361,7 +361,7 @@ def measure_job(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_logits(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A forward pass into the cache, against the bare forwards of the same pictures in memory."""
+    """A forward pass into the cache, against the bare forwards of the same images in memory."""
     from benchmarks.whole_job import LogitsPass
 
     with tempfile.TemporaryDirectory() as folder:

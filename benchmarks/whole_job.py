@@ -63,7 +63,7 @@ class WholeJob:
         self._do([_job("transfer", as_spec(self._spec()))])
 
     def bare(self) -> None:
-        """The same number of steps on, and forwards of, pictures in memory."""
+        """The same number of steps on, and forwards of, images in memory."""
         model = build_model(self.models["resnet18"], self.paths, self.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-3, fused=True)
         labels = torch.zeros(self.dataset.splits["train"], dtype=torch.int64, device=self.device)
@@ -139,7 +139,7 @@ class LogitsPass:
         self._batches = [images for images, _ in views.batches(np.arange(views.n), batch)]
 
     def into_the_cache(self) -> None:
-        """Forward and cache it, and forget it again. The pictures stay rendered on the worker's shelf."""
+        """Forward and cache it, and forget it again. The images stay rendered on the worker's shelf."""
         remove_entry(cached_logits(self.spec, self.context).folder)
 
     def bare(self) -> None:

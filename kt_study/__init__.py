@@ -1,6 +1,6 @@
-"""kt-study: what pretrained image classifiers know that others do not, and how to move it between them.
+"""kt-study: measures what pretrained image classifiers know that others do not, and transfers it between them.
 
-`kt_study.load("results/")` reads the parquet of `kt-study collect` into typed pandas frames.
+`kt_study.load("results/")` reads the parquet files of `kt-study collect` into typed pandas frames.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The one door up: starts the command line and the pilots, after a look at whose `worker` they would get."""
+"""Starts the command line and the pilots, after a check that no other package hides `worker` and `orchestrator`.
+
+This is the only module of kt_study that imports from the layers above.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What lies in the cache of logits, whether it is whole, and what may go. No torch.
+"""The logits cache: lists, verifies and deletes its entries. No torch.
 
-An entry is a folder named after its job's digest, with `manifest.json` and the .npy files that the manifest lists with
-their sizes and checksums. The folder is written aside and renamed last, so a folder with a manifest is complete unless
-something altered it afterwards.
+An entry is a folder named after its job's digest. It holds `manifest.json` and the .npy files that the manifest lists with
+their sizes and checksums. The folder is written under a temporary name and renamed last, so a folder with a manifest is
+complete unless it was altered afterwards.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Where the job database is and whether it may be there: URLs, connections, file systems, migrations.
+"""The job database: its URL, checks of its location, connections and migrations.
 
 A URL is `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user@host:port/name?passfile=FILE`, with special
-characters written as in every URL (`#` is %23). Everything that libpq takes as a parameter may follow the question mark, and
-what is left out comes from libpq's own places: PGHOST and the like, a service file, `passfile`, which names the file, mode
-0600, that holds the password. Several hosts, `host1:port,host2:port`, are tried in turn.
+characters escaped as in every URL (`#` is %23). All parameters of libpq may follow the question mark. Missing ones come from
+libpq's own sources, such as PGHOST or a service file. `passfile` names the file, mode 0600, with the password. Several hosts,
+`host1:port,host2:port`, are tried in turn.
 """
 
 from __future__ import annotations

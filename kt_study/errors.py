@@ -1,20 +1,20 @@
-"""The tree of errors. Each carries one line for the user: which thing, where, and what to do about it.
+"""The exceptions of kt-study. Each has a one-line message for the user: which thing, where, and what to do.
 
 KtStudyError
 |-- UsageError               exit code 2: wrong usage or input
 |   |-- StudyFileError       the study file
 |   |-- UnknownModelError    a model name, tag or factory that does not resolve
 |   |-- WeightsError         a checkpoint that is missing, unreadable or does not fit
-|   |   `-- ArtefactGone     a file that another job left: that job is done again
+|   |   `-- ArtefactGone     an artefact of another job is missing: that job runs again
 |   |-- DataError            a data set folder, file or image
 |   `-- PairsError           more pairs, or fewer models, than can be drawn
-|-- EnvironmentUnusable      exit code 3: the surroundings
+|-- EnvironmentUnusable      exit code 3: the environment
 |   |-- DatabaseError        the job database: unreachable, too new, on a network file system
-|   |   |-- NothingPlanned   there is none yet; exit code 2
+|   |   |-- NothingPlanned   it does not exist yet; exit code 2
 |   |   `-- SchemaMismatch   it lacks a table or column that this program writes
 |   |-- SlurmError           the cluster's commands, partitions and limits
 |   |-- DiskError            no space, no permission, a file that cannot be written
-|   `-- UntrustedFile        somebody else may have written what is about to be run or believed
+|   `-- UntrustedFile        another account could have written a file that is about to be run or trusted
 `-- LeaseLost                a worker no longer holds the job; it stops and writes nothing
 """
 
@@ -30,7 +30,7 @@ class KtStudyError(Exception):
 
 
 class UsageError(KtStudyError):
-    """Wrong usage or input. A retry of the same job cannot mend it."""
+    """Wrong usage or input. A retry of the same job cannot fix it."""
 
     exit_code = 2
 
@@ -80,7 +80,7 @@ class NothingPlanned(DatabaseError):
 
 
 class SchemaMismatch(DatabaseError):
-    """The database answers, but lacks a table or column that this program writes. Waiting does not mend it."""
+    """The database answers, but lacks a table or column that this program writes. Waiting does not fix it."""
 
 
 class SlurmError(EnvironmentUnusable):

@@ -1,4 +1,4 @@
-"""Errors as the job table keeps them: grouped by cause, and sorted into those that a retry may mend and those it cannot."""
+"""Errors as stored in the job table: grouped by cause, and classified by whether a retry may succeed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def describe(error: BaseException) -> Failure:
 def group(error: BaseException) -> str:
     """A digest of the cause, 12 hex digits: the classes, messages and places, without paths, quoted names, numbers and lines.
 
-    Two workers that fail on different pictures at the same place in the code are in one group.
+    Two workers that fail on different images at the same place in the code are in one group.
     """
     parts = []
     for cause in _chain(error):

@@ -1,5 +1,4 @@
-"""Writing to disk so that a reader never sees half a file (written aside, flushed, renamed), and so that what is private
-stays so."""
+"""Atomic writes (to a temporary file, flushed, then renamed), and private files."""
 
 from __future__ import annotations
 

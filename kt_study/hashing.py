@@ -1,7 +1,7 @@
 """Digests and counter-based random numbers: the same on every platform, with no generator state.
 
-`digest` names a specification (what a job is, which logits a file holds). `hash64` and `uniform` turn a counter into a
-number, so that whoever asks for item k of a stream gets it without having drawn items 0..k-1.
+`digest` names a specification (the identity of a job or of a file of logits). `hash64` and `uniform` turn a counter into a
+number, so item k of a stream is available without drawing items 0..k-1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The kinds of jobs: one record for each, from which planning, the workers and the pages take what they need of it.
+"""The job kinds: one record for each, used by planning, the workers and the documentation.
 
-What a kind does is `run(spec, context)` in the module of its name in `worker.kinds`. Nothing here imports torch.
+The work of a kind is `run(spec, context)` in the module of its name in `worker.kinds`. Nothing here imports torch.
 """
 
 from __future__ import annotations

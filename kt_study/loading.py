@@ -27,7 +27,7 @@ class Results:
         self.study = study
 
     def table(self, name: str) -> pd.DataFrame:
-        """One table as a frame, read anew. Raises UsageError for a name that is not a table."""
+        """One table as a frame, read again. Raises UsageError for a name that is not a table."""
         import pandas as pd
         import pyarrow as pa
 
@@ -36,7 +36,7 @@ class Results:
         return frame
 
     def arrow(self, name: str) -> pa.Table:
-        """One table as it is stored, read anew. Raises UsageError for a name that is not a table."""
+        """One table as it is stored, read again. Raises UsageError for a name that is not a table."""
         import pyarrow.dataset as ds
 
         if name not in PARQUET_TABLES:

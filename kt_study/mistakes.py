@@ -1,4 +1,4 @@
-"""What is wrong with a study file's values, in the file's own notation: where, what, and which words would do."""
+"""Messages for invalid values in a study file, in the file's own notation: where, what, and which values are valid."""
 
 from __future__ import annotations
 

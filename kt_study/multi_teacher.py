@@ -1,14 +1,14 @@
-"""Several teachers for one student: which transfers to plan, in an order that shares what can be shared.
+"""Several teachers for one student: the transfers to plan, in an order that shares common work.
 
 * `parallel`: one transfer; the data partition picks a teacher, or the frozen student, for each sample (Sec. 5.2).
-* `sequential`: a chain. Stage k learns from teacher k and starts from the student that stage k-1 left, which is also
-  its frozen student. The specification of a stage names all teachers up to its own, so a chain of one teacher *is*
-  the single transfer, and chains with a common beginning share it.
+* `sequential`: a chain. Stage k learns from teacher k and starts from the student of stage k-1, which is also its frozen
+  student. The specification of a stage names all teachers up to its own, so a chain of one teacher *is* the single
+  transfer, and chains with common first stages share them.
 * `soup`: the mean of the K single transfers' weights (Wortsman et al. 2022); a job of kind `soup`.
 
-A stage or a soup reads weights that other transfers keep, so those are planned with `keep = "all"`. That is the same
-job as one planned without: `merge_kept` chooses within a plan, `kt_study.store` tells an open job of the database to
-keep its student, and a `remake` job makes again the student of one that is already done.
+A stage or a soup reads weights that other transfers keep, so those are planned with `keep = "all"`. `keep` does not change
+the identity of a job: `merge_kept` merges the values within a plan, `kt_study.store` sets it on an open job of the database,
+and a `remake` job trains the student again if its job is already done.
 
 Parallel teachers are for objectives whose data partition chooses by confidence, kl_dp and kl_dp_unsupervised: the
 paper defines the mode by that partition, and its Table 9, for plain KL, has no such column.

@@ -1,4 +1,4 @@
-"""The nearest known name, for errors about a name that does not exist."""
+"""The closest known name, for errors about an unknown name."""
 
 from __future__ import annotations
 

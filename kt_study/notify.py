@@ -1,11 +1,11 @@
-"""One message when a study is over, and one at its first failure: to a webhook, or to a command of the user's.
+"""Notifications: one message at the end of a study and one at its first failure, by webhook or by a command.
 
-Pilots look after each failed job and when they leave, `launch --wait` at its end, `status` whenever it is called. Whoever
-sees an event first creates its marker file (O_EXCL, which is atomic on a shared folder too) and sends; everybody else
-finds the marker. So an event is told at most once, whichever workers are killed. A message that cannot be sent harms
-nothing: it is tried twice, and the marker says what went wrong. The webhook's address is a secret: launch leaves it in
-one file of mode 0600, and it is in no log, argument list or database. Only the channels of one's own study are used, and
-only where nobody else can have written them or the command's files.
+Pilots check for these events after each failed job and when they exit, `launch --wait` at its end, `status` on each call. The
+first process that sees an event creates its marker file (O_EXCL, which is also atomic on a shared folder) and sends the
+message; all others find the marker. So an event is sent at most once, whichever workers are killed. A failure to send is
+harmless: sending is tried twice, and the marker records the error. The webhook's address is a secret: launch writes it to
+one file of mode 0600, and it is in no log, argument list or database. Only the channels of the caller's own study are used,
+and only if no other account could have written them or the command's files.
 """
 
 from __future__ import annotations

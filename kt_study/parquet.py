@@ -1,7 +1,7 @@
-"""The parquet files of `kt-study collect`: which tables there are, and their Arrow schemas with units in the metadata.
+"""The parquet files of `kt-study collect`: the tables and their Arrow schemas, with units in the metadata.
 
-Every table starts with `study`. Result tables (`kt_study.schema`) follow with `job_id`, the number that
-`kt-study status --job` takes and that joins tables with each other. docs/schema.md is written from here.
+The first column of every table is `study`. In result tables (`kt_study.schema`) the next is `job_id`, the number for
+`kt-study status --job`, which also joins the tables. docs/schema.md is generated from here.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ MODELS = ResultTable(
 
 PLANS = ResultTable(
     name="plans",
-    meaning="One `kt-study plan` of the study, in the order in which they were typed; a repeated one once.",
+    meaning="One `kt-study plan` command of the study, in order of use; repeated commands appear once.",
     columns=(
-        Column("command", "text", "", "the command line, its options beside those of the study file", nullable=False),
+        Column("command", "text", "", "the command line, with the options that add to the study file", nullable=False),
     ),
 )
 
@@ -72,7 +72,7 @@ PAIRS = ResultTable(
 
 JOBS = ResultTable(
     name="jobs",
-    meaning="One row of work, in the state it had when it was collected.",
+    meaning="One job, in its state when it was collected.",
     columns=(
         Column(
             "kind",
@@ -84,9 +84,9 @@ JOBS = ResultTable(
         Column("digest", "text", "", "digest of kind and specification", nullable=False),
         Column("state", "text", "", "blocked, ready, running, done, failed or cancelled", nullable=False),
         Column("priority", "int", "", "higher first"),
-        Column("estimate_s", "float", "seconds", "how long the plan thought it would take"),
-        Column("attempts", "int", "attempts", "tries that count"),
-        Column("crashes", "int", "attempts", "tries that ended without a word"),
+        Column("estimate_s", "float", "seconds", "run time estimated by the plan"),
+        Column("attempts", "int", "attempts", "attempts that count towards the limit"),
+        Column("crashes", "int", "attempts", "attempts whose worker died"),
         Column("created_at", "float", "s since 1970", "when it was planned"),
         Column("changed_at", "float", "s since 1970", "when its state last changed"),
         Column("spec", "text", "", "its specification, as JSON"),
@@ -95,7 +95,7 @@ JOBS = ResultTable(
 
 ATTEMPTS = ResultTable(
     name="attempts",
-    meaning="One try at a job.",
+    meaning="One attempt of a job.",
     columns=(
         Column("attempt_id", "int", "", "number of the attempt", nullable=False),
         Column("kind", "text", "", "kind of the job", nullable=False),
@@ -108,7 +108,7 @@ ATTEMPTS = ResultTable(
             "outcome",
             "text",
             "",
-            "done, failed, retried, released, blocked (it waits for a file), expired, undone (its file is made again) or "
+            "done, failed, retried, released, blocked (waits for an artefact), expired, undone (its artefact is made again) or "
             "cancelled; empty while it runs",
         ),
         Column("error", "text", "", "class name of the exception"),

@@ -1,6 +1,6 @@
-"""Names every file of a study, so that no other module spells a path.
+"""The path of every file of a study; no other module builds paths.
 
-Everything lies under the study folder (the folder of study.toml), which all nodes must share:
+All files are under the study folder (the folder of study.toml), which all nodes must share:
 
     study.toml  kt-study.db  cache/{datasets,logits,weights,betons}  runs/<job>/  logs/  spool/  results/  report/
 """

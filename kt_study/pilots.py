@@ -1,4 +1,4 @@
-"""What a launch hands to a pilot: a small record that names files and limits, and never a secret."""
+"""The options that a launch passes to a pilot: a small record of files and limits, without secrets."""
 
 from __future__ import annotations
 

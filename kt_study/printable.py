@@ -1,7 +1,7 @@
-"""Names and messages as a terminal, a log or Slurm may see them: on one line, with nothing in them that acts.
+"""Escapes names and messages for terminals, logs and Slurm: one line, without control characters.
 
-Study files may not hold such characters, but class names are names of folders, messages quote what was found in files, and
-a database may be somebody else's.
+Study files may not contain such characters. But class names are names of folders, messages quote the contents of files, and
+a database may belong to another account.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The result rows: every column's name, type, unit and meaning, written once.
+"""The result rows: name, type, unit and meaning of every column, stated once.
 
-From here come the database's result tables (`kt_study.tables`), the parquet files of `collect` and docs/schema.md.
+The database's result tables (`kt_study.tables`), the parquet files of `collect` and docs/schema.md derive from it.
 Column names are a contract with users' notebooks: add, never rename.
 """
 
@@ -115,7 +115,7 @@ COMPLEMENTARITY = ResultTable(
             )
             for x in TOP_PERCENTS
         ),
-        _text("similarity", "what measured the similarity of classes"),
+        _text("similarity", "source of the class similarities"),
         _text("source", "forwarded here, or predictions made elsewhere"),
     ),
 )
@@ -172,7 +172,7 @@ TRANSFERS = ResultTable(
         _real("mcnemar_p", "", "two-sided p of McNemar's test of before against after"),
         _real("knowledge_gain", "%", "samples newly right", "Sec. 4.1"),
         _real("knowledge_loss", "%", "samples newly wrong", "Sec. 4.1"),
-        _real("changed", "%", "samples predicted otherwise than before, right or wrong; needs no labels"),
+        _real("changed", "%", "samples whose predicted class changed, right or wrong; needs no labels"),
         _real("agreement_before", "%", "samples on which student and (best) teacher agree, before; needs no labels"),
         _real("agreement_after", "%", "samples on which student and (best) teacher agree, after; needs no labels"),
         _real("rho_pos_before", "%", "teacher right and student wrong, before"),
@@ -209,7 +209,7 @@ TRANSFERS = ResultTable(
         _count("peak_memory", "peak memory of the device (GPU) or the process (CPU)", "bytes"),
         _text("device", "cpu or the GPU's name"),
         _text("host", "name of the node"),
-        _count("threads", "threads of the CPU that computed", "threads"),
+        _count("threads", "CPU threads used", "threads"),
         _text("versions", "python, torch, timm and kt-study"),
         _text("predictions", "file of the student's predictions after, relative to the study folder"),
         _text("weights", "file of the transferred student, relative to the study folder, if kept"),
@@ -218,7 +218,7 @@ TRANSFERS = ResultTable(
 
 TRANSFER_EPOCHS = ResultTable(
     name="transfer_epochs",
-    meaning="The curve of one transfer, a row an epoch.",
+    meaning="The training curve of one transfer, one row per epoch.",
     columns=(
         _text("dataset", "name of the data set"),
         _text("student", "name of the student"),

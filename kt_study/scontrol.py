@@ -1,4 +1,4 @@
-"""Reading what `scontrol -o show` prints: one thing per line, as words KEY=VALUE."""
+"""Parses the output of `scontrol -o show`: one object per line, as KEY=VALUE fields."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The settings of a transfer, each stated once, in `Settings`: type, default, bounds, unit, and a sentence.
+"""The settings of a transfer, each stated once, in `Settings`: type, default, bounds, unit and description.
 
-From here come the study file's keys, the specification of a transfer, the columns of `transfers`, the grouping of the
-named queries, and the generated pages.
+The keys of the study file, the specification of a transfer, the columns of `transfers`, the grouping of the named queries
+and the generated pages derive from it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _said(
     refused: bool = False,
     **bounds: Any,
 ) -> Meta:
-    """What is said of a setting beside its type and default.
+    """What is said about a setting beside its type and default.
 
     Args:
         role: what it decides.
@@ -63,7 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _said("objective", "Classes of the teacher in the KL term; 0 for all.", unit="classes", refused=True, ge=0),
     ] = 0
     warmup_epochs: Annotated[
-        int, _said("training", "First epochs, in which only the last layer learns.", unit="epochs", ge=0)
+        int, _said("training", "First epochs, in which only the last layer is trained.", unit="epochs", ge=0)
     ] = 0
     flips: Annotated[
         Literal["all", "positive", "negative"],
@@ -79,7 +79,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     augment: Annotated[
         Literal["none", "flip", "crop_flip", "authors"], _said("training", "What a view does to an image.")
     ] = "crop_flip"
-    crop: Annotated[Literal["study", "student"], _said("training", "Whose centre crop a view has.")] = "study"
+    crop: Annotated[
+        Literal["study", "student"], _said("training", "Centre crop of a view: the study's or the student's.")
+    ] = "study"
     crop_pct: Annotated[
         float,
         _said(

@@ -1,4 +1,4 @@
-"""Files that no package holds: beside the packages in a checkout, under share/kt-study of an installation."""
+"""Files outside the packages: beside the packages in a checkout, under share/kt-study in an installation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study file: its keys as records, a sentence for each, and errors that say which line to fix.
+"""The study file: its keys as records, with a description of each, and errors that name the key to fix.
 
 The keys of a transfer's settings come from `kt_study.settings`. docs/study-file.md is generated from here.
 """
@@ -40,7 +40,7 @@ def _with_settings(name: str) -> Callable[[Sectional], Sectional]:
     def keys() -> Iterator[tuple[str, Any, Any]]:
         for setting in SETTINGS.values():
             if setting.section == name and setting.name in OWN_DEFAULTS:
-                said = Meta(description=f"{setting.sentence.removesuffix('.')}; the objective's own when empty.")
+                said = Meta(description=f"{setting.sentence.removesuffix('.')}; default: the objective's own.")
                 yield setting.name, Annotated[setting.annotation, said] | None, None
             elif setting.section == name:
                 yield setting.name, setting.annotation, setting.default
@@ -59,10 +59,15 @@ class StudySection(Section, frozen=True, kw_only=True):
     """[study]"""
 
     name: Annotated[
-        str, Meta(min_length=1, pattern=r"^[\w.-]+$", description="The key under which plan is idempotent.")
+        str,
+        Meta(
+            min_length=1,
+            pattern=r"^[\w.-]+$",
+            description="Name of the study; planning a name again adds only new jobs.",
+        ),
     ]
     seed: Annotated[int, Meta(ge=0, description="Seed of pairs, subsets, views and training order.")] = 0
-    database: Annotated[str, Meta(description="URL of the job database; flags and KT_STUDY_DB win over it.")] = ""
+    database: Annotated[str, Meta(description="URL of the job database; --db and KT_STUDY_DB override it.")] = ""
 
 
 @_with_settings("dataset")
@@ -70,45 +75,45 @@ class DatasetSection(Section, frozen=True, kw_only=True):
     """[dataset]"""
 
     kind: Annotated[str, Meta(description="imagefolder, digits, idx, predictions, or another registered kind.")]
-    name: Annotated[str, Meta(description="Name in the result rows; the kind when empty.")] = ""
-    train: Annotated[str, Meta(description="Transfer set: one folder a class, or the kind's own layout.")] = ""
-    val: Annotated[str, Meta(description="Validation set, likewise.")] = ""
+    name: Annotated[str, Meta(description="Name in the result rows; empty for the kind.")] = ""
+    train: Annotated[str, Meta(description="Transfer set: one folder per class, or the kind's own layout.")] = ""
+    val: Annotated[str, Meta(description="Validation set, in the same layout.")] = ""
     path: Annotated[str, Meta(description="Folder of kinds that keep all splits in one place.")] = ""
     labels: Annotated[
         bool | Literal["val"],
-        Meta(description="false: pictures without labels, in any folders; val: only the validation samples have some."),
+        Meta(description="false: images without labels, in any folders; val: only validation samples have labels."),
     ] = True
-    source: Annotated[str, Meta(description="Of kind timm: hfds/NAME, wds/, torch/NAME.")] = ""
+    source: Annotated[str, Meta(description="For kind timm: hfds/NAME, wds/, torch/NAME.")] = ""
     arguments: Annotated[
-        dict[str, Any], Meta(description="Of kind timm: further arguments of timm's reader, such as input_key.")
+        dict[str, Any], Meta(description="For kind timm: more arguments for timm's reader, such as input_key.")
     ] = {}
     train_fraction: Annotated[Share, Meta(description="Stratified share of the training samples to use.")] = 1.0
     train_per_class: Annotated[
-        int, Meta(ge=0, description="Training samples a class to use; 0 for train_fraction.")
+        int, Meta(ge=0, description="Training samples to use per class; 0 for train_fraction.")
     ] = 0
     classes: Annotated[
         Literal["auto", "imagenet", "sorted"],
-        Meta(description="How class folders are numbered: ImageNet's synsets, sorted names, or whichever fits."),
+        Meta(description="Numbering of class folders: ImageNet's synsets, sorted names, or the one that fits."),
     ] = "auto"
     class_names: Annotated[
         str,
-        Meta(description="Of kind predictions: text file with a class on each line, in the order of their numbers."),
+        Meta(description="For kind predictions: text file with one class per line, in the order of their numbers."),
     ] = ""
     class_similarity: Annotated[
         Literal["auto", "none", "clip", "wordnet", "sentence-model"],
         Meta(
-            description="What says how alike two classes are; auto: class_embeddings, or else the first of clip, wordnet "
-            "and sentence-model that the worker's machine has."
+            description="Source of class similarities; auto: class_embeddings, else the first of clip, wordnet and "
+            "sentence-model that is available on the worker's machine."
         ),
     ] = "auto"
     class_embeddings: Annotated[
-        str, Meta(description="Matrix [classes, d] (.npy) for the similarity of classes, used under auto.")
+        str, Meta(description="Matrix [classes, d] (.npy) for class similarities, used with auto.")
     ] = ""
     clip_weights: Annotated[
-        str, Meta(description="open_clip checkpoint of ViT-B/32; the usual caches are searched when empty.")
+        str, Meta(description="open_clip checkpoint of ViT-B/32; empty to search the usual caches.")
     ] = ""
     wordnet: Annotated[
-        str, Meta(description="Folder of WordNet's data.noun and index.noun; /usr/share/wordnet when empty.")
+        str, Meta(description="Folder of WordNet's data.noun and index.noun; empty for /usr/share/wordnet.")
     ] = ""
 
 
@@ -120,22 +125,23 @@ class ModelsSection(Section, frozen=True, kw_only=True):
         Meta(description="Every ImageNet-1k tag of timm, only the [[model]] tables, or the embedded digits zoo."),
     ] = "listed"
     include: Annotated[list[str], Meta(description="Globs of model names to keep.")] = []
-    exclude: Annotated[list[str], Meta(description="Globs of model names to leave out.")] = []
-    families: Annotated[list[Family], Meta(description="Families to keep; all when empty.")] = []
+    exclude: Annotated[list[str], Meta(description="Globs of model names to exclude.")] = []
+    families: Annotated[list[Family], Meta(description="Families to keep; empty for all.")] = []
     params_max: Annotated[float, Meta(gt=0, description="Largest model, in millions of parameters.")] | None = None
     params_min: Annotated[float, Meta(ge=0, description="Smallest model, in millions of parameters.")] | None = None
     top1_min: (
         Annotated[
             float,
-            Meta(
-                ge=0, le=100, description="Lowest published top-1, %; most of timm's models have none, and do not pass."
-            ),
+            Meta(ge=0, le=100, description="Lowest published top-1, %; excludes the many timm models without one."),
         ]
         | None
     ) = None
-    top1_max: Annotated[float, Meta(ge=0, le=100, description="Highest published top-1, %; likewise.")] | None = None
-    gmacs_max: Annotated[float, Meta(gt=0, description="Costliest model, in GMACs an image.")] | None = None
-    licenses: Annotated[list[str], Meta(description="Globs of licences to keep; all when empty.")] = []
+    top1_max: (
+        Annotated[float, Meta(ge=0, le=100, description="Highest published top-1, %; excludes models without one.")]
+        | None
+    ) = None
+    gmacs_max: Annotated[float, Meta(gt=0, description="Most expensive model, in GMACs per image.")] | None = None
+    licenses: Annotated[list[str], Meta(description="Globs of licences to keep; empty for all.")] = []
 
 
 class ModelTable(Section, frozen=True, kw_only=True):
@@ -150,24 +156,29 @@ class ModelTable(Section, frozen=True, kw_only=True):
     checkpoint: Annotated[str, Meta(description="Local weights: .safetensors, or .pth/.pt read with weights_only.")] = (
         ""
     )
-    family: Annotated[Family | None, Meta(description="cnn, transformer, mlp or hybrid; known for timm models.")] = None
+    family: Annotated[Family | None, Meta(description="Architecture family; known for timm models.")] = None
     input_size: (
         Annotated[
             list[Annotated[int, Meta(ge=1)]], Meta(min_length=3, max_length=3, description="Channels, height, width.")
         ]
         | None
     ) = None
-    mean: Annotated[list[float], Meta(description="Mean of each channel, of pixels in 0..1.")] | None = None
+    mean: Annotated[list[float], Meta(description="Mean per channel, for pixels in 0..1.")] | None = None
     std: (
-        Annotated[list[Annotated[float, Meta(gt=0)]], Meta(description="Standard deviation of each channel.")] | None
+        Annotated[
+            list[Annotated[float, Meta(gt=0)]], Meta(description="Standard deviation per channel, for pixels in 0..1.")
+        ]
+        | None
     ) = None
-    interpolation: Annotated[Literal["bilinear", "bicubic", "nearest"], Meta(description="Resizing.")] | None = None
+    interpolation: (
+        Annotated[Literal["bilinear", "bicubic", "nearest"], Meta(description="Interpolation for resizing.")] | None
+    ) = None
     crop_pct: Annotated[Share, Meta(description="Share of the resized image that the centre crop keeps.")] | None = None
     crop_mode: Annotated[Literal["center", "squash", "border"], Meta(description="timm's crop mode.")] | None = None
     num_classes: (
-        Annotated[int, Meta(ge=2, description="Outputs of the classifier; the data set's when empty.")] | None
+        Annotated[int, Meta(ge=2, description="Outputs of the classifier; by default those of the data set.")] | None
     ) = None
-    random_weights: Annotated[bool, Meta(description="Leave the weights as initialised from the seed: a baseline.")] = (
+    random_weights: Annotated[bool, Meta(description="Keep the weights as initialised from the seed: a baseline.")] = (
         False
     )
     license: Annotated[str, Meta(description="Licence of the weights.")] = ""
@@ -178,11 +189,13 @@ class ComplementaritySection(Section, frozen=True, kw_only=True):
 
     pairs: Annotated[
         Annotated[int, Meta(ge=0)] | Literal["all"] | None,
-        Meta(description='Ordered pairs to sample, "all" as one file, or the paper\'s 466 (fewer if fewer exist).'),
+        Meta(
+            description='Ordered pairs to sample, or "all" in one file; default 466 as in the paper, or all if fewer exist.'
+        ),
     ] = None
     models: (
         Annotated[
-            int, Meta(ge=2, description="Distinct models that the pairs cover; 301, or all where there are fewer.")
+            int, Meta(ge=2, description="Distinct models that the pairs cover; default 301, or all if fewer exist.")
         ]
         | None
     ) = None
@@ -193,13 +206,13 @@ class TransferSection(Section, frozen=True, kw_only=True):
     """[transfer]"""
 
     pairs: (
-        Annotated[int, Meta(ge=0, description="Pairs to sample for each objective; 400, or all where there are fewer.")]
+        Annotated[int, Meta(ge=0, description="Pairs to sample per objective; default 400, or all if fewer exist.")]
         | None
     ) = None
-    students: Annotated[list[str], Meta(min_length=1, description="Globs of the models that learn.")] = field(
+    students: Annotated[list[str], Meta(min_length=1, description="Globs of the student models.")] = field(
         default_factory=lambda: ["*"]
     )
-    teachers: Annotated[list[str], Meta(min_length=1, description="Globs of the models that teach.")] = field(
+    teachers: Annotated[list[str], Meta(min_length=1, description="Globs of the teacher models.")] = field(
         default_factory=lambda: ["*"]
     )
     objectives: Annotated[list[str], Meta(min_length=1, description="Transfer objectives.")] = field(
@@ -210,7 +223,7 @@ class TransferSection(Section, frozen=True, kw_only=True):
         list[Literal["sequential", "parallel", "soup"]],
         Meta(description="Multi-teacher modes to add; parallel for kl_dp and kl_dp_unsupervised."),
     ] = []
-    teachers_per_student: Annotated[int, Meta(ge=2, description="Teachers of each multi-teacher transfer.")] = 3
+    teachers_per_student: Annotated[int, Meta(ge=2, description="Teachers per multi-teacher transfer.")] = 3
 
 
 class FineTuningSection(Section, frozen=True, kw_only=True):
@@ -219,27 +232,31 @@ class FineTuningSection(Section, frozen=True, kw_only=True):
     scope: Annotated[
         Literal["head", "all", "body"],
         Meta(
-            description="What learns: the last layer; all layers; or all layers with the old last layer put back at "
-            "the end, for teachers from another domain."
+            description="Trained layers: the last one; all; or all, with the old last layer restored at the end, for "
+            "teachers from another domain."
         ),
     ] = "head"
-    models: Annotated[list[str], Meta(min_length=1, description="Globs of the models that are trained first.")] = field(
-        default_factory=lambda: ["*"]
+    models: Annotated[list[str], Meta(min_length=1, description="Globs of the models to train before the study.")] = (
+        field(default_factory=lambda: ["*"])
     )
     epochs: Annotated[Epochs, Meta(description="Passes over the training samples.")] = 50
     batch_size: (
-        Annotated[int, Meta(ge=2, description="Samples a step; 256 for head, 64 for others when empty.")] | None
+        Annotated[int, Meta(ge=2, description="Samples per step; default 256 for head, 64 otherwise.")] | None
     ) = None
     lr: (
-        Annotated[float, Meta(gt=0, description="Peak learning rate; 0.1 for head, 2.5e-3 for body, 1e-4 for all.")]
+        Annotated[
+            float, Meta(gt=0, description="Peak learning rate; default 0.1 for head, 2.5e-3 for body, 1e-4 for all.")
+        ]
         | None
     ) = None
     weight_decay: Annotated[float, Meta(ge=0, description="Weight decay.")] = 1e-4
-    augment: Annotated[Literal["none", "flip", "crop_flip", "authors"], Meta(description="What a view does.")] = (
-        "crop_flip"
-    )
+    augment: Annotated[
+        Literal["none", "flip", "crop_flip", "authors"], Meta(description="What a view does to an image.")
+    ] = "crop_flip"
     dataset: (
-        Annotated[DatasetSection, Meta(description="Data set to train on, keys as in [dataset]; that one when absent.")]
+        Annotated[
+            DatasetSection, Meta(description="Data set to train on, with the keys of [dataset]; default: [dataset].")
+        ]
         | None
     ) = None
 
@@ -248,15 +265,17 @@ class NotifySection(Section, frozen=True, kw_only=True):
     """[notify]"""
 
     webhook: Annotated[
-        str, Meta(description="Address that a message is posted to as JSON; a secret, so webhook_file is better.")
+        str, Meta(description="Address to post messages to as JSON; it is a secret, so prefer webhook_file.")
     ] = ""
     webhook_file: Annotated[
-        str, Meta(description="File whose one line is that address; KT_STUDY_WEBHOOK wins over both.")
+        str, Meta(description="File with the address on its only line; KT_STUDY_WEBHOOK overrides both.")
     ] = ""
-    command: Annotated[str, Meta(description="Command that gets a message on standard input, without a shell.")] = ""
+    command: Annotated[
+        str, Meta(description="Command that receives the message on standard input; run without a shell.")
+    ] = ""
     on: Annotated[
         list[Literal["finished", "failure"]],
-        Meta(description="What is told: that nothing is left that could run, and the first failure."),
+        Meta(description="Events to report: no job is left that can run (finished), and the first failure."),
     ] = field(default_factory=lambda: ["finished", "failure"])
 
 

@@ -1,4 +1,4 @@
-"""The database's tables, for SQLAlchemy Core and alembic. sql/schema.md draws them.
+"""The database's tables, for SQLAlchemy Core and alembic. sql/schema.md has a diagram.
 
 Times are seconds since 1970 as double precision, always read from the database's own clock.
 """

@@ -1,7 +1,7 @@
-"""What a `train` job makes of a model: its record, for the planner that names it and the worker that reports it.
+"""The record of a model that a `train` job makes, for the planner and the worker.
 
-A trained model is built like the one it started from, with the weights that the job left. Its last layer has the
-classes of the data set that it was trained on, but under scope `body` the old last layer is put back at the end.
+A trained model is built like the model it started from, with the weights that the job saved. Its last layer has the classes
+of the data set that it was trained on; under scope `body` the old last layer is restored at the end.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Whether what is about to be run, unpickled or believed can have been written by anybody but the caller.
+"""Checks that no other account can have written a file that is about to be run, unpickled or trusted.
 
-A file is the caller's own if it, and every folder from the study folder down to it, belongs to the caller or to root and
-nobody else may write to it. Folders are looked at from the top down: once one is known to be closed to others, what lies
-in it cannot be exchanged between the look and the use. Of a file outside the study folder, the folder that holds it is
-looked at. Reading is another matter: see `kt_study.files.write_private`.
+A file is trusted if it, and every folder from the study folder down to it, belongs to the caller or to root and nobody else
+can write to it. Folders are checked from the top down: once a folder is known to be closed to others, its contents cannot be
+replaced between the check and the use. For a file outside the study folder, its own folder is checked. For protection against
+reading see `kt_study.files.write_private`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The words of a study as records: what is planned, claimed, measured and reported. All frozen, all keyword-only.
+"""The records of a study: planned, claimed, measured and reported data. All are frozen and keyword-only.
 
-A record that goes into a job's specification is encoded by `as_spec`, which leaves out fields at their default: a
-setting added later does not change the digest of a job planned before it. So a default, once released, never changes.
+Records in a job's specification are encoded by `as_spec`, which omits fields at their default. So a setting that is added
+later does not change the digest of existing jobs, and a default never changes once it is released.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ModelRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A pretrained classifier: how to build it, where its weights are, how it wants its pictures.
+    """A pretrained classifier: how to build it, where its weights are, how it wants its images.
 
     `key` names it by what it computes (architecture, weights, preprocessing), so that equal models share their logits
     whatever they are called. Exactly one of `timm` and `factory` is set.

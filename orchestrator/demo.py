@@ -1,4 +1,4 @@
-"""`make demo`: the main job on the embedded digits zoo, by the commands a user would type, and a table at the end."""
+"""`make demo`: a study of the embedded digits zoo, with the commands a user would type, and a table at the end."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Writes the migration from the newest one to what the models say: `make migration NAME=what_it_adds`.
+"""Writes the migration from the newest revision to the current models: `make migration NAME=what_it_adds`.
 
-Alembic compares `kt_study.tables` with a database at the newest revision; the migration holds for SQLite and PostgreSQL
-alike. A new column that is a setting gets the setting's default in the rows there are: they were measured with it, and an
-empty column would make another setting of them. Changes of indexes are written by hand.
+Alembic compares `kt_study.tables` with a database at the newest revision. The migration works for both SQLite and PostgreSQL.
+A new column that is a setting gets the setting's default in existing rows: they were measured with it, and an empty column
+would mean another setting. Changes of indexes are written by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small models for 32-pixel pictures, built from timm's own architectures whose registered names fix a larger patch.
+"""Small models for 32-pixel images, built from timm architectures whose registered names have a larger patch size.
 
 The embedded digits zoo names them in its model records as factories.
 """

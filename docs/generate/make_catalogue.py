@@ -204,7 +204,7 @@ def _default_tag(architecture: str) -> str:
 
 
 def _counts(name: str, input_size: tuple[int, int, int]) -> tuple[int, str]:
-    """(parameters, 1e9 multiply-accumulates of one picture to three decimals, or "" where they cannot be counted)."""
+    """(parameters, 1e9 multiply-accumulates of one image to three decimals, or "" where they cannot be counted)."""
     import timm
     import torch
     from timm.layers.config import set_fused_attn

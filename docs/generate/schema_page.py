@@ -10,10 +10,10 @@ from kt_study.schema import Column
 
 PAGE = Path(__file__).resolve().parents[1] / "schema.md"
 
-_HEAD = """# What the results hold
+_HEAD = """# Result columns
 
-`kt-study collect` writes one folder for each table and study, `results/<table>/<study>/part-*.parquet`, compressed with
-zstd. `study` is a column of every file, so a folder, a study or a single file reads the same:
+`kt-study collect` writes one folder per table and study, `results/<table>/<study>/part-*.parquet`, compressed with zstd.
+`study` is a column of every file, so a table, a study or a single file can be read in the same way:
 
 <!-- run: digits -->
 ```python
@@ -30,12 +30,12 @@ polars.read_parquet("results/transfers")
 duckdb.sql("SELECT * FROM 'results/transfers/**/*.parquet'")
 ```
 
-Units are in the metadata of the Arrow fields too: `schema.field("rho_pos").metadata[b"unit"]`. Accuracies, rho, gain
+Units are also in the metadata of the Arrow fields: `schema.field("rho_pos").metadata[b"unit"]`. Accuracies, rho, gain
 and loss are in percent of samples, deltas in points. In every row `rho_pos - rho_neg = delta_acc`,
 `knowledge_gain - knowledge_loss = delta_transf`, and the change of `rho_neg` minus the change of `rho_pos` is
 `delta_transf`. Columns are added over time and never renamed. "Paper" is arXiv 2310.17653.
 
-This page is written from `kt_study/parquet.py` and `kt_study/schema.py` by `python -m docs.generate.schema_page`.
+Generated from `kt_study/parquet.py` and `kt_study/schema.py` by `python -m docs.generate.schema_page`; do not edit.
 """
 
 

@@ -1,7 +1,7 @@
-"""Image data sets: what is in them, and picture i of a split.
+"""Image data sets: their contents, and access to image i of a split.
 
 `prepare` scans a data set once and stores its index; `list_split` reads the index back, and `open_split` opens the
-pictures too. A new kind is one module here and one line in `KINDS`: the module has `scan`, which lists the samples, and
+images too. A new kind is one module here and one line in `KINDS`: the module has `scan`, which lists the samples, and
 `pictures`, which opens one of them.
 """
 
@@ -90,7 +90,7 @@ def prepare(
 
 
 def list_split(record: DatasetRecord, split: str, paths: StudyPaths) -> tuple[Listing, list[str]]:
-    """The samples of one split of a prepared data set, and the class names; no picture is opened.
+    """The samples of one split of a prepared data set, and the class names; no image is opened.
 
     Raises:
         DataError: no such split, or the index is missing or damaged and the data set has changed since it was made.
@@ -108,7 +108,7 @@ def list_split(record: DatasetRecord, split: str, paths: StudyPaths) -> tuple[Li
 
 
 def _prepare_again(record: DatasetRecord, paths: StudyPaths) -> None:
-    """Store the index of a data set anew. Raises DataError where the data set has changed meanwhile."""
+    """Store the index of a data set again. Raises DataError where the data set has changed meanwhile."""
     paths.dataset_index(record.key).unlink(missing_ok=True)
     again = msgspec.convert(record.prepared, _Prepared)
     found = prepare(again.section, seed=again.seed, folder=Path(again.folder), paths=paths)

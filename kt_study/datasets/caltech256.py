@@ -1,4 +1,4 @@
-"""kind = "caltech256": Caltech-256 as it unpacks, 257 folders `NNN.name`, clutter among them.
+"""kind = "caltech256": Caltech-256 in its original layout, 257 folders `NNN.name`, including clutter.
 
 The data set has no split of its own: a fixed draw gives four fifths of each class to `train` and the rest to `val`. All
 257 folders count, as in the released code (ExplainableML/FantasticGains, config/pretrain/caltech_pretrain.yml).

@@ -1,4 +1,4 @@
-"""kind = "cub200": Caltech-UCSD Birds-200-2011 as it unpacks, with its own train and test split.
+"""kind = "cub200": Caltech-UCSD Birds-200-2011 in its original layout, with its own train and test split.
 
 `path` is the folder with images.txt, image_class_labels.txt, train_test_split.txt, classes.txt and images/.
 """

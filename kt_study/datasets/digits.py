@@ -1,4 +1,4 @@
-"""kind = "digits": the 1,797 handwritten digits that scikit-learn carries, in a zoo, a transfer and a validation part.
+"""kind = "digits": the 1,797 handwritten digits of scikit-learn, in a zoo, a transfer and a validation part.
 
 Source: UCI "Optical Recognition of Handwritten Digits", 8x8 scans of 17 grey levels.
 """

@@ -1,6 +1,6 @@
-"""kind = "domainnet": DomainNet as it unpacks: <domain>/<class>/<image>, and lists <domain>_train.txt and _test.txt.
+"""kind = "domainnet": DomainNet in its original layout: <domain>/<class>/<image>, lists <domain>_train.txt and _test.txt.
 
-`path` is the folder of both; `train` and `val` name the domain of each split, infograph where they are empty.
+`path` is the folder of both; `train` and `val` name the domain of each split, by default infograph.
 """
 
 from __future__ import annotations

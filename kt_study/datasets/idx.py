@@ -46,7 +46,7 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
 
 
 def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> ArrayPictures:
-    """The named pictures, held in memory."""
+    """The named images, held in memory."""
     import numpy as np
 
     return ArrayPictures(pixels=read_idx(Path(record.location[split]))[np.array([int(name) for name in names])])

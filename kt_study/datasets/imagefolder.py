@@ -1,4 +1,4 @@
-"""kind = "imagefolder": one folder a class, as torchvision's ImageFolder; ImageNet's synsets are recognised.
+"""kind = "imagefolder": one folder per class, as torchvision's ImageFolder; ImageNet's synsets are recognised.
 
 A split without labels is every image below its folder, however the folders in it are called.
 """

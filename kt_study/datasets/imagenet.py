@@ -1,4 +1,4 @@
-"""How class folders are numbered: by ImageNet-1k's class indices where they are its synsets, else by sorted name."""
+"""Numbering of class folders: ImageNet-1k's class indices if they are its synsets, else by sorted name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every data set kind is made of: listings of samples, pictures, and the split that joins the two."""
+"""Base classes of data set kinds: listings of samples, images, and the split that joins the two."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ class Found:
 
 
 class Pictures(Protocol):
-    """Opens the pictures of a split by position."""
+    """Opens the images of a split by position."""
 
     def image(self, i: int) -> Image.Image:
-        """Picture i, RGB. Raises DataError."""
+        """Image i, RGB. Raises DataError."""
         ...
 
     def file(self, i: int) -> Path | None:
-        """The file of picture i alone, or None where one file holds many."""
+        """The file of image i alone, or None where one file holds many."""
         ...
 
 
@@ -89,13 +89,13 @@ class DatasetKind(Protocol):
         ...
 
     def pictures(self, record: DatasetRecord, split: str, names: Sequence[str]) -> Pictures:
-        """Open a split's pictures. Raises DataError."""
+        """Open a split's images. Raises DataError."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split: `n` samples with names, labels (int32 [n] or None) and pictures."""
+    """One split: `n` samples with names, labels (int32 [n] or None) and images."""
 
     listing: Listing
     class_names: list[str]
@@ -116,48 +116,48 @@ class Split:
         return self.listing.names[i]
 
     def image(self, i: int) -> Image.Image:
-        """Picture i, RGB. Raises DataError naming the file when it cannot be read."""
+        """Image i, RGB. Raises DataError naming the file when it cannot be read."""
         return self.pictures.image(i)
 
     def file(self, i: int) -> Path | None:
-        """The file of picture i, or None where one file holds many."""
+        """The file of image i, or None where one file holds many."""
         return self.pictures.file(i)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilePictures:
-    """Pictures that are files of their own under one folder."""
+    """Images that are files of their own under one folder."""
 
     root: Path
     names: Sequence[str]
 
     def image(self, i: int) -> Image.Image:
-        """Picture i, RGB. Raises DataError."""
+        """Image i, RGB. Raises DataError."""
         return read_image(self.file(i))
 
     def file(self, i: int) -> Path:
-        """The file of picture i."""
+        """The file of image i."""
         return self.root / self.names[i]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayPictures:
-    """Pictures held in memory: uint8 [n, height, width] grey or [n, height, width, 3]."""
+    """Images held in memory: uint8 [n, height, width] grey or [n, height, width, 3]."""
 
     pixels: NDArray[np.uint8]
 
     def image(self, i: int) -> Image.Image:
-        """Picture i, RGB."""
+        """Image i, RGB."""
         from PIL import Image
 
         return Image.fromarray(self.pixels[i]).convert("RGB")
 
     def file(self, i: int) -> None:
-        """No picture has a file of its own."""
+        """No image has a file of its own."""
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read a picture as RGB. Raises DataError naming the file when it is missing, truncated or no picture."""
+    """Read an image as RGB. Raises DataError naming the file when it is missing, truncated or not an image."""
     from PIL import Image
 
     try:

@@ -1,7 +1,7 @@
-"""kind = "predictions": predictions made elsewhere, one CSV or parquet file a model, named after the model.
+"""kind = "predictions": predictions of other programs, one CSV or parquet file per model, named after the model.
 
 Columns: `sample_index` (an index or a file name), `predicted`, `label`. Classes are integers, or names that are
-numbered in sorted order; `class_names` lists them where some may not occur. Samples and labels must agree over the
+numbered in sorted order; `class_names` lists them if some may not occur. Samples and labels must agree between the
 files; the order of the rows may differ.
 """
 
@@ -91,7 +91,7 @@ def predicted_classes(
 
 
 class NoPictures:
-    """Stands where pictures would be, and says why there are none."""
+    """Stands where images would be, and says why there are none."""
 
     def __init__(self, dataset: str) -> None:
         self._dataset = dataset

@@ -1,6 +1,6 @@
-"""kind = "stanford_cars": Stanford Cars as it unpacks: cars_train/, cars_test/, devkit/ and the labelled test list.
+"""kind = "stanford_cars": Stanford Cars in its original layout: cars_train/, cars_test/, devkit/, labelled test list.
 
-`path` is the folder that holds them; cars_test_annos_withlabels.mat may lie there or in devkit/.
+`path` is the folder that contains them; cars_test_annos_withlabels.mat may be there or in devkit/.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stratified subsets drawn by hashing: independent of the order in which a disk lists its files."""
+"""Stratified subsets drawn by hashing, independent of the file system's order of files."""
 
 from __future__ import annotations
 

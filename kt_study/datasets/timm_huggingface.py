@@ -23,7 +23,7 @@ _ROWS = 1000  # looked at together
 
 
 def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
-    """Rows in order: sizes of the stored pictures, and labels by timm's `target_key`. Raises DataError."""
+    """Rows in order: sizes of the stored images, and labels by timm's `target_key`. Raises DataError."""
     reader = open_reader(place)
     sizes = _sizes(reader)
     if not len(sizes):
@@ -35,7 +35,7 @@ def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
 
 
 def split_pictures(place: SplitPlace, names: Sequence[str]) -> TablePictures:
-    """Pictures by row."""
+    """Images by row."""
     return TablePictures(place=place, names=names)
 
 
@@ -58,7 +58,7 @@ def open_reader(place: SplitPlace) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TablePictures:
-    """Pictures of a table, opened when the first one is asked for, in each process anew."""
+    """Images of a table, opened when the first one is asked for, in each process again."""
 
     place: SplitPlace
     names: Sequence[str]
@@ -71,7 +71,7 @@ class TablePictures:
         return {"place": self.place, "names": self.names}
 
     def image(self, i: int) -> Image.Image:
-        """Picture i, RGB. Raises DataError."""
+        """Image i, RGB. Raises DataError."""
         from PIL import Image
 
         try:
@@ -84,11 +84,11 @@ class TablePictures:
             ) from error
 
     def file(self, i: int) -> None:
-        """No picture has a file of its own."""
+        """No image has a file of its own."""
 
 
 def _sizes(reader: Any) -> NDArray[np.int64]:
-    """Bytes of each stored picture, -1 where it is a file elsewhere; reads no picture."""
+    """Bytes of each stored image, -1 where it is a file elsewhere; reads no image."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -114,7 +114,7 @@ def _labels(reader: Any, place: SplitPlace) -> NDArray[np.int32]:
     try:
         values = list(reader.iter_targets())
         if len(values) != len(reader):
-            raise KeyError(reader.label_key)  # a table of pictures alone has no rows without them
+            raise KeyError(reader.label_key)  # a table of images alone has no rows without them
     except (KeyError, TypeError, ValueError) as error:
         columns = ", ".join(reader.dataset.column_names)
         raise DataError(

@@ -1,7 +1,7 @@
 """Source `wds/`: webdataset shards on disk, the samples and labels of timm's ReaderWds in its evaluation order.
 
-A shard is a tar file; members whose names agree up to the first dot are one sample. The scan reads the members' headers
-and labels only. A sample's name says where its picture lies, so that it can be read without looking through the shard:
+A shard is a tar file; members whose names agree up to the first dot are one sample. The scan reads only the members' headers
+and labels. A sample's name contains the position of its image, so that it can be read without scanning the shard:
 `train-0000.tar@1536+2210/000017.jpg` is 2,210 bytes from byte 1,536 on.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _IMAGE_KEY = "jpg;png;webp"
-"""timm's default `input_key`: the suffixes of pictures, the first that a sample has is taken."""
+"""timm's default `input_key`: the suffixes of images, the first that a sample has is taken."""
 
 _NAME = re.compile(r"(?P<shard>.*?)@(?P<offset>\d+)\+(?P<size>\d+)/.*", re.DOTALL)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -59,19 +59,19 @@ def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
 
 
 def split_pictures(place: SplitPlace, names: Sequence[str]) -> ShardPictures:
-    """Pictures by their place in the shards."""
+    """Images by their place in the shards."""
     return ShardPictures(root=Path(place.root), names=names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPictures:
-    """Pictures inside of tar files."""
+    """Images inside of tar files."""
 
     root: Path
     names: Sequence[str]
 
     def image(self, i: int) -> Image.Image:
-        """Picture i, RGB. Raises DataError."""
+        """Image i, RGB. Raises DataError."""
         from PIL import Image
 
         found = _NAME.fullmatch(self.names[i])
@@ -86,7 +86,7 @@ class ShardPictures:
             ) from error
 
     def file(self, i: int) -> None:
-        """No picture has a file of its own."""
+        """No image has a file of its own."""
 
 
 def _shards(place: SplitPlace) -> list[str]:

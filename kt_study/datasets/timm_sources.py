@@ -1,11 +1,11 @@
-"""kind = "timm": what timm's `create_dataset` reads, with samples that can be asked for by number.
+"""kind = "timm": sources of timm's `create_dataset`, with random access to samples.
 
     source = "hfds/NAME"    a data set of the Hugging Face hub, or a folder of parquet files (package `datasets`)
     source = "wds/"         webdataset shards on disk, in the folder `path`
-    source = "torch/NAME"   one of torchvision's small data sets, which lies in `path`
+    source = "torch/NAME"   one of torchvision's small data sets, in the folder `path`
 
 `train` and `val` name the splits as timm does. Samples, labels and their order are timm's own. Sources that can only be
-streamed (tfds/, hfids/) are refused, since workers ask for samples in any order.
+streamed (tfds/, hfids/) are refused, since workers need random access to samples.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Source(Protocol):
         ...
 
     def split_pictures(self, place: SplitPlace, names: Sequence[str]) -> Pictures:
-        """The pictures of the named samples. Raises DataError."""
+        """The images of the named samples. Raises DataError."""
         ...
 
 
@@ -89,7 +89,7 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
 
 
 def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> Pictures:
-    """The named pictures of a split."""
+    """The named images of a split."""
     place = SplitPlace(
         source=record.location["source"],
         root=record.location["root"],

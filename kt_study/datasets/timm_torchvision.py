@@ -1,6 +1,6 @@
 """Source `torch/`: torchvision's data sets that fit into memory: cifar10, cifar100, mnist, kmnist, fashion_mnist, qmnist.
 
-Nothing is fetched: the files lie in `path` as torchvision lays them. Samples are named by their position.
+Nothing is downloaded: `path` has torchvision's own layout. Samples are named by their position.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
 
 
 def split_pictures(place: SplitPlace, names: Sequence[str]) -> ArrayPictures:
-    """The named pictures, held in memory. Raises DataError."""
+    """The named images, held in memory. Raises DataError."""
     import numpy as np
 
     return ArrayPictures(pixels=np.asarray(_open(place).data)[np.array([int(name) for name in names])])

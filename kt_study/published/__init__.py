@@ -1,4 +1,4 @@
-"""The paper's printed figures as tables, shipped as data. README.md names what each file holds and where it is from."""
+"""The paper's printed numbers as tables, shipped as data. README.md describes the contents and source of each file."""
 
 from __future__ import annotations
 

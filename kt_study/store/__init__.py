@@ -1,4 +1,4 @@
-"""The job table: `open_store(url)` gives a `JobStore` on SQLite or PostgreSQL with the same promises.
+"""The job table: `open_store(url)` returns a `JobStore` on SQLite or PostgreSQL with the same guarantees.
 
 store = open_store("sqlite:///kt-study.db", create=True)
 store.add_study("paper", {})

@@ -1,4 +1,4 @@
-"""Which jobs a claim takes, and taking them. The time does not grow with the number of jobs that do not fit."""
+"""Selects and takes the jobs of a claim. The time does not grow with the number of jobs that do not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One database: transactions that are tried again while it is busy or away, on connections that are closed when idle."""
+"""Transactions on one database: retried while it is busy or unreachable; connections are closed when idle."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class Database:
         self._gate.release()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew, without the threads that the child does not have."""
+        """Begin again, without the threads that the child does not have."""
         self._engine.dispose(close=False)
         self._gate, self._in_use, self._closer = threading.Lock(), 0, None
 

@@ -1,4 +1,4 @@
-"""What the two databases spell differently, as SQLAlchemy expressions, and conditions that several modules use."""
+"""SQLAlchemy expressions that differ between the two databases, and conditions that several modules use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job store: one class over both databases."""
+"""The job store: one class for both databases."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What a worker may do to the jobs that it holds, and what ends the leases of those that do nothing more.
+"""Operations of a worker on the jobs that it holds, and the expiry of leases.
 
-A lease counts only time in which the database was seen to answer. Heartbeats and expiries look at the clock, and write
-down when they did (`lease_checks`). Where nobody looked for longer than workers take between heartbeats, the database was
-frozen, or away, or everyone was: whoever looks first then lengthens the leases by that time, before any of them is ended.
-So live workers keep their jobs through an outage, and a dead worker's job comes back when the rest of its lease has passed.
+A lease counts only time in which the database was seen to respond. Heartbeats and expiries record the time of each check
+(`lease_checks`). After a gap longer than the time between heartbeats, the database or all workers were frozen or
+unreachable: the first check then extends the leases by that time, before any lease is ended. So live workers keep their
+jobs through an outage, and a dead worker's job goes back to ready when the rest of its lease has passed.
 """
 
 from __future__ import annotations

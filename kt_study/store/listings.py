@@ -1,4 +1,4 @@
-"""What the store says about jobs, failures, workers and results. Nothing here changes anything."""
+"""Read-only queries about jobs, failures, workers and results."""
 
 from __future__ import annotations
 

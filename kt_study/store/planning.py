@@ -1,8 +1,8 @@
-"""Adding a study's jobs: each once, however often and by however many planners it is planned.
+"""Adds a study's jobs, each once, even if it is planned again or by several planners.
 
-The jobs are first copied into temporary tables, a chunk at a time and without a lock, and then written by one transaction
-that keeps other planners out. Sets of digests are compared with joins and NOT EXISTS: PostgreSQL answers NOT IN and an IN
-among the columns by reading the whole set for each row as soon as it outgrows work_mem, which at a million jobs takes days.
+The jobs are first copied into temporary tables, in chunks and without a lock, and then written in one transaction that
+excludes other planners. Sets of digests are compared with joins and NOT EXISTS: for NOT IN, and for an IN in the column list,
+PostgreSQL reads the whole set for each row once the set exceeds work_mem, which takes days for a million jobs.
 
 What jobs planned before may come to need: planning names a `remake` only while its student's file is missing, so one that
 is done is done again, and jobs wait for the remakes and shared trainings that they need from now on.

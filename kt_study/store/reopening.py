@@ -1,4 +1,4 @@
-"""Doing finished jobs again, because a file that they left is gone or damaged."""
+"""Reopens done jobs whose artefact is missing or damaged."""
 
 from __future__ import annotations
 

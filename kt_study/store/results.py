@@ -1,4 +1,4 @@
-"""Result rows on their way into the database: checked against `kt_study.schema`, turned into columns of plain values."""
+"""Prepares result rows for the database: checks them against `kt_study.schema` and converts them to plain values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users do to jobs they pick out: cancel, pause, resume, retry."""
+"""Operations of users on selected jobs: cancel, pause, resume, retry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results whose database was gone when they were ready: written aside, and delivered under their fencing number later."""
+"""Results that were ready while the database was unreachable: stored in files, delivered later under their fencing number."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Spool:
 
         Raises:
             LeaseLost: the job is no longer this worker's.
-            SchemaMismatch: the database lacks a column of the rows; waiting would not mend it.
+            SchemaMismatch: the database lacks a column of the rows; waiting would not fix it.
             DiskError: the database is gone and the folder cannot be written either.
         """
         try:

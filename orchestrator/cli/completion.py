@@ -1,4 +1,4 @@
-"""Values that the shell can complete, beside commands, options and choices, which click knows by itself."""
+"""Shell completion of values; click itself completes commands, options and choices."""
 
 from __future__ import annotations
 

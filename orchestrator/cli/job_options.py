@@ -1,4 +1,4 @@
-"""The options by which retry, cancel, pause and resume choose jobs."""
+"""The options with which retry, cancel, pause and resume select jobs."""
 
 from __future__ import annotations
 

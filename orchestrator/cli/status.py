@@ -1,4 +1,4 @@
-"""status: what the job table says, counted once and told three ways (text, JSON, one job)."""
+"""status: a summary of the job table, computed once and shown in three ways (text, JSON, one job)."""
 
 from __future__ import annotations
 

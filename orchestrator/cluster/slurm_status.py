@@ -1,4 +1,4 @@
-"""What `kt-study status` says of Slurm: the job table joined with the queue and the accounting."""
+"""The Slurm part of `kt-study status`: the job table joined with the queue and the accounting."""
 
 from __future__ import annotations
 

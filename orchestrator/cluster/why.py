@@ -1,8 +1,8 @@
-"""status --why: one line on why a job does not run, down to what somebody can do about it.
+"""status --why: explains in one line why a job does not run, and what to do about it.
 
-The job table knows what a job waits for; the workers and Slurm know why nobody takes it. A job carries no wish for a GPU
-or for memory: what its worker has is what the launch asked Slurm for. So "no worker with a GPU" means that the workers
-which were to have one are still in the queue, or found none on their nodes.
+The job table shows what a job waits for; the workers and Slurm show why no worker claims it. A job does not request a GPU or
+memory: its worker has what the launch asked Slurm for. So "no worker with a GPU" means that the workers with a GPU are
+still in the queue, or found no GPU on their nodes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What must fit together before anything is planned."""
+"""Consistency checks before anything is planned."""
 
 from __future__ import annotations
 

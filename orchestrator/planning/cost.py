@@ -1,9 +1,9 @@
-"""What a plan will cost, before anything runs: seconds, bytes and forwards. Rough on purpose, and said to be.
+"""Estimates the cost of a plan before anything runs: seconds, bytes and forwards. The estimates are rough.
 
-The seconds are those of one data-centre GPU of the A100's class with twelve processor cores beside it. A pass takes
-whichever is longer, the arithmetic or the pictures: `FLOPS` operations a second in fp32, which puts a ResNet-50 at
-1,460 pictures a second forward, and `DECODED` pictures a second from the loader. A split that fits a worker's memory is
-decoded once a view, a larger one in every epoch. Assumptions, not measurements: `kt-study status` shows measured rates.
+The seconds are for one data-centre GPU like the A100 with twelve CPU cores. The time of a pass is the longer of arithmetic
+and image loading: `FLOPS` operations per second in fp32, which puts a ResNet-50 at
+1,460 images per second forward, and `DECODED` images per second from the loader. A split that fits a worker's memory is
+decoded once per view, a larger one in every epoch. Assumptions, not measurements: `kt-study status` shows measured rates.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from orchestrator.planning.record import Plan
 
 FLOPS = 1.2e13
-"""Sustained floating-point operations a second, fp32."""
+"""Sustained floating-point operations per second, fp32."""
 
 HALF = 3
 """How many times faster bf16 and fp16 are."""
 
 DECODED = {"torch": 1_500, "ffcv": 6_000}
-"""Pictures a second that a loader gives one GPU."""
+"""Images per second that a loader gives one GPU."""
 
 IN_MEMORY = 4 << 30
-"""Bytes of pictures that a worker keeps decoded (`worker.data.loader.picture_budget`)."""
+"""Bytes of images that a worker keeps decoded (`worker.data.loader.picture_budget`)."""
 
 TRAIN_FORWARDS = 3
 """A training step in forwards: one forward, and a backward that costs two."""
@@ -55,7 +55,7 @@ class Cost(Record, frozen=True):
     objectives: int
     runs: int  # transfers asked for
     transfers: int  # jobs of kind transfer: the runs of one teacher, and the stages and parts of the others
-    forwards: int  # pictures forwarded by logits jobs
+    forwards: int  # images forwarded by logits jobs
     cache_bytes: int  # of cached logits
     kept_bytes: int  # of weights that train jobs and kept students leave
     gpu_hours: float

@@ -1,4 +1,4 @@
-"""The embedded zoo: twelve small classifiers of handwritten digits, each trained on what the others did not see.
+"""The embedded zoo: twelve small classifiers of handwritten digits, each trained on different data.
 
 They differ in architecture and in recipe: most see two or three classes thinned to a quarter, some a share of the data,
 noisy labels or noisy pixels. So each knows something that others do not, and none is perfect.

@@ -14,7 +14,7 @@ from orchestrator.planning.record import Sources
 _BATCH_SIZES = {"head": 256, "body": 64, "all": 64}
 
 _RATES = {"head": 0.1, "body": 2.5e-3, "all": 1e-4}
-"""Peak learning rates: of the last layer 0.1 at 256 samples a step; of all layers by SGD 0.01 at 256, a quarter at 64
+"""Peak learning rates: of the last layer 0.1 at 256 samples per step; of all layers by SGD 0.01 at 256, a quarter at 64
 (run_cub_pretrain.sh, run_infograph_pretrain.sh and main_pretrain.py of ExplainableML/FantasticGains, which scales rates
 by batch/256); under AdamW our own."""
 

@@ -1,4 +1,4 @@
-"""Models that timm loads from a folder (`local-dir:`) or from the Hugging Face hub (`hf-hub:`), as model records know them.
+"""Records of models that timm loads from a folder (`local-dir:`) or from the Hugging Face hub (`hf-hub:`).
 
 Both hold timm's config.json: architecture, model_args and pretrained_cfg. It is read here without timm and torch.
 """

@@ -1,4 +1,4 @@
-"""From pairs and runs to rows of work: each job once, after those that it needs."""
+"""From pairs and runs to jobs: each job once, after those that it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What planning asks the database: accuracies that are measured, transfers that run or are done."""
+"""Database lookups of planning: measured accuracies, transfers that run or are done."""
 
 from __future__ import annotations
 

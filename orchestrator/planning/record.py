@@ -1,4 +1,4 @@
-"""What goes into a plan and what comes out of it."""
+"""Input and output records of planning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which transfers a study file asks for: pairs, settings, grids, teams of teachers."""
+"""The transfers of a study file: pairs, settings, grids, sets of teachers."""
 
 from __future__ import annotations
 

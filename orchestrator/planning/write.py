@@ -1,4 +1,4 @@
-"""Putting a plan down: data set indices beside the study, then everything else into the database."""
+"""Writes a plan: data set indices to the study folder, then everything else to the database."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What jobs gave: parquet, queries, the report, recommendations, exported students."""
+"""Results of jobs: parquet, queries, the report, recommendations, exported students."""

@@ -1,12 +1,12 @@
-"""`kt-study collect`: the job database as parquet, one folder a table and study.
+"""`kt-study collect`: the job database as parquet, one folder per table and study.
 
     results/transfers/<study>/part-00000.parquet      the columns of docs/schema.md, `study` among them
 
-A part holds a fixed range of job numbers, rows in the order of job and key. So its bytes depend on its rows alone,
-however often and in how many steps they were collected. A part is written again, aside and renamed, when its mark (how
-many rows the database counts for its jobs, and the like) differs from the one in `results/_collected.json`, which is
-written last. Result rows appear with their job's state `done` and do not change, so a count finds rows of a transaction
-that committed late, and of an old job that a new study has come to share; a highest row number alone would lose both.
+A part holds a fixed range of job numbers, with rows in the order of job and key. So its bytes depend only on its rows, however
+often they were collected. A part is written again, to a temporary file that is renamed, if its mark (such as the number of
+rows for its jobs in the database) differs from the one in `results/_collected.json`, which is written last. Result rows
+appear with their job's state `done` and do not change. So a count detects rows of a transaction that committed late, and
+rows of an old job that a new study shares; a highest row number alone would miss both.
 """
 
 from __future__ import annotations

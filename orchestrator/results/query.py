@@ -1,10 +1,10 @@
 """`kt-study query`: named queries from sql/queries, and free SELECTs, on a connection that cannot write.
 
-SQLite opens the file read-only, with an authorizer that lets nothing but reading through. PostgreSQL runs one statement
-as a cursor in a read-only transaction that is always rolled back, and refuses functions whose effects a rollback does not
-undo: those that end or lock other sessions, write files, or run SQL that they are given. A superuser's query runs under
-the role kt_study_reader, which may read the job tables and nothing else. It is made where it is missing, once for each
-server. The role of any other URL may not make roles as a rule, and is used as it is.
+SQLite opens the file read-only, with an authorizer that allows only reads. PostgreSQL runs one statement as a cursor in a
+read-only transaction that is always rolled back, and refuses functions whose effects a rollback does not undo: those that
+terminate or lock other sessions, write files, or run SQL from an argument. A superuser's query runs under the role
+kt_study_reader, which may only read the job tables; it is created once per server. Any other role is used as it is, since it
+usually may not create roles.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the rows of each parquet table come from: one source for each, by parts of a study."""
+"""The source of the rows of each parquet table, by parts of a study."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Mark = list[int | float | str | None]
 """What the database says of a part, cheaply; a part with an unchanged mark has unchanged rows."""
 
 JOBS_A_PART = 65_536
-"""Jobs in a part of a table with about one row a job."""
+"""Jobs in a part of a table with about one row per job."""
 
 MANY_ROWS = {"class_flips": 1_024, "transfer_epochs": 4_096}
-"""Jobs in a part of the tables with many rows a job."""
+"""Jobs in a part of the tables with many rows per job."""
 
 _PAIR_KINDS = [kind.name for kind in JOB_KINDS.values() if {"complementarity", "transfers"} & {*kind.tables}]
 

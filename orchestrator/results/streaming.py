@@ -1,7 +1,7 @@
-"""Rows of the job database as Arrow batches, in bounded memory, from one consistent reading of it.
+"""Rows of the job database as Arrow batches, in bounded memory, from one consistent snapshot.
 
-SQLite gives its rows through the plain sqlite3 cursor. PostgreSQL gives them through COPY, which Arrow's CSV reader
-parses without a Python object for each value.
+SQLite's rows come through the plain sqlite3 cursor. PostgreSQL's rows come through COPY, which Arrow's CSV reader parses
+without a Python object for each value.
 """
 
 from __future__ import annotations

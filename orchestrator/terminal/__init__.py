@@ -1,1 +1,1 @@
-"""What every command shows or is told on a terminal."""
+"""Shared terminal input and output of the commands."""

@@ -1,4 +1,4 @@
-"""What commands that run for long do while the job database is away: they wait for it, as workers do, and say so."""
+"""Long-running commands wait while the job database is unreachable, as workers do, and print a note."""
 
 from __future__ import annotations
 

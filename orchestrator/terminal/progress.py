@@ -1,4 +1,4 @@
-"""Progress of work that takes a while: a tqdm bar on a terminal, in a log a plain line now and then, on stderr."""
+"""Progress on stderr: a tqdm bar on a terminal, occasional plain lines in a log."""
 
 from __future__ import annotations
 

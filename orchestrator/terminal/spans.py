@@ -1,4 +1,4 @@
-"""Lengths of time and sizes for people."""
+"""Human-readable durations and sizes."""
 
 from __future__ import annotations
 

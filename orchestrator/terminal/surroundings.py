@@ -1,7 +1,8 @@
-"""Where a command works: the study file, its folder, and the database; and the options that say so."""
+"""The study file, its folder and the database of a command, and the options that set them."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,19 +78,21 @@ class Surroundings:
             waits: its calls will be made through `orchestrator.terminal.outage.waited_for`, and leave the patience to that.
 
         Raises:
-            DatabaseError: it cannot be opened; also when there is no database yet and `create` is false.
+            DatabaseError: it cannot be opened. A SQLite file that is there is waited for with `waits`, since its URL is no
+                slip; also when there is no database yet and `create` is false.
         """
         from kt_study.store import open_store
-        from orchestrator.terminal.outage import PATIENCE_S
+        from orchestrator.terminal.outage import PATIENCE_S, waited_for
 
-        if waits:
-            return open_store(self.database_url, create=create, patience_s=PATIENCE_S)
-        return open_store(self.database_url, create=create)
+        if not waits:
+            return open_store(self.database_url, create=create)
+        address = parse_url(self.database_url)
+        opened = functools.partial(open_store, self.database_url, create=create, patience_s=PATIENCE_S)
+        return waited_for(opened) if address.is_sqlite and Path(address.path).exists() else opened()
 
 
 def with_surroundings(command: Command) -> Command:
     """Give a command --study and --db, and hand it a `Surroundings` as its first argument `here`."""
-    import functools
 
     @click.option(
         "--study", "study_path", type=click.Path(path_type=Path), default=str(STUDY_FILE), help="The study file."

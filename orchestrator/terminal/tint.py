@@ -1,6 +1,6 @@
-"""Colour, used sparingly: green for done, red for failed, yellow for at work. NO_COLOR turns it off (no-color.org).
+"""Colours: green for done, red for failed, yellow for running. NO_COLOR turns them off (no-color.org).
 
-click takes colours out of what does not go to a terminal.
+click removes colours from output that does not go to a terminal.
 """
 
 from __future__ import annotations

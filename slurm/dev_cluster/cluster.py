@@ -1,4 +1,4 @@
-"""What the development cluster consists of, and the names of its files."""
+"""The parts of the development cluster, and the names of its files."""
 
 from __future__ import annotations
 

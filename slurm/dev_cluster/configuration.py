@@ -17,7 +17,7 @@ FIRST_PORT, LAST_PORT = 16820, 32000  # below the kernel's ephemeral range, whic
 
 
 def configure(cluster: Cluster) -> None:
-    """Write every file that the daemons need. Ports are chosen anew, as nothing of ours runs."""
+    """Write every file that the daemons need. Ports are chosen again, as nothing of ours runs."""
     for folder in ("etc", "run", "log", "spool/slurmctld", *(f"spool/{node}" for node in NODES)):
         (cluster.root / folder).mkdir(parents=True, exist_ok=True)
     ports = free_ports(cluster, 2 + len(NODES))

@@ -1,4 +1,4 @@
-"""Processes known by pid and by the moment at which they began, so that a reused pid is never taken for ours."""
+"""Processes identified by pid and start time, so that a reused pid is never mistaken for one of the cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`up`: start what does not run, in the order in which the daemons need each other."""
+"""`up`: starts the daemons that are not running, in order of their dependencies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`down`: stop the daemons that we started, and the job steps that they started, and nothing else."""
+"""`down`: stops the daemons that `up` started and their job steps, and nothing else."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +23,9 @@ from orchestrator.results.collect import collect
 from orchestrator.terminal import outage
 from tests.cli import refused
 from tests.command_line.tiny import STUDY_FILE
+from tests.faults import disk
 from tests.postgres import Server, new_server
+from tests.require import require
 from tests.store.making import claim_one, job, plan, row
 from tests.terminal import Terminal
 
@@ -154,6 +158,30 @@ def test_a_command_typed_by_hand_fails_at_once(folder: Path, own_server: Server)
             assert "does not answer" in refused(folder, *arguments, code=3)
     finally:
         own_server.restart()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("arguments", [["status", "--watch"], ["launch", "--wait"]])
+def test_a_sqlite_file_that_cannot_be_opened_at_first_is_waited_for(tmp_path: Path, arguments: list[str]) -> None:
+    require("root", disk.trouble() == "", disk.trouble())
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "study.toml").write_text(STUDY_FILE)
+    made = open_store(f"sqlite:///{folder}/kt-study.db", create=True)
+    plan(made, job(1), study="tiny")
+    made.finish(claim_one(made), row())
+    made.close()
+    with disk.read_only(folder):
+        assert "cannot open the database" in refused(tmp_path, "status", "--study", "study/study.toml", code=3)
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "kt_study", *arguments, "--study", "study/study.toml"], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline().startswith(AWAY)
+    said, told = waiting.communicate(timeout=PATIENCE_S)
+    assert waiting.returncode == 0, told
+    assert "the database is back after " in told and "done" in said
 
 
 @pytest.mark.usefixtures("impatient")

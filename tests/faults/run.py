@@ -164,6 +164,8 @@ def play(
     with ground.scene(f"round-{number}") as scene:
         scene.partition = draw.choice(("gpu", "low"))
         scene.begin(*dict.fromkeys(itertools.chain.from_iterable(fault.launch for fault in faults)))
+        with contextlib.suppress(NothingToStrike):
+            scene.wait_for_workers()
         for place, fault in enumerate(faults):
             _wait(scene, draw.uniform(0.0, 15.0) if place == 0 else draw.uniform(0.0, 4.0))
             try:

@@ -74,6 +74,10 @@ class Scene:
         self.study.succeeds("plan")
         self.start_launch(*options)
 
+    def wait_for_workers(self) -> None:
+        """Until a worker has registered: a launch that cannot reach its database at all ends, as a slip in the URL would."""
+        self.find(lambda: self.ask("SELECT id FROM workers"), "worker")
+
     def start_launch(self, *options: str) -> None:
         """Launch in the background, and wait there until the study is complete."""
         where = ("--partition", self.partition, "--cpus-per-task", "3") if self.study.cluster else ()

@@ -1,1 +1,1 @@
-"""From stored samples to tensors on the device: evaluation pictures as timm makes them, training views by hashing."""
+"""From stored samples to tensors on the device: evaluation images as in timm, training views by hashing."""

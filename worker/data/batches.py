@@ -1,4 +1,4 @@
-"""What every loader does with a batch: its type, its normalisation, its way to the device."""
+"""Steps of every loader for a batch: type conversion, normalisation, transfer to the device."""
 
 from __future__ import annotations
 

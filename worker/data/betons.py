@@ -1,7 +1,7 @@
-"""Writing a split as an ffcv file (.beton): resumable, one image after the other, the same bytes every time.
+"""Writes a split as an ffcv file (.beton): resumable, one image after the other, reproducible to the byte.
 
-ffcv's own DatasetWriter starts over when it is interrupted, hangs for ever when one image is unreadable, and draws
-which images to compress from an unseeded generator; this writer makes the same file format without it.
+ffcv's own DatasetWriter starts over when it is interrupted, hangs forever when an image is unreadable, and selects the
+images to compress with an unseeded generator. This writer produces the same file format without it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SAVE_EVERY_S = 20.0
 _CHUNK = 64  # images encoded ahead of the writer
 _PAGE = 1 << 23  # bytes; ffcv's default of 8 MiB, which no image may exceed
 _RAW, _JPEG = 1, 0  # ffcv's numbers for the two encodings
-_ENCODING = 2  # JPEGs have restart markers. Finished files of before stay good, unfinished ones begin anew.
+_ENCODING = 2  # JPEGs have restart markers. Finished files of before stay good, unfinished ones begin again.
 
 
 class BetonOptions(Record, frozen=True, kw_only=True):

@@ -1,10 +1,10 @@
 """Training views read from a beton by ffcv, with the boxes and flips of `worker.data.views`.
 
-The boxes and flips of a view are computed by numpy for the whole pass and handed to ffcv's decoder as further columns
-of the image metadata, so that nothing random happens in compiled code and a new view needs no new compilation.
+The boxes and flips of a view are computed by numpy for the whole pass and passed to ffcv's decoder as additional columns
+of the image metadata. So compiled code uses no random numbers, and a new view needs no new compilation.
 
-Pixels differ from the torch loader's: ffcv decodes JPEG with the fast DCT, and resizes by area averaging whatever the
-model's interpolation is. That is why a cache entry names its loader.
+Pixels differ from those of the torch loader: ffcv decodes JPEG with the fast DCT, and resizes by area averaging whatever
+the model's interpolation is. Therefore a cache entry records its loader.
 """
 
 from __future__ import annotations

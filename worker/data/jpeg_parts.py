@@ -1,12 +1,11 @@
-"""A part of a stored JPEG as a JPEG of its own, so that little is decoded beside the crop box.
+"""Extracts a part of a stored JPEG as a smaller JPEG, so that little more than the crop box is decoded.
 
-With a restart marker after every few blocks of a row, as `worker.data.betons` writes them, a JPEG can be taken apart:
-what lies between two markers is decoded without what comes before it. The segments that a box touches, behind a header
-that tells their height and width, are a JPEG again, with the pixels of the whole. A JPEG without markers, by ffcv's own
-writer or by earlier versions, can still be cut below the box.
+`worker.data.betons` writes a restart marker after every few blocks of a row. The segment between two markers can be decoded
+without the data before it. The segments that intersect a box, after a header with their height and width, are a valid JPEG
+with the same pixels. A JPEG without markers, from ffcv's own writer or earlier versions, can still be cut below the box.
 
-This runs inside ffcv's compiled decoder, where nothing checks an index: every position is compared with the length before
-it is read, and a JPEG with anything unexpected in it is handed back whole.
+This runs in ffcv's compiled decoder, which checks no index: every position is compared with the length before it is read,
+and a JPEG with unexpected contents is returned whole.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class _Landmarks(NamedTuple):
 
 
 def restart_interval(width: int) -> int:
-    """How many blocks to put between two restart markers, so that every row of a picture begins behind one.
+    """How many blocks to put between two restart markers, so that every row of an image begins behind one.
 
     The fewer, the less is decoded beside a box, and the longer the file: 2 % with two blocks, 5 % with one.
     """
@@ -59,14 +58,14 @@ def restart_interval(width: int) -> int:
 
 @compiled
 def part_around(stored: Bytes, height: Int, width: Int, box: Box) -> tuple[Bytes, Box]:
-    """A small part of a JPEG from which a box can be decoded, and where it lies in the picture.
+    """A small part of a JPEG from which a box can be decoded, and where it lies in the image.
 
     The box's pixels decoded from the part are, to the bit, those decoded from the whole.
 
     Args:
         stored: a JPEG.
-        height, width: of its picture.
-        box: within the picture.
+        height, width: of its image.
+        box: within the image.
     """
     marks, whole = _landmarks(stored), Box(0, 0, height, width)
     if marks.frame < 0 or _number(stored, marks.frame + 5) != height or _number(stored, marks.frame + 7) != width:

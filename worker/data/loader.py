@@ -1,7 +1,7 @@
 """Batches on the device: float32 [b, 3, h, w], normalised, with the positions of their samples.
 
-Where all pictures that a job comes back to fit the memory budget, a split is rendered once a view and then only gathered;
-else it is streamed by torch's DataLoader. Both give the same pixels.
+If all images that a job reads repeatedly fit the memory budget, a split is rendered once per view and then only gathered;
+otherwise torch's DataLoader streams it. Both give the same pixels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from worker.data.pictures import EvaluationPictures, Pictures, TrainingPictures
 from worker.data.views import ViewRecipe
 from worker.job.context import STOP_SIGNALS, Stopped
 
-_RENDER_BATCH = 256  # pictures a batch when a whole split is rendered
+_RENDER_BATCH = 256  # images per batch when a whole split is rendered
 
 
 class Views(Protocol):
@@ -53,10 +53,10 @@ class Views(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """What a job says about keeping its pictures rendered; one that goes over a split once need not say anything."""
+    """What a job says about keeping its images rendered; one that goes over a split once need not say anything."""
 
     views: int = 1  # of the split, which the job comes back to
-    beside: int = 0  # bytes of other pictures that it comes back to as well
+    beside: int = 0  # bytes of other images that it comes back to as well
     allowed: bool = True  # False where memory has run out before
     stopping: Callable[[], bool] = lambda: False  # asked while a split is rendered
 
@@ -75,7 +75,7 @@ def evaluation_views(
     """A split under the model's own evaluation preprocessing.
 
     Args:
-        dataset, split, model: which pictures.
+        dataset, split, model: which images.
         paths: of the study.
         device: where batches go.
         workers: processes that render, when the split is streamed.
@@ -117,7 +117,7 @@ def training_views(
 
 
 def picture_budget(device: torch.device) -> int:
-    """Bytes of rendered pictures that a worker keeps on a device: an eighth of the memory in reach, at most 4 GiB."""
+    """Bytes of rendered images that a worker keeps on a device: an eighth of the memory in reach, at most 4 GiB."""
     return min(within_reach(device) // 8, 4 << 30)
 
 
@@ -128,7 +128,7 @@ def picture_bytes(dataset: DatasetRecord, split: str, model: ModelRecord) -> int
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryViews:
-    """Pictures rendered once a view and kept on the device as bytes: a batch is a gather and a normalisation."""
+    """Images rendered once per view and kept on the device as bytes: a batch is a gather and a normalisation."""
 
     pictures: Pictures
     normalise: Normaliser
@@ -150,7 +150,7 @@ class MemoryViews:
 
 
 class StreamedViews:
-    """Pictures rendered as they are needed, by this process or by `workers` others that live as long as this object."""
+    """Images rendered as they are needed, by this process or by `workers` others that live as long as this object."""
 
     def __init__(self, pictures: Pictures, normalise: Normaliser, device: torch.device, workers: int) -> None:
         self._pictures = pictures
@@ -282,7 +282,7 @@ def _render_all(pictures: Pictures, view: int, workers: int, stopping: Callable[
 
 
 class _Kept:
-    """The most recently used rendered pictures, as many as fit the budget."""
+    """The most recently used rendered images, as many as fit the budget."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget

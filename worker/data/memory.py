@@ -1,4 +1,4 @@
-"""How much memory a worker may plan with."""
+"""The memory budget of a worker."""
 
 from __future__ import annotations
 

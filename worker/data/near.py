@@ -1,4 +1,4 @@
-"""Large files of a network file system are copied once to this machine before they are read at random."""
+"""Copies large files from a network file system to this machine once, before random reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def near(file: Path) -> Path:
 
     The scratch folder is SLURM_TMPDIR, else TMPDIR, else /tmp. The copy has no name there, only this process's handle,
     so that its space is free again when the process ends, however it ends. Where it does not fit, the file itself is
-    used. It is for what all jobs of a process read, such as pictures.
+    used. It is for what all jobs of a process read, such as images.
     """
     handle = _copied(file)
     return file if handle is None else Path(f"/proc/self/fd/{handle}")

@@ -1,4 +1,4 @@
-"""Pictures of a split as bytes, ready to be normalised: uint8 [b, 3, height, width]."""
+"""Images of a split as bytes, ready to be normalised: uint8 [b, 3, height, width]."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class EvaluationPictures:
 
     @classmethod
     def of(cls, split: Split, model: ModelRecord) -> EvaluationPictures:
-        """The pictures of a split as a model is evaluated on them."""
+        """The images of a split as a model is evaluated on them."""
         return cls(split, model.input_size[1:], evaluation_transform(model, to_bytes=True))
 
     @property

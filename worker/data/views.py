@@ -1,7 +1,7 @@
 """Training views: crop boxes, flips and colours from a counter-based hash of (seed, view, sample index).
 
-No generator state, so a sample's view is the same whoever asks, in whatever batch, order, process or resumed run. Only
-additions, multiplications, divisions and square roots touch the boxes, which IEEE 754 rounds alike everywhere.
+There is no generator state, so a sample's view is the same in every batch, order, process or resumed run. Boxes are computed
+only with additions, multiplications, divisions and square roots, which IEEE 754 rounds identically on every machine.
 """
 
 from __future__ import annotations

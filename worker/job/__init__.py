@@ -1,1 +1,1 @@
-"""What every room of the worker knows of a job."""
+"""Input and output of a job, used by every subpackage of the worker."""

@@ -1,4 +1,4 @@
-"""What a job sees of the world: its claim, the records it names, its files, its device, and the pilot's ear."""
+"""The context of a job: its claim, the records it names, its files, its device, and reports to the pilot."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class WorkerOptions:
     loader_workers: int = 0
     checkpoint_every_s: float = 300.0
     cuda_graphs: bool = False
-    resident: bool = True  # logits and pictures that fit may lie on the device; False after memory ran out
+    resident: bool = True  # logits and images that fit may lie on the device; False after memory ran out
 
 
 @dataclass(kw_only=True)

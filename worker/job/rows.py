@@ -1,4 +1,4 @@
-"""Result rows as the database takes them."""
+"""Result rows in the form that the database stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job kinds, a module each of its name in `kt_study.job_kinds`, with `run(spec, context) -> Rows`."""
+"""The job kinds: one module for each name in `kt_study.job_kinds`, with `run(spec, context) -> Rows`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Job kind `all_pairs`: every ordered pair of a set of models, one parquet file, no row of work for each pair."""
+"""Job kind `all_pairs`: every ordered pair of a set of models in one parquet file, as a single job."""
 
 from __future__ import annotations
 

@@ -46,14 +46,14 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
 
 
 def validation_pass(dataset: DatasetRecord, model: ModelRecord, context: JobContext) -> CachedLogits:
-    """A model's predictions of the validation split; forwarded anew if the cache was cleaned since."""
+    """A model's predictions of the validation split; forwarded again if the cache was cleaned since."""
     return cached_logits(LogitsSpec(dataset=dataset.key, model=model.key, split="val"), context)
 
 
 def similarity_of(
     dataset: DatasetRecord, class_names: list[str], provider: str, context: JobContext
 ) -> ClassSimilarity | None:
-    """How alike the classes are; computed once a worker, data set and provider.
+    """How alike the classes are; computed once per worker, data set and provider.
 
     Raises:
         UsageError: the provider cannot be used on this machine.

@@ -1,4 +1,4 @@
-"""Job kind `logits`: one forward pass of a model over a split, cached for all pairs and objectives that need it."""
+"""Job kind `logits`: one pass of a model over a split, cached for all pairs and objectives that need it."""
 
 from __future__ import annotations
 

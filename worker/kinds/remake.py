@@ -1,8 +1,8 @@
-"""Job kind `remake`: do a finished transfer, or soup, once more, to keep its student, which nobody wanted at the time.
+"""Job kind `remake`: repeats a finished transfer or soup to keep its student, which was not kept the first time.
 
-A sequence's next stage, or a soup, reads the student that a transfer left. Where that was measured and thrown away, it
-is made again: the same weights on the same kind of machine and number of threads, rounding apart on another. Its row
-and its predictions stay those of the first time.
+The next stage of a sequence, or a soup, reads the student of a transfer. If that was not kept, it is trained again: to the
+same weights on the same kind of machine and number of threads, and equal up to rounding on another. Its row and its
+predictions remain those of the first run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Job kind `shared`: a training that is the same whoever the teacher is, for the transfers that measure it. No rows."""
+"""Job kind `shared`: a training that does not depend on the teacher, for the transfers that use it. No rows."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     """Average the kept students and measure the result: a `transfers` row with `multi_teacher = "soup"`, and no curve.
 
     Raises:
-        Stopped: asked to stop; a soup takes one evaluation, so it starts anew.
+        Stopped: asked to stop; a soup takes one evaluation, so it starts again.
         ArtefactGone: a single transfer's student is missing or damaged.
         DataError, UnknownModelError, DiskError: what the evaluation needs is missing or cannot be written.
     """

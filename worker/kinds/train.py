@@ -1,10 +1,10 @@
-"""Job kind `train`: trains a model for a data set, whole or its last layer, and leaves its weights for others.
+"""Job kind `train`: trains all layers or the last layer of a model on a data set, and saves the weights for other jobs.
 
 scope = "all"   every layer, by AdamW; a new last layer where the data set has other classes than the model
-scope = "head"  the last layer alone, by SGD; everything else stays in eval mode, and bit for bit as it was
-scope = "body"  every layer, by SGD, under a new last layer, which gives way to the old one at the end
+scope = "head"  only the last layer, by SGD; everything else stays in eval mode and unchanged to the bit
+scope = "body"  every layer, by SGD, under a new last layer, which is replaced by the old one at the end
 
-Which samples, which labels and which noise are hashes of (seed, sample), so that a recipe names one model.
+The choice of samples, labels and noise are hashes of (seed, sample), so that a recipe determines one model.
 """
 
 from __future__ import annotations

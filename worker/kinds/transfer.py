@@ -1,5 +1,4 @@
-"""Job kind `transfer`: move the knowledge of one teacher, or of several in parallel, into a student; or one stage of
-a sequence."""
+"""Job kind `transfer`: a transfer from one teacher, or from several in parallel, to a student; or one stage of a sequence."""
 
 from __future__ import annotations
 
@@ -245,7 +244,7 @@ def _training_views(opened: OpenedTransfer, model: ModelRecord, context: JobCont
 
 
 def _rendering(opened: OpenedTransfer, model: ModelRecord, context: JobContext) -> Rendering:
-    """The student's training and validation pictures, and a live teacher's, are all come back to."""
+    """The student's training and validation images, and a live teacher's, are all come back to."""
     settings = opened.spec.settings
     views = min(settings.views, settings.epochs)
     beside = picture_bytes(opened.dataset, "val", opened.start)

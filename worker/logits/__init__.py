@@ -1,4 +1,4 @@
-"""Cached forward passes: one folder for each (model, split, view), made once, whoever asks."""
+"""The logits cache: one folder for each (model, split, view), computed once for all jobs."""
 
 from worker.logits.cache import LogitsCache
 from worker.logits.entry import CachedLogits

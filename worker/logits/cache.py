@@ -1,4 +1,4 @@
-"""The cache of forward passes: open what is whole, make what is not, one maker at a time."""
+"""The logits cache: opens complete entries and makes missing ones, one process at a time."""
 
 from __future__ import annotations
 

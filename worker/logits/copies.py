@@ -1,4 +1,4 @@
-"""Columns of a batch on their way to the host while the device works on the next batch."""
+"""Copies columns of a batch to the host while the device computes the next batch."""
 
 from __future__ import annotations
 

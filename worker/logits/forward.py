@@ -1,4 +1,4 @@
-"""Forwarding a model over a split, at the speed of bare inference, into the cache."""
+"""Forwards a model over a split into the cache, at the speed of bare inference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One maker at a time for each entry, across processes; best effort on file systems without locks."""
+"""A lock per entry, across processes, so that one process makes it; best effort on file systems without locks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes an entry row by row beside its place, can stop and go on, and puts it there in one step."""
+"""Writes an entry row by row to a temporary folder, resumes after an interruption, and renames it when complete."""
 
 from __future__ import annotations
 

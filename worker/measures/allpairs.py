@@ -1,7 +1,7 @@
 """Every ordered pair of M models in one pass over bits (the complementarity study for all of timm).
 
-A pair costs one and-not and one popcount for each 64 samples, then a count of classes by their flips; everything else
-comes from a few integers a pair. Results are those of `measure_pair` and `top_similarity`, to the last bit.
+A pair costs one and-not and one popcount per 64 samples, then a count of classes by their flips; all other measures are
+computed from a few integers per pair. Results equal those of `measure_pair` and `top_similarity` to the last bit.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def iter_all_pairs(
 ) -> Iterator[Columns]:
     """Measure every ordered pair of different models, block by block, students ascending, teachers ascending within.
 
-    Memory beyond the inputs: one bit a sample and model, 4 bytes a pair for the agreement, and a few blocks of about
+    Memory beyond the inputs: one bit per sample and model, 4 bytes per pair for the agreement, and a few blocks of about
     32,000 pairs.
 
     Args:

@@ -1,4 +1,4 @@
-"""Array types and the checks that every measure begins with."""
+"""Array types and the input checks of every measure."""
 
 from __future__ import annotations
 

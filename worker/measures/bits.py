@@ -1,4 +1,4 @@
-"""Which samples each model gets right, as bits in the order of the classes.
+"""The samples that each model classifies correctly, as bits in the order of the classes.
 
 Samples are sorted by class and every class starts a new 64-bit word, so a class's flips are the set bits of its own
 words: popcount(teacher & ~student). A class of ImageNet's validation set, 50 images, is one word.

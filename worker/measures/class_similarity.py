@@ -1,4 +1,4 @@
-"""How alike are two classes of a data set? One provider for each source of an answer, tried in order.
+"""Similarity of two classes of a data set, from several providers that are tried in order.
 
 A provider is a function of (class names, settings) that returns a symmetric float64[C, C], or raises `Unavailable` with
 the reason. A new one is a module and a line in PROVIDERS.

@@ -1,4 +1,4 @@
-"""Class similarity from embeddings of the classes, one row a class."""
+"""Class similarity from embeddings of the classes, one row per class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loops that numpy has no single call for, compiled by numba. They release the interpreter lock."""
+"""Compiles loops that no single numpy call covers, with numba. They release the interpreter lock."""
 
 from __future__ import annotations
 

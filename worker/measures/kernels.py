@@ -1,6 +1,6 @@
 """Loops over pairs and bits, compiled (`worker.measures.jit`).
 
-In numpy alone the count of classes by their flips would be a bincount a pair, which holds the lock.
+In numpy alone the count of classes by their flips would be one bincount per pair, which holds the lock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Accuracies, flip rates, error overlap and kappa of pairs, all from four integers a pair.
+"""Accuracies, flip rates, error overlap and kappa of pairs, all from four integers per pair.
 
 Written for arrays of pairs: one pair and all pairs go through the same arithmetic, so they agree to the last bit.
 """

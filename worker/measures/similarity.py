@@ -1,4 +1,4 @@
-"""Are the classes that a teacher knows better alike? Semantic similarity of the top classes (paper, Figure 2b)."""
+"""Semantic similarity of the classes that a teacher knows better, the top classes (paper, Figure 2b)."""
 
 from __future__ import annotations
 

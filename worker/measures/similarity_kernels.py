@@ -1,9 +1,9 @@
 """Mean similarity within the top classes of every pair of models, compiled like `worker.measures.kernels`.
 
 A mean over orders of tied classes needs sums of the similarity over pairs of classes within and between a few sets. These
-are added up a row of the matrix at a time: a class's row is fetched once for all the classes it is paired with, and a block
-of columns once for many pairs of models. Similarities are whole steps of `worker.measures.similarity.on_grid`, so the sums
-are exact.
+are added one matrix row at a time: the row of a class is loaded once for all classes it is paired with, and a block of
+columns once for many pairs of models. Similarities are multiples of the step of `worker.measures.similarity.on_grid`, so the
+sums are exact.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class SimilaritySettings(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Which source to use for the similarity of classes, and where its files are. Paths are absolute."""
 
     provider: str = "auto"  # auto | none | embeddings | clip | wordnet | sentence-model
-    class_embeddings: str = ""  # .npy, float[C, D], one row a class in label order
+    class_embeddings: str = ""  # .npy, float[C, D], one row per class in label order
     clip_weights: str = ""  # open_clip checkpoint of ViT-B/32; the usual caches are looked at when empty
     wordnet: str = "/usr/share/wordnet"  # folder of WordNet's data.noun and index.noun (Debian: wordnet-base)
 

@@ -1,8 +1,8 @@
 """The classes that hold the top X % of flips, with ties between classes averaged over every order.
 
 Classes are sorted by their flips and taken until they hold at least X % of all flips (paper, Section 3 and Figure 2b).
-Which of several classes with equally many flips come last into the set is open, and ImageNet's order of classes is
-itself semantic: neighbours in it are alike. So a measure of the set is its mean over all orders of the tied classes.
+The order of classes with equally many flips is undefined, and ImageNet's order of classes is itself semantic: neighbours
+are similar. So a measure of the set is its mean over all orders of the tied classes.
 That mean needs no draws: it depends only on the chance that a tied class, or two tied classes, are in the set.
 """
 

@@ -1,1 +1,1 @@
-"""Models: built from their records, their heads, their weights on disk."""
+"""Models: building from records, heads, weights on disk."""

@@ -1,4 +1,4 @@
-"""Builds a classifier from its record: architecture from timm or the user's own factory, weights wherever they lie."""
+"""Builds a classifier from its record: architecture from timm or the user's own factory, weights from any source."""
 
 from __future__ import annotations
 

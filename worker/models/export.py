@@ -1,4 +1,4 @@
-"""A transferred student as timm loads it: the config.json beside its weights, and the proof that timm reads them back.
+"""Exports a transferred student for timm: writes config.json beside its weights, and checks that timm loads them.
 
 The format is timm's own (`timm.models._hub.save_config_for_hf`): architecture, model_args, label_names, pretrained_cfg.
 """
@@ -31,7 +31,7 @@ def write_config(record: ModelRecord, folder: Path, class_names: Sequence[str]) 
         class_names: of each output, or empty.
 
     Raises:
-        WeightsError: what timm loads from the folder is not what lies there, or wants its pictures otherwise.
+        WeightsError: what timm loads from the folder is not what lies there, or wants its images otherwise.
         UnknownModelError: timm cannot build the architecture.
     """
     from timm.models._hub import save_config_for_hf

@@ -1,7 +1,7 @@
-"""The last layer of a classifier: which it is, and a new one for another number of classes.
+"""The last layer of a classifier: finding it, and replacing it for another number of classes.
 
-Some models have more than one, such as VOLO with a second one over its patches, or distilled transformers; in some it
-is a convolution. So it is what timm's own `reset_classifier` replaces, and of other modules the last linear layer.
+Some models have several, such as VOLO with a second one over its patches, or distilled transformers; in some it is a
+convolution. So it is defined as the layers that timm's `reset_classifier` replaces; in other modules, the last linear layer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Transferred students that are kept: one safetensors file each, with what made it in the header.
+"""Students that are kept: one safetensors file each, with the record of the transfer in the header.
 
 keep = "none"   no file
 keep = "all"    every transfer's student

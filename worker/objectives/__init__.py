@@ -1,8 +1,7 @@
-"""The transfer objectives: what a student learns from a batch. Each is a module of its name with one class of `Objective`.
+"""The transfer objectives: the loss of a batch. Each is a module of its name with one class of `Objective`.
 
-An objective turns a `Batch` into one loss a sample. Which source's logits a sample gets as its target is the
-partition's business (`worker.objectives.partition`), settled before training; all other facts of an objective are its
-record in `kt_study.objectives`.
+An objective turns a `Batch` into one loss per sample. The partition (`worker.objectives.partition`) determines before training
+which source's logits are the target of a sample. All other facts of an objective are in its record in `kt_study.objectives`.
 """
 
 from __future__ import annotations

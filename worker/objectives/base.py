@@ -1,4 +1,4 @@
-"""What every objective is given and gives back."""
+"""Input and output of every objective."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def settle(self) -> None:
-        """Called once a step, after the backward pass: the place to change buffers that the gradient was taken
+        """Called once per step, after the backward pass: the place to change buffers that the gradient was taken
         through."""
 
 

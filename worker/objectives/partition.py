@@ -1,6 +1,6 @@
-"""Who teaches which sample: the data partition, settled for a whole split before training, on exact float32 columns.
+"""The data partition: the source of each sample's target, computed for a whole split before training, in exact float32.
 
-The result is one small integer a sample: 0 for the frozen student, k for teacher k = 1..K.
+The result is one small integer per sample: 0 for the frozen student, k for teacher k = 1..K.
 """
 
 from __future__ import annotations

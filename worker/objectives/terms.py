@@ -1,4 +1,4 @@
-"""The terms that the objectives are made of, each one loss a sample, in nats.
+"""The terms that the objectives are made of, each one loss per sample, in nats.
 
 b samples, c classes; z_s and z_t are the logits of student and target, T the temperature.
 """

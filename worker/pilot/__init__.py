@@ -1,1 +1,1 @@
-"""One worker process: what claims jobs, keeps their leases and ends in time."""
+"""One worker process: claims jobs, renews their leases and exits in time."""

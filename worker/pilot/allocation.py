@@ -1,10 +1,9 @@
-"""Where a pilot runs, a Slurm allocation or just this machine, and how it leaves a Slurm allocation so that Slurm
-brings it back.
+"""The allocation of a pilot, on Slurm or just this machine, and how a pilot leaves it so that Slurm requeues the job.
 
-What Slurm does was seen on 22.05. A preempted job is requeued by Slurm itself, whatever its exit code where the
-partition has no GraceTime, but only if it is still alive at the end of the grace where there is one: so a preempted
-pilot gives its job back and then waits to be killed. A job that reaches its time limit is not requeued: the pilot does
-that itself, by the name `<array>_<task>` (the plain number of one task is that of the whole array).
+Slurm's behaviour was observed with 22.05. Slurm itself requeues a preempted job: without a GraceTime whatever its exit code,
+with a GraceTime only if it is still alive when that ends. So a preempted pilot releases its job and then waits to be killed.
+A job that reaches its time limit is not requeued: the pilot does that itself, by the name `<array>_<task>` (the plain number
+of one task is that of the whole array).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The worker's door: what the orchestrator and submitit may call. Imports torch only once a pilot starts."""
+"""The worker's public interface, for the orchestrator and submitit. Imports torch only when a pilot starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The thread that keeps a worker's leases alive, carries progress to the database, and reply back."""
+"""The thread that renews a worker's leases, writes progress to the database, and receives the reply."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Heartbeat:
 
     A database that is away does not stop the work: nobody else can claim the job meanwhile, and when it is back the
     fencing number decides. A job that the database says is no longer ours, or is cancelled or paused, is asked to stop.
-    `on_tick` is called from the thread about twice a second, whatever the lease.
+    `on_tick` is called from the thread about twice per second, whatever the lease.
     """
 
     def __init__(self, store: JobStore, worker: str, *, lease_s: float, on_tick: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The pilot: claims jobs one after another, does them, and says how they went, until none is left for it."""
+"""The pilot: claims jobs one after another, runs them and records the outcome, until none is left for it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""A pilot's first minute on a node: can it work here? What it finds goes to a file of the study folder, to the log, and
-into the exit code, which Slurm keeps even where no file can be written.
+"""A pilot's check of its node. The findings go to a file in the study folder, to the log, and into the exit code, which
+Slurm keeps even if no file can be written.
 
-The sbatch script has looked before at what must be there to come this far: the study folder and the Python of its
-virtual environment.
+The sbatch script has already checked the study folder and the Python of its virtual environment.
 """
 
 from __future__ import annotations

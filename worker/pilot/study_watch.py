@@ -1,6 +1,6 @@
-"""Watches from a thread of its own whether the study that a worker works for is still there, and still wants it.
+"""A thread that checks whether the study of a worker still exists and was not stopped.
 
-Its own thread, since a network file system that hangs must not keep the heartbeat from the database.
+It is a separate thread, since a hanging network file system must not block the heartbeat.
 """
 
 from __future__ import annotations

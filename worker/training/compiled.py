@@ -1,4 +1,4 @@
-"""What torch.compile has made in this process, and when to let go of it."""
+"""Tracks what torch.compile has compiled in this process, and when to free it."""
 
 from __future__ import annotations
 

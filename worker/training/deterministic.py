@@ -1,4 +1,4 @@
-"""Making a run repeat itself: seeds by step, and torch's deterministic kernels."""
+"""Reproducible runs: seeds by step, and torch's deterministic kernels."""
 
 from __future__ import annotations
 

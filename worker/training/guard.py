@@ -1,7 +1,7 @@
-"""Watches a run for losses and gradients that are not finite, on the device, without a synchronisation in the loop.
+"""Detects losses and gradients that are not finite, on the device, without a synchronisation in the loop.
 
-From the first such step on, every optimiser step is skipped by the fused kernel itself, so that the weights stay
-those that gave the last finite loss, however late the host looks.
+From the first such step on, the fused kernel skips every optimiser step. So the weights remain those of the last finite loss,
+however late the host checks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A teacher forwarded beside the student, in train mode, as the released code keeps its contrastive teachers.
+"""A teacher forwarded beside the student, in train mode, like the contrastive teachers of the released code.
 
-Its batch norm sees the batch and moves its running statistics, so that no cache can stand for it. It does not learn.
+Its batch norm uses the batch and updates its running statistics, so that its outputs cannot be cached. It is not trained.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Epochs of a transfer: order, views, curve, checkpoints and the wish to stop.
+"""Epochs of a transfer: order, views, curve, checkpoints and stop requests.
 
 The position is (epoch, step): `step` batches of `epoch` are done. Step = steps of an epoch means that its evaluation
 is due. A run resumed at any position ends with the same bits as one that was never interrupted, on one kind of
@@ -249,7 +249,7 @@ class TransferLoop:
         )
 
     def _look_up(self) -> bool:
-        """Once a step: look for divergence, stop, save or report where it is time. True when the run has diverged."""
+        """Once per step: look for divergence, stop, save or report where it is time. True when the run has diverged."""
         if self.at.step % CHECK_EVERY == 0 and self._diverged():
             self.at.step = self.steps
             return True

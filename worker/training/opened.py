@@ -1,4 +1,4 @@
-"""A transfer's records and cached passes, opened: who takes part, what they predicted, who teaches which sample."""
+"""Opens a transfer's records and cached passes: the models, their predictions, and the partition."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Rows of cached tables, gathered for a batch: the targets' logits, or the teachers' features.
+"""Gathers rows of cached tables for a batch: the targets' logits, or the teachers' features.
 
-A table that fits the budget lies on the device, already merged over its sources, so that a batch costs one gather; a
-larger one is gathered from the memory-mapped caches on the host and copied over.
+A table that fits the memory budget is on the device, already merged over its sources, so that a batch costs one gather. A
+larger one is gathered from the memory-mapped caches on the host and copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CHUNK = 1 << 15  # rows copied at a time while a table is merged
 
 
 class RowTable(Protocol):
-    """A table with one row a sample of the transfer set."""
+    """A table with one row per sample of the transfer set."""
 
     def rows(self, index: Tensor, positions: NDArray[np.int64]) -> Tensor:
         """The rows [b, d] of samples `index`, int64 [b] on the device; `positions` is the same on the host."""

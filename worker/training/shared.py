@@ -1,7 +1,7 @@
-"""A training that is the same whoever the teacher is: done once a student, and measured against each teacher.
+"""A training that does not depend on the teacher: done once per student, and compared with each teacher.
 
-It leaves `runs/<job>/outcome.json` and predictions, and the student where a transfer keeps one. Where these are gone, a
-transfer trains the student itself and leaves them anew.
+It saves `runs/<job>/outcome.json` and predictions, and the student if a transfer keeps one. If these are missing, a
+transfer trains the student itself and saves them again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One training step: student forward, objective, backward, guard, SGD. Nothing in it waits for the device."""
+"""One training step: student forward, objective, backward, guard, SGD. It never waits for the device."""
 
 from __future__ import annotations
 

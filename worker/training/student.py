@@ -1,4 +1,4 @@
-"""What a transfer does to the student's module: batch norm modes, the last layer, features on their way to it."""
+"""Changes of a transfer to the student's module: batch norm modes, the last layer, capture of its input features."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class FeatureTap(AbstractContextManager["FeatureTap"]):
 
 
 def feature_dim(model: nn.Module, input_size: tuple[int, int, int], device: torch.device) -> int:
-    """Length d of the features that enter the student's last layer. Forwards two blank pictures in eval mode."""
+    """Length d of the features that enter the student's last layer. Forwards two blank images in eval mode."""
     was_training = model.training
     model.eval()
     with FeatureTap(model) as tap, torch.no_grad():

@@ -26,7 +26,7 @@ def command(here: Surroundings, selection: Selection, unplanned: bool) -> None:
     Examples:
       kt-study cancel  # every unfinished job of the study
       kt-study cancel --kind transfer --student 'resnet*'
-      kt-study cancel --unplanned  # after a model or a picture was taken out of the study
+      kt-study cancel --unplanned  # after a model or an image was taken out of the study
     """
     from orchestrator.cluster.launch.withdraw import say_withdrawn
 

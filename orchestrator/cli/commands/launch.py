@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +19,8 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 if TYPE_CHECKING:
     from kt_study.store import JobStore, Outlook
     from orchestrator.cluster.launch.slurm import SlurmCrew
+
+T = TypeVar("T")
 
 _LAST_WORD_S = 1.5  # of KillWait, for the last word of a pilot that does not stop to reach the database
 
@@ -111,10 +114,11 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
     options = msgspec.structs.replace(options, database=_url_for_workers(here), threads=threads)
     store = here.store(waits=wait)
     crew = LocalCrew(store=store, options=options, wanted=wanted)
-    store.expire()
-    _arm(here, store)
-    added = crew.add()
-    outlook = store.outlook(here.name)
+    patiently = waited_for if wait else _at_once
+    patiently(store.expire)
+    patiently(lambda: _arm(here, store))
+    added = patiently(crew.add)
+    outlook = patiently(lambda: store.outlook(here.name))
     if not added and not outlook.running and not outlook.ready_now and not outlook.ready_later:
         return _nothing_to_do(outlook)
     if added:
@@ -138,6 +142,10 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
         )
         return 130
     return _complete(outlook)
+
+
+def _at_once(step: Callable[[], T]) -> T:
+    return step()
 
 
 def _is_stopped(options: PilotOptions) -> bool:
@@ -228,13 +236,14 @@ def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
     from orchestrator.terminal.outage import waited_for
 
     crew.check()
-    crew.tend()
-    crew.store.expire()
-    _arm(here, crew.store)
-    added = crew.add()
+    patiently = waited_for if wait else _at_once
+    patiently(crew.tend)
+    patiently(crew.store.expire)
+    patiently(lambda: _arm(here, crew.store))
+    added = patiently(crew.add)
     for note in crew.notes:
         click.echo(note, err=True)
-    outlook = crew.store.outlook(here.name)
+    outlook = patiently(lambda: crew.store.outlook(here.name))
     if not added and not outlook.running and not outlook.ready_now and not outlook.ready_later:
         return _nothing_to_do(outlook)
     if added:

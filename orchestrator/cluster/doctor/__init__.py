@@ -1,4 +1,4 @@
-"""doctor: looks at everything a study needs, on this machine and on a compute node; one line each, with what to do."""
+"""doctor: checks everything that a study needs, on this machine and on a compute node; one line each, with the fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slurm as this machine sees it: version, partitions, limits, accounting."""
+"""Checks of Slurm from this machine: version, partitions, limits, accounting."""
 
 from __future__ import annotations
 

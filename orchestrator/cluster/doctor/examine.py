@@ -1,4 +1,4 @@
-"""Every check, in the order in which a study would meet them."""
+"""All checks, in the order in which a study depends on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor says: one line for each thing it looked at."""
+"""The findings of the doctor: one line per check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python, packages, GPU and driver of this machine. torch is looked at in a process of its own."""
+"""Checks of Python, packages, GPU and driver of this machine. torch is checked in a separate process."""
 
 from __future__ import annotations
 

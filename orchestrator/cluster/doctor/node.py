@@ -1,5 +1,5 @@
-"""The doctor on a compute node: one short srun, with the shell lines by which pilots look around, and a comparison with
-this machine."""
+"""The doctor on a compute node: one short srun, with the shell lines of the pilots' own check, and a comparison with this
+machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study folder and the job database, as seen from this machine."""
+"""Checks of the study folder and the job database from this machine."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Starting workers: on this machine, or on Slurm. Both go through submitit; both only add what is missing."""
+"""Starts workers, on this machine or on Slurm. Both use submitit; both add only missing workers."""

@@ -1,6 +1,6 @@
-"""The first minute of a launch: do the pilots find what they need on their nodes? Each of them looks, before it works.
+"""The first minute of a launch: waits for the pilots' checks of their nodes, which each makes before it claims jobs.
 
-A probe job of its own would wait in the queue twice and look at one node only.
+A separate probe job would wait in the queue twice and check one node only.
 """
 
 from __future__ import annotations

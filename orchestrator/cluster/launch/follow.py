@@ -44,7 +44,7 @@ class Crew(Protocol):
         ...
 
     def tend(self) -> None:
-        """What is to be done about once a second while they work."""
+        """What is to be done about once per second while they work."""
         ...
 
     def add(self) -> int:

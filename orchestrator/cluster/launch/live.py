@@ -1,5 +1,5 @@
-"""Which workers are at work, and how many more could be of use: known from the job table, and for those that have not
-come so far as to register there, from this machine's processes."""
+"""Counts active workers, and how many more are useful: from the job table, and for workers that have not registered yet, from
+this machine's processes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Workers on this machine, through submitit's local executor.
 
-submitit's controllers must outlive `kt-study launch` and its terminal, so a helper process in a session of its own
-starts them and ends.
+submitit's controllers must outlive `kt-study launch` and its terminal, so a helper process in a new session starts them and
+exits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One launch of a user at a time: between counting what is there and starting what is missing nobody else starts any.
+"""A lock for launches: between counting workers and starting the missing ones, no other launch of the user starts any.
 
-The lock is the user's, not the study's, since the cap on submitted jobs counts all studies.
+The lock is per user, not per study, since the limit on submitted jobs counts all studies.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which nodes a launch keeps away from: those that pilots found unfit, or on which they keep dying, of late."""
+"""Nodes that a launch excludes: those whose check failed, or on which pilots died repeatedly, in the last day."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pilots on other nodes find in the study folder and nobody else should read: where the job database is."""
+"""Private files in the study folder that tell pilots on other nodes where the job database is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each launch on Slurm wrote down: before sbatch what it was about to send, after it what became of that."""
+"""Records of launches on Slurm: the request before sbatch, and its result afterwards."""
 
 from __future__ import annotations
 

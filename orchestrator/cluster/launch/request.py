@@ -1,4 +1,4 @@
-"""What to ask Slurm for: a site profile and the command line's flags, checked against the cluster before sbatch."""
+"""The request to Slurm: a site profile and command-line options, checked against the cluster before sbatch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pilots on Slurm: how many there are, how many more would be of use, and sending those with care for the account."""
+"""Pilots on Slurm: counts them and how many more are useful, and submits these within the account's limits."""
 
 from __future__ import annotations
 

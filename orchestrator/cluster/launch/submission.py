@@ -1,7 +1,7 @@
-"""Handing an array of pilots to Slurm through submitit, once: an sbatch whose answer got lost is looked for by name.
+"""Submits an array of pilots to Slurm through submitit, once: if sbatch's answer is lost, the job is searched by name.
 
-A helper process talks to submitit, so that a hanging sbatch can be given up, and so that nothing of this process's
-environment that a batch job should not see goes along.
+A helper process calls submitit, so that a hanging sbatch can be abandoned, and so that a batch job does not inherit private
+variables of this process's environment.
 """
 
 from __future__ import annotations

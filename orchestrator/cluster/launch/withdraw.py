@@ -1,4 +1,4 @@
-"""Take pilots out of Slurm's queue: after a cancel or a pause those that nobody needs any more, after a stop all."""
+"""Removes pilots from Slurm's queue: after a cancel or a pause those no longer needed, after a stop all."""
 
 from __future__ import annotations
 

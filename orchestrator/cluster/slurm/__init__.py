@@ -1,1 +1,1 @@
-"""What kt-study knows of Slurm: its commands, its limits, its job list, and what its endings mean."""
+"""The interface to Slurm: commands, limits, job lists, and the meaning of job states and exit codes."""

@@ -1,4 +1,4 @@
-"""The cluster's partitions, nodes and limits, as far as a launch must know them before it submits anything."""
+"""The cluster's partitions, nodes and limits that a launch checks before it submits anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slurm's commands, run with a time limit; what they complain about becomes one line."""
+"""Runs Slurm's commands with a time limit, and turns their errors into one line."""
 
 from __future__ import annotations
 

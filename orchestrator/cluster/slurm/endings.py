@@ -1,4 +1,4 @@
-"""What the ending of a pilot's run means, and which nodes to keep away from."""
+"""The meaning of a pilot's exit code and Slurm state, and which nodes to exclude."""
 
 from __future__ import annotations
 

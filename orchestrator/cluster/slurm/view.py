@@ -1,4 +1,4 @@
-"""One look at Slurm for everything that asks, kept in the study folder for some seconds: polling gets users banned."""
+"""Slurm's answers for all callers, cached in the study folder for some seconds: polling can get users banned."""
 
 from __future__ import annotations
 

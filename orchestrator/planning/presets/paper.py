@@ -1,4 +1,4 @@
-"""What the paper's presets have in common: model lists, settings, data sets."""
+"""Shared parts of the paper's presets: model lists, settings, data sets."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ DATASETS = (
     DatasetNeed(name="stanford-cars", kind="stanford_cars", classes=196, train=8_144, val=8_041),
 )
 HEAD_LR = {"cub-200": 0.1, "caltech-256": 0.1, "stanford-cars": 0.01}
-"""Learning rates of the last layer in the authors' run_{cub,caltech,cars}_pretrain.sh, at 256 samples a step: their
+"""Learning rates of the last layer in the authors' run_{cub,caltech,cars}_pretrain.sh, at 256 samples per step: their
 main_pretrain.py scales them by batch/256."""
 
 HEAD_EPOCHS, HEAD_BATCH = 50, 256

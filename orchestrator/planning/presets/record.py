@@ -1,4 +1,4 @@
-"""What a preset is: lists of pairs with the settings under which the paper transferred between them."""
+"""The record of a preset: lists of pairs with the paper's settings for their transfers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models a study can draw on: every ImageNet-1k weights tag of timm, offline."""
+"""The models that a study can sample: every ImageNet-1k weights tag of timm, offline."""
 
 from __future__ import annotations
 

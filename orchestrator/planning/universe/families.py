@@ -1,6 +1,6 @@
-"""Which family an architecture belongs to: cnn, transformer, mlp or hybrid.
+"""The family of an architecture: cnn, transformer, mlp or hybrid.
 
-The family follows what mixes information between positions of the picture:
+The family depends on how information is mixed between positions of the image:
 
 * cnn: convolution, or another fixed local window (pooling), with at most attention over channels beside it;
 * transformer: attention between positions in every stage, whatever the patch embedding or position encoding is made of;

@@ -1,4 +1,4 @@
-"""From a name a person types to the weights it means."""
+"""Resolves a model name to its weights tag."""
 
 from __future__ import annotations
 

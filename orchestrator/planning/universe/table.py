@@ -26,7 +26,7 @@ class CatalogueModel(Record, frozen=True):
     module: str  # timm.models.<module>
     family: str  # cnn | transformer | mlp | hybrid
     params: float  # millions
-    gmacs: float | None  # 1e9 multiply-accumulates of one picture of input_size; None where they could not be counted
+    gmacs: float | None  # 1e9 multiply-accumulates of one image of input_size; None where they could not be counted
     input_size: tuple[int, int, int]  # channels, height, width in pixels
     test_input_size: tuple[int, int, int] | None  # timm's larger evaluation size, where it names one
     interpolation: str

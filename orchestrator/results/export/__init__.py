@@ -1,4 +1,4 @@
-"""export: a transferred student as a folder that timm loads, with a card that says how it was made."""
+"""export: a transferred student as a folder that timm loads, with a model card."""
 
 from __future__ import annotations
 

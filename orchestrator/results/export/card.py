@@ -1,4 +1,4 @@
-"""The model card: how a transferred student was made, how good it is, who may use it, how to load it."""
+"""The model card: how a transferred student was trained, its accuracy, licences, and how to load it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which transfer is meant, and whether its student was kept."""
+"""Selects the transfer to export, and checks that its student was kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing the exported folder: aside, checked, flushed, renamed."""
+"""Writes the exported folder: under a temporary name, checked, flushed, renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the licences of a student and its teachers mean for the transferred student; facts, and no legal advice."""
+"""The licences of a student and its teachers, and what they mean for the transferred student; not legal advice."""
 
 from __future__ import annotations
 

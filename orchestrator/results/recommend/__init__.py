@@ -1,4 +1,4 @@
-"""recommend: which teachers would help one student, from what a study has measured so far.
+"""recommend: ranks teachers for one student, from the measurements of a study.
 
-database and cached predictions -> what each teacher knows -> forecast of the change -> one ranked list
+database and cached predictions -> flips of each teacher -> forecast of the change -> one ranked list
 """

@@ -1,4 +1,4 @@
-"""From the rows of a study to one ranked list of teachers. docs/recommend.md says how it is ranked."""
+"""From the rows of a study to one ranked list of teachers. docs/recommend.md describes the ranking."""
 
 from __future__ import annotations
 

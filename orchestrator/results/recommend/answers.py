@@ -1,4 +1,4 @@
-"""Which validation samples a model got right, from the predictions that lie in the study folder's cache. No torch."""
+"""Validation samples that each model classifies correctly, from the predictions in the study folder's cache. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes by the names that people use: folder names, digits, or the words for ImageNet's synsets."""
+"""Classes by name: folder names, digits, or the words for ImageNet's synsets."""
 
 from __future__ import annotations
 

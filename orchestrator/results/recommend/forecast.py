@@ -1,6 +1,6 @@
 """delta_transf of transfers that were not run, predicted from those that were.
 
-A ridge regression on what is known of a pair beforehand. docs/recommend.md writes the model down.
+A ridge regression on features of a pair that are known before a transfer. docs/recommend.md describes the model.
 """
 
 from __future__ import annotations

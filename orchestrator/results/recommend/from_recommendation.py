@@ -1,6 +1,6 @@
-"""A plan of the transfers that `kt-study recommend` found worth running.
+"""A plan of the transfers that `kt-study recommend` recommends.
 
-Models and data set come from the database, where they were evaluated: nothing is sampled or scanned.
+Models and data set are read from the database: nothing is sampled or scanned.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a transfer into the student costs: measured where one was run, else as `kt-study plan` estimates it."""
+"""GPU-hours of a transfer to the student: measured, else as estimated by `kt-study plan`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each teacher knows that the student does not, from wherever it was measured.
+"""What each teacher knows that the student does not, from all available sources.
 
 In this order: `complementarity` rows with their `class_flips`; what a transfer measured before it began; the files of
 `all_pairs` jobs; and, for what is still missing, counts over the cached predictions of the study folder. All are counts

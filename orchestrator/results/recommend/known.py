@@ -1,4 +1,4 @@
-"""What a study knows of its models: which were evaluated, on which data set, and which of them is the student."""
+"""The evaluated models of a study, their data set, and the student among them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transfers that a study has run with one objective, and those of them that compare with each other."""
+"""The transfers that a study has run with one objective, and those of them that are comparable."""
 
 from __future__ import annotations
 

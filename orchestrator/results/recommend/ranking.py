@@ -1,4 +1,4 @@
-"""One list of teachers out of what they know, what was measured, what is forecast, and what it costs."""
+"""One list of teachers from their flips, measured and predicted transfers, and costs."""
 
 from __future__ import annotations
 

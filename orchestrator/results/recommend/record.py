@@ -1,4 +1,4 @@
-"""What a recommendation says, and the file it is kept in between `kt-study recommend` and `kt-study plan`."""
+"""The record of a recommendation, and its file for `kt-study recommend` and `kt-study plan`."""
 
 from __future__ import annotations
 

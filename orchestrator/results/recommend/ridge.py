@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, and its error on groups of rows that it has not seen."""
+"""Ridge regression in closed form, and its error on held-out groups of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recommendation as a person reads it."""
+"""A recommendation as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the study found, in sentences with their numbers, each beside what the paper found. Only from rows."""
+"""The findings of the study as sentences with numbers, each next to that of the paper. Computed from rows only."""
 
 from __future__ import annotations
 

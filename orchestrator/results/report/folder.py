@@ -1,4 +1,4 @@
-"""The report folder, and that nothing of anybody else's in it is written over."""
+"""The report folder; files in it that are not the report's are never overwritten."""
 
 from __future__ import annotations
 

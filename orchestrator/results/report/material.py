@@ -1,4 +1,4 @@
-"""What the figures and tables are made from: the rows of one study, joined with the models' families and sizes."""
+"""The input of figures and tables: the rows of one study, joined with the models' families and sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a figure or a table is not there."""
+"""Reasons for missing figures and tables."""
 
 from __future__ import annotations
 

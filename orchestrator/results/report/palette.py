@@ -1,4 +1,4 @@
-"""Colours that stay apart for colour-blind readers, after Okabe and Ito (2008), on white and on dark grounds."""
+"""Colours that colour-blind readers can distinguish, after Okabe and Ito (2008), on white and dark backgrounds."""
 
 from __future__ import annotations
 

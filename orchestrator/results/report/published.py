@@ -1,4 +1,4 @@
-"""The paper's printed figures under the names that our rows have: timm's tags for models, our names for objectives."""
+"""The paper's printed numbers under the names used in result rows: timm's tags for models, kt-study's objectives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the study was made: settings that were held fixed, counts, hardware, and the commands that make it again."""
+"""Settings of the study: fixed settings, counts, hardware, and the commands to reproduce it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is reported of one study."""
+"""The report of one study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figure 1b: how the positive flips are spread over classes."""
+"""Figure 1b: distribution of the positive flips over classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figure 2b: how alike the classes with the most complementary knowledge are."""
+"""Figure 2b: similarity of the classes with the most complementary knowledge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a figure is. One module a figure; `orchestrator.results.report.figures.FIGURES` lists them."""
+"""What a figure is. One module per figure; `orchestrator.results.report.figures.FIGURES` lists them."""
 
 from __future__ import annotations
 

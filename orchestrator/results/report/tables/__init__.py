@@ -1,4 +1,4 @@
-"""The paper's tables, and ours. A new one is one new module and one name here."""
+"""The tables of the paper and of kt-study. A new one is one new module and one name here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every combination of settings there is, with its success: what was held fixed, and what a search found."""
+"""Every combination of settings with its success: the fixed settings, and the results of a search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Success by student, next to the figures that the authors released for each."""
+"""Success by student, next to the numbers that the authors released for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a table is. One module a table; `orchestrator.results.report.tables.TABLES` lists them."""
+"""What a table is. One module per table; `orchestrator.results.report.tables.TABLES` lists them."""
 
 from __future__ import annotations
 
