@@ -17,7 +17,9 @@ from tests.documentation.blocks import ROOT, SURROUNDINGS, TESTED_ELSEWHERE, Blo
 from tests.documentation.surroundings import run
 
 RUNNABLE = ("console", "bash", "python")
-OTHER_PROGRAMS = ("make ", "source ", "pip install ", "export ", "cd ", "mkdir ", "eval ")
+OTHER_PROGRAMS = (
+    "make ", "source ", "pip install ", "export ", "cd ", "mkdir ", "eval ", "sinfo ", "slurm/dev-cluster ",
+)  # fmt: skip
 
 
 def _marked(verb: str) -> list[Block]:

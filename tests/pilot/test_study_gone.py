@@ -15,10 +15,31 @@ from kt_study.pilots import LaunchFiles
 from kt_study.store import JobStore, open_store
 from tests.cli import succeeds
 from tests.pilot.small_jobs import Kind, make, plan, until_stopped
+from tests.untrained import untrained_mixer
 from worker.pilot.allocation import Allocation
 from worker.pilot.pilot import Pilot
 
 PATIENCE_S = 60.0
+
+LONG_STUDY = f"""
+[study]
+name = "long"
+[dataset]
+kind = "digits"
+{untrained_mixer("mixer-1", width=24, blocks=3)}
+{untrained_mixer("mixer-2", width=32, blocks=3)}
+[complementarity]
+pairs = 2
+models = 2
+[transfer]
+pairs = 2
+objectives = ["kl"]
+epochs = 2000
+batch_size = 32
+lr = 1e-3
+views = 1
+augment = "none"
+"""
 
 
 @pytest.fixture
@@ -107,10 +128,8 @@ def test_a_stop_order_ends_the_workers_of_its_time_and_no_later_one(folder: Path
 def test_a_worker_does_not_make_a_deleted_study_again(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     folder.mkdir()
-    succeeds(folder, "init")
-    study = folder / "study.toml"
-    study.write_text(study.read_text().replace("epochs = 10\n", "epochs = 2000\n", 1))
-    succeeds(folder, "plan", "--pairs", "4")
+    (folder / "study.toml").write_text(LONG_STUDY)
+    succeeds(folder, "plan")
     log = tmp_path / "log"
     with log.open("wb") as output:
         command = [sys.executable, "-m", "kt_study", "worker", "--device", "cpu", "--threads", "1", "--lease", "3"]
