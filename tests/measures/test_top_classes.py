@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from kt_study.schema import TOP_PERCENTS
 from worker.measures.arrays import Counts, Floats
 from worker.measures.similarity import average_similarity, grid_step, on_grid, top_similarity
-from worker.measures.top_classes import TOP_PERCENTS, top_classes
+from worker.measures.top_classes import top_classes
 
 
 def size_by_loop(flips: Counts, percent: int) -> int:
