@@ -22,6 +22,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from kt_study.errors import DatabaseError, NothingPlanned, SchemaMismatch
 from kt_study.nearest import nearest
 from kt_study.shared_files import missing, shared_folder
+from kt_study.trust import require_own
 from kt_study.words import Record
 
 if TYPE_CHECKING:
@@ -317,10 +318,13 @@ def connect_postgresql(address: Address, *, autocommit: bool = True) -> psycopg.
 
     Raises:
         DatabaseError: an option of the URL that no waiting puts right.
+        UntrustedFile: the password file may have been written by somebody else.
         psycopg.OperationalError: the server does not answer, or does not let us in.
     """
     import psycopg
 
+    if os.path.lexists(passfile := address.conninfo.get("passfile", "")):
+        require_own(Path(passfile))
     defaults: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "application_name": "kt-study",

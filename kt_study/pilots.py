@@ -21,14 +21,14 @@ class ProbeExit(IntEnum):
     NO_DATABASE = 83
     NO_GPU = 84
     LOST_GPU = 85  # it answered at first
-    UNTRUSTED = 86  # somebody else may have written what a pilot runs or believes
+    UNTRUSTED = 86  # another account may have written what a pilot runs or trusts
 
 
 LEASE_S = 60.0
 """Seconds without a heartbeat before a job is requeued, unless a launch says otherwise."""
 
 HOLD_BAD_NODE_S = 20
-"""Seconds that a pilot which cannot work stays: otherwise its node would swallow a whole array in no time."""
+"""Seconds that a pilot stays after a failed check: otherwise its node would use up a whole array."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class LaunchFiles:
         return self.folder / "notify" / f"{study}.json"
 
     def told(self, study: str, event: str) -> Path:
-        """Marks that somebody has told, or is telling, of an event of a study."""
+        """Marks that the message about an event of a study was sent, or is being sent."""
         return self.folder / "notify" / f"{study}.{event}"
 
     def launch(self, token: str) -> Path:
@@ -136,7 +136,7 @@ class PilotOptions(Record, frozen=True, kw_only=True):
 
         Raises:
             DatabaseError: the file that says so cannot be read.
-            UntrustedFile: somebody else may have written it.
+            UntrustedFile: another account may have written it.
         """
         if self.database:
             return self.database

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from kt_study.database import Address
 
 
-def require_own(path: Path, study: Path) -> None:
-    """Refuse a file or folder that somebody else may have written.
+def require_own(path: Path, study: Path | None = None) -> None:
+    """Refuse a file or folder that another account may have written.
 
     Args:
         path: what is about to be used.
-        study: the study folder.
+        study: the study folder; None for a file that belongs to none.
 
     Raises:
         UntrustedFile: with the command that puts it right.
@@ -38,7 +38,7 @@ def require_own(path: Path, study: Path) -> None:
 
 
 def require_own_study(study: Path, address: Address) -> None:
-    """Refuse a study whose folder, SQLite database or password file somebody else may have written.
+    """Refuse a study whose folder, SQLite database or password file another account may have written.
 
     The folder's modules are imported, and the job table says which function of which module makes a model.
 
@@ -52,7 +52,7 @@ def require_own_study(study: Path, address: Address) -> None:
 
 
 def read_own(path: Path, study: Path) -> bytes:
-    """The content of a file that nobody else can have written; what is looked at is what is read.
+    """The content of a file that no other account can have written; the checked file is the one that is read.
 
     Raises:
         UntrustedFile, OSError: as `require_own`.
@@ -75,7 +75,7 @@ def require_owner(path: Path, status: os.stat_result) -> None:
     )
 
 
-def _require(place: Path, status: os.stat_result, study: Path) -> None:
+def _require(place: Path, status: os.stat_result, study: Path | None) -> None:
     require_owner(place, status)
     if not _others_may_write(place, status, study):
         return
@@ -85,24 +85,25 @@ def _require(place: Path, status: os.stat_result, study: Path) -> None:
     )
 
 
-def _places(path: Path, study: Path) -> list[Path]:
+def _places(path: Path, study: Path | None) -> list[Path]:
     """What must be closed to others, from the top down: along the path as it is written, and where links lead."""
-    written = _down(path.absolute(), study.absolute())
-    real = _down(path.resolve(), study.resolve())
+    written = _down(path.absolute(), study and study.absolute())
+    real = _down(path.resolve(), study and study.resolve())
     return list(dict.fromkeys([*written, *real]))
 
 
-def _down(path: Path, study: Path) -> list[Path]:
-    inside = path.is_relative_to(study)
-    folders = [folder for folder in path.parents if folder.is_relative_to(study)] if inside else [path.parent]
+def _down(path: Path, study: Path | None) -> list[Path]:
+    folders = [path.parent]
+    if study is not None and path.is_relative_to(study):
+        folders = [folder for folder in path.parents if folder.is_relative_to(study)]
     return [*reversed(folders), path]
 
 
-def _others_may_write(place: Path, status: os.stat_result, study: Path) -> bool:
+def _others_may_write(place: Path, status: os.stat_result, study: Path | None) -> bool:
     mode = status.st_mode
     if stat.S_ISLNK(mode):
         return False
-    if mode & stat.S_ISVTX and stat.S_ISDIR(mode) and not place.is_relative_to(study):
+    if mode & stat.S_ISVTX and stat.S_ISDIR(mode) and not (study and place.is_relative_to(study)):
         return False  # as /tmp: others may add files, but not exchange ours
     return bool(mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not _is_private_group(place, status)))
 
@@ -118,7 +119,7 @@ def _is_private_group(place: Path, status: os.stat_result) -> bool:
 
 
 def _has_acl(place: Path) -> bool:
-    """Whether the mode's group bits stand for whoever an access control list names."""
+    """Whether the mode's group bits are the mask of an access control list."""
     try:
         return bool(os.getxattr(place, "system.posix_acl_access"))
     except OSError:

@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ModelRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A pretrained classifier: how to build it, where its weights are, how it wants its images.
+    """A pretrained classifier: how to build it, where its weights are, its preprocessing.
 
     `key` names it by what it computes (architecture, weights, preprocessing), so that equal models share their logits
     whatever they are called. Exactly one of `timm` and `factory` is set.

@@ -43,7 +43,7 @@ class JobStore(Listings, Selections):
     * A job becomes ready when the last job that it needs is done, also when that happens while it is being planned.
     * A job is planned once, however often, in however many studies and by however many planners at a time.
     * A released or orphaned attempt is no failure. Attempts that end with a transient error count against
-      `max_attempts`, attempts whose worker died without a word against `max_crashes`.
+      `max_attempts`, attempts whose worker died against `max_crashes`.
     * Times are the database's own. The clocks of the workers' nodes do not matter.
     * A lease counts only time in which the database was seen to answer: one that was frozen or away while leases ran out
       takes no job from a live worker.

@@ -179,8 +179,15 @@ def make_again(connection: sa.Connection, claim: Claim, digests: Iterable[str], 
 
 
 def _refuse_endless(connection: sa.Connection, claim: Claim, reason: str) -> None:
+    """Refuse the eleventh wait in a row; a retry by hand after that failure begins to count anew. Raises DataError."""
+    failed = past_attempts.alias()
+    last_failure = sa.select(sa.func.coalesce(sa.func.max(failed.c.fence), 0)).where(
+        failed.c.job_id == claim.job_id, failed.c.outcome == "failed"
+    )
     waits = sa.select(sa.func.count()).where(
-        past_attempts.c.job_id == claim.job_id, past_attempts.c.outcome == "blocked"
+        past_attempts.c.job_id == claim.job_id,
+        past_attempts.c.outcome == "blocked",
+        past_attempts.c.fence > last_failure.scalar_subquery(),
     )
     if (connection.scalar(waits) or 0) >= MOST_WAITS:
         raise DataError(f"{reason}; made again {MOST_WAITS} times already: check the disk, then kt-study retry")

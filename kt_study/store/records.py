@@ -101,8 +101,8 @@ class JobRow(Record, frozen=True, kw_only=True):
     teacher: str | None
     student: str | None
     needs_open: int
-    attempts_used: int  # tries that count towards the limit
-    crashes: int  # tries that ended without a word
+    attempts_used: int  # attempts that count towards the limit
+    crashes: int  # attempts whose worker died
     fence: int
     not_before: float
     worker: str | None  # who runs it, or ran it last

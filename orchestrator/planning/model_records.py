@@ -64,7 +64,7 @@ def study_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digests
     """The models of the `timm` and `listed` universes, sorted by name.
 
     Raises:
-        StudyFileError, UnknownModelError, WeightsError: an incomplete table, a name nobody knows, a missing file.
+        StudyFileError, UnknownModelError, WeightsError: an incomplete table, an unknown name, a missing file.
         UsageError: filters that leave nothing.
     """
     section = study.models

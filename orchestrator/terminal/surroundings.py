@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 STUDY_FILE = Path("study.toml")
-"""The study file of a command that is not told another one."""
+"""The default study file of a command."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Surroundings:
         """`--db`, else KT_STUDY_DB, else the study file's, else the SQLite file in the study folder.
 
         Raises:
-            UntrustedFile: it stands in a study file that somebody else may write.
+            UntrustedFile: it is in a study file that another account can write.
         """
         given = self.db_flag or os.environ.get("KT_STUDY_DB")
         if not given and self.study.study.database:

@@ -177,8 +177,18 @@ def test_a_channel_file_that_a_group_member_plants_is_not_used(folder: Path) -> 
     assert not (folder / "told").exists()
 
 
-@pytest.mark.parametrize("kind", ["webhook_file", "database", "passfile"])
-def test_files_that_name_addresses_and_passwords_are_ones_own(folder: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [
+        ("webhook_file", "launch"),
+        ("database", "status"),
+        ("passfile", "launch"),
+        ("passfile", "status"),
+        ("passfile", "query success-rate"),
+        ("passfile", "collect"),
+    ],
+)
+def test_files_that_name_addresses_and_passwords_are_ones_own(folder: Path, kind: str, command: str) -> None:
     secret = folder / "secret"
     secret.write_text("https://127.0.0.1:9/\n")
     ALICE.owns(secret)
@@ -194,7 +204,7 @@ def test_files_that_name_addresses_and_passwords_are_ones_own(folder: Path, kind
     (folder / "study.toml").write_text(text)
     if kind == "database":
         secret.chmod(0o664)
-    line = one_line(ALICE.kt_study(folder, "status" if kind == "database" else "launch"), 3)
+    line = one_line(ALICE.kt_study(folder, *command.split()), 3)
     assert line.startswith(f"kt-study: {secret} can be written by others")
     followed(line)
     assert not secret.stat().st_mode & 0o022

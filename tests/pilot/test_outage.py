@@ -46,7 +46,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     require("root", os.geteuid() == 0 and shutil.which("mount") is not None, "mounting a small disk needs root")
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", folder], capture_output=True)
     require("root", done.returncode == 0, "this system does not let root mount a tmpfs")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)

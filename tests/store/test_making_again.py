@@ -6,9 +6,9 @@ import pytest
 
 from kt_study.errors import DataError, LeaseLost
 from kt_study.hashing import job_digest
-from kt_study.store import JobStore
+from kt_study.store import JobStore, Selection
 from kt_study.store.leases import MOST_WAITS
-from tests.store.making import claim_one, job, number, plan, result_rows, row, states
+from tests.store.making import claim_one, job, lasting, number, plan, result_rows, row, states
 
 MAKER = job(1, kind="train")
 READER = job(2, kind="logits", needs=[MAKER])
@@ -105,3 +105,7 @@ def test_a_disk_that_loses_every_file_does_not_keep_workers_busy_for_ever(store:
     with pytest.raises(DataError, match=r"w\.safetensors: gone; made again 10 times already: check the disk"):
         store.make_again(claim, [MAKER.digest], reason="w.safetensors: gone")
     assert states(store) == {1: "done", 2: "running"}
+    store.fail(claim, lasting())
+    store.retry(Selection())
+    store.make_again(claim_one(store), [MAKER.digest], reason="w.safetensors: gone")
+    assert states(store) == {1: "ready", 2: "blocked"}, "as the message says, after a retry it goes on"

@@ -65,7 +65,7 @@ def top_similarity(flips: Counts, similarity: Floats) -> dict[str, float]:
 
     Returns:
         `top2_similarity`, ... for 2, 5, 20 and 50: % above the average, negative below; nan for fewer than two classes, and where
-        all classes are equally alike.
+        all classes are equally similar.
     """
     average = average_similarity(similarity)
     return {

@@ -289,7 +289,7 @@ class Pilot:
         else:
             self._untold.pop(claim, None)
             log.warning("job %d: the database is away; its result waits in %s", claim.job_id, self.spool.folder)
-            self._spooled.append(claim)  # and its lease is kept, so that nobody does it again
+            self._spooled.append(claim)  # and its lease is kept, so that no other worker runs it again
 
     def _deliver(self) -> None:
         """Tell the database of the jobs that ended while it was away."""

@@ -104,7 +104,7 @@ class TransferLoop:
         feed: the transfer set.
         validation: where accuracy is measured.
         seed: of the order, dropout and negatives.
-        hooks: checkpoints, progress and the wish to stop.
+        hooks: checkpoints, progress and stop requests.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ def missing_workers(store: JobStore, study: str, wanted: int, present: int) -> i
     """How many workers to add to the `present` ones: no more than wanted in all, and no more than there are open jobs."""
     outlook = store.outlook(study)
     if not (outlook.ready_now or outlook.ready_later or outlook.running):
-        return 0  # the blocked ones wait for what nobody runs
+        return 0  # the blocked ones wait for jobs that no worker runs
     work = outlook.ready_now + outlook.ready_later + outlook.blocked + outlook.running
     return max(0, min(wanted, work) - present)
 
