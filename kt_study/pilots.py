@@ -116,7 +116,7 @@ class PilotOptions(Record, frozen=True, kw_only=True):
     cuda_graphs: bool = False  # replay compiled students as CUDA graphs
     gpus: int = 0  # GPUs that each allocation has; its pilots share them evenly
     token: str = ""  # names the launch in Slurm's job list
-    umask: int | None = None  # for files that the study makes; what lies in `logs` is private before it is set
+    umask: int | None = None  # for files that the study makes; what is in `logs` is private before it is set
     after_stop: str = (
         ""  # the last `kt-study stop` before the launch, as `last_stop` gives it; a later one ends the pilot
     )

@@ -59,7 +59,7 @@ class ModelRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DatasetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """An image data set in splits. `key` is the digest of what is in it, not of where it lies."""
+    """An image data set in splits. `key` is the digest of what is in it, not of where it is."""
 
     key: str
     name: str

@@ -5,7 +5,7 @@
     slurm/dev-cluster down [DAEMON...]  stop it, or only the daemons named (up starts them again)
 
 Three nodes (node1 to node3; 4 CPUs, 8 GiB and 2 fake GPUs each), the partitions gpu, low and high, slurmdbd on a
-MariaDB of its own. Everything lies under one directory: --dir, else KT_STUDY_DEV_CLUSTER, else in the user's state.
+MariaDB of its own. Everything is under one directory: --dir, else KT_STUDY_DEV_CLUSTER, else in the user's state.
 Exit codes: 0 done, 1 it failed, 2 wrong usage, 3 the machine cannot have one, or (status) something is down.
 """
 

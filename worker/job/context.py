@@ -53,7 +53,7 @@ class WorkerOptions:
     loader_workers: int = 0
     checkpoint_every_s: float = 300.0
     cuda_graphs: bool = False
-    resident: bool = True  # logits and images that fit may lie on the device; False after memory ran out
+    resident: bool = True  # logits and images that fit may be kept on the device; False after memory ran out
 
 
 @dataclass(kw_only=True)

@@ -68,7 +68,7 @@ class LogitsCache:
         Args:
             spec: which forward pass.
             n: samples of the split.
-            fill: does the work; when it raises Stopped after `writer.save()`, the next maker goes on from there.
+            fill: does the work; when it raises Stopped after `writer.save()`, the next maker resumes from there.
             waiting: called while another process makes the entry; may raise to give up.
             make_again: see `CachedLogits`.
 

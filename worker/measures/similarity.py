@@ -47,7 +47,7 @@ def check_similarity(similarity: Floats, n_classes: int) -> None:
 def average_similarity(similarity: Floats) -> float:
     """Mean over all pairs of different classes; nan for a single class.
 
-    nan too where several pairs are all equally alike: no set of classes can stand out, and rounding would seem to.
+    nan too where several pairs are all equally similar: no set of classes can stand out, and rounding would seem to.
     """
     if len(similarity) > 2 and float(np.ptp(_off_diagonal(similarity))) < _SAME:
         return float("nan")

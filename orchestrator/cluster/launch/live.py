@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def live_workers(store: JobStore, options: PilotOptions) -> list[WorkerRow]:
     """Workers of a study that have not left and still beat; of those here whose process is gone, the jobs are freed.
 
-    Studies may share a database: whose log lies in another study's folder works for that one.
+    Studies may share a database: whose log is in another study's folder works for that one.
     """
     working = store.workers(alive_within_s=alive_within_s(options.lease_s))
     here = [worker for worker in working if worker.host == socket.gethostname() and not worker.slurm_job]

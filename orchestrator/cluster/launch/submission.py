@@ -88,7 +88,7 @@ def look_around(
     root: str, marker: str, file: Path, *, pickles: Path | None = None, hold_s: int = HOLD_BAD_NODE_S
 ) -> list[str]:
     """Shell lines by which a node that lacks the study folder or the virtual environment says so with its exit code, as it
-    does where others may write the study folder, or what lies in the folder `pickles`.
+    does where others may write the study folder, or what is in the folder `pickles`.
 
     They hold the node for `hold_s` seconds then.
     """
