@@ -14,7 +14,7 @@ from kt_study.words import Record
 
 
 class ProbeExit(IntEnum):
-    """Exit codes of a pilot that cannot work on its node: they reach the user through Slurm where no file can."""
+    """Exit codes of a pilot whose check of its node failed: they reach the user through Slurm even if no file can be written."""
 
     NO_STUDY = 81  # the study folder is not there, or another one is
     NO_PYTHON = 82  # the virtual environment is not there, or kt-study is not in it
@@ -39,7 +39,7 @@ class LaunchFiles:
 
     @property
     def folder(self) -> Path:
-        """Where they lie."""
+        """The folder of these files."""
         return self.root / ".kt-study"
 
     @property
@@ -54,12 +54,12 @@ class LaunchFiles:
 
     @property
     def marker(self) -> Path:
-        """A random word by which a node knows that it sees the same study folder as the launch did."""
+        """A random token, with which a node checks that it sees the same study folder as the launch."""
         return self.folder / "marker"
 
     @property
     def stop(self) -> Path:
-        """A random word, another one after each `kt-study stop`."""
+        """A random token, which each `kt-study stop` replaces."""
         return self.folder / "stop"
 
     @property
@@ -69,7 +69,7 @@ class LaunchFiles:
 
     @property
     def slurm_view(self) -> Path:
-        """What squeue and sacct last said."""
+        """The last answers of squeue and sacct."""
         return self.folder / "slurm.json"
 
     def channels(self, study: str) -> Path:
@@ -90,7 +90,7 @@ class LaunchFiles:
 
 
 class Probe(Record, frozen=True, kw_only=True):
-    """What a pilot found on its node in its first minute: `trouble` is empty, or one line."""
+    """Result of a pilot's check of its node: `trouble` is empty, or one line."""
 
     node: str
     slurm_job: str
@@ -169,7 +169,7 @@ def leave_if_untrusted(study: str, *folders: str) -> None:
 
 
 def last_stop(files: LaunchFiles) -> str:
-    """The word of the study's last `kt-study stop`; empty where there was none, or the file cannot be read."""
+    """The token of the study's last `kt-study stop`; empty if there was none, or the file cannot be read."""
     try:
         return files.stop.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

@@ -47,7 +47,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """What the one who launched the workers chose for this machine; no result depends on it beyond rounding."""
+    """Options of the launch for this machine; they change results by rounding at most."""
 
     eval_batch_size: int = 64
     loader_workers: int = 0
@@ -58,7 +58,7 @@ class WorkerOptions:
 
 @dataclass(kw_only=True)
 class JobContext:
-    """Handed to a job kind's `run`."""
+    """The context that a job kind's `run` receives."""
 
     claim: Claim
     records: Records
