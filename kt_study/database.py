@@ -318,7 +318,7 @@ def connect_postgresql(address: Address, *, autocommit: bool = True) -> psycopg.
 
     Raises:
         DatabaseError: an option of the URL that no waiting puts right.
-        UntrustedFile: the password file may have been written by somebody else.
+        UntrustedFile: another account may have written the password file.
         psycopg.OperationalError: the server does not answer, or does not let us in.
     """
     import psycopg

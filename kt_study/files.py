@@ -115,7 +115,7 @@ def private_folder(folder: Path, *, below: Path) -> None:
 
     Raises:
         DiskError: one cannot be made.
-        UntrustedFile: one belongs to somebody else.
+        UntrustedFile: one belongs to another account.
     """
     missing = [parent for parent in (folder, *folder.parents) if parent != below and parent.is_relative_to(below)]
     try:

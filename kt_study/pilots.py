@@ -154,8 +154,8 @@ def alive_within_s(*leases_s: float) -> float:
 
 
 def leave_if_untrusted(study: str, *folders: str) -> None:
-    """Called by an sbatch script before anything is unpickled: end with `ProbeExit.UNTRUSTED` and one line where somebody
-    else may write the study folder, or one of its `folders` or a pickle in them."""
+    """Called by an sbatch script before anything is unpickled: exit with `ProbeExit.UNTRUSTED` and one line if another
+    account can write the study folder, or one of its `folders` or a pickle in them."""
     try:
         require_own(Path(study), Path(study))
         for folder in map(Path, folders):

@@ -90,7 +90,7 @@ def open_store(
 
 
 def __getattr__(name: str) -> Any:
-    """`JobStore`, and with it SQLAlchemy, is loaded by whoever opens a database, and not for help and completion."""
+    """`JobStore`, and with it SQLAlchemy, is imported only when a database is opened, not for help and completion."""
     if name == "JobStore":
         from kt_study.store.jobstore import JobStore
 

@@ -41,7 +41,7 @@ class ProbeFailed(Exception):
 def open_database(options: PilotOptions, allocation: Allocation, stop: StopRequest) -> JobStore:
     """The job store; under Slurm tried for some seconds.
 
-    Whoever may write the study folder or the database says which code a pilot runs: nobody else may.
+    An account that can write the study folder or the database determines which code a pilot runs: only the caller may.
 
     Raises:
         ProbeFailed: no database; or others may write what is needed.
