@@ -75,12 +75,12 @@ def entries(paths: StudyPaths, *, deep: bool = False) -> list[CacheEntry]:
 
 
 def verify(paths: StudyPaths) -> list[CacheEntry]:
-    """The entries that are torn or altered, found by checksum; each names its problem."""
+    """The incomplete or altered entries, found by checksum; each names its problem."""
     return [entry for entry in entries(paths, deep=True) if entry.problem]
 
 
 def collect_garbage(paths: StudyPaths, *, max_size: int, keep: Collection[str] = ()) -> list[CacheEntry]:
-    """Remove torn entries, leftovers of killed makers, and then the least recently used entries over `max_size` bytes.
+    """Delete incomplete entries, leftovers of killed writers, and then the least recently used entries over `max_size` bytes.
 
     Args:
         keep: digests that must stay, for instance those that unfinished jobs need.
@@ -203,7 +203,7 @@ def _folders(paths: StudyPaths) -> Iterator[Path]:
 
 
 def _leftovers(paths: StudyPaths) -> Iterator[Path]:
-    """Folders of makers that stopped or were killed, and that nobody has written to for a day."""
+    """Folders of writers that stopped or were killed, without changes for a day."""
     for folder in (paths.cache / "logits").glob("??/.*"):
         if _LEFTOVER.fullmatch(folder.name) and folder.is_dir() and time.time() - _touched(folder) > ABANDONED_S:
             yield folder

@@ -212,6 +212,11 @@ def _options() -> frozenset[str]:
     return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
 
 
+def files_of(address: Address) -> list[str]:
+    """The files that a database goes by: SQLite's own, and the password file of a URL."""
+    return [file for file in (address.path, address.conninfo.get("passfile", "")) if file]
+
+
 def is_this_machine(host: str) -> bool:
     """Whether a host, as libpq takes it, means whichever machine asks: a loopback, any address, or a Unix socket."""
     return host in _THIS_MACHINE or host.startswith(("127.", "/", "@"))
@@ -318,7 +323,7 @@ def connect_postgresql(address: Address, *, autocommit: bool = True) -> psycopg.
 
     Raises:
         DatabaseError: an option of the URL that no waiting puts right.
-        UntrustedFile: the password file may have been written by somebody else.
+        UntrustedFile: another account may have written the password file.
         psycopg.OperationalError: the server does not answer, or does not let us in.
     """
     import psycopg

@@ -92,7 +92,7 @@ class DiskError(EnvironmentUnusable):
 
 
 class UntrustedFile(EnvironmentUnusable):
-    """A file or folder that somebody else than the caller owns or may write, and whose content would be acted on."""
+    """A file or folder that is about to be used, and that another account owns or can write."""
 
 
 class LeaseLost(KtStudyError):

@@ -13,7 +13,7 @@ from kt_study.errors import EnvironmentUnusable, SchemaMismatch, UsageError
 from kt_study.words import Failure
 
 GROUP_SHOWN = 8  # signs of a group that are shown, and enough to name it
-WORKER_DIED = "WorkerDied"  # error and group of an attempt that ended without a word
+WORKER_DIED = "WorkerDied"  # error and group of an attempt whose worker died
 
 # The world's faults, which pass: a full or stale file system, a network, a device that another process had filled.
 _PASSING_ERRNO = frozenset(

@@ -24,7 +24,7 @@ _never_made: set[Path] = set()
 def never_make(folder: Path) -> None:
     """From now on `make_folder` makes `folder` no more in this process, nor anything in its place once it is gone.
 
-    So that a worker does not bring back the folder of a study that somebody has deleted.
+    So that a worker does not recreate the folder of a study that was deleted.
     """
     _never_made.add(folder)
 
@@ -115,7 +115,7 @@ def private_folder(folder: Path, *, below: Path) -> None:
 
     Raises:
         DiskError: one cannot be made.
-        UntrustedFile: one belongs to somebody else.
+        UntrustedFile: one belongs to another account.
     """
     missing = [parent for parent in (folder, *folder.parents) if parent != below and parent.is_relative_to(below)]
     try:

@@ -32,7 +32,7 @@ class JobKind(msgspec.Struct, frozen=True, kw_only=True):
     spec: type[Record]
     priority: int  # higher first
     tables: tuple[str, ...]  # of `kt_study.schema`, to which its rows may go
-    resumable: bool = False  # goes on from a checkpoint, so that one allocation need not hold a whole job
+    resumable: bool = False  # resumes from a checkpoint, so that one allocation need not hold a whole job
     batched: bool = False  # takes milliseconds: a worker claims and finishes such jobs in batches
 
     def __post_init__(self) -> None:

@@ -105,7 +105,7 @@ def order_teachers(
         accuracy: top-1 in % by model key; wins over the published one.
 
     Raises:
-        PairsError: a teacher whose accuracy nobody knows.
+        PairsError: a teacher whose accuracy is unknown.
     """
     if order == "given":
         return list(teachers)

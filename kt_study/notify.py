@@ -66,7 +66,7 @@ def channels_of(section: NotifySection, folder: Path) -> Channels | None:
 
     Raises:
         StudyFileError: a webhook file that cannot be read, or an address that is not http or https; it is not repeated.
-        UntrustedFile: somebody else may write the webhook file.
+        UntrustedFile: another account can write the webhook file.
     """
     webhook = os.environ.get("KT_STUDY_WEBHOOK") or section.webhook or _read(section.webhook_file, folder)
     if webhook and not is_web_address(webhook):
@@ -81,7 +81,7 @@ def arm(files: LaunchFiles, study: str, channels: Channels | None, outlook: Outl
 
     Raises:
         DiskError: the study folder cannot be written.
-        UntrustedFile: somebody else may write a file of the command's, or owns the private folder.
+        UntrustedFile: another account can write a file of the command, or owns the private folder.
     """
     if channels is None:
         files.channels(study).unlink(missing_ok=True)
@@ -95,9 +95,9 @@ def arm(files: LaunchFiles, study: str, channels: Channels | None, outlook: Outl
 
 
 def look(store: JobStore, study: str, files: LaunchFiles) -> None:
-    """Send what there is to be told and nobody has told yet. Raises nothing: a message must not harm the study.
+    """Send all messages that are due and not sent yet. Raises nothing: a message must not harm the study.
 
-    Somebody else's study is not told of: its messages are theirs to send.
+    Nothing is sent for another account's study.
     """
     try:
         if files.channels(study).stat().st_uid != os.geteuid():
@@ -213,7 +213,7 @@ def _run(command: str, message: Message, folder: Path) -> str:
 
 
 def _require_own_command(command: str, folder: Path) -> None:
-    """Refuse a command that runs or reads a file of the study folder which somebody else may write.
+    """Refuse a command that runs or reads a file of the study folder that another account can write.
 
     Raises:
         UntrustedFile: it names the file.
@@ -221,7 +221,7 @@ def _require_own_command(command: str, folder: Path) -> None:
     try:
         named = [folder / word for word in shlex.split(command)]
     except ValueError:
-        return  # it cannot be run either, which is told when it is tried
+        return  # it cannot be run either, which is reported when it is tried
     for file in named:
         if file.is_relative_to(folder) and file.is_file():
             require_own(file, folder)

@@ -18,9 +18,8 @@ from kt_study.settings import SETTINGS, Settings, named
 from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec
 
 Partition = Literal["teacher", "frozen", "label", "max", "positive_flips", "negative_flips"]
-"""Who is asked, sample by sample: always the teacher, always the frozen student, whoever gives the label more
-probability, whoever is more certain, the teacher on positive flips only, or the frozen student on negative flips
-only."""
+"""Source of the target of each sample: always the teacher; always the frozen student; the one with the higher probability
+of the label; the more confident one; the teacher on positive flips only; the frozen student on negative flips only."""
 
 
 class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,7 +48,7 @@ class StudyPaths:
         return self.root / "runs" / job_digest[:2] / job_digest
 
     def checkpoint(self, job_digest: str) -> Path:
-        """Where an interrupted transfer or training goes on from."""
+        """Where an interrupted transfer or training resumes from."""
         return self.job(job_digest) / "checkpoint.pt"
 
     def predictions(self, job_digest: str) -> Path:

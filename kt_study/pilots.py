@@ -14,21 +14,21 @@ from kt_study.words import Record
 
 
 class ProbeExit(IntEnum):
-    """Exit codes of a pilot that cannot work on its node: they reach the user through Slurm where no file can."""
+    """Exit codes of a pilot whose check of its node failed: they reach the user through Slurm even if no file can be written."""
 
     NO_STUDY = 81  # the study folder is not there, or another one is
     NO_PYTHON = 82  # the virtual environment is not there, or kt-study is not in it
     NO_DATABASE = 83
     NO_GPU = 84
     LOST_GPU = 85  # it answered at first
-    UNTRUSTED = 86  # somebody else may have written what a pilot runs or believes
+    UNTRUSTED = 86  # another account may have written what a pilot runs or trusts
 
 
 LEASE_S = 60.0
 """Seconds without a heartbeat before a job is requeued, unless a launch says otherwise."""
 
 HOLD_BAD_NODE_S = 20
-"""Seconds that a pilot which cannot work stays: otherwise its node would swallow a whole array in no time."""
+"""Seconds that a pilot stays after a failed check: otherwise its node would use up a whole array."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class LaunchFiles:
 
     @property
     def folder(self) -> Path:
-        """Where they lie."""
+        """The folder of these files."""
         return self.root / ".kt-study"
 
     @property
@@ -54,12 +54,12 @@ class LaunchFiles:
 
     @property
     def marker(self) -> Path:
-        """A random word by which a node knows that it sees the same study folder as the launch did."""
+        """A random token, with which a node checks that it sees the same study folder as the launch."""
         return self.folder / "marker"
 
     @property
     def stop(self) -> Path:
-        """A random word, another one after each `kt-study stop`."""
+        """A random token, which each `kt-study stop` replaces."""
         return self.folder / "stop"
 
     @property
@@ -69,7 +69,7 @@ class LaunchFiles:
 
     @property
     def slurm_view(self) -> Path:
-        """What squeue and sacct last said."""
+        """The last answers of squeue and sacct."""
         return self.folder / "slurm.json"
 
     def channels(self, study: str) -> Path:
@@ -77,7 +77,7 @@ class LaunchFiles:
         return self.folder / "notify" / f"{study}.json"
 
     def told(self, study: str, event: str) -> Path:
-        """Marks that somebody has told, or is telling, of an event of a study."""
+        """Marks that the message about an event of a study was sent, or is being sent."""
         return self.folder / "notify" / f"{study}.{event}"
 
     def launch(self, token: str) -> Path:
@@ -90,7 +90,7 @@ class LaunchFiles:
 
 
 class Probe(Record, frozen=True, kw_only=True):
-    """What a pilot found on its node in its first minute: `trouble` is empty, or one line."""
+    """Result of a pilot's check of its node: `trouble` is empty, or one line."""
 
     node: str
     slurm_job: str
@@ -116,7 +116,7 @@ class PilotOptions(Record, frozen=True, kw_only=True):
     cuda_graphs: bool = False  # replay compiled students as CUDA graphs
     gpus: int = 0  # GPUs that each allocation has; its pilots share them evenly
     token: str = ""  # names the launch in Slurm's job list
-    umask: int | None = None  # for files that the study makes; what lies in `logs` is private before it is set
+    umask: int | None = None  # for files that the study makes; what is in `logs` is private before it is set
     after_stop: str = (
         ""  # the last `kt-study stop` before the launch, as `last_stop` gives it; a later one ends the pilot
     )
@@ -136,7 +136,7 @@ class PilotOptions(Record, frozen=True, kw_only=True):
 
         Raises:
             DatabaseError: the file that says so cannot be read.
-            UntrustedFile: somebody else may have written it.
+            UntrustedFile: another account may have written it.
         """
         if self.database:
             return self.database
@@ -154,8 +154,8 @@ def alive_within_s(*leases_s: float) -> float:
 
 
 def leave_if_untrusted(study: str, *folders: str) -> None:
-    """Called by an sbatch script before anything is unpickled: end with `ProbeExit.UNTRUSTED` and one line where somebody
-    else may write the study folder, or one of its `folders` or a pickle in them."""
+    """Called by an sbatch script before anything is unpickled: exit with `ProbeExit.UNTRUSTED` and one line if another
+    account can write the study folder, or one of its `folders` or a pickle in them."""
     try:
         require_own(Path(study), Path(study))
         for folder in map(Path, folders):
@@ -169,7 +169,7 @@ def leave_if_untrusted(study: str, *folders: str) -> None:
 
 
 def last_stop(files: LaunchFiles) -> str:
-    """The word of the study's last `kt-study stop`; empty where there was none, or the file cannot be read."""
+    """The token of the study's last `kt-study stop`; empty if there was none, or the file cannot be read."""
     try:
         return files.stop.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

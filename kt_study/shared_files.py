@@ -11,7 +11,7 @@ def shared_folder(name: str, holds: str) -> Path | None:
 
     Args:
         name: its path in a checkout, such as sql/queries.
-        holds: glob of what it must hold, so that a folder of somebody else's of that name is passed over.
+        holds: glob of what it must hold, so that a foreign folder of that name is skipped.
     """
     homes = [Path(__file__).resolve().parent.parent]
     homes += [Path(prefix) / "share" / "kt-study" for prefix in (sys.prefix, sys.base_prefix)]

@@ -59,7 +59,7 @@ jobs = sa.Table(
     sa.Column("student", sa.Text),
     sa.Column("needs_open", sa.Integer, nullable=False, server_default="0"),  # needed jobs that are not done
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),  # tries that count
-    sa.Column("crashes", sa.Integer, nullable=False, server_default="0"),  # tries that ended without a word
+    sa.Column("crashes", sa.Integer, nullable=False, server_default="0"),  # attempts whose worker died
     sa.Column("fence", sa.Integer, nullable=False, server_default="0"),  # grows with every claim
     sa.Column("not_before", sa.Double, nullable=False, server_default="0"),
     sa.Column("worker", sa.Text),

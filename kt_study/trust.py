@@ -14,16 +14,12 @@ import pwd
 import shlex
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kt_study.errors import UntrustedFile
 
-if TYPE_CHECKING:
-    from kt_study.database import Address
-
 
 def require_own(path: Path, study: Path | None = None) -> None:
-    """Refuse a file or folder that somebody else may have written.
+    """Refuse a file or folder that another account may have written.
 
     Args:
         path: what is about to be used.
@@ -37,8 +33,8 @@ def require_own(path: Path, study: Path | None = None) -> None:
         _require(place, os.lstat(place), study)
 
 
-def require_own_study(study: Path, address: Address) -> None:
-    """Refuse a study whose folder, SQLite database or password file somebody else may have written.
+def require_own_study(study: Path, *files: str) -> None:
+    """Refuse a study whose folder, or one of the files of its database that are there, another account may have written.
 
     The folder's modules are imported, and the job table says which function of which module makes a model.
 
@@ -46,13 +42,13 @@ def require_own_study(study: Path, address: Address) -> None:
         UntrustedFile: as `require_own`.
     """
     require_own(study, study)
-    for file in (address.path, address.conninfo.get("passfile", "")):
-        if file and os.path.lexists(file):
+    for file in files:
+        if os.path.lexists(file):
             require_own(Path(file), study)
 
 
 def read_own(path: Path, study: Path) -> bytes:
-    """The content of a file that nobody else can have written; what is looked at is what is read.
+    """The content of a file that no other account can have written; the checked file is the one that is read.
 
     Raises:
         UntrustedFile, OSError: as `require_own`.
@@ -119,7 +115,7 @@ def _is_private_group(place: Path, status: os.stat_result) -> bool:
 
 
 def _has_acl(place: Path) -> bool:
-    """Whether the mode's group bits stand for whoever an access control list names."""
+    """Whether the mode's group bits are the mask of an access control list."""
     try:
         return bool(os.getxattr(place, "system.posix_acl_access"))
     except OSError:

@@ -16,7 +16,7 @@ from kt_study.settings import Settings
 
 
 class JobState(StrEnum):
-    """States of a job. docs/job-states.md draws them; `kt_study.store` holds the only transitions."""
+    """States of a job, see docs/job-states.md. Only `kt_study.store` makes transitions."""
 
     BLOCKED = "blocked"
     READY = "ready"
@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ModelRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A pretrained classifier: how to build it, where its weights are, how it wants its images.
+    """A pretrained classifier: how to build it, where its weights are, its preprocessing.
 
     `key` names it by what it computes (architecture, weights, preprocessing), so that equal models share their logits
     whatever they are called. Exactly one of `timm` and `factory` is set.
@@ -59,7 +59,7 @@ class ModelRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DatasetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """An image data set in splits. `key` is the digest of what is in it, not of where it lies."""
+    """An image data set in splits. `key` is the digest of what is in it, not of where it is."""
 
     key: str
     name: str
@@ -150,7 +150,7 @@ class TrainSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PlannedJob(Record, frozen=True, kw_only=True):
-    """A row of work to be. Its identity is (kind, digest of spec); the rest may differ without making another job."""
+    """A job to add. Its identity is (kind, digest of spec); the other fields may differ without making another job."""
 
     kind: str
     spec: dict[str, Any]
@@ -163,7 +163,7 @@ class PlannedJob(Record, frozen=True, kw_only=True):
 
 
 class Claim(Record, frozen=True, kw_only=True):
-    """A job in the hands of a worker: what to do, and the fencing number under which to report it."""
+    """A job that a worker holds: its specification, and the fencing number to report it with."""
 
     job_id: int
     attempt_id: int
@@ -189,7 +189,7 @@ class Progress(Record, frozen=True, kw_only=True):
 
 
 class Failure(Record, frozen=True, kw_only=True):
-    """Why an attempt ended badly. `transient` failures are retried with backoff; others fail the job at once."""
+    """Why an attempt failed. `transient` failures are retried with backoff; others fail the job at once."""
 
     error: str  # class name of the exception
     message: str  # one line

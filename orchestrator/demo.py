@@ -12,7 +12,7 @@ from kt_study.errors import EnvironmentUnusable, KtStudyError
 
 
 def main(folder: Path) -> None:
-    """Run the whole study in `folder`, which may hold an earlier, unfinished run: it goes on from there.
+    """Run the whole study in `folder`, which may hold an earlier, unfinished run: it resumes from there.
 
     Raises:
         EnvironmentUnusable: a command failed; it has said why.

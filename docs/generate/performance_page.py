@@ -101,7 +101,7 @@ def _all_pairs(result: dict[str, Any]) -> str:
 
 
 def ratios(result: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every ratio of a result with its place: what is named so, or lies under what is named so."""
+    """Every ratio of a result with its place: what is named so, or is under what is named so."""
     for key, value in result.items():
         here = (*path, key)
         if isinstance(value, dict):

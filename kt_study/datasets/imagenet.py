@@ -14,7 +14,7 @@ _SYNSET = re.compile(r"^n\d{8}$")
 
 @functools.cache
 def imagenet_synsets() -> tuple[str, ...]:
-    """The 1,000 WordNet ids of ImageNet-1k in the order of its class indices, as timm carries them.
+    """The 1,000 WordNet ids of ImageNet-1k in the order of its class indices, as in timm.
 
     timm is located and not imported, for that would import torch. Raises DataError when it is not installed.
     """
@@ -32,7 +32,7 @@ def class_names_of(folders: list[str], classes: str, root: Path) -> tuple[list[s
         folders: names of the class folders, sorted.
         classes: the study file's choice: auto | imagenet | sorted. `auto` numbers by ImageNet as soon as one folder has
             the form of a WordNet id.
-        root: where the folders lie, for the message.
+        root: where the folders are, for the message.
 
     Raises:
         DataError: a folder that is not one of ImageNet-1k's synsets, where they are wanted.

@@ -65,7 +65,7 @@ def open_store(
         max_attempts: tries after which a transient error is final.
         max_crashes: workers that a job may take down with it before it fails.
         first_backoff_s: pause before the second try; it doubles with each further one.
-        patience_s: how long a call goes on trying while the database is away or busy.
+        patience_s: how long a call keeps retrying while the database is away or busy.
         idle_s: how long an unused connection stays open.
         wait_s: how long to wait, in opening, for a server that does not answer: a user at a terminal would rather know
             at once, a pilot on a node would rather not be lost to a restart.
@@ -90,7 +90,7 @@ def open_store(
 
 
 def __getattr__(name: str) -> Any:
-    """`JobStore`, and with it SQLAlchemy, is loaded by whoever opens a database, and not for help and completion."""
+    """`JobStore`, and with it SQLAlchemy, is imported only when a database is opened, not for help and completion."""
     if name == "JobStore":
         from kt_study.store.jobstore import JobStore
 

@@ -21,8 +21,8 @@ from kt_study.errors import SchemaMismatch
 
 T = TypeVar("T")
 
-# Who finds the SQLite file busy naps for long at first, so that whoever writes goes on with its pages in memory; who has
-# waited for a while naps briefly, so that it does not starve.
+# A process that finds the SQLite file busy sleeps long at first, so that the writer can continue with its pages in memory.
+# One that has waited for a while sleeps briefly, so that it does not starve.
 LONG_NAPS_S, SHORT_NAPS_S, LONG_WAIT_S = (0.008, 0.050), (0.0005, 0.002), 0.06
 QUEUE_S = 0.25  # the longest wait for SQLite's write lock on one connection: a fork waits for it
 SERVER_NAPS_S = (0.05, 1.0)  # the first nap while a server is away, and the longest
@@ -152,7 +152,7 @@ class Database:
         self._engine.dispose()
 
     def before_fork(self) -> None:
-        """Wait until no connection is in use, close the idle ones, and let nobody open another."""
+        """Wait until no connection is in use, close the idle ones, and prevent new ones."""
         deadline = time.monotonic() + FORK_WAITS_S
         self._gate.acquire()
         while self._in_use and time.monotonic() < deadline:

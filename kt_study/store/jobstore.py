@@ -30,28 +30,28 @@ from kt_study.words import Claim, DatasetRecord, Failure, JobState, ModelRecord,
 
 
 class JobStore(Listings, Selections):
-    """Jobs in a database, and the only code that moves them from state to state. docs/job-states.md draws the states.
+    """Jobs in a database. Only this class changes the state of a job; docs/job-states.md shows the states.
 
     Promises:
 
-    * Each method that changes a job is one transaction: it happens whole or not at all, whatever dies in between.
-    * A job is done once, and once more each time that a file it left is wanted and gone (`make_again`; planning a `remake`).
-    * `claim` hands out a fencing number that grows with every claim of the job; `finish`, `fail`,
-      `release` and `heartbeat` count only under the newest one and only while the job runs. A worker that was stopped, cut off
-      or declared dead, and comes back, writes nothing.
+    * Each method that changes a job is one transaction: it takes effect completely or not at all, whatever process dies.
+    * A job is done once, and once more each time that its artefact is needed and missing (`make_again`; planning a `remake`).
+    * `claim` returns a fencing number that grows with every claim of the job; `finish`, `fail`, `release` and `heartbeat`
+      take effect only with the newest one and only while the job runs. A worker that was stopped, disconnected or declared
+      dead, and comes back, writes nothing.
     * A job's result rows are in the database exactly when the job is done.
-    * A job becomes ready when the last job that it needs is done, also when that happens while it is being planned.
-    * A job is planned once, however often, in however many studies and by however many planners at a time.
-    * A released or orphaned attempt is no failure. Attempts that end with a transient error count against
-      `max_attempts`, attempts whose worker died without a word against `max_crashes`.
+    * A job becomes ready when the last job that it needs is done, also if that happens while it is being planned.
+    * A job is added once, even if it is planned repeatedly, in several studies or by concurrent planners.
+    * A released or orphaned attempt is not a failure. Attempts that end with a transient error count against
+      `max_attempts`, attempts whose worker died against `max_crashes`.
     * Times are the database's own. The clocks of the workers' nodes do not matter.
-    * A lease counts only time in which the database was seen to answer: one that was frozen or away while leases ran out
-      takes no job from a live worker.
-    * A method that returned has happened, and survives a crash of the machine. One that raised DatabaseError may have
-      happened, if its answer got lost; calling it again with the same claim does it once.
+    * A lease counts only time in which the database was seen to respond: a database that was frozen or unreachable while
+      leases ran out takes no job from a live worker.
+    * The effect of a method that returned is durable: it survives a crash of the machine. A method that raised DatabaseError
+      may have taken effect, if the answer was lost; calling it again with the same claim has no second effect.
     * Between calls a store holds connections for two seconds at most. It may be used from several threads, and after a fork.
 
-    Every method raises DatabaseError when the database stays away longer than the store's patience.
+    Every method raises DatabaseError if the database is unreachable for longer than `patience_s`.
     """
 
     def __init__(self, opened: Database, *, max_attempts: int, max_crashes: int, first_backoff_s: float) -> None:
@@ -65,7 +65,7 @@ class JobStore(Listings, Selections):
         self._database.close()
 
     def require_single_node(self, nodes: int) -> None:
-        """Refuse SQLite when workers would sit on more than one node. Raises DatabaseError."""
+        """Refuse SQLite if workers would run on more than one node. Raises DatabaseError."""
         database.require_single_node(self._database.address, nodes)
 
     # What a study consists of
@@ -112,25 +112,25 @@ class JobStore(Listings, Selections):
         return [msgspec.json.decode(record, type=DatasetRecord) for record in self._records(tables.datasets)]
 
     def plan(self, study: str, jobs: Iterable[PlannedJob]) -> Planned:
-        """Add jobs to a study: new ones as rows, known ones as shared, cancelled ones and done remakes opened again.
+        """Add jobs to a study: new ones as rows, known ones as shared; cancelled ones and done remakes are reopened.
 
         A need may be planned in the same call, before or after the job that needs it, or be in the database already; one
         that is done blocks nothing. The jobs may come from a generator: a million of them take a few hundred MB here.
 
         Raises:
-            UsageError: an unknown study, or a need that is nowhere. Nothing is added then.
+            UsageError: an unknown study, or a need that does not exist. Nothing is added then.
         """
         return planning.plan(self._database, study, jobs)
 
     # What a worker does
 
     def register(self, worker: WorkerRecord) -> None:
-        """Put a worker process on the list, its first heartbeat included."""
+        """Register a worker process, with its first heartbeat."""
         row = msgspec.to_builtins(worker) | {"started_at": now(), "beat_at": now(), "ended_at": None}
         self._put(tables.workers, "id", [row], "beat_at", "ended_at")
 
     def leave(self, worker_id: str) -> None:
-        """Take a worker process off the list. Its jobs keep their leases until it finishes or releases them."""
+        """Unregister a worker process. Its jobs keep their leases until it finishes or releases them."""
         left = sa.update(tables.workers).where(tables.workers.c.id == worker_id).values(ended_at=now())
         self._database.write(lambda connection: connection.execute(left))
 
@@ -151,14 +151,14 @@ class JobStore(Listings, Selections):
         Args:
             worker_id: who takes them.
             kinds: only jobs of these kinds; None for any.
-            teachers, students: affinity keys of models that this worker has at hand.
+            teachers, students: affinity keys of models that this worker has loaded.
             time_left_s: only jobs whose estimate fits; None for no limit.
             study: only jobs of this study. The time of a claim then grows with the ready jobs of other studies.
             limit: how many; more than one for jobs that are shorter than a claim.
             lease_s: seconds for which they are this worker's, from now and from every heartbeat.
 
         Returns:
-            Possibly fewer than there are: jobs that another worker is just taking are passed over.
+            Possibly fewer than are ready: jobs that another worker is claiming at the moment are skipped.
         """
         request = ClaimRequest(
             worker=worker_id,
@@ -204,7 +204,7 @@ class JobStore(Listings, Selections):
             raise error
 
     def finish_many(self, finished: Sequence[tuple[Claim, Rows]]) -> frozenset[int]:
-        """Finish several jobs in one transaction. Returns the ids of those that were lost and left alone."""
+        """Finish several jobs in one transaction. Returns the ids of those whose lease was lost; they are not changed."""
         if not finished:
             return frozenset()
         return frozenset(error.job_id for error in self._finish(finished))
@@ -214,11 +214,11 @@ class JobStore(Listings, Selections):
         return self._database.write(lambda connection: leases.finish(connection, plain))
 
     def release(self, claim: Claim, *, reason: str) -> None:
-        """Hand a job back, not having tried it: on preemption, at the time limit, when paused. Raises LeaseLost."""
+        """Put a job back to ready without using up an attempt: on preemption, time limit or pause. Raises LeaseLost."""
         self._database.write(lambda connection: leases.release(connection, claim, reason))
 
     def make_again(self, claim: Claim, makers: Iterable[str], *, reason: str) -> None:
-        """Hand a job back whose input is gone or damaged, and have it made again: the job waits for its makers.
+        """Release a job whose input is missing or damaged, and reopen the jobs that make the input: the job waits for them.
 
         Args:
             claim: the job that found it; the attempt does not count.
@@ -237,7 +237,7 @@ class JobStore(Listings, Selections):
         """End an attempt with an error.
 
         Returns:
-            READY when the failure is transient and attempts are left: the job comes again after a pause that doubles with
+            READY if the failure is transient and attempts are left: the job is retried after a backoff that doubles with
             each attempt. FAILED otherwise.
 
         Raises:

@@ -179,7 +179,7 @@ def make_again(connection: sa.Connection, claim: Claim, digests: Iterable[str], 
 
 
 def _refuse_endless(connection: sa.Connection, claim: Claim, reason: str) -> None:
-    """Refuse the eleventh wait in a row; a retry by hand after that failure begins to count anew. Raises DataError."""
+    """Refuse the eleventh wait in a row; a retry by hand after that failure restarts the count. Raises DataError."""
     failed = past_attempts.alias()
     last_failure = sa.select(sa.func.coalesce(sa.func.max(failed.c.fence), 0)).where(
         failed.c.job_id == claim.job_id, failed.c.outcome == "failed"

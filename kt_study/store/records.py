@@ -10,7 +10,7 @@ from kt_study.words import JobState, Progress, Record
 
 
 class WorkerRecord(Record, frozen=True, kw_only=True):
-    """One worker process, as it introduces itself. `id` must differ between any two processes, also after a restart."""
+    """One worker process, as it registers. `id` must differ between any two processes, also after a restart."""
 
     id: str
     host: str
@@ -21,7 +21,7 @@ class WorkerRecord(Record, frozen=True, kw_only=True):
 
 
 class ClaimRequest(Record, frozen=True, kw_only=True):
-    """What a worker asks for in one claim; see `JobStore.claim`. Empty tuples and None are no condition."""
+    """What a worker asks for in one claim; see `JobStore.claim`. Empty tuples and None mean no condition."""
 
     worker: str
     kinds: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Planned(Record, frozen=True, kw_only=True):
 
 
 class HeartbeatReply(Record, frozen=True, kw_only=True):
-    """What a heartbeat brings back: ids of jobs, each in at most one of `lost` and `paused`."""
+    """The reply to a heartbeat: ids of jobs, each in at most one of `lost` and `paused`."""
 
     lost: frozenset[int] = frozenset()  # no longer this worker's; stop, write nothing (cancelled ones among them)
     cancelled: frozenset[int] = frozenset()  # lost because the user cancelled them
@@ -50,7 +50,7 @@ class HeartbeatReply(Record, frozen=True, kw_only=True):
 
 
 class Selection(Record, frozen=True, kw_only=True):
-    """Which jobs: those that fit every field that is given. An empty selection is every job of the database."""
+    """A filter of jobs: those that match every given field. An empty selection is every job of the database."""
 
     study: str | None = None
     kind: str | None = None
@@ -61,7 +61,7 @@ class Selection(Record, frozen=True, kw_only=True):
 
 
 class AttemptRow(Record, frozen=True, kw_only=True):
-    """One try at a job, numbered by its fencing number."""
+    """One attempt of a job, numbered by its fencing number."""
 
     fence: int
     worker: str
@@ -101,8 +101,8 @@ class JobRow(Record, frozen=True, kw_only=True):
     teacher: str | None
     student: str | None
     needs_open: int
-    attempts_used: int  # tries that count towards the limit
-    crashes: int  # tries that ended without a word
+    attempts_used: int  # attempts that count towards the limit
+    crashes: int  # attempts whose worker died
     fence: int
     not_before: float
     worker: str | None  # who runs it, or ran it last
@@ -129,7 +129,7 @@ class FailureGroup(Record, frozen=True, kw_only=True):
 
 
 class Outlook(Record, frozen=True, kw_only=True):
-    """How much work there is. A pilot that finds nothing to claim waits if `ready_later` or `running`, else leaves."""
+    """How much work there is. A pilot that finds nothing to claim waits if `ready_later` or `running`, else exits."""
 
     ready_now: int = 0
     ready_later: int = 0  # backing off
@@ -143,7 +143,7 @@ class Outlook(Record, frozen=True, kw_only=True):
 
 
 class Pace(Record, frozen=True, kw_only=True):
-    """How fast a study goes. `eta_s` is None while nothing was done lately, or nothing is left that can be done."""
+    """The rate of a study. `eta_s` is None if no job was done recently, or no job is left that can run."""
 
     jobs_per_s: float = 0.0
     eta_s: float | None = None

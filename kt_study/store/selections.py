@@ -39,7 +39,7 @@ def condition(selection: Selection) -> sa.ColumnElement[bool]:
 
 
 def _wanted_elsewhere(study: str, *, unpaused: bool = False) -> sa.ColumnElement[bool]:
-    """Whether another study still wants the job, which then goes on for it."""
+    """Whether another study still needs the job, which then continues for it."""
     others = sa.select(study_jobs.c.job_id).join(studies, studies.c.id == study_jobs.c.study_id)
     others = others.where(study_jobs.c.job_id == jobs.c.id, studies.c.name != study, ~studies.c.cancelled)
     return (others.where(~studies.c.paused) if unpaused else others).correlate(jobs).exists()
@@ -70,7 +70,7 @@ class Selections(Store):
     def cancel(self, connection: sa.Connection, selection: Selection) -> int:
         """Open and failed jobs to cancelled; workers that run them learn it with their next heartbeat. Returns how many.
 
-        Selected by study, a job that another study still wants stays open. Planning opens cancelled jobs again.
+        Selected by study, a job that another study still needs stays open. Planning opens cancelled jobs again.
         """
         _mark_study(connection, selection, cancelled=True)
         terms = [condition(selection), jobs.c.state.in_(UNFINISHED)]
@@ -82,7 +82,7 @@ class Selections(Store):
 
     @reads
     def unfinished(self, connection: sa.Connection, study: str) -> list[tuple[int, str]]:
-        """(id, digest) of the study's jobs that are open or failed, less those that another study still wants."""
+        """(id, digest) of the study's jobs that are open or failed, without those that another study still needs."""
         wanted = sa.select(jobs.c.id, jobs.c.digest).where(of_study(study), jobs.c.state.in_(UNFINISHED))
         wanted = wanted.where(~_wanted_elsewhere(study)).order_by(jobs.c.id)
         return [(job_id, digest) for job_id, digest in connection.execute(wanted)]

@@ -27,7 +27,7 @@ _NAME = re.compile(r"job-[0-9]{9,}-[0-9]+\.json")
 class Spool:
     """A folder of results waiting for the database, one file for each claim.
 
-    Several workers may share the folder, and several may drain it at once: a result counts once whoever delivers it. A
+    Several workers may share the folder, and several may drain it at once: a result counts once, whichever worker delivers it. A
     worker that keeps sending heartbeats for a spooled claim keeps its lease; otherwise the job may be done again by another,
     and the spooled result is set aside in `rejected/`.
     """

@@ -115,7 +115,7 @@ def log_of(job: JobRow) -> str:
     """The log of the worker that had the job last.
 
     Raises:
-        UsageError: nobody has tried the job, or the log is not readable from here.
+        UsageError: the job has no attempt yet, or the log is not readable from here.
     """
     if not job.attempts:
         raise UsageError(f"job {job.id} has not been tried yet: {job.why}")

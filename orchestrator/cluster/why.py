@@ -55,9 +55,9 @@ def why(job_id: int, store: JobStore, study: str, files: LaunchFiles) -> str:
 
 
 def path_to_cause(job: JobRow, fetch: Callable[[int], JobRow]) -> list[JobRow]:
-    """From a job through those it waits for to the one that holds everything up: the gravest there is.
+    """From a job through those it waits for to the one that blocks it: the most severe one.
 
-    A failed or cancelled job comes first, since nothing goes on without somebody's help; then a paused one; then one
+    A failed or cancelled job comes first, since it needs the user's action; then a paused one; then one
     that is ready, and one that runs. At most `LOOKED_AT` jobs are fetched.
 
     Args:
@@ -139,7 +139,7 @@ class _Scene:
 
 
 def _without_worker(job: JobRow, scene: _Scene) -> str:
-    """Why nobody takes a ready job."""
+    """Why no worker claims a ready job."""
     if not scene.workers:
         return _nobody_works(job, scene)
     if not any(scene.takes(worker, job) for worker in scene.workers):

@@ -51,7 +51,7 @@ class Cost(Record, frozen=True):
     complementarity_pairs: int
     complementarity_models: int  # distinct models among those pairs
     transfer_pairs: int  # different pairs of one teacher and one student
-    pairs_by_objective: dict[str, int]  # a team of several teachers counts as one pair
+    pairs_by_objective: dict[str, int]  # a set of several teachers counts as one pair
     objectives: int
     runs: int  # transfers asked for
     transfers: int  # jobs of kind transfer: the runs of one teacher, and the stages and parts of the others

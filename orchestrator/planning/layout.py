@@ -67,7 +67,7 @@ class Layout:
         self._models.update((model.key, model) for model in models)
 
     def take(self, jobs: Iterable[PlannedJob], others: Iterable[ModelRecord]) -> None:
-        """Jobs that were laid out elsewhere, and the models that they name."""
+        """Jobs that were created elsewhere, and the models that they name."""
         self.jobs.update((job.digest, job) for job in jobs)
         self._add_others(others)
 

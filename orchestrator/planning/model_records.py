@@ -64,7 +64,7 @@ def study_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digests
     """The models of the `timm` and `listed` universes, sorted by name.
 
     Raises:
-        StudyFileError, UnknownModelError, WeightsError: an incomplete table, a name nobody knows, a missing file.
+        StudyFileError, UnknownModelError, WeightsError: an incomplete table, an unknown name, a missing file.
         UsageError: filters that leave nothing.
     """
     section = study.models
@@ -107,7 +107,7 @@ def _is_made_here(record: ModelRecord) -> bool:
 
 
 def predicted_models(study: StudyFile, dataset: DatasetRecord) -> list[ModelRecord]:
-    """The models whose predictions lie in a `predictions` data set, one for each file, sorted by name.
+    """The models whose predictions are in a `predictions` data set, one for each file, sorted by name.
 
     A file that is named as a model of timm's gets that model's family and size; of others nothing is known.
     """

@@ -84,7 +84,7 @@ class Plan:
         return Counter(job.kind for job in self.jobs.values())
 
     def pairs_by_objective(self) -> dict[str, int]:
-        """Different (data set, student, teachers) for each objective; a team of teachers counts as one."""
+        """Different (data set, student, teachers) for each objective; a set of teachers counts as one."""
         pairs: dict[str, set[tuple[str, str, tuple[str, ...]]]] = {}
         for run in self.runs:
             pairs.setdefault(run.objective, set()).add((run.dataset, run.student, tuple(sorted(run.teachers))))

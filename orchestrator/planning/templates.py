@@ -7,14 +7,14 @@ from pathlib import Path
 from kt_study.errors import DataError
 
 _DIGITS = """\
-# A study of kt-study. Every key is explained in docs/study-file.md; flags win over this file.
+# A kt-study study. docs/study-file.md explains every key; command-line options override this file.
 
 [study]
-name = "digits"                # also the key under which `plan` is idempotent
+name = "digits"                # planning the same name again adds only new jobs
 seed = 0                       # of pairs, views and training order
 
 [dataset]
-kind = "digits"                # 1,797 handwritten digits that scikit-learn carries; nothing to download
+kind = "digits"                # the 1,797 handwritten digits of scikit-learn; nothing to download
 
 [models]
 universe = "digits-zoo"        # twelve small classifiers that the study trains first
@@ -24,7 +24,7 @@ pairs = 132                    # every ordered pair of twelve models
 models = 12
 
 [transfer]
-pairs = 24                     # sampled from students x teachers, for each objective
+pairs = 24                     # sampled from students x teachers, per objective
 students = ["*"]               # globs over the models
 teachers = ["*"]
 objectives = ["kl", "kl_dp"]
@@ -36,10 +36,10 @@ augment = "none"               # a mirrored digit is another digit
 """
 
 _IMAGENET = """\
-# The study of the paper (arXiv 2310.17653). Every key is explained in docs/study-file.md; flags win over this file.
+# The study of the paper (arXiv 2310.17653). docs/study-file.md explains every key; command-line options override this file.
 
 [study]
-name = "paper"                 # also the key under which `plan` is idempotent
+name = "paper"                 # planning the same name again adds only new jobs
 seed = 0                       # of pairs, subsets, views and training order
 
 [dataset]
@@ -57,7 +57,7 @@ pairs = 466                    # Section 3
 models = 301
 
 [transfer]
-pairs = 400                    # Section 5.1, for each objective; `plan --preset paper-10pct` takes the paper's own list
+pairs = 400                    # Section 5.1, per objective; `plan --preset paper-10pct` uses the paper's own list
 objectives = ["kl", "kl_dp"]
 epochs = 20
 batch_size = 128

@@ -42,7 +42,7 @@ class StudyTransfers:
 
         Raises:
             UsageError: an unknown objective, settings that clash, or transfers where none can be.
-            PairsError: more pairs than exist, or too few teachers for a team.
+            PairsError: more pairs than exist, or too few teachers for a set.
         """
         settings = {objective: self._settings(objective) for objective in self._study.transfer.objectives}
         wanted = self._wanted()
@@ -100,7 +100,7 @@ class StudyTransfers:
         )
 
     def _team_runs(self, mode: str, settings: dict[str, list[Settings]]) -> list[TransferSpec]:
-        """One run for each student, its team, and each objective that the mode makes sense for."""
+        """One run for each student, its set of teachers, and each objective that the mode makes sense for."""
         points = [
             (objective, replace(point, multi_teacher=mode, teacher_order=self._order))
             for objective in self._fitting(mode, settings)
@@ -136,7 +136,7 @@ class StudyTransfers:
         return [objective for objective in settings if objective not in refused]
 
     def _teams(self) -> Iterator[tuple[ModelRecord, list[ModelRecord]]]:
-        """For each student, its team of teachers: a draw without replacement, by a hash of the names."""
+        """For each student, its set of teachers: a draw without replacement, by a hash of the names."""
         size, seed = self._study.transfer.teachers_per_student, self._study.study.seed
         for student in self._students:
             others = [teacher for teacher in self._teachers if teacher.key != student.key]

@@ -92,7 +92,7 @@ def collect(
         out: the results folder.
         study: collect this study only; all of them when None.
         folder: the study folder, which holds the files of `all_pairs` jobs; the folder of `out` when None.
-        progress: told of every part written.
+        progress: called for every part written.
 
     Raises:
         UsageError: no study of that name, or files of others lie where the parts would go.

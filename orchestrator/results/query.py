@@ -46,7 +46,7 @@ _WORDS = re.compile(rf"(?P<quoted>{_QUOTED})|{_PARAMETER.pattern}|%", re.DOTALL)
 _PART = re.compile(r"\{(?P<name>[a-z]+)\}")  # a file of sql/queries/parts, or the settings that tell results apart
 _NAME = re.compile(r"^[a-z][a-z0-9-]*$")
 
-_STEPS = 10_000  # of SQLite's virtual machine, between two looks at the clock: less than a millisecond
+_STEPS = 10_000  # of SQLite's virtual machine, between two checks of the clock: less than a millisecond
 _SQLITE_READS = {
     sqlite3.SQLITE_SELECT,
     sqlite3.SQLITE_READ,

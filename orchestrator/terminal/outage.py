@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 TRY_AGAIN_S = 5.0
 PATIENCE_S = 5.0
-"""How long the calls of a store go on trying by themselves, before the user is told that the database is away."""
+"""How long the calls of a store retry by themselves, before the user is told that the database is away."""
 
 
 def waited_for(step: Callable[[], T], say: Callable[[str], None] = lambda line: click.echo(line, err=True)) -> T:
@@ -25,7 +25,7 @@ def waited_for(step: Callable[[], T], say: Callable[[str], None] = lambda line: 
 
     Args:
         step: harms nothing when it is done again after it failed anywhere in its middle.
-        say: told when the database went away, and when it is back.
+        say: called when the database goes away, and when it is back.
 
     Raises:
         NothingPlanned, SchemaMismatch: it answers, and waiting does not help.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kt_study.database import parse_url, sqlite_url
+from kt_study.database import files_of, parse_url, sqlite_url
 from kt_study.paths import StudyPaths
 from kt_study.study import StudyFile, read_study
 from kt_study.trust import require_own, require_own_study
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 STUDY_FILE = Path("study.toml")
-"""The study file of a command that is not told another one."""
+"""The default study file of a command."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Surroundings:
         """`--db`, else KT_STUDY_DB, else the study file's, else the SQLite file in the study folder.
 
         Raises:
-            UntrustedFile: it stands in a study file that somebody else may write.
+            UntrustedFile: it is in a study file that another account can write.
         """
         given = self.db_flag or os.environ.get("KT_STUDY_DB")
         if not given and self.study.study.database:
@@ -68,7 +68,7 @@ class Surroundings:
     def require_own(self) -> None:
         """Refuse a study that others may write, before anything of it is run. Raises UntrustedFile."""
         require_own(self.study_path, self.folder)
-        require_own_study(self.folder, parse_url(self.database_url))
+        require_own_study(self.folder, *files_of(parse_url(self.database_url)))
 
     def store(self, *, create: bool = False, waits: bool = False) -> JobStore:
         """The job store.

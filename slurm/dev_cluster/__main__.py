@@ -5,7 +5,7 @@
     slurm/dev-cluster down [DAEMON...]  stop it, or only the daemons named (up starts them again)
 
 Three nodes (node1 to node3; 4 CPUs, 8 GiB and 2 fake GPUs each), the partitions gpu, low and high, slurmdbd on a
-MariaDB of its own. Everything lies under one directory: --dir, else KT_STUDY_DEV_CLUSTER, else in the user's state.
+MariaDB of its own. Everything is under one directory: --dir, else KT_STUDY_DEV_CLUSTER, else in the user's state.
 Exit codes: 0 done, 1 it failed, 2 wrong usage, 3 the machine cannot have one, or (status) something is down.
 """
 
@@ -88,13 +88,17 @@ def default_directory() -> Path:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="slurm/dev-cluster", description=(__doc__ or "").partition("\n")[0])
     directory = argparse.ArgumentParser(add_help=False)
-    directory.add_argument("--dir", type=Path, default=default_directory(), help="holds all (default: %(default)s)")
+    directory.add_argument(
+        "--dir", type=Path, default=default_directory(), help="folder of all files (default: %(default)s)"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     up_parser = commands.add_parser("up", parents=[directory], help="start it, or repair it")
     up_parser.add_argument("--install", action="store_true", help="apt-get install what is missing first")
-    status_parser = commands.add_parser("status", parents=[directory], help="what runs; exits 3 if something does not")
-    status_parser.add_argument("--json", action="store_true", help="for programs")
-    down_parser = commands.add_parser("down", parents=[directory], help="stop it; the accounting data stay")
+    status_parser = commands.add_parser(
+        "status", parents=[directory], help="show what runs; exit code 3 if something does not"
+    )
+    status_parser.add_argument("--json", action="store_true", help="output as JSON")
+    down_parser = commands.add_parser("down", parents=[directory], help="stop it; the accounting data are kept")
     down_parser.add_argument("daemons", nargs="*", metavar="DAEMON", help=f"only these: {', '.join(DAEMONS)}")
     given = parser.parse_args()
     if unknown := set(getattr(given, "daemons", [])) - set(DAEMONS):

@@ -76,7 +76,7 @@ def create_database(cluster: Cluster, user: str) -> None:
 
 
 def free_ports(cluster: Cluster, count: int) -> list[int]:
-    """Consecutive ports of the loopback address that nobody uses; each directory begins its search elsewhere."""
+    """Consecutive free ports of the loopback address; each directory starts its search at a different port."""
     blocks = [range(first, first + count) for first in range(FIRST_PORT, LAST_PORT, count)]
     here = zlib.crc32(str(cluster.root).encode()) % len(blocks)
     for ports in blocks[here:] + blocks[:here]:

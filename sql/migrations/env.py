@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the engine that `kt_study.database.migrate` hands over, one at a time.
+"""Alembic's entry: runs the migrations on the engine that `kt_study.database.migrate` passes, one at a time.
 
 `make migration` writes a new one.
 """

@@ -65,7 +65,7 @@ def prepare_beton(
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> BetonManifest:
-    """Write the beton of one split, or go on where an interrupted run stopped, or find it finished.
+    """Write the beton of one split, or resume where an interrupted run stopped, or find it finished.
 
     Args:
         dataset, split: what to write.

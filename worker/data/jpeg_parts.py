@@ -58,7 +58,7 @@ def restart_interval(width: int) -> int:
 
 @compiled
 def part_around(stored: Bytes, height: Int, width: Int, box: Box) -> tuple[Bytes, Box]:
-    """A small part of a JPEG from which a box can be decoded, and where it lies in the image.
+    """A small part of a JPEG from which a box can be decoded, and where it is in the image.
 
     The box's pixels decoded from the part are, to the bit, those decoded from the whole.
 

@@ -34,7 +34,7 @@ _RENDER_BATCH = 256  # images per batch when a whole split is rendered
 
 
 class Views(Protocol):
-    """One split as one model wants to see it."""
+    """One split with the preprocessing of one model."""
 
     @property
     def n(self) -> int:

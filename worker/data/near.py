@@ -17,7 +17,7 @@ from kt_study.database import NETWORK_FILE_SYSTEMS, file_system
 
 @functools.cache
 def near(file: Path) -> Path:
-    """`file` itself where it lies on this machine's disk, else a copy in the node's scratch folder.
+    """`file` itself where it is on this machine's disk, else a copy in the node's scratch folder.
 
     The scratch folder is SLURM_TMPDIR, else TMPDIR, else /tmp. The copy has no name there, only this process's handle,
     so that its space is free again when the process ends, however it ends. Where it does not fit, the file itself is
@@ -28,7 +28,7 @@ def near(file: Path) -> Path:
 
 
 def nearby(table: NDArray[Any]) -> NDArray[Any]:
-    """A whole .npy file mapped into memory, as a copy on this machine where it lies on another's disk.
+    """A whole .npy file mapped into memory, as a copy on this machine where it is on another's disk.
 
     The copy, as of `near`, goes with the array. Any other array is returned as it is.
     """

@@ -47,18 +47,18 @@ class Records(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """What the one who launched the workers chose for this machine; no result depends on it beyond rounding."""
+    """Options of the launch for this machine; they change results by rounding at most."""
 
     eval_batch_size: int = 64
     loader_workers: int = 0
     checkpoint_every_s: float = 300.0
     cuda_graphs: bool = False
-    resident: bool = True  # logits and images that fit may lie on the device; False after memory ran out
+    resident: bool = True  # logits and images that fit may be kept on the device; False after memory ran out
 
 
 @dataclass(kw_only=True)
 class JobContext:
-    """Handed to a job kind's `run`."""
+    """The context that a job kind's `run` receives."""
 
     claim: Claim
     records: Records

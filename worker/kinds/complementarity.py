@@ -53,7 +53,7 @@ def validation_pass(dataset: DatasetRecord, model: ModelRecord, context: JobCont
 def similarity_of(
     dataset: DatasetRecord, class_names: list[str], provider: str, context: JobContext
 ) -> ClassSimilarity | None:
-    """How alike the classes are; computed once per worker, data set and provider.
+    """Class similarities, computed once per worker, data set and provider.
 
     Raises:
         UsageError: the provider cannot be used on this machine.

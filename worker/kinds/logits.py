@@ -20,7 +20,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
     """Make sure that the pass is cached. The evaluation view of `val` also gives a row of `evaluations`.
 
     Raises:
-        Stopped: asked to stop; the next attempt goes on from the last saved batch.
+        Stopped: asked to stop; the next attempt resumes from the last saved batch.
         DataError, WeightsError, UnknownModelError, DiskError: see `worker.logits.forward.cached_logits`.
     """
     what = msgspec.convert(spec, LogitsSpec)

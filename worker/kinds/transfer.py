@@ -150,7 +150,7 @@ def student_model(record: ModelRecord, context: JobContext) -> nn.Module:
 
 
 def evaluation_pictures(opened: OpenedTransfer, context: JobContext) -> Views:
-    """The validation split as the student wants to see it."""
+    """The validation split with the student's preprocessing."""
     return evaluation_views(
         opened.dataset,
         "val",

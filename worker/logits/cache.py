@@ -31,7 +31,7 @@ class LogitsCache:
         self._paths = paths
 
     def open(self, spec: LogitsSpec, *, make_again: Callable[[], object] | None = None) -> CachedLogits | None:
-        """The entry of this specification, or None when there is none or it is torn or altered.
+        """The entry of this specification, or None if it is missing, incomplete or altered.
 
         Checksums are computed at the first opening of an entry in a process, sizes at every one.
 
@@ -45,7 +45,7 @@ class LogitsCache:
             return None
         try:
             stamp = _stamp(folder)
-        except FileNotFoundError:  # somebody is just deleting it
+        except FileNotFoundError:  # it is being deleted
             return None
         if problem_of(folder, manifest, deep=stamp not in _verified):
             return None
@@ -68,7 +68,7 @@ class LogitsCache:
         Args:
             spec: which forward pass.
             n: samples of the split.
-            fill: does the work; when it raises Stopped after `writer.save()`, the next maker goes on from there.
+            fill: does the work; when it raises Stopped after `writer.save()`, the next maker resumes from there.
             waiting: called while another process makes the entry; may raise to give up.
             make_again: see `CachedLogits`.
 

@@ -25,7 +25,7 @@ class CachedLogits:
             folder: of the entry.
             manifest: what it holds.
             make_again: brings back the files of an entry that was whole when it was opened and is not any more: deleted
-                by `cache gc` or by hand, or cut short. None: whoever reads it sees the error.
+                by `cache gc` or by hand, or cut short. None: the reader sees the error.
         """
         self.folder = folder
         self.manifest = manifest

@@ -13,7 +13,7 @@ from kt_study.errors import DiskError
 from kt_study.files import NO_LOCKS, make_folder
 
 POLL_S = 0.2
-"""Seconds between two looks at a lock that another process holds."""
+"""Seconds between two checks of a lock that another process holds."""
 
 
 @contextmanager

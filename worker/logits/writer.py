@@ -29,7 +29,7 @@ class EntryWriter:
         Args:
             folder: of the unfinished entry; what an earlier maker saved there is gone on with.
             n: rows of the finished entry.
-            resume: False to start afresh.
+            resume: False to start from the beginning.
 
         Raises:
             DiskError: the folder cannot be made.
@@ -53,7 +53,7 @@ class EntryWriter:
         self.rows += len(next(iter(columns.values())))
 
     def save(self) -> None:
-        """Make the rows so far survive this process, for another maker to go on from. Raises DiskError."""
+        """Make the rows so far survive this process, for another maker to resume from. Raises DiskError."""
         with _disk_errors(self.folder):
             self._close()
             write_bytes(self.folder / _PROGRESS, json.dumps({_SAVED: self.rows, "n": self.n}).encode())

@@ -47,7 +47,7 @@ def check_similarity(similarity: Floats, n_classes: int) -> None:
 def average_similarity(similarity: Floats) -> float:
     """Mean over all pairs of different classes; nan for a single class.
 
-    nan too where several pairs are all equally alike: no set of classes can stand out, and rounding would seem to.
+    nan too where several pairs are all equally similar: no set of classes can stand out, and rounding would seem to.
     """
     if len(similarity) > 2 and float(np.ptp(_off_diagonal(similarity))) < _SAME:
         return float("nan")
@@ -65,7 +65,7 @@ def top_similarity(flips: Counts, similarity: Floats) -> dict[str, float]:
 
     Returns:
         `top2_similarity`, ... for 2, 5, 20 and 50: % above the average, negative below; nan for fewer than two classes, and where
-        all classes are equally alike.
+        all classes are equally similar.
     """
     average = average_similarity(similarity)
     return {

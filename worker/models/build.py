@@ -252,7 +252,7 @@ def _factory_model(record: ModelRecord, paths: StudyPaths) -> nn.Module:
 
 
 def _require_own_module(name: str, folder: Path) -> None:
-    """Refuse a module of the study folder that somebody else may write. Raises UntrustedFile."""
+    """Refuse a module of the study folder that another account can write. Raises UntrustedFile."""
     with suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(name.partition(".")[0])
         if spec and spec.origin and Path(spec.origin).is_relative_to(folder):
@@ -264,7 +264,7 @@ def _importable(folder: Path) -> Iterator[None]:
     """Let the study folder's modules be imported for a while, after everything installed, and leave no bytecode there.
 
     Raises:
-        UntrustedFile: somebody else may write to that folder.
+        UntrustedFile: another account can write to that folder.
     """
     require_own(folder, folder)
     bytecode = sys.dont_write_bytecode
@@ -321,7 +321,7 @@ def _require_plausible(checkpoint: Path) -> None:
 
     Raises:
         WeightsError: they inflate to more than twice the file.
-        zipfile.BadZipFile: the directory is torn.
+        zipfile.BadZipFile: the directory is incomplete.
     """
     with zipfile.ZipFile(checkpoint) as archive:
         inflated = sum(member.file_size for member in archive.infolist())

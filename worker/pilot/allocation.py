@@ -65,7 +65,7 @@ class Allocation:
         return f"{self.node}-{middle}-{uuid.uuid4().hex[:8]}"
 
     def earlier_runs(self, workers: Iterable[WorkerRow]) -> list[str]:
-        """Those of the workers that Slurm ended without a word when it requeued this job."""
+        """The workers that Slurm killed when it requeued this job."""
         return [
             worker.id
             for worker in workers

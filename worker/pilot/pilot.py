@@ -289,7 +289,7 @@ class Pilot:
         else:
             self._untold.pop(claim, None)
             log.warning("job %d: the database is away; its result waits in %s", claim.job_id, self.spool.folder)
-            self._spooled.append(claim)  # and its lease is kept, so that nobody does it again
+            self._spooled.append(claim)  # and its lease is kept, so that no other worker runs it again
 
     def _deliver(self) -> None:
         """Tell the database of the jobs that ended while it was away."""
@@ -398,7 +398,7 @@ class Pilot:
             self.stop.make("the loss of its GPU")
 
     def _tell(self) -> None:
-        """Whoever wants to know of the study's first failure or its end; not while a signal leaves seconds only."""
+        """Send notifications of the study's first failure or its end; not while a signal leaves only seconds."""
         if self.options.study and not self.stop.made:
             notify.look(self.store, self.options.study, self.options.files)
 
@@ -438,7 +438,7 @@ class Pilot:
     def _leave(self) -> None:
         try:
             self._deliver()
-            for claim in list(self._untold):  # nobody will tell of them now: somebody has to do them again
+            for claim in list(self._untold):  # their results cannot be reported any more: they have to run again
                 self.store.release(claim, reason="its end could not be told to the job database")
             self.store.leave(self.name)
         except (LeaseLost, DatabaseError) as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kt_study.database import parse_url
+from kt_study.database import files_of, parse_url
 from kt_study.errors import DatabaseError, DiskError, EnvironmentUnusable, UntrustedFile
 from kt_study.files import write_private
 from kt_study.pilots import PilotOptions, Probe, ProbeExit
@@ -41,7 +41,7 @@ class ProbeFailed(Exception):
 def open_database(options: PilotOptions, allocation: Allocation, stop: StopRequest) -> JobStore:
     """The job store; under Slurm tried for some seconds.
 
-    Whoever may write the study folder or the database says which code a pilot runs: nobody else may.
+    An account that can write the study folder or the database determines which code a pilot runs: only the caller may.
 
     Raises:
         ProbeFailed: no database; or others may write what is needed.
@@ -50,7 +50,7 @@ def open_database(options: PilotOptions, allocation: Allocation, stop: StopReque
     while True:
         try:
             url = options.database_url()
-            require_own_study(options.paths.root, parse_url(url))
+            require_own_study(options.paths.root, *files_of(parse_url(url)))
             return open_store(url)
         except UntrustedFile as error:
             raise ProbeFailed(ProbeExit.UNTRUSTED, str(error)) from error

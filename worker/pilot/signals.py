@@ -46,7 +46,7 @@ class StopRequest:
         return self._made
 
     def listen(self) -> None:
-        """Take over the stop signals from whoever had them (submitit among them). Main thread only.
+        """Take over the stop signals from earlier handlers, such as submitit's. Main thread only.
 
         SIGCONT is ignored: Slurm sends it together with SIGTERM, and alone it means nothing.
         """

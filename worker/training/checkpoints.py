@@ -46,7 +46,7 @@ def save_checkpoint(path: Path, job: str, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path, job: str, device: torch.device) -> dict[str, Any] | None:
     """The state saved at `path`, its tensors on `device`; None when there is none that can be trusted.
 
-    A file that is torn, altered or another job's is removed, with a warning: the run starts afresh.
+    An incomplete or altered file, or one of another job, is deleted with a warning: the run starts from the beginning.
     """
     try:
         content = path.read_bytes()

@@ -36,7 +36,7 @@ log = logging.getLogger("kt-study.worker")
 REPORT_EVERY_S = 2.0
 
 CHECK_EVERY = 50
-"""Steps between two looks at the device for a loss that is not finite, each of which waits for it once. Counted in
+"""Steps between two checks of the device for a loss that is not finite, each of which waits for it once. Counted in
 steps and not in seconds: batch norm goes on counting batches until the look, so that its place must not depend on the
 machine."""
 
@@ -104,7 +104,7 @@ class TransferLoop:
         feed: the transfer set.
         validation: where accuracy is measured.
         seed: of the order, dropout and negatives.
-        hooks: checkpoints, progress and the wish to stop.
+        hooks: checkpoints, progress and stop requests.
     """
 
     def __init__(

@@ -269,7 +269,7 @@ def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
 
 
 def _arm(here: Surroundings, store: JobStore) -> None:
-    """Leave the pilots word of who wants a message, as the study file says."""
+    """Write the notification settings of the study file for the pilots."""
     channels = notify.channels_of(here.study.notify, here.folder)
     notify.arm(LaunchFiles(root=here.folder), here.name, channels, store.outlook(here.name))
 

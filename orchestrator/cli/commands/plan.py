@@ -122,7 +122,7 @@ def _typed(preset_name: str | None, wishes: Wishes, grid: tuple[str, ...], recom
 
 
 def _put_down(plan: Plan, sources: Sources, store: JobStore | None, command: str | None) -> dict[str, Any]:
-    """Write the plan, or look what that would do where `command` is None. Returns what there is to say of it."""
+    """Write the plan, or only compute what that would do if `command` is None. Returns the numbers to print."""
     from kt_study.store import Planned
     from orchestrator.planning import foreseen, plan_cost, write_plan
 

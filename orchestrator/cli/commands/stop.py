@@ -59,7 +59,7 @@ def command(ctx: click.Context, here: Surroundings) -> None:
 
 
 def _left(here: Surroundings) -> list[str]:
-    """Workers that are there after our patience, in words."""
+    """Text about the workers that have not exited in time."""
     limit = time.monotonic() + PATIENCE_S
     while (left := _present(here)) and time.monotonic() < limit:
         time.sleep(LOOK_EVERY_S)
@@ -85,7 +85,7 @@ def _present(here: Surroundings) -> list[str]:
 
 
 def _ended_by_slurm(live: list[WorkerRow]) -> list[WorkerRow]:
-    """Those whose Slurm job is not in the queue any more: Slurm may have ended them before they could say goodbye."""
+    """Workers whose Slurm job has left the queue: Slurm may have killed them before they could report their end."""
     from orchestrator.cluster.slurm.listing import queue
 
     on_slurm = [worker for worker in live if worker.slurm_job]

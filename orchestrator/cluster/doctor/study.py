@@ -100,7 +100,7 @@ def database(url: str, *, has_slurm: bool = False) -> Iterator[Finding]:
 
 
 def _server(address: Address) -> str:
-    """The database's kind, version and place, without a look at its tables. Raises DatabaseError."""
+    """The database's kind, version and place, without reading its tables. Raises DatabaseError."""
     import psycopg
 
     from kt_study.database import unreachable

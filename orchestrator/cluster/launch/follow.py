@@ -40,7 +40,7 @@ class Crew(Protocol):
     """The workers of one study, wherever they run."""
 
     def is_alone(self) -> bool:
-        """Whether nobody is at work or on the way."""
+        """Whether no worker is active or queued."""
         ...
 
     def tend(self) -> None:

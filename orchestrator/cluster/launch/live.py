@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def live_workers(store: JobStore, options: PilotOptions) -> list[WorkerRow]:
     """Workers of a study that have not left and still beat; of those here whose process is gone, the jobs are freed.
 
-    Studies may share a database: whose log lies in another study's folder works for that one.
+    Studies may share a database: whose log is in another study's folder works for that one.
     """
     working = store.workers(alive_within_s=alive_within_s(options.lease_s))
     here = [worker for worker in working if worker.host == socket.gethostname() and not worker.slurm_job]
@@ -58,7 +58,7 @@ def missing_workers(store: JobStore, study: str, wanted: int, present: int) -> i
     """How many workers to add to the `present` ones: no more than wanted in all, and no more than there are open jobs."""
     outlook = store.outlook(study)
     if not (outlook.ready_now or outlook.ready_later or outlook.running):
-        return 0  # the blocked ones wait for what nobody runs
+        return 0  # the blocked ones wait for jobs that no worker runs
     work = outlook.ready_now + outlook.ready_later + outlook.blocked + outlook.running
     return max(0, min(wanted, work) - present)
 

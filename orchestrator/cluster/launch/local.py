@@ -105,7 +105,7 @@ def start_local_workers(options: PilotOptions, count: int, *, first: int = 0) ->
     Raises:
         DiskError: the disk is full.
         EnvironmentUnusable: the processes could not be started.
-        DiskError, UntrustedFile: the folder of their logs cannot be made, or is somebody else's.
+        DiskError, UntrustedFile: the folder of their logs cannot be made, or belongs to another account.
     """
     try:
         _start(options, count, first)
@@ -128,7 +128,7 @@ def _start(options: PilotOptions, count: int, first: int) -> None:
             start_new_session=True,
             check=False,
             umask=0o077,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},  # no module from the folder in which somebody types `launch`
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # no module from the current folder of `launch`
         )
         if done.returncode:
             said.seek(0)

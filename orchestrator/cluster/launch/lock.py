@@ -19,7 +19,7 @@ _LOOK_EVERY_S = 0.2
 
 
 class AnotherLaunch(EnvironmentUnusable):
-    """Another launch of this user has not ended within our patience."""
+    """Another launch of this user has not ended within the time limit."""
 
 
 def lock_file() -> Path:
@@ -50,7 +50,7 @@ def only_launch(*, patience_s: float | None = None) -> Iterator[None]:
 
 
 def _wait_for(file: Path, deadline: float) -> int | None:
-    """The lock's descriptor; None on a file system without locks, which keeps nobody from launching."""
+    """The lock's descriptor; None on a file system without locks, where launches do not wait for each other."""
     while True:
         try:
             with contextlib.suppress(BlockingIOError):

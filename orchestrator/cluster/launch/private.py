@@ -20,7 +20,7 @@ def prepare_study_folder(files: LaunchFiles, database_url: str) -> str:
     Raises:
         DatabaseError: a URL that cannot be read.
         DiskError: the study folder cannot be written.
-        UntrustedFile: its private folder is somebody else's.
+        UntrustedFile: its private folder belongs to another account.
     """
     address = parse_url(database_url)
     url = address.url

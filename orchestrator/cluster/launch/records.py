@@ -50,7 +50,7 @@ class LaunchRecord(Record, frozen=True, kw_only=True):
 
     @property
     def is_open_question(self) -> bool:
-        """Whether nobody knows if Slurm took it."""
+        """Whether it is unknown if Slurm accepted it."""
         return not self.slurm_id
 
     @property

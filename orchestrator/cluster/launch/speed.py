@@ -38,7 +38,7 @@ lease_option = click.option(
 
 
 def with_speed_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command these options; hand over those that were given as `speed`, fields of `PilotOptions`."""
+    """Give a command these options; pass those that were given as `speed`, fields of `PilotOptions`."""
     names = [option.removeprefix("--").replace("-", "_") for option, _ in _OPTIONS]
 
     @functools.wraps(command)

@@ -88,7 +88,7 @@ def look_around(
     root: str, marker: str, file: Path, *, pickles: Path | None = None, hold_s: int = HOLD_BAD_NODE_S
 ) -> list[str]:
     """Shell lines by which a node that lacks the study folder or the virtual environment says so with its exit code, as it
-    does where others may write the study folder, or what lies in the folder `pickles`.
+    does where others may write the study folder, or what is in the folder `pickles`.
 
     They hold the node for `hold_s` seconds then.
     """
@@ -129,8 +129,8 @@ def send(package: Package) -> str:
 
     Raises:
         SlurmError: sbatch refused; nothing was submitted.
-        LostAnswer: nobody knows whether it was submitted. Do not submit it again before `find` has an answer.
-        DiskError, UntrustedFile: the folder of its logs cannot be made, or is somebody else's.
+        LostAnswer: it is unknown whether it was submitted. Do not submit it again before `find` has an answer.
+        DiskError, UntrustedFile: the folder of its logs cannot be made, or belongs to another account.
     """
     private_folder(package.folder, below=package.options.paths.root)
     helper = subprocess.Popen(
@@ -160,7 +160,7 @@ def send(package: Package) -> str:
 
 
 def _end(helper: subprocess.Popen[bytes]) -> None:
-    """End a helper that hangs, and the sbatch that it waits for: it could go through when nobody expects it any more."""
+    """Kill a helper that hangs, and the sbatch that it waits for, which could otherwise submit the job later."""
     if helper.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(helper.pid, signal.SIGKILL)
@@ -168,14 +168,14 @@ def _end(helper: subprocess.Popen[bytes]) -> None:
 
 
 class LostAnswer(SlurmError):
-    """sbatch ended without a word on whether the job is in the queue."""
+    """sbatch ended without reporting whether the job is in the queue."""
 
 
 def find(package: Package) -> str:
     """The id of a job whose sbatch gave no answer, looked for by its name, and made ready to run; "" if Slurm lacks it.
 
     Raises:
-        SlurmError: slurmctld does not answer either, so that nobody knows.
+        SlurmError: slurmctld does not respond either, so this is unknown.
     """
     deadline = time.monotonic() + SEARCH_S
     while True:

@@ -61,7 +61,7 @@ def withdraw_all(files: LaunchFiles, study: str) -> int:
 
 
 def say_withdrawn(files: LaunchFiles, store: JobStore, study: str) -> None:
-    """`withdraw_pending`, told on the terminal; Slurm being away is no failure of the cancel."""
+    """`withdraw_pending`, reported on the terminal; if Slurm is down, the cancel does not fail."""
     try:
         if count := withdraw_pending(files, store, study):
             click.echo(f"{counted(count, 'pending Slurm job')} cancelled")

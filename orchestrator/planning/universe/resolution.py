@@ -19,7 +19,7 @@ def resolve(name: str) -> CatalogueModel:
       ig_resnext101_32x16d (194.0 M parameters) to the weights of 32x8d (88.8 M).
 
     Raises:
-        UnknownModelError: no such name, with the nearest ones; or weights that timm no longer carries.
+        UnknownModelError: no such name, with the nearest ones; or weights that timm no longer provides.
     """
     if name in by_name():
         return by_name()[name]

@@ -60,7 +60,7 @@ def by_name() -> dict[str, CatalogueModel]:
 def aliases() -> dict[str, tuple[str, str]]:
     """Deprecated timm name to (full name of the weights it stood for, full name that timm maps it to).
 
-    The two differ where timm's alias leads to other weights; the first is empty where timm no longer carries them.
+    The two differ where timm's alias leads to other weights; the first is empty where timm no longer provides them.
     """
     return {row["name"]: (row["weights_of"], row["timm_alias"]) for row in _rows(ALIASES_FILE)}
 

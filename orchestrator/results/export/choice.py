@@ -68,7 +68,7 @@ def choose(store: JobStore, study: str, paths: StudyPaths, wanted: Wanted) -> Ch
 
 
 def _fitting(rows: list[Row], wanted: Wanted, store: JobStore) -> list[Row]:
-    """Narrow the rows down one wish after another, so that the error names the one that nothing fits."""
+    """Filter the rows by one option after another, so that the error names the option that no row matches."""
     wishes = {"job_id": wanted.job, "student": wanted.student, "teacher": wanted.teacher}
     wishes |= {"objective": wanted.objective, "seed": wanted.seed}
     for column, wish in wishes.items():

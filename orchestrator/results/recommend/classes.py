@@ -50,7 +50,7 @@ def find_classes(
 
 
 def synset_words(names: Iterable[str]) -> dict[str, list[str]]:
-    """The words for those of the names that are WordNet ids, as timm carries them; timm is located, not imported."""
+    """The words for those of the names that are WordNet ids, as in timm; timm is located, not imported."""
     synsets = {name for name in names if _SYNSET.match(name)}
     spec = importlib.util.find_spec("timm") if synsets else None
     if spec is None or not spec.submodule_search_locations:

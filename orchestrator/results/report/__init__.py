@@ -21,7 +21,7 @@ def write_report(results: Path, out: Path, study: str | None = None, progress: P
         results: what `kt-study collect` wrote; nothing else is read.
         out: index.html, figures/<study>/*.png and *.svg, and tables/<study>/*.csv go here.
         study: report this study only; all of them when None.
-        progress: told of every figure and table.
+        progress: called for every figure and table.
 
     Returns:
         The path of index.html.

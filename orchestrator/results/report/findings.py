@@ -56,7 +56,7 @@ def _complementarity(material: Material) -> Finding | None:
 
 
 def _agreement(material: Material) -> Finding | None:
-    """What there is to say of a study without labels."""
+    """The findings of a study without labels."""
     pairs = (material.pairs if len(material.pairs) else material.baseline).dropna(subset=["agreement"])
     if pairs.empty or pairs["rho_pos"].notna().any():
         return None

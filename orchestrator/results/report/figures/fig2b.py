@@ -14,7 +14,7 @@ from orchestrator.results.report.statistics import bootstrap, mean, thinned
 _BY_TOP = {x: f"top{x}_similarity" for x in TOP_PERCENTS}
 COLUMNS = list(_BY_TOP.values())
 PAIRS = 1500  # in the page's boxes
-NOISE = 1e-6  # %; below it all classes were equally alike, and only the last digits differ
+NOISE = 1e-6  # %; below it all classes were equally similar, and only the last digits differ
 
 
 def build(material: Material) -> Drawing | Missing:
