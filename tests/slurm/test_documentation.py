@@ -131,7 +131,9 @@ def test_the_papers_study_on_the_cluster_fails_for_its_weights_alone(study: Clus
     assert commands(block)[-2:] == ["kt-study collect", "kt-study report"]
     assert re.search(r" 39 models, 1,995 pairs, 2,112 jobs, \d+ attempts; ", study.succeeds("collect"))
     study.succeeds("report")
-    assert "No results yet." in (study.folder / "report" / "index.html").read_text()
+    page = (study.folder / "report" / "index.html").read_text()
+    assert "No results yet." not in page
+    assert re.search(r"\d+ jobs? failed \(.*\)\. .* cannot be had", page) and "kt-study retry --error " in page
 
     assert "2,112 jobs cancelled" in study.succeeds("cancel")
     assert study.cluster is not None
