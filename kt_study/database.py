@@ -40,7 +40,8 @@ _WHOLE_NUMBERS = (
     "keepalives_count",
     "tcp_user_timeout",
 )
-_SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+"""Options of a URL that no log, argument list, script or pickle may hold."""
 _OUR_TABLES = frozenset(["studies", "models", "jobs"])  # in every version of the schema
 
 _THIS_MACHINE = ("", "localhost", "ip6-localhost", "::1", "::", "0.0.0.0")
@@ -151,7 +152,7 @@ def _sqlite_address(parts: SplitResult) -> Address:
 
 def _without_secrets(parts: SplitResult) -> str:
     user, at, server = parts.netloc.rpartition("@")
-    kept = "&".join(field for field in parts.query.split("&") if unquote(field.partition("=")[0]) not in _SECRETS)
+    kept = "&".join(field for field in parts.query.split("&") if unquote(field.partition("=")[0]) not in SECRETS)
     return f"{parts.scheme}://{user.partition(':')[0]}{at}{server}{parts.path}{'?' if kept else ''}{kept}"
 
 
@@ -386,7 +387,7 @@ def mismatch(address: Address, error: BaseException) -> SchemaMismatch:
 
 
 def _scrubbed(text: str, address: Address) -> str:
-    for secret in filter(None, map(address.conninfo.get, _SECRETS)):
+    for secret in filter(None, map(address.conninfo.get, SECRETS)):
         text = text.replace(secret, "***")
     return text
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kt_study.database import parse_url
 from kt_study.errors import DatabaseError, SlurmError, UsageError
 from kt_study.pilots import LaunchFiles, PilotOptions, Probe, ProbeExit
+from orchestrator.cli.commands.launch import url_for_workers
 from orchestrator.cluster.launch import submission
 from orchestrator.cluster.launch.private import prepare_study_folder, require_reachable
 from orchestrator.cluster.launch.records import unfit_nodes
@@ -459,6 +460,16 @@ def test_the_password_goes_to_a_private_file_and_nowhere_else(tmp_path: Path) ->
     assert files.passfile.read_text() == "*:*:*:*:se\\:c\\\\ret\n"
     for path in (files.database, files.passfile, files.marker):
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_other_secrets_of_a_url_reach_the_workers_by_the_private_file_alone(tmp_path: Path) -> None:
+    url = "postgresql://me@db.example:5433/study?sslpassword=k%26ey&sslkey=/x/y"
+    here = Surroundings(study_path=tmp_path / "study.toml", db_flag=url)
+    assert url_for_workers(here) == "", "what submitit writes down holds none"
+    files = LaunchFiles(root=tmp_path)
+    assert parse_url(PilotOptions(root=str(tmp_path)).database_url()).conninfo["sslpassword"] == "k&ey"
+    assert files.database.stat().st_mode & 0o777 == 0o600
+    assert not files.passfile.exists()
 
 
 def test_the_file_that_names_the_database_is_missing(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
 
     wanted = workers or default_workers()
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // wanted)
-    options = msgspec.structs.replace(options, database=_url_for_workers(here), threads=threads)
+    options = msgspec.structs.replace(options, database=url_for_workers(here), threads=threads)
     store = here.store(waits=wait)
     crew = LocalCrew(store=store, options=options, wanted=wanted)
     patiently = waited_for if wait else _at_once
@@ -157,12 +157,12 @@ def _say_stopped() -> int:
     return 130
 
 
-def _url_for_workers(here: Surroundings) -> str:
-    """The database's URL as submitit may write it down. Empty where it holds a password: then a private file has it."""
-    from kt_study.database import parse_url
+def url_for_workers(here: Surroundings) -> str:
+    """The database's URL as submitit may write it down. Empty where it holds a secret: then a private file has it."""
+    from kt_study.database import SECRETS, parse_url
     from orchestrator.cluster.launch.private import prepare_study_folder
 
-    if "password" not in parse_url(here.database_url).conninfo:
+    if not parse_url(here.database_url).conninfo.keys() & set(SECRETS):
         return here.database_url
     prepare_study_folder(LaunchFiles(root=here.folder), here.database_url)
     return ""

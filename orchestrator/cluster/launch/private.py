@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from kt_study.database import Address, hosts, is_this_machine, parse_url
+from kt_study.database import SECRETS, Address, hosts, is_this_machine, parse_url
 from kt_study.errors import DatabaseError
 from kt_study.files import private_folder, write_private
 from kt_study.pilots import LaunchFiles
@@ -28,6 +28,10 @@ def prepare_study_folder(files: LaunchFiles, database_url: str) -> str:
     if password := address.conninfo.get("password"):
         write_private(files.passfile, f"*:*:*:*:{_escaped(password)}\n".encode(), below=files.root)
         url += f"{'&' if '?' in url else '?'}passfile={quote(str(files.passfile))}"
+    for name in (
+        name for name in SECRETS if name != "password" and name in address.conninfo
+    ):  # libpq has no file for these
+        url += f"{'&' if '?' in url else '?'}{name}={quote(address.conninfo[name], safe='')}"
     write_private(files.database, f"{url}\n".encode(), below=files.root)
     if not files.marker.exists():
         write_private(files.marker, secrets.token_hex(8).encode(), below=files.root)
