@@ -26,6 +26,7 @@ from orchestrator.cluster.slurm.commands import complaint, environment, run
 from orchestrator.cluster.slurm.endings import bad_nodes, trouble
 from orchestrator.cluster.slurm.listing import Run
 from orchestrator.cluster.slurm.view import Answer, look
+from orchestrator.terminal.surroundings import Surroundings
 
 HOME = Path(__file__).parents[2]
 
