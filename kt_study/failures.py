@@ -18,7 +18,7 @@ WORKER_DIED = "WorkerDied"  # error and group of an attempt whose worker died
 # The world's faults, which pass: a full or stale file system, a network, a device that another process had filled.
 _PASSING_ERRNO = frozenset(
     {
-        errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ESTALE,
+        errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.ESTALE,
         errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EREMOTEIO, errno.EHOSTUNREACH, errno.ENETUNREACH,
     }
 )  # fmt: skip

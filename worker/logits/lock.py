@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kt_study.errors import DiskError
@@ -31,7 +31,8 @@ def held(path: Path, waiting: Callable[[], None]) -> Iterator[bool]:
         yield handle is not None
     finally:
         if handle is not None:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # on a disk that has turned read-only it stays, and the next holder takes it
+                path.unlink()
             os.close(handle)
 
 
