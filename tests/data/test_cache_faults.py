@@ -215,7 +215,7 @@ def test_garbage_collection_takes_the_least_recently_used(paths: StudyPaths) -> 
 
 def test_garbage_collection_clears_what_killed_makers_left(paths: StudyPaths) -> None:
     folder = _make(paths)
-    old, fresh = (folder.with_name(f".making-{name}") for name in ("old", "fresh"))
+    old, fresh = (folder.with_name(f".making-{folder.name}{suffix}") for suffix in ("", "-0b"))
     for leftover in (old, fresh):
         EntryWriter(leftover, 5).append({"logits": np.zeros((2, 3), np.float16)})
     for file in (*old.iterdir(), old):
