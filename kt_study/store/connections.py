@@ -25,7 +25,7 @@ T = TypeVar("T")
 # One that has waited for a while sleeps briefly, so that it does not starve.
 LONG_NAPS_S, SHORT_NAPS_S, LONG_WAIT_S = (0.008, 0.050), (0.0005, 0.002), 0.06
 QUEUE_S = 0.25  # the longest wait for SQLite's write lock on one connection: a fork waits for it
-SERVER_NAPS_S = (0.05, 1.0)  # the first nap while a server is away, and the longest
+SERVER_NAPS_S = (0.05, 1.0)  # the first pause while a server is away, and the longest
 FORK_WAITS_S = 10.0
 
 # A worker that is stopped within a transaction must not keep the rows locked that it holds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack
 from pathlib import Path
 
 from kt_study.failures import is_transient
@@ -14,11 +15,9 @@ from worker.logits.lock import held
 def test_whoever_holds_a_lock_does_not_fail_for_it(tmp_path: Path) -> None:
     require("root", disk.trouble() == "", disk.trouble())
     lock = tmp_path / "entry.lock"
-    turned = disk.read_only(tmp_path)
-    with held(lock, lambda: None) as locked:
+    with ExitStack() as later, held(lock, lambda: None) as locked:
         assert locked
-        turned.__enter__()
-    turned.__exit__(None, None, None)
+        later.enter_context(disk.read_only(tmp_path))
     with held(lock, lambda: None) as locked:
         assert locked, "the file that stayed is taken over"
     assert not lock.exists()

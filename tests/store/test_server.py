@@ -17,6 +17,7 @@ from kt_study.errors import DatabaseError
 from kt_study.store import open_store
 from orchestrator.cluster import postgres_server as server
 from tests.postgres import FAST, TEMPLATE, Server, new_server
+from tests.require import require
 from tests.store.making import job, plan
 
 
@@ -223,8 +224,8 @@ def test_a_start_that_fails_leaves_no_folder(place: Path, monkeypatch: pytest.Mo
     assert list(place.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root alone starts PostgreSQL as another account")
 def test_root_is_told_which_folder_is_closed_and_nothing_is_left(place: Path) -> None:
+    require("root", os.geteuid() == 0, "root alone starts PostgreSQL as another account")
     closed = place / "closed"
     closed.mkdir(mode=0o700)
     (closed / "notes.txt").write_text("mine")
