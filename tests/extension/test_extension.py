@@ -246,7 +246,7 @@ def test_settings_objective_and_job_kind_stand_in_the_pages(extended: Extended) 
     assert "| `sharpness` | number | `1.0` | Power of the teacher's probabilities. |" in extended.read(
         "docs/study-file.md"
     )
-    assert "| `floor` | number |  | What is added to the loss; the objective's own when empty. |" in extended.read(
+    assert "| `floor` | number |  | What is added to the loss; default: the objective's own. |" in extended.read(
         "docs/study-file.md"
     )
     assert "| `floor` | float | nats | what is added to the loss |  |" in extended.read("docs/schema.md")

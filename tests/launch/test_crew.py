@@ -221,6 +221,24 @@ def test_pilots_of_an_old_launch_count_as_long_as_they_are_in_the_queue(crew: Sl
     assert since == pytest.approx(crew.launches()[10].sent_at - 60.0)
 
 
+def test_a_job_that_slurm_could_not_start_and_holds_is_replaced(
+    crew: SlurmCrew, fake_queue: Path, slurm: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """`squeue --format=%r` of Slurm 22.05 for such a job; a hold by the user stays, and counts as a worker to come."""
+    launched(crew, "00000001", ago_s=100.0)
+    slurm("scancel", f'echo "$@" >> {tmp_path}/cancelled; sed -i "/^5_0|/d" {fake_queue}')
+    fake_queue.write_text(
+        "5_0|kt-s-00000001|PENDING|launch failed requeued held||N/A|N/A|gpu\n"
+        "5_1|kt-s-00000001|PENDING|JobHeldUser||N/A|N/A|gpu\n"
+    )
+    crew.wanted = 2
+    assert crew.add() == 1
+    assert (tmp_path / "cancelled").read_text() == "--state=PENDING 5_0\n"
+    jobs = [line.split("|")[1:4] for line in fake_queue.read_text().splitlines()]
+    assert [reason for _, _, reason in jobs] == ["JobHeldUser", "Priority"]
+    assert crew.notes == ["1 pending Slurm job cancelled: launch failed requeued held"]
+
+
 def test_a_dry_run_says_what_would_be_sent(
     crew: SlurmCrew, fake_queue: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

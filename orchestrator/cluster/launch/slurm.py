@@ -24,6 +24,7 @@ from orchestrator.cluster.launch.records import LaunchRecord, token_of, watched
 from orchestrator.cluster.launch.request import SlurmRequest, needs_gpu
 from orchestrator.cluster.launch.submission import LostAnswer, Package
 from orchestrator.cluster.slurm.cluster import Cluster, Node
+from orchestrator.cluster.slurm.commands import run
 from orchestrator.cluster.slurm.endings import BadNode, trouble
 from orchestrator.cluster.slurm.view import FRESH_S, SlurmView, look
 from orchestrator.terminal.plural import counted
@@ -150,7 +151,7 @@ class SlurmCrew:
             SlurmError: as for `missing`; Slurm refuses, or another launch is at work.
         """
         with only_launch():
-            view = self._answered_view()
+            view = self._without_stuck(self._answered_view())
             self._settle_open_questions(view)
             outlook = self.store.outlook(self.options.study)
             allocations = self._missing(outlook, view)
@@ -171,6 +172,16 @@ class SlurmCrew:
         if view.controller.trouble:
             raise SlurmError(view.controller.trouble)
         return view
+
+    def _without_stuck(self, view: SlurmView) -> SlurmView:
+        """The view once our jobs that Slurm holds for good are cancelled: nobody would release them."""
+        tokens = {record.token for record in self.launches()}
+        stuck = [job for job in view.queue_of(list(tokens)) if job.is_stuck]
+        if not stuck:
+            return view
+        run("scancel", "--state=PENDING", *(job.job for job in stuck))
+        self.notes.append(f"{counted(len(stuck), 'pending Slurm job')} cancelled: {stuck[0].reason}")
+        return msgspec.structs.replace(view, queue=tuple(job for job in view.queue if job not in stuck))
 
     def _missing(self, outlook: Outlook, view: SlurmView) -> int:
         ready = outlook.ready_now + outlook.ready_later + outlook.running

@@ -15,6 +15,7 @@ _QUEUE_FORMAT = "%i|%j|%T|%r|%N|%S|%e|%P"
 _RUN_FIELDS = "JobID,JobName,State,ExitCode,NodeList,Submit,Start,End"
 _GONE_STATES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL",
                 "DEADLINE", "REQUEUED")  # fmt: skip
+_HELD_BY_SLURM = ("launch failed requeued held", "JobHoldMaxRequeue")
 
 
 class QueuedJob(Record, frozen=True, kw_only=True):
@@ -38,6 +39,11 @@ class QueuedJob(Record, frozen=True, kw_only=True):
     def is_pending(self) -> bool:
         """Whether it waits for its (next) start."""
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING")
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether Slurm holds it because it could not start it. A hold by a person has another reason."""
+        return self.is_pending and self.reason in _HELD_BY_SLURM
 
 
 class Run(Record, frozen=True, kw_only=True):
