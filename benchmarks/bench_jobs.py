@@ -39,8 +39,8 @@ from benchmarks.harness import read_result, versions, write_result
 from kt_study.database import connect_postgresql, connect_sqlite, parse_url, sqlalchemy_url
 from kt_study.hashing import job_digest
 from kt_study.pilots import LaunchFiles
+from kt_study.records import PlannedJob
 from kt_study.store import JobStore, Planned, open_store
-from kt_study.words import PlannedJob
 from orchestrator.cli.status import look
 from orchestrator.cluster import postgres_server
 

@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from benchmarks.harness import interleave, medians, versions, write_result
 from kt_study.datasets import Split, open_split, prepare
 from kt_study.paths import StudyPaths
+from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord, ModelRecord
 from worker.data.batches import Normaliser
 from worker.data.betons import BetonOptions, prepare_beton
 from worker.data.ffcv_loader import FfcvViews, ffcv_views
+from worker.data.images import TrainingImages
 from worker.data.loader import StreamedViews
-from worker.data.pictures import TrainingPictures
 from worker.data.views import ViewRecipe, epoch_order
 
 SIDE = 224
@@ -126,7 +126,7 @@ def _ffcv_contestants(dataset: DatasetRecord, paths: StudyPaths, plain: str, thr
 
 def _torch_contestants(dataset: DatasetRecord, paths: StudyPaths) -> dict[str, Pass]:
     split = open_split(dataset, "val", paths)
-    streamed = StreamedViews(TrainingPictures(split, MODEL, RECIPE), Normaliser(MODEL.mean, MODEL.std, CPU), CPU, 0)
+    streamed = StreamedViews(TrainingImages(split, MODEL, RECIPE), Normaliser(MODEL.mean, MODEL.std, CPU), CPU, 0)
     return {
         "torch, ours, flip": lambda epoch: _consume(streamed, epoch),
         "torch, torchvision, flip": lambda epoch: _torchvision(split, epoch),

@@ -21,10 +21,10 @@ from kt_study.hashing import job_digest
 from kt_study.objectives import needed_logits, settings_for
 from kt_study.paths import StudyPaths
 from kt_study.pilots import PilotOptions
+from kt_study.records import Claim, DatasetRecord, JobState, LogitsSpec, ModelRecord, PlannedJob, TransferSpec, as_spec
 from kt_study.settings import Settings
 from kt_study.store import open_store
 from kt_study.study import DatasetSection
-from kt_study.words import Claim, DatasetRecord, JobState, LogitsSpec, ModelRecord, PlannedJob, TransferSpec, as_spec
 from worker.data.loader import evaluation_views, training_views
 from worker.data.views import ViewRecipe, epoch_order
 from worker.job.context import JobContext, WorkerOptions
@@ -139,7 +139,7 @@ class LogitsPass:
         self._batches = [images for images, _ in views.batches(np.arange(views.n), batch)]
 
     def into_the_cache(self) -> None:
-        """Forward and cache it, and forget it again. The images stay rendered on the worker's shelf."""
+        """Forward and cache it, and forget it again. The images stay rendered on the worker's worker_cache."""
         remove_entry(cached_logits(self.spec, self.context).folder)
 
     def bare(self) -> None:

@@ -21,7 +21,7 @@ from kt_study.errors import DiskError
 from kt_study.files import file_digest, make_folder
 from kt_study.hashing import canonical_json
 from kt_study.paths import StudyPaths
-from kt_study.words import Record
+from kt_study.records import Record
 
 MANIFEST = "manifest.json"
 ABANDONED_S = 24 * 3600.0

@@ -21,9 +21,9 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from kt_study.errors import DatabaseError, NothingPlanned, SchemaMismatch
 from kt_study.nearest import nearest
+from kt_study.records import Record
 from kt_study.shared_files import missing, shared_folder
 from kt_study.trust import require_own
-from kt_study.words import Record
 
 if TYPE_CHECKING:
     import psycopg

@@ -64,7 +64,7 @@ class PairsError(UsageError):
 
 
 class EnvironmentUnusable(KtStudyError):
-    """The surroundings cannot be used: database, Slurm or disk. Trying again later may help."""
+    """The environment cannot be used: database, Slurm or disk. Trying again later may help."""
 
     exit_code = 3
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from kt_study.errors import EnvironmentUnusable, SchemaMismatch, UsageError
-from kt_study.words import Failure
+from kt_study.records import Failure
 
 GROUP_SHOWN = 8  # signs of a group that are shown, and enough to name it
 WORKER_DIED = "WorkerDied"  # error and group of an attempt whose worker died

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from kt_study.hashing import job_digest
-from kt_study.schema import RESULT_TABLES
-from kt_study.words import (
+from kt_study.records import (
     AllPairsSpec,
     ComplementaritySpec,
     LogitsSpec,
@@ -22,6 +21,7 @@ from kt_study.words import (
     TransferSpec,
     as_spec,
 )
+from kt_study.schema import RESULT_TABLES
 
 
 class JobKind(msgspec.Struct, frozen=True, kw_only=True):

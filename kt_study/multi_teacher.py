@@ -22,8 +22,8 @@ from msgspec.structs import replace
 
 from kt_study.errors import PairsError, UsageError
 from kt_study.hashing import digest, job_digest
+from kt_study.records import ModelRecord, TransferSpec, as_spec
 from kt_study.settings import Settings
-from kt_study.words import ModelRecord, TransferSpec, as_spec
 
 TRANSFERRED = "transfer:"
 """Prefix of a model record's `weights`: the job whose student it is. Such a model waits for that job."""

@@ -26,12 +26,12 @@ import msgspec
 from kt_study.errors import DatabaseError, DiskError, StudyFileError, UntrustedFile
 from kt_study.files import private_folder, write_private
 from kt_study.pilots import LaunchFiles
+from kt_study.records import Record
 from kt_study.study import NotifySection, is_web_address
 from kt_study.trust import read_own, require_own
-from kt_study.words import Record
 
 if TYPE_CHECKING:
-    from kt_study.store import FailureGroup, JobStore, Outlook
+    from kt_study.store import FailureGroup, JobStore, Workload
 
 log = logging.getLogger("kt-study.notify")
 
@@ -57,7 +57,7 @@ class Message(Record, frozen=True, kw_only=True):
     event: Event
     study: str
     text: str
-    outlook: dict[str, Any]
+    workload: dict[str, Any]
     failures: list[dict[str, Any]]
 
 
@@ -76,7 +76,7 @@ def channels_of(section: NotifySection, folder: Path) -> Channels | None:
     return Channels(webhook=webhook, command=section.command, on=tuple(section.on))
 
 
-def arm(files: LaunchFiles, study: str, channels: Channels | None, outlook: Outlook) -> None:
+def arm(files: LaunchFiles, study: str, channels: Channels | None, workload: Workload) -> None:
     """Before workers start: leave the channels where they find them, and forget events that a new run may bring again.
 
     Raises:
@@ -88,9 +88,9 @@ def arm(files: LaunchFiles, study: str, channels: Channels | None, outlook: Outl
         return
     _require_own_command(channels.command, files.root)
     write_private(files.channels(study), msgspec.json.encode(channels), below=files.root)
-    if outlook.ready_now or outlook.ready_later:
+    if workload.ready_now or workload.ready_later:
         files.told(study, "finished").unlink(missing_ok=True)
-    if not outlook.failed:
+    if not workload.failed:
         files.told(study, "failure").unlink(missing_ok=True)
 
 
@@ -116,27 +116,27 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> None:
 
 
 def _tell(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -> None:
-    outlook = store.outlook(study)
-    failures = store.failures(study) if outlook.failed else []
-    for event in events(outlook):
+    workload = store.workload(study)
+    failures = store.failures(study) if workload.failed else []
+    for event in events(workload):
         if event in channels.on and _claim(files, study, event):
-            outcome = deliver(channels, message(event, study, outlook, failures), files.root)
+            outcome = deliver(channels, message(event, study, workload, failures), files.root)
             with contextlib.suppress(DiskError, UntrustedFile):
                 write_private(files.told(study, event), f"{outcome}\n".encode(), below=files.root)
 
 
-def events(outlook: Outlook) -> list[Event]:
-    """What a study's outlook amounts to."""
-    found: list[Event] = ["failure"] if outlook.failed else []
-    if outlook.done + outlook.failed and not (outlook.running or outlook.ready_now or outlook.ready_later):
+def events(workload: Workload) -> list[Event]:
+    """What a study's workload amounts to."""
+    found: list[Event] = ["failure"] if workload.failed else []
+    if workload.done + workload.failed and not (workload.running or workload.ready_now or workload.ready_later):
         found.append("finished")
     return found
 
 
-def message(event: Event, study: str, outlook: Outlook, failures: list[FailureGroup]) -> Message:
+def message(event: Event, study: str, workload: Workload, failures: list[FailureGroup]) -> Message:
     """The message about an event."""
-    head = {"finished": "is over" if outlook.failed or outlook.blocked else "is complete", "failure": "has a failure"}
-    counts = {name: count for name, count in msgspec.to_builtins(outlook).items() if count and name != "next_s"}
+    head = {"finished": "is over" if workload.failed or workload.blocked else "is complete", "failure": "has a failure"}
+    counts = {name: count for name, count in msgspec.to_builtins(workload).items() if count and name != "next_s"}
     lines = [f"kt-study: study {study} {head[event]}", ", ".join(f"{n} {name}" for name, n in counts.items())]
     lines += [f"{group.count} x {group.error}: {group.message}" for group in failures[:5]]
     lines += ["kt-study status says more; kt-study retry tries failed jobs again"] if failures else []
@@ -144,7 +144,7 @@ def message(event: Event, study: str, outlook: Outlook, failures: list[FailureGr
         {"group": group.group, "error": group.error, "message": group.message, "count": group.count}
         for group in failures
     ]
-    return Message(event=event, study=study, text="\n".join(lines), outlook=counts, failures=told)
+    return Message(event=event, study=study, text="\n".join(lines), workload=counts, failures=told)
 
 
 def deliver(channels: Channels, message: Message, folder: Path) -> str:

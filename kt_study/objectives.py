@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from kt_study.errors import DataError, UsageError
 from kt_study.multi_teacher import stage_start_key
 from kt_study.nearest import nearest
+from kt_study.records import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec
 from kt_study.settings import SETTINGS, Settings, named
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec
 
 Partition = Literal["teacher", "frozen", "label", "max", "positive_flips", "negative_flips"]
 """Source of the target of each sample: always the teacher; always the frozen student; the one with the higher probability

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from kt_study.errors import DatabaseError, UntrustedFile
 from kt_study.paths import StudyPaths
+from kt_study.records import Record
 from kt_study.trust import read_own, require_own
-from kt_study.words import Record
 
 
 class ProbeExit(IntEnum):

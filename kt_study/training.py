@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from kt_study.hashing import digest
-from kt_study.words import DatasetRecord, ModelRecord, TrainSpec
+from kt_study.records import DatasetRecord, ModelRecord, TrainSpec
 
 TRAINED = "train:"
 """Prefix of a model record's `weights`: the job that trained it. Such a model waits for that job."""

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     _kt_study(folder, "collect")
     _kt_study(folder, "report")
     print(_summary(folder))
-    print(f"\ndone in {time.monotonic() - began:.0f} s; next: docs/first-hour.md, with your own pictures and models")
+    print(f"\ndone in {time.monotonic() - began:.0f} s; next: docs/first-hour.md, with your own images and models")
 
 
 def _kt_study(folder: Path, *arguments: str) -> None:
@@ -45,7 +45,7 @@ def _summary(folder: Path) -> str:
         _complementary(results),
         f"database  {folder / 'kt-study.db'}",
         f"parquet   {folder / 'results'}",
-        f"pictures  {folder / 'report' / 'index.html'}",
+        f"images  {folder / 'report' / 'index.html'}",
     ]
     return "\n".join(parts)
 

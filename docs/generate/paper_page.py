@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kt_study.files import write_text
+from kt_study.records import DatasetRecord
 from kt_study.study import ComplementaritySection, DatasetSection, ModelsSection, StudyFile, StudySection
-from kt_study.words import DatasetRecord
-from orchestrator.planning import Plan, Sources, Wishes, make_plan, nominal_plan, plan_cost
+from orchestrator.planning import Plan, PlanOptions, Sources, make_plan, nominal_plan, plan_cost
 from orchestrator.planning.cost import Cost
 from orchestrator.planning.model_records import FileDigests
 from orchestrator.planning.presets import preset, presets
@@ -67,7 +67,7 @@ def _costs() -> Iterator[tuple[str, Cost]]:
         sources = _NominalSources(folder=Path(scratch), scratch=Path(scratch), digests=FileDigests(Path(scratch) / "-"))
         yield SECTION_3, plan_cost(_section_3(sources))
         for name in presets():
-            plan = nominal_plan(preset(name), sources, Wishes(), why="for this page")
+            plan = nominal_plan(preset(name), sources, PlanOptions(), why="for this page")
             yield f"kt-study plan --preset {name}", plan_cost(plan)
 
 
@@ -89,7 +89,7 @@ def _section_3(sources: Sources) -> Plan:
         models=ModelsSection(universe="timm"),
         complementarity=ComplementaritySection(pairs=466, models=301),
     )
-    return make_plan(study, sources, Wishes(pairs=0))
+    return make_plan(study, sources, PlanOptions(pairs=0))
 
 
 def _commands(costs: dict[str, Cost]) -> str:

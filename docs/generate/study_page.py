@@ -8,8 +8,8 @@ import msgspec
 from msgspec import inspect
 
 from kt_study.files import write_text
+from kt_study.records import field_default
 from kt_study.study import StudyFile
-from kt_study.words import field_default
 
 PAGE = Path(__file__).resolve().parents[1] / "study-file.md"
 

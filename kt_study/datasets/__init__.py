@@ -2,7 +2,7 @@
 
 `prepare` scans a data set once and stores its index; `list_split` reads the index back, and `open_split` opens the
 images too. A new kind is one module here and one line in `KINDS`: the module has `scan`, which lists the samples, and
-`pictures`, which opens one of them.
+`images`, which opens one of them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from kt_study.errors import DataError
 from kt_study.hashing import digest
 from kt_study.nearest import nearest
 from kt_study.paths import StudyPaths
+from kt_study.records import DatasetRecord, Record
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord, Record
 
 __all__ = ["KINDS", "Split", "kind_module", "list_split", "open_split", "prepare"]
 
@@ -119,8 +119,8 @@ def _prepare_again(record: DatasetRecord, paths: StudyPaths) -> None:
 def open_split(record: DatasetRecord, split: str, paths: StudyPaths) -> Split:
     """One split of a prepared data set, ready to be looked at. Raises DataError as `list_split`."""
     listing, class_names = list_split(record, split, paths)
-    pictures = kind_module(record.kind).pictures(record, split, listing.names)
-    return Split(listing=listing, class_names=class_names, pictures=pictures)
+    images = kind_module(record.kind).images(record, split, listing.names)
+    return Split(listing=listing, class_names=class_names, images=images)
 
 
 class _Prepared(Record, frozen=True, kw_only=True):

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kt_study.datasets.imagefolder import list_class_folders
-from kt_study.datasets.kind import FilePictures, Found, section_folder
+from kt_study.datasets.kind import FileImages, Found, section_folder
 from kt_study.datasets.subset import split_by_hash
 from kt_study.errors import DataError
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
 
 SHARES = {"train": 0.8, "val": 0.2}
 
@@ -36,6 +36,6 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     )
 
 
-def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> FilePictures:  # noqa: ARG001
+def images(record: DatasetRecord, split: str, names: Sequence[str]) -> FileImages:  # noqa: ARG001
     """Files under the class folders."""
-    return FilePictures(root=Path(record.location["path"]), names=names)
+    return FileImages(root=Path(record.location["path"]), names=names)

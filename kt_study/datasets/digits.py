@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kt_study.datasets.kind import ArrayPictures, Found, Listing
+from kt_study.datasets.kind import ArrayImages, Found, Listing
 from kt_study.datasets.subset import split_by_hash
 from kt_study.errors import DataError
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,10 +45,10 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     )
 
 
-def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> ArrayPictures:  # noqa: ARG001
+def images(record: DatasetRecord, split: str, names: Sequence[str]) -> ArrayImages:  # noqa: ARG001
     """The named scans, enlarged: uint8 [n, 32, 32]."""
     numbers = [int(name.removeprefix("digit-")) for name in names]
-    return ArrayPictures(pixels=_enlarged()[numbers])
+    return ArrayImages(pixels=_enlarged()[numbers])
 
 
 @functools.cache

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kt_study.datasets.kind import FilePictures, Found, section_folder
+from kt_study.datasets.kind import FileImages, Found, section_folder
 from kt_study.datasets.lists import listing_of, read_columns
 from kt_study.errors import DataError
 from kt_study.nearest import nearest
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
@@ -36,9 +36,9 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     )
 
 
-def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> FilePictures:  # noqa: ARG001
+def images(record: DatasetRecord, split: str, names: Sequence[str]) -> FileImages:  # noqa: ARG001
     """Files under the domain's folder."""
-    return FilePictures(root=Path(record.location["path"]), names=names)
+    return FileImages(root=Path(record.location["path"]), names=names)
 
 
 def _list(root: Path, domain: str, part: str) -> Path:

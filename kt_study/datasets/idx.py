@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt_study.datasets.kind import ArrayPictures, Found, Listing, section_folder
+from kt_study.datasets.kind import ArrayImages, Found, Listing, section_folder
 from kt_study.errors import DataError
 from kt_study.files import file_digest
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,11 +45,11 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     )
 
 
-def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> ArrayPictures:
+def images(record: DatasetRecord, split: str, names: Sequence[str]) -> ArrayImages:
     """The named images, held in memory."""
     import numpy as np
 
-    return ArrayPictures(pixels=read_idx(Path(record.location[split]))[np.array([int(name) for name in names])])
+    return ArrayImages(pixels=read_idx(Path(record.location[split]))[np.array([int(name) for name in names])])
 
 
 def read_idx(path: Path) -> NDArray[Any]:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kt_study.datasets.imagenet import class_names_of
-from kt_study.datasets.kind import IMAGE_SUFFIXES, FilePictures, Found, Listing, section_folder
+from kt_study.datasets.kind import IMAGE_SUFFIXES, FileImages, Found, Listing, section_folder
 from kt_study.errors import DataError
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
 
 
 def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable[[int], None]) -> Found:  # noqa: ARG001
@@ -47,9 +47,9 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     )
 
 
-def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> FilePictures:
+def images(record: DatasetRecord, split: str, names: Sequence[str]) -> FileImages:
     """Files under the split's folder."""
-    return FilePictures(root=Path(record.location[split]), names=names)
+    return FileImages(root=Path(record.location[split]), names=names)
 
 
 def list_class_folders(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kt_study.errors import DataError
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ class Found:
         return dataclasses.replace(self, listings={**self.listings, split: listing})
 
 
-class Pictures(Protocol):
+class Images(Protocol):
     """Opens the images of a split by position."""
 
     def image(self, i: int) -> Image.Image:
@@ -88,7 +88,7 @@ class DatasetKind(Protocol):
         """List the samples of every split. Raises DataError."""
         ...
 
-    def pictures(self, record: DatasetRecord, split: str, names: Sequence[str]) -> Pictures:
+    def images(self, record: DatasetRecord, split: str, names: Sequence[str]) -> Images:
         """Open a split's images. Raises DataError."""
         ...
 
@@ -99,7 +99,7 @@ class Split:
 
     listing: Listing
     class_names: list[str]
-    pictures: Pictures
+    images: Images
 
     @property
     def n(self) -> int:
@@ -117,15 +117,15 @@ class Split:
 
     def image(self, i: int) -> Image.Image:
         """Image i, RGB. Raises DataError naming the file when it cannot be read."""
-        return self.pictures.image(i)
+        return self.images.image(i)
 
     def file(self, i: int) -> Path | None:
         """The file of image i, or None where one file holds many."""
-        return self.pictures.file(i)
+        return self.images.file(i)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilePictures:
+class FileImages:
     """Images that are files of their own under one folder."""
 
     root: Path
@@ -141,7 +141,7 @@ class FilePictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrayPictures:
+class ArrayImages:
     """Images held in memory: uint8 [n, height, width] grey or [n, height, width, 3]."""
 
     pixels: NDArray[np.uint8]

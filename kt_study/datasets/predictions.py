@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from kt_study.datasets.kind import Found, Listing, section_folder
 from kt_study.errors import DataError
 from kt_study.files import file_digest
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,9 +61,9 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     )
 
 
-def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> NoPictures:  # noqa: ARG001
+def images(record: DatasetRecord, split: str, names: Sequence[str]) -> NoImages:  # noqa: ARG001
     """There are none: the models were forwarded elsewhere."""
-    return NoPictures(dataset=record.name)
+    return NoImages(dataset=record.name)
 
 
 def model_names(record: DatasetRecord) -> list[str]:
@@ -90,7 +90,7 @@ def predicted_classes(
     return _numbered(_read(file)["predicted"].loc[list(names)], class_names)
 
 
-class NoPictures:
+class NoImages:
     """Stands where images would be, and says why there are none."""
 
     def __init__(self, dataset: str) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kt_study.datasets.kind import FilePictures, Found, section_folder
+from kt_study.datasets.kind import FileImages, Found, section_folder
 from kt_study.datasets.lists import listing_of
 from kt_study.errors import DataError
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
 
 FOLDERS = {"train": "cars_train", "val": "cars_test"}
 
@@ -36,9 +36,9 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     )
 
 
-def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> FilePictures:
+def images(record: DatasetRecord, split: str, names: Sequence[str]) -> FileImages:
     """Files under cars_train/ or cars_test/."""
-    return FilePictures(root=Path(record.location["path"]) / FOLDERS[split], names=names)
+    return FileImages(root=Path(record.location["path"]) / FOLDERS[split], names=names)
 
 
 def _matlab(root: Path, name: str, variable: str) -> Any:

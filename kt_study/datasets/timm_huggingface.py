@@ -34,9 +34,9 @@ def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
     return SplitFound(listing=listing, class_names=_class_names(reader.class_to_idx))
 
 
-def split_pictures(place: SplitPlace, names: Sequence[str]) -> TablePictures:
+def split_images(place: SplitPlace, names: Sequence[str]) -> TableImages:
     """Images by row."""
-    return TablePictures(place=place, names=names)
+    return TableImages(place=place, names=names)
 
 
 def open_reader(place: SplitPlace) -> Any:
@@ -57,7 +57,7 @@ def open_reader(place: SplitPlace) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TablePictures:
+class TableImages:
     """Images of a table, opened when the first one is asked for, in each process again."""
 
     place: SplitPlace

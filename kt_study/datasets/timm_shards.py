@@ -45,7 +45,7 @@ def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
     names, sizes, labels = [], [], []
     for shard in _shards(place):
         for key, members in _samples(Path(place.root) / shard):
-            suffix, (offset, size) = _picture(place, shard, key, members)
+            suffix, (offset, size) = _image(place, shard, key, members)
             names.append(f"{shard}@{offset}+{size}/{key}.{suffix}")
             sizes.append(size)
             if labelled:
@@ -58,13 +58,13 @@ def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
     return SplitFound(listing=listing, class_names=[])
 
 
-def split_pictures(place: SplitPlace, names: Sequence[str]) -> ShardPictures:
+def split_images(place: SplitPlace, names: Sequence[str]) -> ShardImages:
     """Images by their place in the shards."""
-    return ShardPictures(root=Path(place.root), names=names)
+    return ShardImages(root=Path(place.root), names=names)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardPictures:
+class ShardImages:
     """Images inside of tar files."""
 
     root: Path
@@ -146,14 +146,14 @@ def _key(name: str) -> str:
     return f"{folder}/{stem}" if folder else stem
 
 
-def _picture(place: SplitPlace, shard: str, key: str, members: dict[str, Member]) -> tuple[str, Member]:
+def _image(place: SplitPlace, shard: str, key: str, members: dict[str, Member]) -> tuple[str, Member]:
     suffixes = place.arguments.get("input_key", _IMAGE_KEY).split(";")
     for suffix in suffixes:
         if suffix in members:
             return suffix, members[suffix]
     raise DataError(
         f"{Path(place.root) / shard}: sample {key!r} has no {', '.join(suffixes)} but {', '.join(members)}; name the "
-        'picture by arguments = { input_key = "..." }'
+        'image by arguments = { input_key = "..." }'
     )
 
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from kt_study.datasets.kind import Found, Listing, Pictures
+from kt_study.datasets.kind import Found, Images, Listing
 from kt_study.errors import DataError
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
 
 SOURCES = {
     "hfds": "kt_study.datasets.timm_huggingface",
@@ -58,7 +58,7 @@ class Source(Protocol):
         """The samples in timm's order. Raises DataError."""
         ...
 
-    def split_pictures(self, place: SplitPlace, names: Sequence[str]) -> Pictures:
+    def split_images(self, place: SplitPlace, names: Sequence[str]) -> Images:
         """The images of the named samples. Raises DataError."""
         ...
 
@@ -88,7 +88,7 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     )
 
 
-def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> Pictures:
+def images(record: DatasetRecord, split: str, names: Sequence[str]) -> Images:
     """The named images of a split."""
     place = SplitPlace(
         source=record.location["source"],
@@ -96,7 +96,7 @@ def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> Picture
         split=record.location[split],
         arguments=record.options["arguments"],
     )
-    return _module(place.source).split_pictures(place, names)
+    return _module(place.source).split_images(place, names)
 
 
 def _places(section: DatasetSection, folder: Path) -> dict[str, SplitPlace]:

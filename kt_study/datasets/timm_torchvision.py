@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from kt_study.datasets.kind import ArrayPictures, Listing
+from kt_study.datasets.kind import ArrayImages, Listing
 from kt_study.datasets.timm_sources import SplitFound, SplitPlace
 from kt_study.errors import DataError
 
@@ -30,11 +30,11 @@ def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
     return SplitFound(listing=listing, class_names=list(getattr(dataset, "classes", ())), content=content)
 
 
-def split_pictures(place: SplitPlace, names: Sequence[str]) -> ArrayPictures:
+def split_images(place: SplitPlace, names: Sequence[str]) -> ArrayImages:
     """The named images, held in memory. Raises DataError."""
     import numpy as np
 
-    return ArrayPictures(pixels=np.asarray(_open(place).data)[np.array([int(name) for name in names])])
+    return ArrayImages(pixels=np.asarray(_open(place).data)[np.array([int(name) for name in names])])
 
 
 def _open(place: SplitPlace) -> Any:
@@ -46,5 +46,5 @@ def _open(place: SplitPlace) -> Any:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{place}: cannot be opened ({reason}); lay its files into [dataset] path") from error
     if not hasattr(dataset, "data"):
-        raise DataError(f'{place}: its pictures are files; read them with kind = "imagefolder"')
+        raise DataError(f'{place}: its images are files; read them with kind = "imagefolder"')
     return dataset

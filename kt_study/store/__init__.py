@@ -18,11 +18,11 @@ from kt_study.store.records import (
     HeartbeatReply,
     JobRow,
     NeedRow,
-    Outlook,
     Planned,
     Selection,
     WorkerRecord,
     WorkerRow,
+    Workload,
 )
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ __all__ = [
     "JobRow",
     "JobStore",
     "NeedRow",
-    "Outlook",
     "Planned",
     "Selection",
     "WorkerRecord",
     "WorkerRow",
+    "Workload",
     "open_store",
 ]
 

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from kt_study.records import Claim
 from kt_study.store.expressions import now, of_study, parameter, parameters
 from kt_study.store.records import ClaimRequest
 from kt_study.tables import CLAIM_ORDER, READY, RUNNING, jobs
-from kt_study.words import Claim
 
 _ABOVE_ALL = 2**31 - 1  # a priority
 

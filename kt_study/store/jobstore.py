@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from kt_study import database, tables
 from kt_study.errors import UsageError
 from kt_study.hashing import canonical_json
+from kt_study.records import Claim, DatasetRecord, Failure, JobState, ModelRecord, PlannedJob, Progress
 from kt_study.store import claims, leases, planning
 from kt_study.store.connections import Database
 from kt_study.store.expressions import now
@@ -26,7 +27,6 @@ from kt_study.store.records import (
 )
 from kt_study.store.results import Rows, plain_rows
 from kt_study.store.selections import Selections
-from kt_study.words import Claim, DatasetRecord, Failure, JobState, ModelRecord, PlannedJob, Progress
 
 
 class JobStore(Listings, Selections):

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 
 from kt_study.errors import DataError, LeaseLost
 from kt_study.failures import WORKER_DIED
+from kt_study.records import Claim, Failure, JobState, Progress
 from kt_study.store.expressions import chunks, now, parameter, parameters, server_started
 from kt_study.store.records import HeartbeatReply, encode_progress
 from kt_study.store.reopening import maker_of, reopen
 from kt_study.tables import RUNNING, job_needs, jobs, lease_checks, past_attempts, results, workers
-from kt_study.words import Claim, Failure, JobState, Progress
 
 LONGEST_BACKOFF_S = 1800.0
 MOST_WAITS = 10

@@ -9,6 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from kt_study.errors import UsageError
+from kt_study.records import JobState
 from kt_study.store.connections import Store, reads
 from kt_study.store.expressions import chunks, now, of_study
 from kt_study.store.records import (
@@ -16,10 +17,10 @@ from kt_study.store.records import (
     FailureGroup,
     JobRow,
     NeedRow,
-    Outlook,
     Pace,
     Selection,
     WorkerRow,
+    Workload,
     decode_progress,
 )
 from kt_study.store.results import converters
@@ -27,7 +28,6 @@ from kt_study.store.selections import LAST_ATTEMPT, OPEN, condition
 from kt_study.tables import READY, RUNNING, attempts, job_needs, jobs, past_attempts, studies, study_jobs
 from kt_study.tables import results as result_tables
 from kt_study.tables import workers as worker_table
-from kt_study.words import JobState
 
 RESULTS_CHUNK = 5_000  # result rows fetched at a time
 EXAMPLES = 5  # ids shown of a group of failures
@@ -181,7 +181,7 @@ class Listings(Store):
         return sorted(found, key=lambda group: (-group.count, group.group))
 
     @reads
-    def outlook(self, connection: sa.Connection, study: str | None = None) -> Outlook:
+    def workload(self, connection: sa.Connection, study: str | None = None) -> Workload:
         """How many jobs are in each state, told apart by whether they can be claimed now."""
         field = sa.case(
             (_PAUSED, "paused"), (_BACKS_OFF, "ready_later"), (jobs.c.state == "ready", "ready_now"), else_=jobs.c.state
@@ -194,7 +194,7 @@ class Listings(Store):
             found[name] = count
             if name == "ready_later":
                 found["next_s"] = max(0.0, wait_s)
-        return Outlook(**found)
+        return Workload(**found)
 
     @reads
     def pace(self, connection: sa.Connection, study: str | None = None, *, window_s: float = 600.0) -> Pace:

@@ -17,13 +17,13 @@ import sqlalchemy as sa
 
 from kt_study.errors import UsageError
 from kt_study.hashing import canonical_json
+from kt_study.records import PlannedJob
 from kt_study.store.connections import Database
 from kt_study.store.expressions import chunks, now
 from kt_study.store.records import Planned
 from kt_study.store.reopening import BLOCKED_IF_READY, reopen
 from kt_study.store.selections import WAITING_STATE
 from kt_study.tables import job_needs, jobs, studies, study_jobs
-from kt_study.words import PlannedJob
 
 CHUNK = 10_000  # jobs in memory at a time
 ANALYSE_FROM = 5_000  # new jobs from which the database's figures are worth renewing

@@ -1,4 +1,4 @@
-"""What goes into the store and comes out of it, beside the words of `kt_study.words`."""
+"""What goes into the store and comes out of it, beside the words of `kt_study.records`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from kt_study.words import JobState, Progress, Record
+from kt_study.records import JobState, Progress, Record
 
 
 class WorkerRecord(Record, frozen=True, kw_only=True):
@@ -128,7 +128,7 @@ class FailureGroup(Record, frozen=True, kw_only=True):
     kinds: tuple[str, ...]
 
 
-class Outlook(Record, frozen=True, kw_only=True):
+class Workload(Record, frozen=True, kw_only=True):
     """How much work there is. A pilot that finds nothing to claim waits if `ready_later` or `running`, else exits."""
 
     ready_now: int = 0

@@ -12,9 +12,9 @@ import msgspec
 
 from kt_study.errors import DatabaseError, KtStudyError, LeaseLost, SchemaMismatch, UntrustedFile, UsageError
 from kt_study.files import private_folder, write_private
+from kt_study.records import Claim
 from kt_study.store.results import Rows, plain_rows
 from kt_study.trust import read_own
-from kt_study.words import Claim
 
 if TYPE_CHECKING:
     from kt_study.store.jobstore import JobStore

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.terminal.surroundings import Surroundings
+from orchestrator.terminal.study_context import StudyContext
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore
@@ -62,7 +62,7 @@ def _from_database(ctx: click.Context, incomplete: str, ask: Callable[[JobStore,
     from kt_study.errors import KtStudyError
 
     given = ctx.params
-    here = Surroundings(study_path=given.get("study_path") or Path("study.toml"), db_flag=given.get("db_flag"))
+    here = StudyContext(study_path=given.get("study_path") or Path("study.toml"), db_flag=given.get("db_flag"))
     try:
         found = sorted(ask(here.store(), here.name))
     except KtStudyError:

@@ -14,7 +14,7 @@ from kt_study.nearest import nearest
 from kt_study.store import Selection
 from orchestrator.cli import completion
 from orchestrator.terminal.plural import counted
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command --study, --db and the options that choose jobs; hand it `here` and a `selection`."""
 
-    @with_surroundings
+    @with_study_context
     @click.option(
         "--kind",
         shell_complete=completion.kinds,
@@ -50,7 +50,7 @@ def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(command)
     def wrapped(
-        here: Surroundings,
+        here: StudyContext,
         kind: str | None,
         job_ids: tuple[int, ...],
         teacher: str,

@@ -12,8 +12,8 @@ from kt_study.errors import UsageError
 from kt_study.failures import GROUP_SHOWN
 from kt_study.pilots import LaunchFiles, alive_within_s
 from kt_study.printable import printable
+from kt_study.records import JobState
 from kt_study.store import JobRow, Selection
-from kt_study.words import JobState
 from orchestrator.cluster import slurm_status
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.slurm_status import SlurmPart
@@ -42,12 +42,12 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
     workers = store.workers(alive_within_s=alive_within_s(*leases_s))
     if not workers:
         pace = msgspec.structs.replace(pace, eta_s=None)
-    outlook = store.outlook(study)
+    workload = store.workload(study)
     running = store.jobs(Selection(study=study, state=JobState.RUNNING), limit=200)
     return {
         "study": study,
         "counts": _nested(counts),
-        "outlook": msgspec.to_builtins(outlook),
+        "workload": msgspec.to_builtins(workload),
         "running": [_running(job) for job in running],
         "workers": [msgspec.to_builtins(worker) for worker in workers],
         "failures": [msgspec.to_builtins(group) for group in store.failures(study)],
@@ -58,8 +58,8 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
 
 def is_over(seen: dict[str, Any]) -> bool:
     """Whether nothing is left that could run."""
-    outlook = seen["outlook"]
-    return not (outlook["running"] or outlook["ready_now"] or outlook["ready_later"])
+    workload = seen["workload"]
+    return not (workload["running"] or workload["ready_now"] or workload["ready_later"])
 
 
 def as_text(seen: dict[str, Any]) -> str:
@@ -86,7 +86,7 @@ def details(seen: dict[str, Any]) -> list[str]:
             name = group["group"][:GROUP_SHOWN]
             lines.append(f"  {name}  {cause}: {printable(group['message'])}")
             lines.append(f"            jobs {jobs}; kt-study retry --error {name}")
-    if seen["outlook"]["blocked"] and is_over(seen):
+    if seen["workload"]["blocked"] and is_over(seen):
         lines.append("\nblocked jobs wait for failed ones; kt-study status --why N says which")
     return lines
 

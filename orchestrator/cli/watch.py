@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from kt_study.printable import printable
-from kt_study.words import JobState
+from kt_study.records import JobState
 from orchestrator.cli import status
 from orchestrator.terminal.outage import waited_for
 from orchestrator.terminal.plural import counted
@@ -94,14 +94,14 @@ def page(seen: dict[str, Any], width: int) -> list[str]:
 
 
 def _head(seen: dict[str, Any]) -> str:
-    outlook = seen["outlook"]
+    workload = seen["workload"]
     if status.is_over(seen):
-        ending = "over" if outlook["failed"] or outlook["blocked"] else "complete"
+        ending = "over" if workload["failed"] or workload["blocked"] else "complete"
         return tint(f"study {printable(seen['study'])}: {ending}", "failed" if ending == "over" else "done")
     eta = f", about {span(seen['eta_s'])} left" if seen["eta_s"] else ""
     workers = counted(len(seen["workers"]), "worker")
     return (
-        f"study {printable(seen['study'])}: {outlook['running']} running, {workers}{eta}; {time.strftime('%H:%M:%S')}"
+        f"study {printable(seen['study'])}: {workload['running']} running, {workers}{eta}; {time.strftime('%H:%M:%S')}"
     )
 
 

@@ -37,7 +37,7 @@ from urllib.parse import quote
 from kt_study.database import require_local_disk
 from kt_study.errors import DatabaseError
 from kt_study.files import write_private, write_text
-from kt_study.words import Record
+from kt_study.records import Record
 
 if TYPE_CHECKING:
     import psycopg

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from kt_study.job_kinds import RESUMABLE
 from kt_study.pilots import LaunchFiles, alive_within_s
+from kt_study.records import JobState
 from kt_study.store import JobRow, WorkerRow
-from kt_study.words import JobState
 from orchestrator.cluster import slurm_status
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.records import LaunchRecord

@@ -8,16 +8,16 @@ from __future__ import annotations
 from orchestrator.planning.cost import Cost, plan_cost
 from orchestrator.planning.from_preset import nominal_plan, preset_plan
 from orchestrator.planning.from_study import make_plan
-from orchestrator.planning.record import Pair, Plan, Ran, Sources, Wishes
+from orchestrator.planning.record import Pair, Plan, PlanOptions, RecordedTransfer, Sources
 from orchestrator.planning.write import foreseen, left_over, write_plan
 
 __all__ = [
     "Cost",
     "Pair",
     "Plan",
-    "Ran",
+    "PlanOptions",
+    "RecordedTransfer",
     "Sources",
-    "Wishes",
     "foreseen",
     "left_over",
     "make_plan",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kt_study.errors import DataError, PairsError, UsageError
-from kt_study.words import DatasetRecord, ModelRecord
+from kt_study.records import DatasetRecord, ModelRecord
 from orchestrator.terminal.plural import counted
 
 

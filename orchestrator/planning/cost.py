@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from kt_study.records import DatasetRecord, ModelRecord, PlannedJob, Record, TrainSpec
 from kt_study.settings import Settings
-from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, Record, TrainSpec
 
 if TYPE_CHECKING:
     from orchestrator.planning.record import Plan
@@ -28,7 +28,7 @@ DECODED = {"torch": 1_500, "ffcv": 6_000}
 """Images per second that a loader gives one GPU."""
 
 IN_MEMORY = 4 << 30
-"""Bytes of images that a worker keeps decoded (`worker.data.loader.picture_budget`)."""
+"""Bytes of images that a worker keeps decoded (`worker.data.loader.image_budget`)."""
 
 TRAIN_FORWARDS = 3
 """A training step in forwards: one forward, and a backward that costs two."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from kt_study.job_kinds import planned_job
+from kt_study.records import DatasetRecord, ModelRecord, PlannedJob, TrainSpec
 from kt_study.training import UNTRAINED, keyed, trained_record
-from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, TrainSpec
 
 _THIN = 0.25
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kt_study.errors import DataError, UsageError
+from kt_study.records import DatasetRecord, ModelRecord, Record, TrainSpec
 from kt_study.study import FineTuningSection, StudyFile
-from kt_study.words import DatasetRecord, ModelRecord, Record, TrainSpec
 from orchestrator.planning.layout import Layout
 from orchestrator.planning.model_records import matching
 from orchestrator.planning.record import Sources

@@ -9,16 +9,16 @@ from msgspec.structs import replace
 from kt_study.errors import UsageError
 from kt_study.multi_teacher import order_teachers
 from kt_study.objectives import settings_for
+from kt_study.records import DatasetRecord, ModelRecord, TransferSpec
 from kt_study.settings import Settings
 from kt_study.study import DatasetSection, StudyFile, StudySection, recorded
-from kt_study.words import DatasetRecord, ModelRecord, TransferSpec
 from orchestrator.planning.checks import check_classes, check_embeddings
 from orchestrator.planning.fine_tuning import Recipe, train_all
 from orchestrator.planning.from_study import compare
 from orchestrator.planning.layout import Layout
 from orchestrator.planning.model_records import from_catalogue, listed_models
 from orchestrator.planning.presets import Arm, DatasetNeed, Preset, TransferPair
-from orchestrator.planning.record import Plan, Sources, Wishes
+from orchestrator.planning.record import Plan, PlanOptions, Sources
 from orchestrator.planning.transfers import common_settings
 from orchestrator.planning.universe import resolve
 
@@ -29,7 +29,7 @@ Models = dict[str, ModelRecord]
 """By the name that the preset uses."""
 
 
-def preset_plan(preset: Preset, study: StudyFile, sources: Sources, wishes: Wishes) -> Plan:
+def preset_plan(preset: Preset, study: StudyFile, sources: Sources, wishes: PlanOptions) -> Plan:
     """Lay out a preset on the study file's data set: its own pairs and settings, what it leaves open from [transfer].
 
     A [[model]] table with the name of one of the preset's models replaces it, for weights that lie elsewhere.
@@ -49,7 +49,7 @@ def preset_plan(preset: Preset, study: StudyFile, sources: Sources, wishes: Wish
     return _plan(preset, study, homes, sources, wishes, notes)
 
 
-def nominal_plan(preset: Preset, sources: Sources, wishes: Wishes, *, why: str) -> Plan:
+def nominal_plan(preset: Preset, sources: Sources, wishes: PlanOptions, *, why: str) -> Plan:
     """A preset on data sets of the sizes that the paper's have, without any data: for dry runs. `why` is noted."""
     _check_wishes(preset, wishes)
     homes = {need.name: _nominal(need) for need in preset.datasets}
@@ -64,7 +64,7 @@ def _plan(
     study: StudyFile,
     homes: dict[str, DatasetRecord],
     sources: Sources,
-    wishes: Wishes,
+    wishes: PlanOptions,
     notes: list[str],
 ) -> Plan:
     """`homes` are the data sets by the names of the preset's needs; an arm without its data set is left out."""
@@ -152,7 +152,7 @@ def _run(
     )
 
 
-def _check_wishes(preset: Preset, wishes: Wishes) -> None:
+def _check_wishes(preset: Preset, wishes: PlanOptions) -> None:
     for flag, given in (("--pairs", wishes.pairs is not None), ("--grid", bool(wishes.grid))):
         if given:
             raise UsageError(f"{flag} and --preset {preset.name}: a preset has its own pairs and settings; drop one")

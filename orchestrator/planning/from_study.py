@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kt_study.errors import UsageError
+from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.study import StudyFile, recorded
-from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.planning import universe
 from orchestrator.planning.checks import check_classes, check_embeddings, check_models, check_names
 from orchestrator.planning.digits_zoo import digits_zoo
@@ -12,7 +12,7 @@ from orchestrator.planning.fine_tuning import fine_tuned
 from orchestrator.planning.hub_models import is_described
 from orchestrator.planning.layout import Layout, maker_of
 from orchestrator.planning.model_records import listed_models, narrowed, predicted_models, study_models
-from orchestrator.planning.record import Pair, Plan, Sources, Wishes
+from orchestrator.planning.record import Pair, Plan, PlanOptions, Sources
 from orchestrator.planning.sampling import sample_pairs
 from orchestrator.planning.transfers import StudyTransfers
 
@@ -20,13 +20,13 @@ PAPER_PAIRS, PAPER_MODELS = 466, 301
 """Section 3: 466 pairs of 301 models."""
 
 
-def make_plan(study: StudyFile, sources: Sources, wishes: Wishes | None = None) -> Plan:
+def make_plan(study: StudyFile, sources: Sources, wishes: PlanOptions | None = None) -> Plan:
     """Sample the pairs and lay out every job. Reads the data set's folders; needs no torch and no network.
 
     Raises:
         UsageError: data, models, pairs or settings that do not exist or do not go together.
     """
-    wishes = wishes or Wishes()
+    wishes = wishes or PlanOptions()
     dataset = sources.dataset(study.dataset, seed=study.study.seed)
     check_embeddings(dataset)
     layout = Layout(sources.ran, sources.acc_after)

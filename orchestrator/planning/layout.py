@@ -16,8 +16,7 @@ from kt_study.multi_teacher import (
     transfer_digest,
 )
 from kt_study.objectives import needed_logits, shared_training
-from kt_study.training import TRAINED, trained_record
-from kt_study.words import (
+from kt_study.records import (
     AllPairsSpec,
     ComplementaritySpec,
     DatasetRecord,
@@ -29,8 +28,9 @@ from kt_study.words import (
     TransferSpec,
     as_spec,
 )
+from kt_study.training import TRAINED, trained_record
 from orchestrator.planning import cost
-from orchestrator.planning.record import Ran
+from orchestrator.planning.record import RecordedTransfer
 
 _COMPARE_S = 0.1
 """Seconds to compare two models' cached predictions."""
@@ -49,7 +49,7 @@ class Layout:
 
     def __init__(
         self,
-        ran: Callable[[str], Ran | None] = lambda _: None,
+        ran: Callable[[str], RecordedTransfer | None] = lambda _: None,
         acc_after: Callable[[str], float | None] = lambda _: None,
     ) -> None:
         self.jobs: dict[str, PlannedJob] = {}

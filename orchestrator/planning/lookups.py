@@ -11,8 +11,8 @@ import msgspec
 
 from kt_study.multi_teacher import transfer_digest
 from kt_study.paths import StudyPaths
-from kt_study.words import JobState, TransferSpec
-from orchestrator.planning.record import Ran
+from kt_study.records import JobState, TransferSpec
+from orchestrator.planning.record import RecordedTransfer
 
 if TYPE_CHECKING:
     from kt_study.store import JobRow, JobStore
@@ -34,7 +34,7 @@ class Lookups:
         self.accuracies: Callable[[str], Mapping[str, float]] = cache(self._accuracies)
         """Top-1 on a data set's validation split, % by model key."""
 
-    def ran(self, digest: str) -> Ran | None:
+    def ran(self, digest: str) -> RecordedTransfer | None:
         """A transfer or soup that runs or is done; None for what no worker has taken yet."""
         job = self._taken.get(digest)
         if job is None:
@@ -42,7 +42,9 @@ class Lookups:
         done = job.state == JobState.DONE
         asked = {job.spec.get("settings", {}).get("keep", "none"), self._made_again.get(digest, "none")}
         keep = next(each for each in ("all", "best", "none") if each in asked)
-        return Ran(done=done, keep=keep, there=keep == "all" and (not done or self._paths.weights(digest).exists()))
+        return RecordedTransfer(
+            done=done, keep=keep, there=keep == "all" and (not done or self._paths.weights(digest).exists())
+        )
 
     def acc_after(self, digest: str) -> float | None:
         """Accuracy after a transfer or soup that is done, %."""

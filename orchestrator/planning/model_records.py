@@ -17,9 +17,9 @@ from kt_study.errors import StudyFileError, UnknownModelError, WeightsError
 from kt_study.files import file_digest, write_text
 from kt_study.multi_teacher import TRANSFERRED
 from kt_study.nearest import nearest
+from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.study import ModelsSection, ModelTable, StudyFile
 from kt_study.training import TRAINED, UNTRAINED, keyed
-from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.planning.hub_models import described, is_described
 from orchestrator.planning.universe import CatalogueModel, catalogue, resolve, select
 

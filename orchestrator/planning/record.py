@@ -10,8 +10,8 @@ from typing import Any
 
 from kt_study.datasets import prepare
 from kt_study.paths import StudyPaths
+from kt_study.records import DatasetRecord, ModelRecord, PlannedJob, TransferSpec
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord, ModelRecord, PlannedJob, TransferSpec
 from orchestrator.planning.model_records import FileDigests
 
 Pair = tuple[str, str]
@@ -19,7 +19,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class PlanOptions:
     """What the command line asks for beside the study file; None leaves the file's word."""
 
     pairs: int | None = None
@@ -28,7 +28,7 @@ class Wishes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ran:
+class RecordedTransfer:
     """What the database knows of a transfer, or a soup, that runs or is done."""
 
     done: bool
@@ -48,7 +48,7 @@ class Sources:
     folder: Path  # of the study file, from which its relative paths count
     scratch: Path
     accuracies: Callable[[str], Mapping[str, float]] = lambda _: {}  # data set key -> top-1 in % by model key
-    ran: Callable[[str], Ran | None] = lambda _: None  # by digest; None for what no worker has taken yet
+    ran: Callable[[str], RecordedTransfer | None] = lambda _: None  # by digest; None for what no worker has taken yet
     acc_after: Callable[[str], float | None] = lambda _: None  # % of a transfer that is done, by digest
     progress: Callable[[int], None] = lambda _: None  # samples seen while a data set is scanned
     digests: FileDigests

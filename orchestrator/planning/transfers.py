@@ -12,12 +12,12 @@ from kt_study.errors import PairsError, UsageError
 from kt_study.hashing import hash64
 from kt_study.multi_teacher import order_teachers
 from kt_study.objectives import check, settings_for
+from kt_study.records import DatasetRecord, ModelRecord, TransferSpec
 from kt_study.settings import Settings
 from kt_study.study import DatasetSection, StudyFile, TransferSection, said_settings
-from kt_study.words import DatasetRecord, ModelRecord, TransferSpec
 from orchestrator.planning.checks import check_can_transfer
 from orchestrator.planning.model_records import matching
-from orchestrator.planning.record import Sources, Wishes
+from orchestrator.planning.record import PlanOptions, Sources
 from orchestrator.planning.sampling import sample_transfer_pairs
 
 PAPER_TRANSFERS = 400
@@ -28,7 +28,7 @@ class StudyTransfers:
     """The transfers of one study on one data set. `notes` says what was left out, and why."""
 
     def __init__(
-        self, study: StudyFile, dataset: DatasetRecord, models: list[ModelRecord], wishes: Wishes, sources: Sources
+        self, study: StudyFile, dataset: DatasetRecord, models: list[ModelRecord], wishes: PlanOptions, sources: Sources
     ) -> None:
         self.notes: list[str] = []
         self._order: str = said_settings(study.transfer, study.dataset)["teacher_order"]

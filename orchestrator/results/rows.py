@@ -15,9 +15,9 @@ from kt_study.errors import DiskError
 from kt_study.hashing import digest
 from kt_study.job_kinds import JOB_KINDS
 from kt_study.parquet import ALL_PAIRS, ATTEMPTS, JOBS, MODELS, PAIRS, PLANS, arrow_schema
+from kt_study.records import ComplementaritySpec, JobState, ModelRecord, TransferSpec
 from kt_study.schema import RESULT_TABLES, ResultTable
 from kt_study.tables import attempts, jobs, models, results, studies, study_jobs, workers
-from kt_study.words import ComplementaritySpec, JobState, ModelRecord, TransferSpec
 from orchestrator.results.streaming import Reader, Select, batch_of
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 
 from kt_study.job_kinds import planned_job
 from kt_study.pilots import LaunchFiles
+from kt_study.records import LogitsSpec
 from kt_study.store import WorkerRecord, open_store
-from kt_study.words import LogitsSpec
 from orchestrator.cli.status import look
 from orchestrator.cluster import slurm_status
 from orchestrator.cluster.launch import records

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kt_study.pilots import LaunchFiles
-from kt_study.store import JobStore, Outlook, Selection, WorkerRecord, open_store
+from kt_study.store import JobStore, Selection, WorkerRecord, Workload, open_store
 from orchestrator.cli import status
 from orchestrator.cli.commands import launch
 from orchestrator.cluster.launch import follow
@@ -69,7 +69,7 @@ def test_launch_names_the_next_step_when_all_is_done(folder: Path, store: JobSto
     ],
 )
 def test_a_standstill_is_told_from_waiting(counts: dict[str, int], line: str) -> None:
-    assert standstill(Outlook(**counts)) == line
+    assert standstill(Workload(**counts)) == line
 
 
 def test_status_gives_no_time_while_nobody_works(folder: Path, store: JobStore) -> None:
@@ -93,7 +93,7 @@ def test_a_log_is_told_what_changed_and_every_ten_minutes_that_nothing_did(
     for second in range(1300):
         clock.now = 5000.0 + second
         done = sum(second >= moment for moment in (3, 5, 27))
-        lines.show(Outlook(running=3 - done, done=done))
+        lines.show(Workload(running=3 - done, done=done))
     assert capsys.readouterr().err.splitlines() == [
         "0:00:00 0 of 3 jobs done, 3 running",
         "0:00:10 2 of 3 jobs done, 1 running",

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from kt_study import __version__
+from kt_study.records import Failure
 from kt_study.store import open_store
-from kt_study.words import Failure
 from tests.cli import kt_study, succeeds
 from tests.command_line.parsing import all_commands, examples, parse
 from tests.store.making import claim_one, job, model, plan

@@ -17,7 +17,7 @@ from kt_study.store import open_store
 from orchestrator.cli.commands import launch, worker
 from orchestrator.cluster.launch.private import require_reachable
 from orchestrator.cluster.slurm.cluster import Cluster, Node, Partition
-from orchestrator.terminal.surroundings import Surroundings
+from orchestrator.terminal.study_context import StudyContext
 from tests.cli import kt_study
 from tests.command_line.tiny import STUDY_FILE
 from tests.store.making import job
@@ -42,7 +42,7 @@ def test_workers_on_this_machine_find_the_password_in_a_private_file_and_nobody_
     url = postgres_url.replace("kt_study@", f"kt_study:{password}@").split("?")[0]
     done = kt_study(folder, "launch", "--workers", "1", "--wait", timeout=300, environment={"KT_STUDY_DB": url})
     assert done.returncode == 1, done.stderr
-    assert (store.outlook("tiny").failed, len(store.workers())) == (1, 1), "the worker came to the database"
+    assert (store.workload("tiny").failed, len(store.workers())) == (1, 1), "the worker came to the database"
     written = [path for path in folder.rglob("*") if path.is_file() and password.encode() in path.read_bytes()]
     assert [path.name for path in written] == ["pgpass"]
     assert written[0].stat().st_mode & 0o777 == 0o600
@@ -70,11 +70,11 @@ def test_the_last_word_comes_before_slurm_kills(
     partition = Partition(name="gpu", is_default=True, is_up=True, nodes=1, longest_min=60, default_min=60)
     cluster = Cluster(partitions=(partition,), nodes=(NODE,), largest_array=100, kill_wait_s=kill_wait_s)
     monkeypatch.setattr("orchestrator.cluster.slurm.cluster.look_at_cluster", lambda: cluster)
-    here = Surroundings(study_path=folder / "study.toml", db_flag=None)
+    here = StudyContext(study_path=folder / "study.toml", db_flag=None)
     here.store(create=True)
     flags: dict[str, Any] = {"partition": "gpu"}
-    crew = launch._slurm_crew(here, PilotOptions(root=str(folder), device="cpu"), None, flags, 1, 1)
-    assert crew.options.grace_s == grace_s
+    pilots = launch._slurm_pilots(here, PilotOptions(root=str(folder), device="cpu"), None, flags, 1, 1)
+    assert pilots.options.grace_s == grace_s
 
 
 @pytest.mark.parametrize("command", [launch.command, worker.command])

@@ -90,7 +90,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arm(store: JobStore, files: LaunchFiles, **section: Any) -> None:
     channels = notify.channels_of(NotifySection(**section), files.root)
-    notify.arm(files, STUDY, channels, store.outlook(STUDY))
+    notify.arm(files, STUDY, channels, store.workload(STUDY))
 
 
 def look(store: JobStore, files: LaunchFiles) -> None:
@@ -114,7 +114,7 @@ def test_one_message_at_the_end_and_none_before(store: JobStore, files: LaunchFi
     (message,) = hook.got
     assert message["path"] == f"/{SECRET}"
     assert (message["event"], message["study"], message["failures"]) == ("finished", STUDY, [])
-    assert message["outlook"] == {"done": 3}
+    assert message["workload"] == {"done": 3}
     assert message["text"].splitlines()[0] == f"kt-study: study {STUDY} is complete"
 
 
@@ -166,7 +166,7 @@ def test_a_study_that_grows_is_told_of_again(store: JobStore, files: LaunchFiles
     arm(store, files, webhook=hook.url)
     finish_all(store)
     look(store, files)
-    assert [message["outlook"] for message in hook.got] == [{"done": 3}, {"done": 4}]
+    assert [message["workload"] for message in hook.got] == [{"done": 3}, {"done": 4}]
 
 
 def test_a_command_gets_the_text_on_standard_input(store: JobStore, files: LaunchFiles) -> None:

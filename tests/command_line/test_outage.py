@@ -116,7 +116,7 @@ def test_launch_wait_goes_on_and_replaces_workers_that_died_meanwhile(
         until(lambda: not started_here(logs))
 
     other = meanwhile(
-        lambda: until(lambda: store.outlook("tiny").failed),  # a worker is there
+        lambda: until(lambda: store.workload("tiny").failed),  # a worker is there
         own_server.kill,
         lambda: time.sleep(2.0),
         kill_the_worker,
@@ -127,7 +127,7 @@ def test_launch_wait_goes_on_and_replaces_workers_that_died_meanwhile(
     other.join()
     assert said.exit_code == 1, said.output  # jobs failed
     assert AWAY in said.stderr and "the database is back after " in said.stderr
-    assert (store.outlook("tiny").failed, len(store.workers())) == (2, 2)
+    assert (store.workload("tiny").failed, len(store.workers())) == (2, 2)
 
 
 def test_ctrl_c_works_at_once_while_the_database_is_away(folder: Path, own_server: Server, store: JobStore) -> None:

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from kt_study.errors import StudyFileError
 from kt_study.printable import OneLine, printable
+from kt_study.records import Failure
 from kt_study.store import open_store
 from kt_study.study import read_study
-from kt_study.words import Failure
 from orchestrator.cli import status, watch
 from orchestrator.cli.commands import status as status_command
 from orchestrator.results.query import Answer, render
@@ -38,7 +38,7 @@ def test_what_acts_is_written_as_its_code_and_the_rest_as_it_is() -> None:
     ("text", "place"),
     [
         (MINIMAL.replace('"x"', '"x\\n"'), "[study] name"),
-        (MINIMAL + 'val = "pictures\\u001b[2J"\n', "[dataset] val"),
+        (MINIMAL + 'val = "images\\u001b[2J"\n', "[dataset] val"),
         (MINIMAL + 'name = "two\\nlines"\n', "[dataset] name"),
         (MINIMAL + MODEL.replace('"a"', '"a\\u009b"'), "[[model]] name"),
         (MINIMAL + MODEL + 'checkpoint = "w\\u202e.pth"\n', "[[model]] checkpoint"),

@@ -47,10 +47,10 @@ def test_nothing_but_text_in_a_log(folder: Path) -> None:
 def test_a_log_says_of_how_many(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.shown("preparing", "pictures", 5000) as advance:
+    with progress.shown("preparing", "images", 5000) as advance:
         now[0] = 10.0
         advance("train", 1200)
-    assert capsys.readouterr().err == "preparing: 1,200 of 5,000 pictures, train\n"
+    assert capsys.readouterr().err == "preparing: 1,200 of 5,000 images, train\n"
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kt_study.records import Failure
 from kt_study.store import JobStore, open_store
-from kt_study.words import Failure
 from tests.cli import kt_study
 from tests.store.making import claim_one, job, lasting, plan, row
 from tests.terminal import PATIENCE_S, Terminal

@@ -42,10 +42,10 @@ def _look(draws: np.random.Generator, jpeg: Bytes) -> None:
     assert at.left <= box.left < box.right <= at.right <= 120
 
 
-def _shrink(picture: Bytes, target: Bytes) -> None:
-    box = Box(0, 0, picture.shape[0], picture.shape[1])
+def _shrink(image: Bytes, target: Bytes) -> None:
+    box = Box(0, 0, image.shape[0], image.shape[1])
     if can_shrink(box, target):
-        shrink(picture, box, target)
+        shrink(image, box, target)
 
 
 def _jpeg(draws: np.random.Generator, height: int, width: int, blocks: int) -> Bytes:

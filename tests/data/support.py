@@ -1,4 +1,4 @@
-"""Small folders of pictures, records and a job context for the tests of data, models and caches."""
+"""Small folders of images, records and a job context for the tests of data, models and caches."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from PIL import Image
 from kt_study.datasets import prepare
 from kt_study.errors import DataError, UnknownModelError
 from kt_study.paths import StudyPaths
+from kt_study.records import Claim, DatasetRecord, ModelRecord
 from kt_study.study import DatasetSection
-from kt_study.words import Claim, DatasetRecord, ModelRecord
 from worker.job.context import JobContext, WorkerOptions
 
 CPU = torch.device("cpu")
 
 
 def write_image(path: Path, seed: int, size: tuple[int, int] = (40, 30)) -> None:
-    """A smooth random colour picture of (width, height): JPEG, PNG, ... by the suffix."""
+    """A smooth random colour image of (width, height): JPEG, PNG, ... by the suffix."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3)).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
 
 
 def image_folder(root: Path, classes: Mapping[str, int], suffix: str = ".png") -> Path:
-    """One folder a class with that many pictures of different sizes."""
+    """One folder a class with that many images of different sizes."""
     for number, (name, count) in enumerate(classes.items()):
         for i in range(count):
             write_image(
@@ -48,7 +48,7 @@ def folder_dataset(root: Path, paths: StudyPaths) -> DatasetRecord:
 
 
 def tiny_model(key: str = "tiny", seed: int = 1, **changes: object) -> ModelRecord:
-    """A small random timm network for 32-pixel pictures."""
+    """A small random timm network for 32-pixel images."""
     settings: dict[str, object] = {
         "family": "cnn",
         "weights": f"random:{seed}",

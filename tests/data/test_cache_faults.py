@@ -22,7 +22,7 @@ from kt_study import cache as cache_files
 from kt_study.errors import DataError, DiskError
 from kt_study.files import file_digest
 from kt_study.paths import StudyPaths
-from kt_study.words import LogitsSpec
+from kt_study.records import LogitsSpec
 from tests.data.support import CPU, digits, job_context, tiny_model
 from worker.data.near import near, nearby
 from worker.logits import LogitsCache
@@ -116,7 +116,7 @@ KILLED = """
 import sys, os, signal, time
 from pathlib import Path
 from kt_study.paths import StudyPaths
-from kt_study.words import LogitsSpec
+from kt_study.records import LogitsSpec
 from tests.data.support import digits, job_context, tiny_model
 from worker.logits.forward import cached_logits
 paths = StudyPaths(root=Path(sys.argv[1]))

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from kt_study.cache import entries
 from kt_study.paths import StudyPaths
 from kt_study.pilots import PilotOptions
+from kt_study.records import Claim, LogitsSpec
 from kt_study.store import open_store
-from kt_study.words import Claim, LogitsSpec
 from orchestrator.cli.commands.data import command as data_command
 from orchestrator.cli.commands.worker import command as worker_command
 from orchestrator.terminal.spans import size
@@ -173,5 +173,5 @@ def test_data_prepare_says_what_it_wrote(
     monkeypatch.setattr("worker.pilot.entry.prepare_data", lambda *_, **__: manifest)
     done = CliRunner().invoke(data_command, ["prepare", "--study", str(tmp_path / "study.toml"), "--split", split])
     first, *rest = done.output.splitlines()
-    assert first == "5,040 pictures, 8.9 MB"
+    assert first == "5,040 images, 8.9 MB"
     assert [line.partition(",")[0] for line in rest] == ([more] if more else [])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kt_study.paths import StudyPaths
-from kt_study.words import DatasetRecord
+from kt_study.records import DatasetRecord
 from tests.data.support import CPU, folder_dataset, image_folder, tiny_model
 from tests.require import require
 from worker.data import loader as loader_module
@@ -34,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("loader", ["torch", "ffcv"])
 def test_in_every_combination(loader: str, root: Path, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     require("ffcv", loader != "ffcv" or importlib.util.find_spec("ffcv") is not None, "ffcv is not installed")
-    monkeypatch.setattr(loader_module, "picture_budget", lambda _: 0)  # or torch's would be rendered once and kept
+    monkeypatch.setattr(loader_module, "image_budget", lambda _: 0)  # or torch's would be rendered once and kept
     dataset = folder_dataset(root, paths)
     if loader == "ffcv":
         prepare_beton(dataset, "val", paths, options=BetonOptions(max_side=0, jpeg_share=0.5))

@@ -16,8 +16,8 @@ from PIL import Image
 from kt_study.datasets import Split, open_split, prepare
 from kt_study.errors import DataError, DiskError, EnvironmentUnusable
 from kt_study.paths import StudyPaths
+from kt_study.records import DatasetRecord, LogitsSpec
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord, LogitsSpec
 from tests.data.support import CPU, folder_dataset, image_folder, job_context, tiny_model
 from tests.photos import photos_dir
 from tests.require import require
@@ -209,7 +209,7 @@ def test_one_loader_serves_views_batches_and_resumes(dataset: DatasetRecord, pat
 
 
 def test_boxes_and_flips_are_those_of_the_torch_loader(tmp_path: Path, paths: StudyPaths) -> None:
-    """On pictures whose colours are their coordinates, so that a box shows itself."""
+    """On images whose colours are their coordinates, so that a box shows itself."""
     grid = np.zeros((120, 160, 3), np.uint8)
     grid[..., 0], grid[..., 1] = np.arange(160), np.arange(120)[:, None]
     (tmp_path / "val" / "grid").mkdir(parents=True)
@@ -266,11 +266,11 @@ def test_pixels_are_those_of_the_whole_image_decoded_cropped_and_mirrored(paths:
     for i, row in enumerate(rows):
         stored = content[int(row["data_ptr"]) :][: sizes[int(row["data_ptr"])]]
         height, width = int(row["height"]), int(row["width"])
-        whole, picture = np.zeros((height, width, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
+        whole, image = np.zeros((height, width, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
         imdecode(stored, whole, height, width, height, width)
         top, left, h, w = box[i]
-        resize_crop(whole, top, top + h, left, left + w, picture)
-        expected = picture[:, ::-1] if mirrored[i] else picture
+        resize_crop(whole, top, top + h, left, left + w, image)
+        expected = image[:, ::-1] if mirrored[i] else image
         assert np.array_equal(got[i].transpose(1, 2, 0).round(), expected), i
 
 
@@ -340,11 +340,11 @@ def test_a_beton_of_an_earlier_version_stays_and_an_unfinished_one_starts_over(
 
 
 @pytest.mark.parametrize("width", [1, 2, 31, 32, 33, 64, 95, 224, 225])
-def test_a_mirrored_picture(width: int) -> None:
-    picture = np.random.default_rng(width).integers(0, 256, (3, width, 3), dtype=np.uint8)
-    expected = picture[:, ::-1].copy()
-    _mirror(picture)
-    assert np.array_equal(picture, expected)
+def test_a_mirrored_image(width: int) -> None:
+    image = np.random.default_rng(width).integers(0, 256, (3, width, 3), dtype=np.uint8)
+    expected = image[:, ::-1].copy()
+    _mirror(image)
+    assert np.array_equal(image, expected)
 
 
 def test_threads_of_torch_are_left_alone(dataset: DatasetRecord, paths: StudyPaths) -> None:
@@ -422,4 +422,4 @@ def _read_by_ffcv(beton: str) -> np.ndarray:
     loader = Loader(
         beton, batch_size=N, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL, pipelines=pipelines
     )
-    return np.concatenate([pictures.numpy().copy() for (pictures,) in loader])
+    return np.concatenate([images.numpy().copy() for (images,) in loader])

@@ -17,9 +17,9 @@ from kt_study.errors import DatabaseError, DataError, DiskError, WeightsError
 from kt_study.failures import describe, is_disk_full, is_transient
 from kt_study.files import written_aside
 from kt_study.paths import StudyPaths
+from kt_study.records import Claim
 from kt_study.store import JobStore, open_store
 from kt_study.store.spool import Spool
-from kt_study.words import Claim
 from tests.store.making import claim_one, job, plan
 from worker.models.build import save_state
 from worker.models.kept import keep_student

@@ -14,8 +14,8 @@ from PIL import Image
 from kt_study.datasets import open_split, prepare
 from kt_study.errors import DataError
 from kt_study.paths import StudyPaths
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
 from tests.data.support import folder_dataset, image_folder, write_image
 
 FIVE = {"ant": 3, "bee": 4, "cat": 2, "dog": 5, "elk": 1}
@@ -30,7 +30,7 @@ def test_lists_what_torchvision_lists(tmp_path: Path, paths: StudyPaths) -> None
 
     root = image_folder(tmp_path / "val", FIVE)
     write_image(root / "dog" / "deeper" / "more.JPEG", seed=9)
-    (root / "dog" / "notes.txt").write_text("no picture")
+    (root / "dog" / "notes.txt").write_text("no image")
     split = open_split(folder_dataset(root, paths), "val", paths)
     expected = ImageFolder(str(root))
     ours = {str(root / split.name(i)): int(label) for i, label in enumerate(split.labels)}

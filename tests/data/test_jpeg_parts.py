@@ -29,7 +29,7 @@ def _ffcv() -> None:
 
 @st.composite
 def _boxes(draw: st.DrawFn, side: int = 200) -> tuple[int, int, Box]:
-    """Height and width of a picture, and a box in it that is often at an edge."""
+    """Height and width of a image, and a box in it that is often at an edge."""
     height, width = draw(st.integers(1, side)), draw(st.integers(1, side))
     top, left = (draw(st.just(0) | st.integers(0, size - 1)) for size in (height, width))
     bottom, right = (
@@ -40,7 +40,7 @@ def _boxes(draw: st.DrawFn, side: int = 200) -> tuple[int, int, Box]:
 
 @settings(max_examples=400, deadline=None)
 @given(_boxes(), st.sampled_from([50, 90, 100]), st.integers(0, 20), st.integers(0, 1000))
-def test_every_box_is_that_of_the_whole_picture(
+def test_every_box_is_that_of_the_whole_image(
     where: tuple[int, int, Box], quality: int, interval: int, seed: int
 ) -> None:
     """With the interval that betons have (0), with others, and with those that do not divide a row."""
@@ -76,7 +76,7 @@ def test_a_part_is_a_whole_jpeg() -> None:
     assert imdecode(part, np.zeros((height, width, 3), np.uint8), height, width, height, width) == 0
 
 
-def test_the_whole_picture_is_not_copied() -> None:
+def test_the_whole_image_is_not_copied() -> None:
     jpeg = _encoded(_noise(80, 96, 0), 90, 2)
     part, at = part_around(jpeg, 80, 96, Box(1, 1, 79, 95))
     assert np.shares_memory(part, jpeg)

@@ -18,21 +18,21 @@ from timm.data import create_transform
 from kt_study.datasets import open_split
 from kt_study.errors import DataError
 from kt_study.paths import StudyPaths
-from kt_study.words import DatasetRecord
+from kt_study.records import DatasetRecord
 from tests.data.support import CPU, folder_dataset, image_folder, tiny_model
 from worker.data import loader as loader_module
 from worker.data.batches import ahead
+from worker.data.images import TrainingImages
 from worker.data.loader import (
     MemoryViews,
     Rendering,
     StreamedViews,
     Views,
     evaluation_views,
-    picture_budget,
-    picture_bytes,
+    image_budget,
+    image_bytes,
     training_views,
 )
-from worker.data.pictures import TrainingPictures
 from worker.data.views import ViewRecipe, boxes, epoch_order, flips
 from worker.job.context import Stopped
 from worker.training.rows import table_budget
@@ -53,8 +53,8 @@ def dataset(root: Path, paths: StudyPaths) -> DatasetRecord:
 
 @pytest.fixture
 def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No memory for rendered pictures."""
-    monkeypatch.setattr(loader_module, "picture_budget", lambda _: 0)
+    """No memory for rendered images."""
+    monkeypatch.setattr(loader_module, "image_budget", lambda _: 0)
 
 
 def _by_sample(views: Views, order: np.ndarray, batch_size: int, view: int = 0, start: int = 0) -> torch.Tensor:
@@ -96,7 +96,7 @@ def test_pixels_are_the_same_whoever_loads_them(
     make = lambda workers: training_views(dataset, "val", tiny_model(), recipe, paths, device=CPU, workers=workers)  # noqa: E731
     expected = _by_sample(make(0), straight, 64)
     assert isinstance(make(0), MemoryViews)
-    monkeypatch.setattr(loader_module, "picture_budget", lambda _: 0)
+    monkeypatch.setattr(loader_module, "image_budget", lambda _: 0)
     for workers, batch_size, order in ((0, 37, shuffled), (1, 64, straight), (2, 128, shuffled), (2, 37, straight)):
         views = make(workers)
         assert isinstance(views, StreamedViews)
@@ -128,19 +128,19 @@ def test_memory_views_resume_too(dataset: DatasetRecord, paths: StudyPaths) -> N
 
 
 def test_views_differ_and_come_back(dataset: DatasetRecord, paths: StudyPaths) -> None:
-    shelf: dict[str, object] = {}
-    views = training_views(dataset, "val", tiny_model(), ViewRecipe(), paths, device=CPU, shelf=shelf)
+    worker_cache: dict[str, object] = {}
+    views = training_views(dataset, "val", tiny_model(), ViewRecipe(), paths, device=CPU, worker_cache=worker_cache)
     first, second = (_by_sample(views, np.arange(N), 64, view) for view in (0, 1))
     assert not torch.equal(first, second)
-    again = training_views(dataset, "val", tiny_model(), ViewRecipe(), paths, device=CPU, shelf=shelf)
+    again = training_views(dataset, "val", tiny_model(), ViewRecipe(), paths, device=CPU, worker_cache=worker_cache)
     assert torch.equal(_by_sample(again, np.arange(N), 50, 0), first)
 
 
 def test_a_view_is_the_box_resized_and_mirrored() -> None:
-    """On a picture whose colours are its coordinates, the corners of the view say which box it is."""
+    """On a image whose colours are its coordinates, the corners of the view say which box it is."""
     recipe, model = ViewRecipe(augment="crop_flip", seed=3), tiny_model(interpolation="bilinear")
     split = CoordinateSplit(n=40, height=120, width=160)
-    pixels = TrainingPictures(split, model, recipe).render(0, np.arange(40)).numpy().astype(float)  # type: ignore[arg-type]
+    pixels = TrainingImages(split, model, recipe).render(0, np.arange(40)).numpy().astype(float)  # type: ignore[arg-type]
     box = boxes(recipe, 0, np.arange(40), np.full(40, 120), np.full(40, 160))
     flip = flips(recipe, 0, np.arange(40))
     for i in range(40):
@@ -152,16 +152,16 @@ def test_a_view_is_the_box_resized_and_mirrored() -> None:
 
 
 class CoordinateSplit:
-    """Pictures whose red is the column and whose green is the row."""
+    """Images whose red is the column and whose green is the row."""
 
     def __init__(self, n: int, height: int, width: int) -> None:
         self.n = n
         grid = np.zeros((height, width, 3), np.uint8)
         grid[..., 0], grid[..., 1] = np.arange(width), np.arange(height)[:, None]
-        self._picture = Image.fromarray(grid)
+        self._image = Image.fromarray(grid)
 
     def image(self, i: int) -> Image.Image:  # noqa: ARG002
-        return self._picture
+        return self._image
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -169,7 +169,7 @@ class CoordinateSplit:
 def test_an_unreadable_image_is_named_by_whoever_reads_it(tmp_path: Path, paths: StudyPaths, workers: int) -> None:
     root = image_folder(tmp_path / "val", {"ant": 12})
     dataset = folder_dataset(root, paths)
-    (root / "ant" / "007.png").write_bytes(b"no picture")
+    (root / "ant" / "007.png").write_bytes(b"no image")
     views = evaluation_views(dataset, "val", tiny_model(), paths, device=CPU, workers=workers)
     with pytest.raises(DataError, match=r"ant/007.png: unreadable image") as caught:
         list(views.batches(np.arange(12), 4))
@@ -182,9 +182,9 @@ def test_the_shelf_keeps_within_its_budget(
     dataset: DatasetRecord, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = N * 3 * 32 * 32
-    monkeypatch.setattr(loader_module, "picture_budget", lambda _: 2 * one + 1)
-    shelf: dict[str, object] = {}
-    views = training_views(dataset, "val", tiny_model(), ViewRecipe(), paths, device=CPU, shelf=shelf)
+    monkeypatch.setattr(loader_module, "image_budget", lambda _: 2 * one + 1)
+    worker_cache: dict[str, object] = {}
+    views = training_views(dataset, "val", tiny_model(), ViewRecipe(), paths, device=CPU, worker_cache=worker_cache)
     assert isinstance(views, MemoryViews)
     rendered = [views.rendered(view) for view in range(3)]
     assert views.rendered(2) is rendered[2]
@@ -196,9 +196,9 @@ def test_what_is_not_all_kept_is_streamed(
     dataset: DatasetRecord, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A view that pushes another out would be rendered again in every epoch."""
-    one = picture_bytes(dataset, "val", tiny_model())
+    one = image_bytes(dataset, "val", tiny_model())
     assert one == N * 3 * 32 * 32
-    monkeypatch.setattr(loader_module, "picture_budget", lambda _: 3 * one)
+    monkeypatch.setattr(loader_module, "image_budget", lambda _: 3 * one)
 
     def made(**rendering: Any) -> type[Views]:
         how = {"device": CPU, "rendering": Rendering(**rendering)}
@@ -211,13 +211,13 @@ def test_what_is_not_all_kept_is_streamed(
 def test_a_stop_ends_the_rendering(dataset: DatasetRecord, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_module, "_RENDER_BATCH", 20)
     asked = iter([False, False, True])
-    shelf: dict[str, Any] = {}
-    how = {"device": CPU, "shelf": shelf, "rendering": Rendering(stopping=lambda: next(asked))}
+    worker_cache: dict[str, Any] = {}
+    how = {"device": CPU, "worker_cache": worker_cache, "rendering": Rendering(stopping=lambda: next(asked))}
     views = evaluation_views(dataset, "val", tiny_model(), paths, **how)  # type: ignore[arg-type]
     with pytest.raises(Stopped):
         next(views.batches(np.arange(N), 64))
     assert list(asked) == []
-    again = evaluation_views(dataset, "val", tiny_model(), paths, device=CPU, shelf=shelf)
+    again = evaluation_views(dataset, "val", tiny_model(), paths, device=CPU, worker_cache=worker_cache)
     fresh = evaluation_views(dataset, "val", tiny_model(), paths, device=CPU)
     assert torch.equal(_by_sample(again, np.arange(N), 64), _by_sample(fresh, np.arange(N), 64)), "nothing half done"
 
@@ -227,9 +227,9 @@ def test_budgets_leave_other_workers_of_a_gpu_what_they_hold(monkeypatch: pytest
     free, own = 10 << 30, 2 << 30  # of 80 GiB, the rest is others'
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: own)
-    assert (picture_budget(gpu), table_budget(gpu)) == (12 * (1 << 30) // 8, 3 << 30)
+    assert (image_budget(gpu), table_budget(gpu)) == (12 * (1 << 30) // 8, 3 << 30)
     own = 70 << 30
-    assert (picture_budget(gpu), table_budget(gpu)) == (4 << 30, 20 << 30)
+    assert (image_budget(gpu), table_budget(gpu)) == (4 << 30, 20 << 30)
 
 
 @pytest.mark.usefixtures("streamed")

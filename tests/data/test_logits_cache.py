@@ -19,7 +19,7 @@ from kt_study import cache as cache_files
 from kt_study.datasets import open_split
 from kt_study.errors import DataError, WeightsError
 from kt_study.paths import StudyPaths
-from kt_study.words import LogitsSpec, as_spec
+from kt_study.records import LogitsSpec, as_spec
 from tests.data.support import CPU, digits, folder_dataset, image_folder, job_context, tiny_model
 from worker.job.context import Stopped
 from worker.kinds import logits as logits_kind

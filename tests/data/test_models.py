@@ -19,7 +19,7 @@ from torch import nn
 from kt_study.errors import ArtefactGone, UnknownModelError, UntrustedFile, WeightsError
 from kt_study.files import file_digest
 from kt_study.paths import StudyPaths
-from kt_study.words import LogitsSpec, as_spec
+from kt_study.records import LogitsSpec, as_spec
 from tests.data.support import CPU, digits, job_context, tiny_model
 from worker.kinds import logits
 from worker.models.build import (

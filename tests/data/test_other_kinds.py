@@ -68,7 +68,7 @@ def test_idx_files(tmp_path: Path, paths: StudyPaths, zipped: bool) -> None:
     assert record.n_classes == 10
 
 
-def test_idx_subset_shows_the_right_pictures(tmp_path: Path, paths: StudyPaths) -> None:
+def test_idx_subset_shows_the_right_images(tmp_path: Path, paths: StudyPaths) -> None:
     made = _mnist(tmp_path / "mnist", zipped=False)
     section = _section("idx", tmp_path / "mnist", train_per_class=1)  # type: ignore[arg-type]
     split = open_split(prepare(section, seed=4, folder=tmp_path, paths=paths), "train", paths)

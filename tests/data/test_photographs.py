@@ -15,8 +15,8 @@ from timm.data import ImageDataset, create_transform, resolve_data_config
 
 from kt_study.datasets import open_split, prepare
 from kt_study.paths import StudyPaths
+from kt_study.records import DatasetRecord, LogitsSpec, ModelRecord, as_spec
 from kt_study.study import DatasetSection, read_study
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, as_spec
 from tests.data.support import CPU, job_context
 from tests.photos import photos_dir
 from tests.require import require

@@ -12,8 +12,8 @@ import pytest
 from kt_study.datasets import open_split, predictions, prepare
 from kt_study.errors import DataError
 from kt_study.paths import StudyPaths
+from kt_study.records import AllPairsSpec, ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord, as_spec
 from kt_study.study import DatasetSection
-from kt_study.words import AllPairsSpec, ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord, as_spec
 from tests.data.support import job_context
 from worker.kinds import all_pairs, complementarity, logits
 from worker.logits import LogitsCache

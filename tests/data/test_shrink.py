@@ -43,11 +43,11 @@ def test_as_opencv_does_it_at_the_size_of_imagenet(size: tuple[int, int]) -> Non
 
 def test_the_mean_of_what_is_covered() -> None:
     """Five pixels to three: by exact fractions, rounded."""
-    picture = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     weights = np.array([[3, 2, 0, 0, 0], [0, 1, 3, 1, 0], [0, 0, 0, 2, 3]]) * Fraction(1, 5)
-    expected = np.einsum("yi,xj,ijc->yxc", weights, weights, picture.astype(object))
+    expected = np.einsum("yi,xj,ijc->yxc", weights, weights, image.astype(object))
     got = np.zeros((3, 3, 3), np.uint8)
-    shrink(picture, Box(0, 0, 5, 5), got)
+    shrink(image, Box(0, 0, 5, 5), got)
     assert abs(got.astype(object) - expected).max() < Fraction(501, 1000)
 
 
@@ -75,13 +75,13 @@ def _compare(small: tuple[int, int], size: tuple[int, int], corner: tuple[int, i
     got, expected = np.zeros((*small, 3), np.uint8), np.zeros((*small, 3), np.uint8)
     if not can_shrink(box, got):
         return
-    picture = _picture(look, box.bottom + 1, box.right + 2, seed)
-    resize_crop(picture, box.top, box.bottom, box.left, box.right, expected)
-    shrink(picture, box, got)
+    image = _image(look, box.bottom + 1, box.right + 2, seed)
+    resize_crop(image, box.top, box.bottom, box.left, box.right, expected)
+    shrink(image, box, got)
     assert np.array_equal(got, expected)
 
 
-def _picture(look: str, height: int, width: int, seed: int) -> Bytes:
+def _image(look: str, height: int, width: int, seed: int) -> Bytes:
     if look == "white":
         return np.full((height, width, 3), 255, np.uint8)
     draws = np.random.default_rng(seed)

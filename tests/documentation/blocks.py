@@ -1,7 +1,7 @@
 """Fenced blocks of the documentation, with the marker above each that says what a test may do with it.
 
-<!-- run: digits -->         run it in the surroundings of that name; blocks of one page run in order, in one folder
-<!-- write: own a/b.toml --> put its text into that file of those surroundings
+<!-- run: digits -->         run it in the environment of that name; blocks of one page run in order, in one folder
+<!-- write: own a/b.toml --> put its text into that file of those environment
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TESTED_ELSEWHERE = {
 }
 """Pages whose blocks are parsed here and run by tests of their own."""
 
-SURROUNDINGS = {
+ENVIRONMENTS = {
     "digits": "tests/documentation/test_blocks.py",
     "own": "tests/documentation/test_blocks.py",
     "empty": "tests/documentation/test_blocks.py",
@@ -28,7 +28,7 @@ SURROUNDINGS = {
     "slurm": "tests/slurm/test_documentation.py",
     "dev-cluster": "tests/slurm/test_documentation.py",
 }
-"""The test that runs the blocks of each kind of surroundings."""
+"""The test that runs the blocks of each kind of environment."""
 
 _FENCE = re.compile(
     r"(?:^<!-- (?P<verb>run|write): (?P<rest>[^>]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
@@ -87,11 +87,11 @@ def commands(block: Block) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
-def of(page: str, surroundings: str) -> list[Block]:
-    """The blocks of a page for one kind of surroundings, in order."""
-    return [block for block in blocks() if block.page == page and block.rest.split(" ")[0] == surroundings]
+def of(page: str, environment: str) -> list[Block]:
+    """The blocks of a page for one kind of environment, in order."""
+    return [block for block in blocks() if block.page == page and block.rest.split(" ")[0] == environment]
 
 
-def pages_for(surroundings: str) -> list[str]:
-    """The pages with a block to be run in that kind of surroundings, sorted."""
-    return sorted({block.page for block in blocks() if block.verb == "run" and block.rest == surroundings})
+def pages_for(environment: str) -> list[str]:
+    """The pages with a block to be run in that kind of environment, sorted."""
+    return sorted({block.page for block in blocks() if block.verb == "run" and block.rest == environment})

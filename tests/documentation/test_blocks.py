@@ -13,8 +13,8 @@ import pytest
 
 from kt_study.study import StudyFile
 from tests.command_line.parsing import parse
-from tests.documentation.blocks import ROOT, SURROUNDINGS, TESTED_ELSEWHERE, Block, blocks, commands, of, pages_for
-from tests.documentation.surroundings import run
+from tests.documentation.blocks import ROOT, ENVIRONMENTS, TESTED_ELSEWHERE, Block, blocks, commands, of, pages_for
+from tests.documentation.environment import run
 
 RUNNABLE = ("console", "bash", "python")
 OTHER_PROGRAMS = (
@@ -40,9 +40,9 @@ def test_pages_tested_elsewhere_name_a_test_that_is_there() -> None:
         assert Path(page).stem in (ROOT / where).read_text() or "examples(" in (ROOT / where).read_text(), where
 
 
-def test_surroundings_are_those_of_a_test() -> None:
-    assert {block.rest.split(" ")[0] for verb in ("run", "write") for block in _marked(verb)} == set(SURROUNDINGS)
-    for name, where in SURROUNDINGS.items():
+def test_environment_are_those_of_a_test() -> None:
+    assert {block.rest.split(" ")[0] for verb in ("run", "write") for block in _marked(verb)} == set(ENVIRONMENTS)
+    for name, where in ENVIRONMENTS.items():
         assert f'"{name}"' in (ROOT / where).read_text(), f"{where} runs no blocks for {name!r}"
 
 

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.documentation.blocks import ROOT, of, pages_for
-from tests.documentation.surroundings import copy_checkout, run
+from tests.documentation.environment import copy_checkout, run
 from tests.require import require
 from tests.untrained import untrained_mixer
 

@@ -59,10 +59,10 @@ def test_every_page_of_docs_is_linked_from_the_readme_or_from_one_that_is() -> N
     assert {page for page in (ROOT / "docs").rglob("*.md") if page not in reached} == set()
 
 
-def test_pictures_are_pictures() -> None:
-    for picture in (ROOT / "docs" / "images").iterdir():
-        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-        assert picture.stat().st_size < 300_000
+def test_images_are_images() -> None:
+    for image in (ROOT / "docs" / "images").iterdir():
+        assert image.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert image.stat().st_size < 300_000
 
 
 def test_the_checker_sees_a_broken_link(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.documentation.blocks import ROOT, commands, of, pages_for
-from tests.documentation.surroundings import copy_checkout, run
+from tests.documentation.environment import copy_checkout, run
 from tests.require import require
 
 OBJECTIVES = ("kl", "kl_dp")
@@ -90,12 +90,12 @@ def test_make_demo_ends_with_success_rate_and_mean_change_of_each_objective(demo
 
 
 def test_make_demo_names_what_it_wrote(demo: Demo) -> None:
-    named = dict(re.findall(r"^(database|parquet|pictures) +(\S+)$", demo.said, re.MULTILINE))
-    assert set(named) == {"database", "parquet", "pictures"}
+    named = dict(re.findall(r"^(database|parquet|images) +(\S+)$", demo.said, re.MULTILINE))
+    assert set(named) == {"database", "parquet", "images"}
     assert all(path.startswith("runs/demo/") for path in named.values())
     assert (demo.checkout / named["database"]).read_bytes().startswith(b"SQLite format 3")
     assert list((demo.checkout / named["parquet"]).rglob("*.parquet"))
-    page = demo.checkout / named["pictures"]
+    page = demo.checkout / named["images"]
     for figure in ("1a", "4a", "7"):
         assert f'id="digits-figure-{figure}"' in page.read_text(encoding="utf-8")
         assert (page.parent / f"figures/digits/figure-{figure}.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Small studies that need no training: tiny timm models with random weights on folders of drawn pictures."""
+"""Small studies that need no training: tiny timm models with random weights on folders of drawn images."""
 
 from __future__ import annotations
 

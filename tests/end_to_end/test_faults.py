@@ -19,7 +19,7 @@ from tests.end_to_end.small import draw_images, write_study
 
 @pytest.fixture
 def small(tmp_path: Path, databases: Databases) -> Path:
-    """A study folder with pictures, not planned yet."""
+    """A study folder with images, not planned yet."""
     draw_images(tmp_path / "train", per_class=20, seed=0)
     draw_images(tmp_path / "val", per_class=20, seed=1)
     write_study(tmp_path)

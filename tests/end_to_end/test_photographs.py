@@ -67,7 +67,7 @@ def test_all_pairs_at_once_agree_with_the_pair_jobs(study: Path) -> None:
 
 
 def _plain_predictions(example: Any, photos: Path) -> tuple[dict[str, Any], Any]:
-    """timm's transform, PIL and one picture at a time."""
+    """timm's transform, PIL and one image at a time."""
     import timm
     from PIL import Image
     from timm.data import ImageNetInfo, create_transform, resolve_data_config

@@ -1,4 +1,4 @@
-"""A small real study whose students are kept: two tiny timm networks, trained a little on digits as pictures."""
+"""A small real study whose students are kept: two tiny timm networks, trained a little on digits as images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLASSES = 5
 
 
 def draw_digits(folder: Path, *, train: int, val: int) -> None:
-    """An image folder of the first digits, `train` and `val` pictures a class, 24 x 24 pixels."""
+    """An image folder of the first digits, `train` and `val` images a class, 24 x 24 pixels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -28,7 +28,7 @@ def draw_digits(folder: Path, *, train: int, val: int) -> None:
 
 
 def train_checkpoints(folder: Path, *, steps: int) -> None:
-    """A few steps of Adam for each architecture on the training pictures, saved as .safetensors and as .pth."""
+    """A few steps of Adam for each architecture on the training images, saved as .safetensors and as .pth."""
     import timm
     from safetensors.torch import save_file
 
@@ -50,7 +50,7 @@ def train_checkpoints(folder: Path, *, steps: int) -> None:
 
 
 def arguments_of(architecture: str) -> dict[str, int]:
-    """A transformer has to know the size of its pictures."""
+    """A transformer has to know the size of its images."""
     return {"img_size": 32} if "vit" in architecture else {}
 
 

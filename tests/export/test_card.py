@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from kt_study.paths import StudyPaths
+from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.settings import Settings
-from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.planning.universe import catalogue
 from orchestrator.results.export.card import CardFacts, model_card
 from orchestrator.results.export.choice import Chosen

@@ -47,7 +47,7 @@ def test_timm_gives_the_recorded_predictions_to_the_sample(
 
 
 def _by_timm_alone(folder: Path, files: list[Path]) -> Any:
-    """timm's model and timm's transform, one picture at a time."""
+    """timm's model and timm's transform, one image at a time."""
     import timm
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

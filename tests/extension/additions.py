@@ -166,9 +166,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kt_study.datasets.kind import ArrayPictures, Found, Listing
+from kt_study.datasets.kind import ArrayImages, Found, Listing
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
+from kt_study.records import DatasetRecord
 
 CLASSES, SIDE = 10, 32
 
@@ -181,11 +181,11 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     return Found(listings={"train": listing, "val": listing}, class_names=[f"{i + 1} wide" for i in range(CLASSES)])
 
 
-def pictures(record: DatasetRecord, split: str, names: Sequence[str]) -> ArrayPictures:
+def images(record: DatasetRecord, split: str, names: Sequence[str]) -> ArrayImages:
     """uint8 [n, 32, 32]."""
     numbers = [int(name.removeprefix("stripes-")) for name in names]
     rows = [(np.arange(SIDE) // (number % CLASSES + 1) % 2) * (255 - number) for number in numbers]
-    return ArrayPictures(pixels=np.stack([np.tile(row, (SIDE, 1)) for row in rows]).astype(np.uint8))
+    return ArrayImages(pixels=np.stack([np.tile(row, (SIDE, 1)) for row in rows]).astype(np.uint8))
 '''
 
 FIGURE = '''

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.documentation.blocks import ROOT
-from tests.documentation.surroundings import copy_checkout
+from tests.documentation.environment import copy_checkout
 from tests.extension.additions import Newcomer, add_everything, places
 from tests.postgres import Server
 from tests.require import require

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kt_study.records import JobState
 from kt_study.schema import RESULT_TABLES, Column
-from kt_study.words import JobState
 from tests.databases import ask_at
 from tests.postgres import Server
 from tests.slurm.dev_cluster import DevCluster

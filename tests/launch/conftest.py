@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.launch.crews import crew, fake_queue, slurm, store
+from tests.launch.pilots import fake_queue, pilots, slurm, store
 
-__all__ = ["crew", "fake_queue", "slurm", "store"]
+__all__ = ["fake_queue", "pilots", "slurm", "store"]

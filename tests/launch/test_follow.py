@@ -1,4 +1,4 @@
-"""launch --wait over a crew that comes to nothing: it backs off, and gives up only after launches that really were."""
+"""launch --wait over a pilots that comes to nothing: it backs off, and gives up only after launches that really were."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from kt_study.errors import EnvironmentUnusable, SlurmError
-from kt_study.store import JobStore, Outlook
+from kt_study.store import JobStore, Workload
 from orchestrator.cluster.launch import follow
 from orchestrator.cluster.launch.follow import BackingOff, Follower
 
@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @dataclass
-class Crew:
+class Pilots:
     """Its pilots end at once; after two launches it wants 30 s of rest, then a minute, two, ..., as on Slurm."""
 
     clock: Clock
@@ -40,8 +40,8 @@ class Crew:
 
     def expire(self) -> None: ...
 
-    def outlook(self, _study: str) -> Outlook:
-        return Outlook(
+    def workload(self, _study: str) -> Workload:
+        return Workload(
             ready_now=self.ready, ready_later=0, next_s=None, blocked=0, running=0, failed=0, done=0, cancelled=0, paused=0
         )  # fmt: skip
 
@@ -62,19 +62,19 @@ class Crew:
     def wait_for_first(self) -> None: ...
 
 
-def follow_until_it_gives_up(crew: Crew) -> str:
+def follow_until_it_gives_up(pilots: Pilots) -> str:
     with pytest.raises(EnvironmentUnusable) as given_up:
-        Follower(cast(JobStore, crew), "s", crew).until_done()
+        Follower(cast(JobStore, pilots), "s", pilots).until_done()
     return str(given_up.value)
 
 
 def test_the_pauses_between_launches_that_come_to_nothing_are_waited_for(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    crew = Crew(clock)
-    assert "workers ended 6 times without finishing a job" in follow_until_it_gives_up(crew)
-    assert len(crew.sent) == 6
-    pauses = [after - before for before, after in zip(crew.sent, crew.sent[1:], strict=False)]
+    pilots = Pilots(clock)
+    assert "workers ended 6 times without finishing a job" in follow_until_it_gives_up(pilots)
+    assert len(pilots.sent) == 6
+    pauses = [after - before for before, after in zip(pilots.sent, pilots.sent[1:], strict=False)]
     assert all(pause >= least for pause, least in zip(pauses[1:], (30, 60, 120, 240), strict=True)), pauses
     assert all(pause < least + 130 for pause, least in zip(pauses[1:], (30, 60, 120, 240), strict=True)), pauses
     said = capsys.readouterr().err
@@ -84,26 +84,26 @@ def test_the_pauses_between_launches_that_come_to_nothing_are_waited_for(
 def test_a_slurm_that_refuses_for_an_hour_does_not_count_as_workers_that_ended(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    crew = Crew(clock, refuses="sbatch: slurmctld is away")
-    assert "workers ended 6 times" in follow_until_it_gives_up(crew)
-    assert crew.sent[0] >= 3600
+    pilots = Pilots(clock, refuses="sbatch: slurmctld is away")
+    assert "workers ended 6 times" in follow_until_it_gives_up(pilots)
+    assert pilots.sent[0] >= 3600
     assert capsys.readouterr().err.count("slurmctld is away") == 1
 
 
 @dataclass
-class PausedCrew(Crew):
+class PausedCrew(Pilots):
     """Its five jobs are paused for an hour; whoever is started then does them."""
 
-    def outlook(self, _study: str) -> Outlook:
+    def workload(self, _study: str) -> Workload:
         if self.clock.now < 3600:
-            return Outlook(paused=5)
-        return Outlook(done=5) if self.sent else Outlook(ready_now=5)
+            return Workload(paused=5)
+        return Workload(done=5) if self.sent else Workload(ready_now=5)
 
     def add(self) -> int:
-        return super().add() if self.outlook("s").ready_now else 0
+        return super().add() if self.workload("s").ready_now else 0
 
 
 def test_a_pause_is_waited_for_and_whoever_resumes_need_not_launch_again(clock: Clock) -> None:
-    crew = PausedCrew(clock)
-    assert Follower(cast(JobStore, crew), "s", crew).until_done() == Outlook(done=5)
-    assert crew.sent == [3600.0]
+    pilots = PausedCrew(clock)
+    assert Follower(cast(JobStore, pilots), "s", pilots).until_done() == Workload(done=5)
+    assert pilots.sent == [3600.0]

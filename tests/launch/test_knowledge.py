@@ -26,7 +26,7 @@ from orchestrator.cluster.slurm.commands import complaint, environment, run
 from orchestrator.cluster.slurm.endings import bad_nodes, trouble
 from orchestrator.cluster.slurm.listing import Run
 from orchestrator.cluster.slurm.view import Answer, look
-from orchestrator.terminal.surroundings import Surroundings
+from orchestrator.terminal.study_context import StudyContext
 
 HOME = Path(__file__).parents[2]
 
@@ -465,7 +465,7 @@ def test_the_password_goes_to_a_private_file_and_nowhere_else(tmp_path: Path) ->
 
 def test_other_secrets_of_a_url_reach_the_workers_by_the_private_file_alone(tmp_path: Path) -> None:
     url = "postgresql://me@db.example:5433/study?sslpassword=k%26ey&sslkey=/x/y"
-    here = Surroundings(study_path=tmp_path / "study.toml", db_flag=url)
+    here = StudyContext(study_path=tmp_path / "study.toml", db_flag=url)
     assert url_for_workers(here) == "", "what submitit writes down holds none"
     files = LaunchFiles(root=tmp_path)
     assert parse_url(PilotOptions(root=str(tmp_path)).database_url()).conninfo["sslpassword"] == "k&ey"

@@ -18,16 +18,16 @@ from kt_study.files import locked
 from orchestrator.cluster.launch import submission
 from orchestrator.cluster.launch.lock import AnotherLaunch, lock_file, only_launch
 from orchestrator.cluster.launch.records import launches
-from orchestrator.cluster.launch.slurm import SlurmCrew
-from tests.launch.crews import CLUSTER, SBATCH, launched
+from orchestrator.cluster.launch.slurm import SlurmPilots
+from tests.launch.pilots import CLUSTER, SBATCH, launched
 
 
 def test_an_open_question_is_settled_before_anything_is_sent(
-    crew: SlurmCrew, slurm: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+    pilots: SlurmPilots, slurm: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sbatch was lost and squeue did not answer either; the next launch finds the job, and its pickles."""
-    record = launched(crew, "0a0b0c0d", ago_s=100.0, slurm_id="")
-    folder = crew.options.paths.logs / record.token
+    record = launched(pilots, "0a0b0c0d", ago_s=100.0, slurm_id="")
+    folder = pilots.options.paths.logs / record.token
     folder.mkdir(parents=True)
     for name in ("aa.pkl", "bb.pkl"):
         (folder / name).write_bytes(b"")
@@ -35,18 +35,18 @@ def test_an_open_question_is_settled_before_anything_is_sent(
     slurm("squeue", f"printf '{rows}\\n'")
     sent: list[int] = []
     monkeypatch.setattr(submission, "send", lambda package: sent.append(package.allocations) or "32")
-    monkeypatch.setattr(crew, "wanted", 2)
-    assert crew.add() == 0
+    monkeypatch.setattr(pilots, "wanted", 2)
+    assert pilots.add() == 0
     assert sent == []
-    assert [known.slurm_id for known in launches(crew.options.files, "s")] == ["31"]
+    assert [known.slurm_id for known in launches(pilots.options.files, "s")] == ["31"]
     assert sorted(path.name for path in folder.iterdir()) == ["31_0_submitted.pkl", "31_1_submitted.pkl"]
-    monkeypatch.setattr(crew, "wanted", 3)
-    assert crew.add() == 1
+    monkeypatch.setattr(pilots, "wanted", 3)
+    assert pilots.add() == 1
     assert sent == [1]
 
 
 def test_an_unanswered_sbatch_without_squeue_stays_a_question(
-    crew: SlurmCrew, slurm: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+    pilots: SlurmPilots, slurm: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(_package: submission.Package) -> str:
         slurm("squeue", "echo 'error: Unable to contact slurm controller' >&2; exit 1")
@@ -55,31 +55,31 @@ def test_an_unanswered_sbatch_without_squeue_stays_a_question(
     monkeypatch.setattr(submission, "send", lost)
     monkeypatch.setattr(submission, "SEARCH_S", 0.0)
     with pytest.raises(SlurmError, match=r"nobody knows whether kt-s-\w+ was submitted"):
-        crew.add()
-    assert [record.is_open_question for record in launches(crew.options.files, "s")] == [True]
+        pilots.add()
+    assert [record.is_open_question for record in launches(pilots.options.files, "s")] == [True]
 
 
-def test_two_launches_at_once_send_no_more_than_one(crew: SlurmCrew, fake_queue: Path, tmp_path: Path) -> None:
+def test_two_launches_at_once_send_no_more_than_one(pilots: SlurmPilots, fake_queue: Path, tmp_path: Path) -> None:
     """Two processes count the queue; the slower one must see what the faster one has sent."""
-    crew.cluster = msgspec.structs.replace(CLUSTER, largest_array=100)
+    pilots.cluster = msgspec.structs.replace(CLUSTER, largest_array=100)
     code = f"""
         import pathlib, sys, time
         import msgspec
         from kt_study.pilots import PilotOptions
         from kt_study.store import open_store
         from orchestrator.cluster.launch.request import SlurmRequest
-        from orchestrator.cluster.launch.slurm import SlurmCrew
+        from orchestrator.cluster.launch.slurm import SlurmPilots
         from orchestrator.cluster.slurm.cluster import Cluster
 
-        crew = SlurmCrew(
-            store=open_store({crew.store.url!r}), options=PilotOptions(root={str(tmp_path)!r}, study="s"),
+        pilots = SlurmPilots(
+            store=open_store({pilots.store.url!r}), options=PilotOptions(root={str(tmp_path)!r}, study="s"),
             request=SlurmRequest(partition="gpu", gpus_per_node=1, time=60),
-            cluster=msgspec.json.decode({msgspec.json.encode(crew.cluster)!r}, type=Cluster),
-            database_url={crew.store.url!r}, wanted=4, most_submitted=4,
+            cluster=msgspec.json.decode({msgspec.json.encode(pilots.cluster)!r}, type=Cluster),
+            database_url={pilots.store.url!r}, wanted=4, most_submitted=4,
         )
         print("ready", flush=True)
         sys.stdin.read()
-        print(crew.add())
+        print(pilots.add())
     """
     both = [
         subprocess.Popen(
@@ -99,20 +99,20 @@ def test_two_launches_at_once_send_no_more_than_one(crew: SlurmCrew, fake_queue:
     assert len(fake_queue.read_text().splitlines()) == 4
 
 
-def test_a_launch_that_lasts_keeps_another_away(crew: SlurmCrew, fake_queue: Path) -> None:
+def test_a_launch_that_lasts_keeps_another_away(pilots: SlurmPilots, fake_queue: Path) -> None:
     assert lock_file().is_relative_to(Path(os.environ["XDG_STATE_HOME"]))
     lock_file().parent.mkdir(parents=True)
     other = locked(lock_file())
     with pytest.raises(AnotherLaunch, match="another launch of yours is at work"), only_launch(patience_s=0.3):
         pass
     os.close(other)
-    crew.wanted = 1
-    assert crew.add() == 1
+    pilots.wanted = 1
+    assert pilots.add() == 1
     assert len(fake_queue.read_text().splitlines()) == 1
 
 
 def test_an_sbatch_that_is_given_up_cannot_go_through_later(
-    crew: SlurmCrew, slurm: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pilots: SlurmPilots, slurm: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = tmp_path / "begun"
     slurm("sbatch", f"echo $$ > {begun}; sleep 300; true")
@@ -120,7 +120,7 @@ def test_an_sbatch_that_is_given_up_cannot_go_through_later(
     for patience_s in (2.0, 4.0, 8.0, 16.0, 32.0):  # until the helper comes as far as sbatch on this machine
         monkeypatch.setattr(submission, "SEND_TIMEOUT_S", patience_s)
         with pytest.raises(SlurmError, match=r"did not answer within .* and Slurm has no job kt-s-\w+; launch again"):
-            crew.add()
+            pilots.add()
         if begun.exists():
             break
     number = int(begun.read_text())
@@ -132,37 +132,37 @@ def test_an_sbatch_that_is_given_up_cannot_go_through_later(
 
 @pytest.mark.parametrize("last_words", ["echo queued", "kill -9 $$"])
 def test_a_job_that_slurm_took_is_not_sent_again_whatever_went_wrong_after_it(
-    last_words: str, crew: SlurmCrew, fake_queue: Path, slurm: Callable[[str, str], None]
+    last_words: str, pilots: SlurmPilots, fake_queue: Path, slurm: Callable[[str, str], None]
 ) -> None:
     slurm("sbatch", SBATCH.replace("{queue}", str(fake_queue)).replace("echo Submitted batch job $$", last_words))
-    crew.wanted = 2
-    assert crew.add() == 2
-    (record,) = crew.launches()
+    pilots.wanted = 2
+    assert pilots.add() == 2
+    (record,) = pilots.launches()
     jobs = [row.split("|")[0] for row in fake_queue.read_text().splitlines()]
     assert {job.partition("_")[0] for job in jobs} == {record.slurm_id}
-    folder = crew.options.paths.logs / record.token
+    folder = pilots.options.paths.logs / record.token
     assert sorted(path.name for path in folder.glob("*.pkl")) == sorted(f"{job}_submitted.pkl" for job in jobs)
-    assert any(f"looked for {record.name} in the queue" in note for note in crew.notes)
+    assert any(f"looked for {record.name} in the queue" in note for note in pilots.notes)
 
 
-def test_what_sbatch_refuses_is_known_not_to_be_sent(crew: SlurmCrew, slurm: Callable[[str, str], None]) -> None:
+def test_what_sbatch_refuses_is_known_not_to_be_sent(pilots: SlurmPilots, slurm: Callable[[str, str], None]) -> None:
     slurm("sbatch", "echo 'sbatch: error: Please give an account' >&2; echo 'sbatch: error: Unspecified' >&2; exit 1")
     with pytest.raises(SlurmError, match=r"^sbatch: Please give an account; Unspecified$"):
-        crew.add()
-    assert [record.slurm_id for record in crew.launches()] == ["-"]
+        pilots.add()
+    assert [record.slurm_id for record in pilots.launches()] == ["-"]
 
 
-def test_a_job_that_turns_up_late_gets_its_pickles(crew: SlurmCrew, slurm: Callable[[str, str], None]) -> None:
+def test_a_job_that_turns_up_late_gets_its_pickles(pilots: SlurmPilots, slurm: Callable[[str, str], None]) -> None:
     """It was taken for not submitted; the hand-over before this one broke off in the middle."""
-    record = launched(crew, "0a0b0c0d", ago_s=100.0, slurm_id="-")
-    folder = crew.options.paths.logs / record.token
+    record = launched(pilots, "0a0b0c0d", ago_s=100.0, slurm_id="-")
+    folder = pilots.options.paths.logs / record.token
     folder.mkdir(parents=True)
     for name in ("aa.pkl", "31_0_submitted.pkl"):
         (folder / name).write_bytes(name.encode())
     slurm("squeue", "\n".join(f"echo '31_{task}|{record.name}|PENDING|Priority||N/A|N/A|gpu'" for task in range(2)))
-    crew.wanted = 2
-    assert crew.add() == 0
-    assert [known.slurm_id for known in crew.launches()] == ["31"]
+    pilots.wanted = 2
+    assert pilots.add() == 0
+    assert [known.slurm_id for known in pilots.launches()] == ["31"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         "31_0_submitted.pkl": b"31_0_submitted.pkl", "31_1_submitted.pkl": b"aa.pkl"
     }  # fmt: skip

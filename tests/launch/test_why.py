@@ -11,8 +11,8 @@ import pytest
 
 from kt_study.files import write_bytes
 from kt_study.pilots import LaunchFiles, Probe
+from kt_study.records import Failure, JobState, PlannedJob
 from kt_study.store import JobRow, JobStore, NeedRow, Selection, WorkerRecord, open_store
-from kt_study.words import Failure, JobState, PlannedJob
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.records import LaunchRecord
 from orchestrator.cluster.why import path_to_cause, why

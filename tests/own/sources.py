@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """A PNG whose pixels depend on its number."""
     pixels = np.random.default_rng(number).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     stream = io.BytesIO()
@@ -27,7 +27,7 @@ def write_parquet(folder: Path, *, train: int, val: int, labels: bool = True) ->
 
     folder.mkdir(parents=True)
     for split, count, first in (("train", train, 0), ("validation", val, 1000)):
-        columns: dict[str, Any] = {"image": [{"bytes": picture(first + i), "path": None} for i in range(count)]}
+        columns: dict[str, Any] = {"image": [{"bytes": image(first + i), "path": None} for i in range(count)]}
         features: dict[str, Any] = {"image": datasets.Image()}
         if labels:
             columns["label"] = [(i * i) % 2 for i in range(count)]
@@ -45,7 +45,7 @@ def write_shards(folder: Path, *, shards: int, samples: int, info: bool = True) 
             for sample in range(samples):
                 at = number * samples + sample
                 meta = json.dumps({"kind": at % 2}).encode()
-                for suffix, content in (("png", picture(at)), ("cls", str(at % 3).encode()), ("json", meta)):
+                for suffix, content in (("png", image(at)), ("cls", str(at % 3).encode()), ("json", meta)):
                     member = tarfile.TarInfo(f"part/{at:05d}.{suffix}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
@@ -56,7 +56,7 @@ def write_shards(folder: Path, *, shards: int, samples: int, info: bool = True) 
 
 
 def write_fashion(folder: Path, *, train: int, val: int) -> None:
-    """Fashion-MNIST's four files as torchvision keeps them, with other pictures."""
+    """Fashion-MNIST's four files as torchvision keeps them, with other images."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     generator = np.random.default_rng(3)

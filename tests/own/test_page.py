@@ -218,7 +218,7 @@ def test_data_of_other_kinds(worked: JobStore, name: str) -> None:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", WITHOUT)
-def test_pictures_without_labels(worked: JobStore, name: str) -> None:
+def test_images_without_labels(worked: JobStore, name: str) -> None:
     (row,) = rows_of(worked, "transfers", name)
     assert row["objective"] == "kl_dp_unsupervised"
     labelled = name == "without-training-labels"

@@ -18,9 +18,9 @@ from kt_study.datasets import Split, open_split, prepare
 from kt_study.datasets.timm_shards import _expanded
 from kt_study.errors import DataError
 from kt_study.paths import StudyPaths
+from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
-from kt_study.words import DatasetRecord
-from tests.own.sources import picture, write_fashion, write_parquet, write_shards
+from tests.own.sources import image, write_fashion, write_parquet, write_shards
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def pixels(image: Any) -> Any:
 
 
 def assert_like_timm(split: Split, timms: list[tuple[Any, int]]) -> None:
-    """The same pictures and labels in the same order; also in another order, and in another process."""
+    """The same images and labels in the same order; also in another order, and in another process."""
     assert split.labels is not None
     assert split.labels.tolist() == [label for _, label in timms]
     sent = pickle.loads(pickle.dumps(split))
@@ -81,7 +81,7 @@ def test_a_table_without_labels_says_so_or_does_without(tmp_path: Path) -> None:
     record = prepared(tmp_path, source="hfds/bare", train="train", val="validation", labels=False)
     split = opened(tmp_path, record, "train")
     assert split.labels is None and not record.has_labels("train") and record.n_classes == 0
-    assert pixels(split.image(2)) == pixels(_decoded(picture(2)))
+    assert pixels(split.image(2)) == pixels(_decoded(image(2)))
 
 
 @pytest.mark.parametrize("split", ["train", "train-{0000..0002}.tar", "train-*.tar"])
@@ -141,7 +141,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path, section: dic
     assert "\n" not in str(refusal.value)
 
 
-def test_a_damaged_picture_names_its_shard(tmp_path: Path) -> None:
+def test_a_damaged_image_names_its_shard(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", shards=1, samples=2)
     record = prepared(tmp_path, source="wds/", path="shards", val="train")
     shard = tmp_path / "shards" / "train-0000.tar"
@@ -151,7 +151,7 @@ def test_a_damaged_picture_names_its_shard(tmp_path: Path) -> None:
     content[at : at + 8] = b"garbage!"
     shard.write_bytes(content)
     split = opened(tmp_path, record, "val")
-    assert pixels(split.image(0)) == pixels(_decoded(picture(0)))
+    assert pixels(split.image(0)) == pixels(_decoded(image(0)))
     with pytest.raises(DataError, match=r"train-0000\.tar@\d+\+\d+/part/00001\.png: unreadable"):
         split.image(1)
 

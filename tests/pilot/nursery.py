@@ -62,10 +62,10 @@ def main(folder: Path, most: int, breaks: dict[int, signal.Signals]) -> None:
     for _ in range(most):
         if status := worker(options, breaks):
             raise SystemExit(f"a worker ended with {status}")
-        outlook = open_store(url).outlook()
-        if not outlook.ready_now and not outlook.ready_later and not outlook.running:
+        workload = open_store(url).workload()
+        if not workload.ready_now and not workload.ready_later and not workload.running:
             return
-    raise SystemExit(f"{most} workers, and jobs are left: {outlook}")
+    raise SystemExit(f"{most} workers, and jobs are left: {workload}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from kt_study.pilots import PilotOptions
+from kt_study.records import JobState, PlannedJob
 from kt_study.store import JobStore
-from kt_study.words import JobState, PlannedJob
 from worker.job.context import JobContext, Stopped
 from worker.pilot.allocation import Allocation
 from worker.pilot.pilot import Pilot

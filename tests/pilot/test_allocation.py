@@ -10,7 +10,7 @@ import pytest
 from kt_study.pilots import PilotOptions, time_left_s
 from kt_study.store import WorkerRow
 from worker.pilot import allocation
-from worker.pilot.allocation import Allocation, say_farewell, this_allocation
+from worker.pilot.allocation import Allocation, leave_allocation, this_allocation
 from worker.pilot.entry import usable_cores
 from worker.pilot.signals import END_OF_ALLOCATION, StopRequest
 
@@ -67,7 +67,7 @@ def test_at_the_time_limit_the_pilot_requeues_itself_by_its_array_name(
 ) -> None:
     """Also where the limit was shortened meanwhile, or a person sent the signal: 3 h were left when the pilot looked."""
     scontrol.facts.write_text("JobId=15 JobState=RUNNING PreemptTime=None")
-    say_farewell(ending_in(left_s), stopped(reason), OPTIONS, work_left=True)
+    leave_allocation(ending_in(left_s), stopped(reason), OPTIONS, work_left=True)
     assert scontrol.requeued() == ["12_3"]
     assert lingered == [120.0]
 
@@ -81,14 +81,14 @@ def test_a_comment_that_looks_like_a_fact_is_none(scontrol: Scontrol) -> None:
 
 def test_without_work_it_just_ends(scontrol: Scontrol, lingered: list[float]) -> None:
     scontrol.facts.write_text("JobId=15 JobState=RUNNING PreemptTime=None")
-    say_farewell(ending_in(80), stopped("SIGUSR2"), OPTIONS, work_left=False)
+    leave_allocation(ending_in(80), stopped("SIGUSR2"), OPTIONS, work_left=False)
     assert (scontrol.requeued(), lingered) == ([], [])
 
 
 def test_what_slurm_requeues_is_left_to_slurm(scontrol: Scontrol, lingered: list[float]) -> None:
     """GraceTime 0: SIGTERM without a PreemptTime, far from the end. The pilot must be alive when it is killed."""
     scontrol.facts.write_text("JobId=15 JobState=RUNNING PreemptTime=None")
-    say_farewell(ending_in(3000), stopped("SIGTERM"), OPTIONS, work_left=True)
+    leave_allocation(ending_in(3000), stopped("SIGTERM"), OPTIONS, work_left=True)
     assert scontrol.requeued() == []
     assert lingered == [120.0]
 
@@ -101,7 +101,7 @@ def test_with_a_grace_time_it_waits_for_the_end_of_the_grace(
     now = time.strftime("%Y-%m-%dT%H:%M:%S")
     end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 600))
     scontrol.facts.write_text(f"JobId=15 JobState=RUNNING PreemptTime={now} EndTime={end}")
-    say_farewell(ending_in(80), stopped(reason), OPTIONS, work_left=True)
+    leave_allocation(ending_in(80), stopped(reason), OPTIONS, work_left=True)
     assert scontrol.requeued() == []
     assert len(lingered) == 1
     assert lingered[0] == pytest.approx(660, abs=60)
@@ -110,14 +110,14 @@ def test_with_a_grace_time_it_waits_for_the_end_of_the_grace(
 def test_only_one_of_the_pilots_of_an_allocation_requeues_it(scontrol: Scontrol, lingered: list[float]) -> None:
     scontrol.facts.write_text("JobId=15 JobState=RUNNING PreemptTime=None")
     for task in range(3):
-        say_farewell(ending_in(80, task=task, tasks=3), stopped("SIGUSR2"), OPTIONS, work_left=True)
+        leave_allocation(ending_in(80, task=task, tasks=3), stopped("SIGUSR2"), OPTIONS, work_left=True)
     assert scontrol.requeued() == ["12_3"]
     assert lingered == [120.0] * 3
 
 
 def test_outside_slurm_and_without_a_stop_there_is_no_farewell(scontrol: Scontrol, lingered: list[float]) -> None:
-    say_farewell(Allocation(node="here"), stopped("SIGTERM"), OPTIONS, work_left=True)
-    say_farewell(ending_in(80), StopRequest(), OPTIONS, work_left=True)
+    leave_allocation(Allocation(node="here"), stopped("SIGTERM"), OPTIONS, work_left=True)
+    leave_allocation(ending_in(80), StopRequest(), OPTIONS, work_left=True)
     assert not scontrol.asked.exists()
     assert lingered == []
 

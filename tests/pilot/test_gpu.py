@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kt_study.pilots import PilotOptions, ProbeExit
+from kt_study.records import JobState, PlannedJob
 from kt_study.store import JobStore, open_store
-from kt_study.words import JobState, PlannedJob
 from worker.pilot import entry
 from worker.pilot import pilot as pilot_module
 from worker.pilot.allocation import Allocation

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from kt_study.errors import DatabaseError, LeaseLost
+from kt_study.records import Claim, Progress
 from kt_study.store import HeartbeatReply
-from kt_study.words import Claim, Progress
-from worker.pilot.heartbeat import Heartbeat, LastWord
+from worker.pilot.heartbeat import Heartbeat, ReleaseDeadline
 from worker.pilot.signals import StopRequest
 
 
@@ -131,7 +131,7 @@ def test_the_thread_looks_up_every_second_however_long_the_lease() -> None:
 
 def test_the_last_word_waits_for_the_grace_and_comes_whatever_the_store_says(store: FakeStore) -> None:
     ended: list[bool] = []
-    word = LastWord(store, grace_s=1.0, end=lambda: ended.append(True))  # type: ignore[arg-type]
+    word = ReleaseDeadline(store, grace_s=1.0, end=lambda: ended.append(True))  # type: ignore[arg-type]
     word.say_if_due(0.0, [claim(1)], "")
     word.say_if_due(time.monotonic(), [claim(1)], "SIGTERM")
     assert (store.released, ended) == ([], [])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kt_study.records import JobState
 from kt_study.store import JobStore, open_store
-from kt_study.words import JobState
 from tests.pilot.small_jobs import Kind, make, plan, states
 from tests.postgres import Server, new_server
 from tests.require import require
@@ -75,7 +75,7 @@ def once(call: Callable[[], None]) -> Callable[[], None]:
     return lambda: calls.pop()() if calls else None
 
 
-@pytest.mark.parametrize("method", ["register", "workers", "claim", "outlook", "expire"])
+@pytest.mark.parametrize("method", ["register", "workers", "claim", "workload", "expire"])
 def test_a_pilot_waits_for_the_database_whatever_it_was_about_to_ask(
     own_server: Server, store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kt_study.errors import ArtefactGone
+from kt_study.records import JobState, PlannedJob
 from kt_study.store import JobStore, WorkerRecord
-from kt_study.words import JobState, PlannedJob
 from tests.pilot.small_jobs import Kind, make, plan, states, until_stopped
 from worker.job.context import JobContext
 from worker.pilot import pilot as pilot_module
@@ -86,7 +86,7 @@ def test_but_not_by_one_that_is_half_over_which_asks_for_another(
     store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     farewells: list[bool] = []
-    monkeypatch.setattr(pilot_module, "say_farewell", lambda *_args, work_left: farewells.append(work_left))
+    monkeypatch.setattr(pilot_module, "leave_allocation", lambda *_args, work_left: farewells.append(work_left))
     plan(store, 10_000)
     plan(store, 100, kind="logits")
     pilot = make(store, tmp_path, hours(0.8, 0.2))
@@ -152,7 +152,7 @@ def test_a_pilot_whose_slurm_job_runs_elsewhere_leaves_when_it_loses_its_job(
         store.end_leases([pilot.name], reason="node down")
 
     kind.work = disowned
-    monkeypatch.setattr(pilot_module, "say_farewell", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr(pilot_module, "leave_allocation", lambda *_args, **_kwargs: None)
     assert pilot.run().startswith("stopped by the end of its Slurm job, which now runs elsewhere; 0 done")
     assert len(kind.ran) == 1
     assert states(store) == [JobState.READY] * 2

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 
 from kt_study.objectives import OBJECTIVES
 from kt_study.paths import StudyPaths
+from kt_study.records import JobState
 from kt_study.store import JobStore, Selection, open_store
-from kt_study.words import JobState
 from tests.cli import succeeds
 
 HOME = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ import msgspec
 
 from kt_study.errors import KtStudyError
 from kt_study.hashing import job_digest
+from kt_study.records import PlannedJob, TransferSpec
 from kt_study.study import StudyFile, read_study
-from kt_study.words import PlannedJob, TransferSpec
-from orchestrator.planning import Plan, Sources, Wishes, make_plan
+from orchestrator.planning import Plan, PlanOptions, Sources, make_plan
 from orchestrator.planning.model_records import FileDigests
 from tests.data.support import job_context
 from worker.job.context import Rows
@@ -22,7 +22,7 @@ DIGITS = '[study]\nname = "small"\nseed = 3\n[dataset]\nkind = "digits"\n'
 
 
 def model_table(name: str, architecture: str = "test_resnet", **more: Any) -> str:
-    """A [[model]] table: random weights for 32-pixel pictures unless `more` says otherwise."""
+    """A [[model]] table: random weights for 32-pixel images unless `more` says otherwise."""
     keys = {"name": name, "timm": architecture, "family": "cnn", "input_size": [3, 32, 32], "random_weights": True}
     keys |= {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic", "crop_pct": 1.0, **more}
     lines = [f"{key} = {_toml(value)}" for key, value in keys.items() if value is not None]
@@ -69,7 +69,7 @@ def study_of(folder: Path, *parts: str) -> StudyFile:
     return read_study(write_study(folder, *parts))
 
 
-def plan_of(folder: Path, *parts: str, wishes: Wishes | None = None, **more: Any) -> Plan:
+def plan_of(folder: Path, *parts: str, wishes: PlanOptions | None = None, **more: Any) -> Plan:
     """The plan of a study file."""
     return make_plan(study_of(folder, *parts), sources_of(folder, **more), wishes)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kt_study.errors import UnknownModelError, UsageError
+from kt_study.records import ModelRecord
 from kt_study.training import UNTRAINED
-from kt_study.words import ModelRecord
 from orchestrator.planning import Plan
 from tests.planning.support import DIGITS, assert_sound, model_table, plan_of
 

@@ -76,7 +76,7 @@ def test_a_dry_run_tells_the_new_from_those_that_are_there_and_done(study: Study
     assert 0 < again["forwards"] < first["forwards"]
     said = study.plan("--dry-run").splitlines()
     assert said[-1] == f"0 new jobs, {n} planned before, 2 of them done; dry run: nothing written"
-    assert any(f"cost of the jobs that are not done: {again['forwards']:,} pictures" in line for line in said)
+    assert any(f"cost of the jobs that are not done: {again['forwards']:,} images" in line for line in said)
     wider = study.counts("--dry-run", "--pairs", "3")
     assert wider["new"] > 0 and wider["existing"] == n
     assert sum(study.states().values()) == n
@@ -102,7 +102,7 @@ def test_the_next_step_fits_what_is_left_to_do(study: Study) -> None:
     )
     store.retry(Selection())
     while finish(store):
-        assert "of them done; next: kt-study launch" in study.plan() or not store.outlook().ready_now
+        assert "of them done; next: kt-study launch" in study.plan() or not store.workload().ready_now
     said = study.plan()
     assert said.splitlines()[-1].endswith("planned before, all done; next: kt-study collect")
     assert "GPU-hours" not in said

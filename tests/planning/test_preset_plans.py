@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from kt_study.errors import UsageError
+from kt_study.records import TrainSpec
 from kt_study.settings import Settings
-from kt_study.words import TrainSpec
-from orchestrator.planning import Plan, Wishes, nominal_plan, preset_plan
+from orchestrator.planning import Plan, PlanOptions, nominal_plan, preset_plan
 from orchestrator.planning.presets import preset, presets
 from orchestrator.planning.universe.table import by_name
 from tests.cli import succeeds
@@ -41,12 +41,12 @@ JOBS = {
 }
 
 
-def nominal(name: str, folder: Path, wishes: Wishes | None = None) -> Plan:
-    return nominal_plan(preset(name), sources_of(folder), wishes or Wishes(), why="a test")
+def nominal(name: str, folder: Path, wishes: PlanOptions | None = None) -> Plan:
+    return nominal_plan(preset(name), sources_of(folder), wishes or PlanOptions(), why="a test")
 
 
-def real(name: str, folder: Path, *parts: str, wishes: Wishes | None = None) -> Plan:
-    return preset_plan(preset(name), study_of(folder, *parts), sources_of(folder), wishes or Wishes())
+def real(name: str, folder: Path, *parts: str, wishes: PlanOptions | None = None) -> Plan:
+    return preset_plan(preset(name), study_of(folder, *parts), sources_of(folder), wishes or PlanOptions())
 
 
 @pytest.mark.parametrize("name", presets())
@@ -147,9 +147,12 @@ def test_a_model_table_replaces_one_of_the_presets_models(tmp_path: Path) -> Non
 def test_complementarity_of_a_presets_models_on_request(tmp_path: Path) -> None:
     parts = imagenet_study(tmp_path)
     assert not real("paper-full", tmp_path, *parts).by_kind()["complementarity"]
-    wished = real("paper-full", tmp_path, *parts, wishes=Wishes(complementarity_pairs=20))
+    wished = real("paper-full", tmp_path, *parts, wishes=PlanOptions(complementarity_pairs=20))
     assert wished.by_kind()["complementarity"] == 20
-    assert real("paper-full", tmp_path, *parts, wishes=Wishes(complementarity_pairs="all")).by_kind()["all_pairs"] == 1
+    assert (
+        real("paper-full", tmp_path, *parts, wishes=PlanOptions(complementarity_pairs="all")).by_kind()["all_pairs"]
+        == 1
+    )
 
 
 def test_paper_datasets_trains_new_last_layers_first(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kt_study.hashing import digest
-from orchestrator.planning import Plan, Wishes, from_study, model_records
+from orchestrator.planning import Plan, PlanOptions, from_study, model_records
 from tests.cli import kt_study
 from tests.databases import Databases, ask
 from tests.planning.support import DIGITS, FOUR, assert_sound, plan_of, write_study
@@ -50,7 +50,9 @@ def test_a_fixed_study_keeps_its_digests(tmp_path: Path) -> None:
     and changing them has to be meant."""
     pairs = plan(tmp_path / "pairs")
     tuned = '[fine_tuning]\nscope = "head"\nepochs = 2\n'
-    trained = plan_of(tmp_path / "tuned", DIGITS, tuned, *FOUR, wishes=Wishes(complementarity_pairs="all", pairs=0))
+    trained = plan_of(
+        tmp_path / "tuned", DIGITS, tuned, *FOUR, wishes=PlanOptions(complementarity_pairs="all", pairs=0)
+    )
     assert_sound(pairs)
     assert (by_kind(pairs), by_kind(trained)) == (GOLDEN_PAIRS, GOLDEN_TRAINED)
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
+from kt_study.records import TransferSpec, as_spec
 from kt_study.settings import Settings
-from kt_study.words import TransferSpec, as_spec
 from orchestrator.cli.commands.plan import command
 from tests.databases import Databases, ask
 from tests.planning.support import DIGITS, FOUR, write_study

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt_study.hashing import job_digest
+from kt_study.records import LogitsSpec, TrainSpec, TransferSpec, as_spec
 from kt_study.settings import Settings
-from kt_study.words import LogitsSpec, TrainSpec, TransferSpec, as_spec
 
 _SETTINGS = st.builds(
     Settings,

@@ -13,9 +13,9 @@ import pytest
 
 from kt_study.datasets import open_split
 from kt_study.errors import UsageError
+from kt_study.records import DatasetRecord, LogitsSpec, ModelRecord, TrainSpec
 from kt_study.settings import Settings
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TrainSpec
-from orchestrator.planning import Wishes, cost, model_records, plan_cost
+from orchestrator.planning import PlanOptions, cost, model_records, plan_cost
 from orchestrator.planning.cost import all_pairs_s
 from orchestrator.planning.universe.table import by_name
 from tests.cli import succeeds
@@ -49,7 +49,7 @@ def test_the_dry_run_of_the_papers_sample(tmp_path: Path) -> None:
     said = succeeds(tmp_path, "plan", "--dry-run")
     assert "complementarity: 466 ordered pairs of 301 models" in said
     assert "jobs: 466 complementarity, 301 logits" in said
-    assert f"cost: {301 * 200:,} pictures forwarded once" in said
+    assert f"cost: {301 * 200:,} images forwarded once" in said
     assert "GPU-hours" in said
     assert "no training samples" in said
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
@@ -61,7 +61,7 @@ def test_the_whole_universe_is_planned_in_seconds(tmp_path: Path) -> None:
     assert {job.kind for job in sampled.jobs.values()} == {"complementarity", "logits", "transfer"}
     assert (len(sampled.complementarity_pairs), len(sampled.runs)) == (466, 2 * 400)
     assert plan_cost(sampled).complementarity_models == 301
-    every = plan_of(tmp_path, timm_study(train=True), wishes=Wishes(complementarity_pairs="all", pairs=0))
+    every = plan_of(tmp_path, timm_study(train=True), wishes=PlanOptions(complementarity_pairs="all", pairs=0))
     assert time.process_time() - began < 10
     n = sum(model.trained_head for model in by_name().values())
     assert dict(every.by_kind()) == {"all_pairs": 1, "logits": n}
@@ -80,14 +80,14 @@ def test_a_filter_by_published_top1_says_how_few_have_one(tmp_path: Path) -> Non
 
 def test_a_table_that_takes_the_place_of_a_model_of_timms_is_noted(tmp_path: Path) -> None:
     table = model_table("resnet18.a1_in1k", num_classes=1000)
-    plan = plan_of(tmp_path, timm_study(train=False), table, wishes=Wishes(complementarity_pairs=1, pairs=0))
+    plan = plan_of(tmp_path, timm_study(train=False), table, wishes=PlanOptions(complementarity_pairs=1, pairs=0))
     assert "[[model]] 'resnet18.a1_in1k' takes the place of timm's own" in plan.notes
     (own,) = [model for model in plan.models if model.name == "resnet18.a1_in1k"]
     assert own.weights == "random:0"
 
 
 def test_zero_pairs_are_none(tmp_path: Path) -> None:
-    assert not plan_of(tmp_path, DIGITS, *FOUR, wishes=Wishes(complementarity_pairs=0, pairs=0)).jobs
+    assert not plan_of(tmp_path, DIGITS, *FOUR, wishes=PlanOptions(complementarity_pairs=0, pairs=0)).jobs
 
 
 def test_every_pass_is_planned_once_and_shared(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_side_columns_are_as_wide_as_the_cost_says() -> None:
 def test_a_grid_is_every_combination_that_the_objective_uses(tmp_path: Path) -> None:
     grid = {"lr": (1e-3, 1e-4), "temperature": (0.1, 1.0, 10.0)}
     transfer = '[transfer]\npairs = 2\nobjectives = ["kl", "cd"]\naugment = "none"\n'
-    plan = plan_of(tmp_path, DIGITS, transfer, *FOUR, wishes=Wishes(grid=grid))
+    plan = plan_of(tmp_path, DIGITS, transfer, *FOUR, wishes=PlanOptions(grid=grid))
     points = {objective: set() for objective in ("kl", "cd")}
     for spec in specs_of(plan, "transfer"):
         points[spec.objective].add((spec.settings.lr, spec.settings.temperature))
@@ -124,7 +124,7 @@ def test_a_grid_is_every_combination_that_the_objective_uses(tmp_path: Path) -> 
 
 def test_estimates_follow_arithmetic_and_loader() -> None:
     """By hand: ResNet-50 has 4.1 GMACs, so 2 * 4.1e9 / 1.2e13 s a forward; a split too large for memory is decoded in
-    every epoch at 1,500 pictures a second."""
+    every epoch at 1,500 images a second."""
     imagenet = DatasetRecord(
         key="d", name="d", kind="imagefolder", n_classes=1000, splits={"train": 1_000_000, "val": 50_000}
     )
@@ -139,7 +139,7 @@ def test_estimates_follow_arithmetic_and_loader() -> None:
     ffcv = Settings(epochs=20, loader="ffcv", eval_every=0)
     assert cost.transfer_s(small, imagenet, ffcv) == pytest.approx(2 + 20_000_000 / 6_000 + 50_000 / 1_500)
     assert cost.transfer_s(model, imagenet, Settings(multi_teacher="soup")) == cost.forward_s(model, imagenet, "val")
-    few = msgspec.structs.replace(imagenet, splits={"train": 10_000, "val": 0})  # 1.5 GB of pictures
+    few = msgspec.structs.replace(imagenet, splits={"train": 10_000, "val": 0})  # 1.5 GB of images
     assert cost.transfer_s(small, few, Settings(epochs=20)) == pytest.approx(
         2 + max(2 * 10_000 / 1_500, 60 * 10_000 * 0.2e9 / 1.2e13)
     )
@@ -168,10 +168,10 @@ def test_a_trained_model_can_be_trained_on(tmp_path: Path) -> None:
 
 
 def test_teachers_from_another_domain_teach_at_home(tmp_path: Path) -> None:
-    """As the paper's Section B.5, small: both models are trained on pictures and then transfer on the digits."""
+    """As the paper's Section B.5, small: both models are trained on images and then transfer on the digits."""
     for split in ("train", "val"):
-        image_folder(tmp_path / "pictures" / split, {"cat": 6, "dog": 6, "eel": 6})
-    second = '[fine_tuning.dataset]\nkind = "imagefolder"\ntrain = "pictures/train"\nval = "pictures/val"\nname = "p"\n'
+        image_folder(tmp_path / "images" / split, {"cat": 6, "dog": 6, "eel": 6})
+    second = '[fine_tuning.dataset]\nkind = "imagefolder"\ntrain = "images/train"\nval = "images/val"\nname = "p"\n'
     tuned = '[fine_tuning]\nscope = "body"\nmodels = ["m0"]\nepochs = 1\naugment = "flip"\n'
     transfer = '[transfer]\nobjectives = ["kl_dp"]\nepochs = 1\naugment = "none"\nteachers = ["m0@p"]\n'
     plan = plan_of(tmp_path, DIGITS, transfer, tuned, second, *FOUR[:2])
@@ -263,7 +263,7 @@ def test_predictions_named_after_a_timm_model_have_its_family(tmp_path: Path) ->
     mine, vit = plan.models
     assert (mine.family, vit.family, vit.params) == ("unknown", "transformer", by_name()[vit.name].params)
     assert vit.weights.startswith("predictions:")
-    every = plan_of(tmp_path, head, wishes=Wishes(complementarity_pairs="all"))
+    every = plan_of(tmp_path, head, wishes=PlanOptions(complementarity_pairs="all"))
     assert dict(every.by_kind()) == {"all_pairs": 1, "logits": 2}
 
 
@@ -287,7 +287,9 @@ def test_what_measures_the_similarity_of_classes_is_a_setting_of_the_pairs_alone
     assert changed == {"complementarity"}
     location = asked.datasets[0].location
     assert (location["clip_weights"], location["wordnet"]) == (str(tmp_path / "clip.pt"), str(tmp_path / "w"))
-    every = plan_of(tmp_path, DIGITS, 'class_similarity = "none"\n', *FOUR, wishes=Wishes(complementarity_pairs="all"))
+    every = plan_of(
+        tmp_path, DIGITS, 'class_similarity = "none"\n', *FOUR, wishes=PlanOptions(complementarity_pairs="all")
+    )
     (job,) = [job for job in every.jobs.values() if job.kind == "all_pairs"]
     assert job.spec["class_similarity"] == "none"
 

@@ -16,8 +16,8 @@ from torch import nn
 from kt_study.errors import UsageError, WeightsError
 from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
+from kt_study.records import ModelRecord, TrainSpec, as_spec
 from kt_study.training import trained_record
-from kt_study.words import ModelRecord, TrainSpec, as_spec
 from tests.data.support import CPU, digits, job_context, tiny_model
 from worker.data import loader
 from worker.job.context import Stopped
@@ -152,7 +152,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
 ) -> None:
     """Dropout, stochastic depth and noise included; a streamed split draws from torch's generator for its loader."""
     if streamed:
-        monkeypatch.setattr("worker.data.loader.picture_budget", lambda _: 0)
+        monkeypatch.setattr("worker.data.loader.image_budget", lambda _: 0)
     whole, parts = Bench(tmp_path / "whole"), Bench(tmp_path / "parts")
     spec = whole.spec(scope, epochs=3, lr=0.01, pixel_noise=0.3, label_noise=0.1, share=0.2, augment="flip")
     row = whole.run(spec)
@@ -179,10 +179,10 @@ def test_views_that_are_not_all_kept_are_streamed_and_give_the_same_bits(
     original = loader._render_all
     monkeypatch.setattr(loader, "_render_all", lambda *given: rendered.append(given[1]) or original(*given))
     three_views = 3 * kept.dataset.splits["zoo"] * 3 * 32 * 32
-    monkeypatch.setattr(loader, "picture_budget", lambda _: three_views)
+    monkeypatch.setattr(loader, "image_budget", lambda _: three_views)
     kept.run(spec)
     assert rendered == [0, 1, 2]
-    monkeypatch.setattr(loader, "picture_budget", lambda _: three_views - 1)
+    monkeypatch.setattr(loader, "image_budget", lambda _: three_views - 1)
     streamed.run(spec)
     assert rendered == [0, 1, 2]
     assert not unequal(kept.state(spec), streamed.state(spec))
@@ -207,7 +207,7 @@ def test_a_diverged_training_says_so(bench: Bench) -> None:
 
 
 def test_a_last_batch_of_one_is_left_out(tmp_path: Path) -> None:
-    """Batch norm over one picture of one pixel has no variance, and torch refuses it."""
+    """Batch norm over one image of one pixel has no variance, and torch refuses it."""
     bench = Bench(tmp_path, timm="test_resnet", arguments={})
     n = bench.run(bench.spec("all", epochs=1, lr=1e-4))["n"]
     assert math.isfinite(bench.run(bench.spec("all", epochs=1, lr=1e-4, batch_size=n - 1))["loss"])

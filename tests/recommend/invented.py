@@ -19,10 +19,7 @@ from kt_study.datasets.kind import Found, Listing
 from kt_study.files import file_digest
 from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
-from kt_study.settings import Settings
-from kt_study.store import JobStore, WorkerRecord
-from kt_study.study import DatasetSection, StudyFile, StudySection, TransferSection
-from kt_study.words import (
+from kt_study.records import (
     AllPairsSpec,
     ComplementaritySpec,
     DatasetRecord,
@@ -31,6 +28,9 @@ from kt_study.words import (
     TransferSpec,
     as_spec,
 )
+from kt_study.settings import Settings
+from kt_study.store import JobStore, WorkerRecord
+from kt_study.study import DatasetSection, StudyFile, StudySection, TransferSection
 from orchestrator.planning import Sources
 from orchestrator.planning.model_records import FileDigests
 from orchestrator.results.recommend.advice import Question, recommend

@@ -10,7 +10,7 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from kt_study.words import ModelRecord
+from kt_study.records import ModelRecord
 from orchestrator.results.recommend.forecast import (
     LEAST_TRANSFERS,
     PairFacts,

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from kt_study.errors import DataError, UsageError
 from kt_study.multi_teacher import transfer_digest
+from kt_study.records import DatasetRecord
 from kt_study.store import JobStore
 from kt_study.study import StudyFile
-from kt_study.words import DatasetRecord
 from orchestrator.cli.commands import plan as plan_command
 from orchestrator.cli.commands import recommend as recommend_command
 from orchestrator.planning import Plan, write_plan

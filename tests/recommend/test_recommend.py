@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from kt_study.database import connect_postgresql, parse_url
 from kt_study.errors import UsageError
 from kt_study.multi_teacher import transfer_digest
+from kt_study.records import DatasetRecord
 from kt_study.store import JobStore
-from kt_study.words import DatasetRecord
 from orchestrator.cli.commands.recommend import command
 from orchestrator.results.recommend.advice import Question, recommend
 from orchestrator.results.recommend.record import Recommendation, as_json, read_recommendation

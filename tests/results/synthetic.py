@@ -15,10 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt_study.hashing import job_digest
-from kt_study.schema import TRANSFERS
-from kt_study.settings import Settings
-from kt_study.store import JobStore, WorkerRecord
-from kt_study.words import (
+from kt_study.records import (
     Claim,
     ComplementaritySpec,
     DatasetRecord,
@@ -30,6 +27,9 @@ from kt_study.words import (
     TransferSpec,
     as_spec,
 )
+from kt_study.schema import TRANSFERS
+from kt_study.settings import Settings
+from kt_study.store import JobStore, WorkerRecord
 
 Answers = NDArray[np.bool_]
 Row = dict[str, Any]

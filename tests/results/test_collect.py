@@ -21,9 +21,9 @@ from msgspec.structs import replace
 import kt_study
 from kt_study.errors import DatabaseError, DiskError, UsageError
 from kt_study.parquet import PARQUET_TABLES, arrow_schema, parquet_columns
+from kt_study.records import AllPairsSpec, LogitsSpec
 from kt_study.settings import Settings
 from kt_study.store import JobStore, Selection, open_store
-from kt_study.words import AllPairsSpec, LogitsSpec
 from orchestrator.results import collect as module
 from orchestrator.results.collect import collect, study_folder
 from orchestrator.results.rows import MANY_ROWS

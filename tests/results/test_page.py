@@ -120,7 +120,7 @@ CUT_OFF = """[...document.querySelectorAll('article:not([hidden]) .chart svg')].
       || box.left < room.left - 2 || box.right > room.right + 2);
   }).map((text) => svg.closest('.chart').id + ': ' + text.textContent);
 })"""
-"""Texts of the charts that reach over the edge of their picture by more than a rounding."""
+"""Texts of the charts that reach over the edge of their image by more than a rounding."""
 
 
 def test_no_text_is_cut_off_also_when_the_phone_is_turned(browser: Chrome) -> None:

@@ -19,9 +19,9 @@ import pytest
 
 from kt_study.database import connect_postgresql, parse_url
 from kt_study.errors import DatabaseError, UsageError
+from kt_study.records import AllPairsSpec, TransferSpec
 from kt_study.settings import Settings
 from kt_study.store import JobStore, open_store
-from kt_study.words import AllPairsSpec, TransferSpec
 from orchestrator.results.query import Answer, named_queries, pairs_in_files, queries_folder, render, run_query
 from tests.cli import kt_study, refused
 from tests.postgres import Server

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from kt_study.records import JobState
 from kt_study.store import JobStore, Selection
-from kt_study.words import JobState
 from tests.slurm.dev_cluster import DevCluster, eventually
 from tests.slurm.study import ClusterStudy, zoo_study
 
@@ -68,7 +68,7 @@ def test_preempted_twice_and_equal_to_a_local_run(study: ClusterStudy, cluster: 
         preempt(cluster)
     hosts = {worker.host for worker in study.store.workers()}
     assert hosts == {"node1", "node2"}
-    study.wait_until(lambda store: store.outlook("demo").done == planned, 240, "the end")
+    study.wait_until(lambda store: store.workload("demo").done == planned, 240, "the end")
 
     jobs = study.jobs()
     assert {job.state for job in jobs} == {JobState.DONE}

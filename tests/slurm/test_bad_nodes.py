@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from kt_study.records import JobState
 from kt_study.store import JobStore, Selection
-from kt_study.words import JobState
 from tests.slurm.dev_cluster import DevCluster, eventually
 from tests.slurm.study import ClusterStudy, untrained_study
 

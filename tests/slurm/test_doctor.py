@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kt_study.store import open_store
-from orchestrator.cluster.doctor import Finding, NodeWish, as_text, examine_node
+from orchestrator.cluster.doctor import Finding, NodeRequest, as_text, examine_node
 from orchestrator.cluster.doctor import node as node_module
 from orchestrator.cluster.doctor.machine import Driver, Torch, ask_driver, ask_torch, judge
 from orchestrator.cluster.doctor.node import differences
@@ -231,7 +231,7 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> N
 
 def ask_node(root: Path, **wish: Any) -> list[Finding]:
     request = SlurmRequest(partition="gpu", gpus_per_node=0, time=5)
-    return examine_node(root, f"sqlite:///{root}/k.db", NodeWish(request=request, **wish), [])
+    return examine_node(root, f"sqlite:///{root}/k.db", NodeRequest(request=request, **wish), [])
 
 
 def test_a_node_that_does_not_become_free_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_a_gpu_that_slurm_gave_and_torch_does_not_see(tmp_path: Path, monkeypatc
     said = json.dumps([{"what": "gpu", "verdict": "note", "found": "none on this machine"}])
     stand_in(tmp_path, monkeypatch, srun=f"echo n7; echo '{said}'")
     request = SlurmRequest(partition="gpu", gpus_per_node=1, time=5)
-    found = examine_node(tmp_path, f"sqlite:///{tmp_path}/k.db", NodeWish(request=request), [])
+    found = examine_node(tmp_path, f"sqlite:///{tmp_path}/k.db", NodeRequest(request=request), [])
     assert (found[0].verdict, found[0].node) == ("wrong", "n7")
     assert found[0].found.startswith("Slurm gave 1 GPUs, and torch sees none")
 

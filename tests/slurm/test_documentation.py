@@ -15,7 +15,7 @@ from kt_study.errors import DatabaseError
 from orchestrator.cluster import postgres_server
 from tests.cli import kt_study, succeeds
 from tests.documentation.blocks import ROOT, Block, commands, of, pages_for
-from tests.documentation.surroundings import imagenet, run
+from tests.documentation.environment import imagenet, run
 from tests.require import require
 from tests.slurm.dev_cluster import DevCluster, dev_cluster
 from tests.slurm.study import ClusterStudy
@@ -100,8 +100,8 @@ def test_these_pages_want_imagenet() -> None:
 
 def test_the_quickstart_makes_the_papers_study_of_an_imagenet_folder(tmp_path: Path) -> None:
     (block,) = of("docs/quickstart.md", "imagenet")
-    pictures, folder = imagenet(tmp_path / "imagenet"), tmp_path / "scratch" / "paper"
-    run(block, tmp_path, substitutions={"/data/imagenet": str(pictures), "/scratch/me/paper": str(folder)})
+    images, folder = imagenet(tmp_path / "imagenet"), tmp_path / "scratch" / "paper"
+    run(block, tmp_path, substitutions={"/data/imagenet": str(images), "/scratch/me/paper": str(folder)})
     said = succeeds(folder, "plan", "--dry-run")
     assert "complementarity: 466 ordered pairs of 301 models" in said
     assert "pairs for each objective: 400 kl, 400 kl_dp" in said
@@ -112,16 +112,16 @@ def test_the_papers_study_on_the_cluster_fails_for_its_weights_alone(study: Clus
     """timm's weights cannot be had offline, so every job that starts fails, and says so; nothing else goes wrong."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "no-weights")}
     environment = {"SLURM_CONF": study.environment["SLURM_CONF"], "KT_STUDY_DB": study.url, **offline}
-    pictures = {"/data/imagenet": str(imagenet(tmp_path / "imagenet"))}
+    images = {"/data/imagenet": str(imagenet(tmp_path / "imagenet"))}
     (block,) = of("docs/reproducing-the-paper.md", "imagenet")
     study.folder.mkdir()
-    said = run(block, study.folder, substitutions={**ONE_MACHINE, **pictures}, environment=environment)
+    said = run(block, study.folder, substitutions={**ONE_MACHINE, **images}, environment=environment)
     assert said.count(f"transfer: {TRANSFERS}\n") == 2
     assert "2,112 new jobs, 0 planned before; dry run: nothing written\n" in said
     assert "2,112 new jobs, 0 planned before; next: kt-study launch\n" in said
     assert "1 worker in Slurm job " in said
 
-    study.wait_until(lambda store: store.outlook("paper").failed >= 3, 200, "a failure of three jobs")
+    study.wait_until(lambda store: store.workload("paper").failed >= 3, 200, "a failure of three jobs")
     seen = study.status()
     assert set(seen["counts"]["logits"]) <= {"ready", "running", "failed"}
     assert seen["counts"]["transfer"] == {"blocked": 1995}

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from kt_study.database import parse_url
+from kt_study.records import JobState
 from kt_study.store import Selection, open_store
-from kt_study.words import JobState
-from orchestrator.cluster.doctor import Finding, NodeWish, examine_node
+from orchestrator.cluster.doctor import Finding, NodeRequest, examine_node
 from orchestrator.cluster.launch.request import SlurmRequest
 from tests.slurm.dev_cluster import DevCluster, dev_cluster, eventually
 from tests.slurm.study import ClusterStudy, untrained_study
@@ -109,7 +109,7 @@ def test_what_slurm_and_submitit_write_is_private_and_pickles_of_others_are_not_
         study.run(*GPU, "--workers", "1", "--wait")
     finally:
         os.umask(before)
-    assert store.outlook("private").failed == 2
+    assert store.workload("private").failed == 2
     written = [
         path for name in ("logs", ".kt-study") for path in (study.folder / name).rglob("*") if not path.is_symlink()
     ]
@@ -125,7 +125,7 @@ def test_what_slurm_and_submitit_write_is_private_and_pickles_of_others_are_not_
     slurm_id = pickle.name.partition("_")[0]
     assert eventually(lambda: cluster.job_states(slurm_id) == ["FAILED"], 90)
     assert f"{pickle} can be written by others" in (pickle.parent / f"{slurm_id}_0_log.out").read_text()
-    assert store.outlook("private").failed == 0, "no worker has come to the database"
+    assert store.workload("private").failed == 0, "no worker has come to the database"
 
 
 @pytest.mark.timeout(300)
@@ -166,7 +166,7 @@ def test_workers_that_share_a_gpu_find_the_database_in_a_file(study: ClusterStud
     open_url = ClusterStudy(folder=study.folder, url=secret, cluster=cluster)
     said = open_url.succeeds(*GPU, "--workers", "4", "--gpus-per-node", "1", "--workers-per-gpu", "4")
     assert said.startswith("4 workers in Slurm job ")
-    study.wait_until(lambda store: store.outlook("shared").done == len(store.jobs()), 150, "the end")
+    study.wait_until(lambda store: store.workload("shared").done == len(store.jobs()), 150, "the end")
     workers = study.store.workers()
     assert len(workers) == 4
     assert {worker.slurm_job for worker in workers} == {said.split()[5].rstrip(";")}
@@ -206,7 +206,7 @@ def test_an_sbatch_that_timed_out_but_went_through_is_not_sent_twice(
     assert "looked for kt-late-" in done.stderr
     assert log.read_text() == "sent\n"
     assert done.stdout.startswith("2 workers in Slurm job ")
-    study.wait_until(lambda store: store.outlook("late").done == len(store.jobs()), 150, "the end")
+    study.wait_until(lambda store: store.workload("late").done == len(store.jobs()), 150, "the end")
     (record,) = [json.loads(path.read_text()) for path in study.folder.glob(".kt-study/launches/*.json")]
     names = cluster.run("sacct", "-X", "-n", "-P", "-o", "JobName").splitlines()
     assert names.count(f"kt-late-{record['token']}") == 2
@@ -230,7 +230,7 @@ def blind_node(cluster: DevCluster, node: str, folder: Path) -> Iterator[None]:
 def doctor_on(study: ClusterStudy, node: str) -> Finding:
     """The one thing that `kt-study doctor --partition gpu --node NODE` finds wrong there."""
     request = SlurmRequest(partition="gpu", gpus_per_node=0, time=5)
-    found = examine_node(study.folder, study.url, NodeWish(request=request, node=node, patience_s=120.0), [])
+    found = examine_node(study.folder, study.url, NodeRequest(request=request, node=node, patience_s=120.0), [])
     (wrong,) = [each for each in found if each.verdict == "wrong"]
     return wrong
 
@@ -277,7 +277,7 @@ def test_stop_ends_every_worker_and_gives_their_jobs_back(study: ClusterStudy, c
     study.succeeds("plan")
     study.succeeds(*GPU, "--workers", "2")
     waiting = study.start(*GPU, "--workers", "2", "--wait")
-    study.wait_until(lambda store: len(store.workers(60.0)) == 2 and store.outlook().running == 2, 120, "two at work")
+    study.wait_until(lambda store: len(store.workers(60.0)) == 2 and store.workload().running == 2, 120, "two at work")
     said = study.succeeds("stop")
     assert "2 Slurm jobs cancelled" in said and "no worker is left" in said
     assert waiting.wait(60) == 130

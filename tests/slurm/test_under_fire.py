@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from kt_study.records import JobState
 from kt_study.store import JobStore, Selection, WorkerRow
-from kt_study.words import JobState
 from tests.faults.catalogue import FAULTS
 from tests.faults.study import Scene
 from tests.slurm.dev_cluster import DevCluster, dev_cluster, eventually

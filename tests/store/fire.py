@@ -13,8 +13,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from kt_study.errors import LeaseLost
+from kt_study.records import Claim, JobState
 from kt_study.store import JobStore, open_store
-from kt_study.words import Claim, JobState
 from tests.store.making import job, plan, result_rows
 
 FORK = multiprocessing.get_context("fork")
@@ -65,11 +65,11 @@ def _finish(store: JobStore, claim: Claim, worker: str) -> None:
 
 
 def _is_over(store: JobStore) -> bool:
-    outlook = store.outlook()
-    return not (outlook.ready_now or outlook.ready_later or outlook.blocked or outlook.running)
+    workload = store.workload()
+    return not (workload.ready_now or workload.ready_later or workload.blocked or workload.running)
 
 
-class Crew:
+class Pilots:
     """Worker processes that can be killed and replaced."""
 
     def __init__(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kt_study.hashing import job_digest
+from kt_study.records import Claim, Failure, JobState, ModelRecord, PlannedJob
 from kt_study.store import JobStore, Planned
-from kt_study.words import Claim, Failure, JobState, ModelRecord, PlannedJob
 
 STUDY = "study"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kt_study.words import Claim
+from kt_study.records import Claim
 
 MAX_ATTEMPTS, MAX_CRASHES = 3, 2
 COUNTED_SHARE = 0.4  # of a lease, of a time in which nobody saw the database answer

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from kt_study.records import Claim, PlannedJob
 from kt_study.store import JobStore, Selection
-from kt_study.words import Claim, PlannedJob
 from tests.store.making import STUDY, job, number, plan
 
 

@@ -30,7 +30,7 @@ from kt_study.errors import DatabaseError, NothingPlanned
 from kt_study.store import open_store
 from orchestrator.cli import kt_study_command
 from orchestrator.cluster.doctor.study import database as database_findings
-from orchestrator.terminal.surroundings import Surroundings
+from orchestrator.terminal.study_context import StudyContext
 from tests.cli import kt_study
 from tests.command_line.tiny import STUDY_FILE
 from tests.postgres import Server
@@ -131,7 +131,7 @@ def test_a_folder_of_any_name_has_a_database_of_its_own(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "study.toml").write_text(study.format(f"s{number}"))
-        here = Surroundings(study_path=folder / "study.toml", db_flag=None)
+        here = StudyContext(study_path=folder / "study.toml", db_flag=None)
         here.store(create=True).add_study(f"s{number}", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(ODD)
     for number, name in enumerate(ODD):
@@ -490,7 +490,7 @@ def test_a_child_process_leaves_its_parents_connection_alone(url: str) -> None:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     store.finish(mine, {})
-    assert store.outlook().done == 2
+    assert store.workload().done == 2
 
 
 def test_importing_the_store_is_light() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from kt_study.records import Claim
 from kt_study.store import open_store
-from kt_study.words import Claim
 from tests.postgres import Server, new_server
 from tests.store.fire import FORK
 from tests.store.making import claim_one, job, plan, wait_until

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kt_study.hashing import job_digest
+from kt_study.records import PlannedJob
 from kt_study.store import JobStore, Planned
-from kt_study.words import PlannedJob
 from tests.store.making import claim_one, plan
 
 

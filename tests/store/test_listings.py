@@ -7,9 +7,9 @@ import functools
 import pytest
 
 from kt_study.errors import UsageError
-from kt_study.store import JobStore, Outlook, Selection, WorkerRecord, listings
+from kt_study.records import DatasetRecord, Failure, JobState, ModelRecord
+from kt_study.store import JobStore, Selection, WorkerRecord, Workload, listings
 from kt_study.store.expressions import chunks
-from kt_study.words import DatasetRecord, Failure, JobState, ModelRecord
 from tests.store.making import STUDY, claim_one, job, lasting, passing, plan, result_rows, row
 
 
@@ -33,15 +33,15 @@ def test_studies_models_and_datasets_come_back_as_they_were(store: JobStore) -> 
             ask()
 
 
-def test_outlook_and_counts_agree_with_the_jobs(store: JobStore) -> None:
+def test_workload_and_counts_agree_with_the_jobs(store: JobStore) -> None:
     plan(store, *(job(n) for n in range(6)), job(9, kind="transfer", needs=[job(5)]))
     claims = store.claim("worker", limit=4)
     store.finish(claims[0], {})
     store.fail(claims[1], lasting())
     store.cancel(Selection(job_ids=(claims[2].job_id,)))
     store.pause(Selection(job_ids=(6,)))
-    assert store.outlook() == Outlook(ready_now=1, blocked=1, running=1, failed=1, done=1, cancelled=1, paused=1)
-    assert store.outlook("none") == Outlook()
+    assert store.workload() == Workload(ready_now=1, blocked=1, running=1, failed=1, done=1, cancelled=1, paused=1)
+    assert store.workload("none") == Workload()
     assert store.counts(STUDY) == {
         ("logits", JobState.DONE): 1,
         ("logits", JobState.FAILED): 1,

@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy
 
 from kt_study.errors import UsageError
+from kt_study.records import JobState, PlannedJob
 from kt_study.store import JobStore, Planned, Selection, open_store, planning
-from kt_study.words import JobState, PlannedJob
 from tests.store.making import STUDY, claim_one, job, plan, row, states
 
 FORK = multiprocessing.get_context("fork")
@@ -100,7 +100,7 @@ def test_jobs_planned_into_a_paused_study_are_paused(store: JobStore) -> None:
     store.pause(Selection(study=STUDY))
     plan(store, job(1), job(2))
     assert store.claim("worker") == []
-    assert store.outlook().paused == 2
+    assert store.workload().paused == 2
     plan(store, job(2), study="another")  # wants it now
     assert claim_one(store).spec["number"] == 2
     assert store.resume(Selection(study=STUDY)) == 1

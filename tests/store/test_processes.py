@@ -29,7 +29,7 @@ def test_a_child_that_writes_while_its_parent_writes_loses_nothing(tmp_path: Pat
         children.append(child)
     _drain(url, "parent")
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
-    assert open_store(url).outlook().done == 300
+    assert open_store(url).workload().done == 300
 
 
 def _drain(url: str, worker: str) -> None:
@@ -53,4 +53,4 @@ def test_once_every_process_has_ended_the_file_alone_is_the_database(tmp_path: P
     url = f"sqlite:///{tmp_path / 'kt-study.db'}"
     subprocess.run([sys.executable, "-c", _WORKS_AND_ENDS, url], cwd=Path(__file__).parents[2], check=True, timeout=300)
     assert [path.name for path in tmp_path.iterdir()] == ["kt-study.db"]
-    assert open_store(url).outlook().done == 1
+    assert open_store(url).workload().done == 1

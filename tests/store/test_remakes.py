@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from kt_study.records import JobState
 from kt_study.store import JobStore, Planned, Selection
-from kt_study.words import JobState
 from tests.store.making import STUDY, claim_one, job, lasting, number, plan, states
 
 REMAKE = job(1, kind="remake")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kt_study.errors import LeaseLost
+from kt_study.records import JobState
 from kt_study.store import JobStore, Selection
-from kt_study.words import JobState
 from tests.store.making import STUDY, claim_one, job, lasting, model, number, passing, plan, result_rows, row, states
 
 
@@ -63,7 +63,7 @@ def test_cancel_takes_failed_jobs_out_and_planning_opens_them_again(store: JobSt
     assert states(store) == {1: "failed", 2: "cancelled", 3: "blocked"}
     assert store.cancel(Selection(study=STUDY)) == 2
     assert set(states(store).values()) == {"cancelled"}
-    assert (store.failures(STUDY), store.outlook(STUDY).failed) == ([], 0)
+    assert (store.failures(STUDY), store.workload(STUDY).failed) == ([], 0)
     assert store.retry(Selection(study=STUDY)) == 0
     assert [attempt.outcome for attempt in store.job(claims[0].job_id).attempts] == ["failed"]
     plan(store, job(1), job(3, needs=[job(1)]))
@@ -109,7 +109,7 @@ def test_pause_and_resume_by_kind(store: JobStore) -> None:
     assert store.pause(Selection(kind="transfer")) == 4
     assert store.pause(Selection(kind="transfer")) == 0
     assert number(claim_one(store)) == 9
-    assert store.outlook().paused == 4
+    assert store.workload().paused == 4
     assert "paused" in store.job(1).why
     assert store.resume(Selection(kind="transfer")) == 4
     assert len(store.claim("worker", limit=9)) == 4

@@ -185,7 +185,7 @@ def test_a_server_whose_files_are_lost_is_taken_up_again(own: Server, lost: list
         (own.folder / name).unlink()
     own.restart()  # at the same address
     assert stat.S_IMODE((own.folder / "pgpass").stat().st_mode) == 0o600
-    assert open_store(own.named("twelve")).outlook().ready_now == 12
+    assert open_store(own.named("twelve")).workload().ready_now == 12
     assert server.status(own.folder).accepting
 
 

@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kt_study.database import parse_url
 from kt_study.errors import LeaseLost
+from kt_study.records import Claim, PlannedJob
 from kt_study.store import JobStore, Selection, WorkerRecord, open_store
-from kt_study.words import Claim, PlannedJob
 from tests.postgres import Server
 from tests.store.making import job as make_job
 from tests.store.making import lasting, passing, result_rows, row

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from kt_study.database import parse_url, sqlalchemy_url
 from kt_study.errors import LeaseLost, UsageError
+from kt_study.records import JobState, Progress
 from kt_study.store import JobStore, Selection, WorkerRecord, open_store
-from kt_study.words import JobState, Progress
 from tests.store.making import (
     claim_one,
     job,
@@ -132,9 +132,9 @@ def test_a_job_that_backs_off_is_not_claimed_until_its_time(url: str) -> None:
     assert 740.0 < found.not_before - found.changed_at < 1260.0
     assert "backs off for another" in found.why
     assert store.claim("worker") == []
-    outlook = store.outlook()
-    assert (outlook.ready_now, outlook.ready_later) == (0, 1)
-    assert outlook.next_s is not None and 500.0 < outlook.next_s < 1260.0
+    workload = store.workload()
+    assert (workload.ready_now, workload.ready_later) == (0, 1)
+    assert workload.next_s is not None and 500.0 < workload.next_s < 1260.0
     assert store.retry(Selection()) == 1  # an impatient user
     assert claim_one(store).job_id == claim.job_id
 

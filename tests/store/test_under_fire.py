@@ -16,7 +16,7 @@ import pytest
 from kt_study.errors import LeaseLost
 from kt_study.store import JobStore, open_store
 from tests.postgres import Server, new_server
-from tests.store.fire import ENOUGH_S, FORK, Crew, assert_each_done_once, plan_layers, result_of
+from tests.store.fire import ENOUGH_S, FORK, Pilots, assert_each_done_once, plan_layers, result_of
 from tests.store.making import claim_one, job, plan, result_rows, wait_until
 
 JOBS, WORKERS = 2_000, 8
@@ -33,15 +33,15 @@ def own_server() -> Iterator[Server]:
 
 def test_workers_killed_every_half_second(store: JobStore, url: str) -> None:
     plan_layers(store, JOBS)
-    crew = Crew(url, WORKERS, lease_s=1.5, grace_s=0.0, pace_s=0.04)
+    pilots = Pilots(url, WORKERS, lease_s=1.5, grace_s=0.0, pace_s=0.04)
     kills = 0
     try:
-        while crew.working():
+        while pilots.working():
             time.sleep(0.5)
-            kills += crew.working() and crew.replace_one()
-        crew.wait()
+            kills += pilots.working() and pilots.replace_one()
+        pilots.wait()
     finally:
-        crew.stop()
+        pilots.stop()
     assert kills >= 3  # the pace makes it last three seconds on any machine
     assert_each_done_once(store, JOBS)
 
@@ -52,16 +52,16 @@ def test_the_server_killed_and_restarted_in_the_middle(own_server: Server) -> No
     url = own_server.database()
     store = open_store(url)
     plan_layers(store, JOBS)
-    crew = Crew(url, WORKERS, lease_s=3600.0, grace_s=3600.0, pace_s=0.01)
+    pilots = Pilots(url, WORKERS, lease_s=3600.0, grace_s=3600.0, pace_s=0.01)
     try:
         for kill in (1, 2, 3):
-            wait_until(lambda kill=kill: store.outlook().done >= kill * JOBS // 5)  # type: ignore[misc]
+            wait_until(lambda kill=kill: store.workload().done >= kill * JOBS // 5)  # type: ignore[misc]
             own_server.kill()
             own_server.restart()
-        assert store.outlook().done < JOBS  # it was the middle
-        crew.wait()
+        assert store.workload().done < JOBS  # it was the middle
+        pilots.wait()
     finally:
-        crew.stop()
+        pilots.stop()
     assert_each_done_once(store, JOBS)
     assert {found.fence for found in store.jobs(limit=JOBS)} == {1}
 
@@ -70,35 +70,35 @@ def test_workers_and_server_killed_together(own_server: Server) -> None:
     url = own_server.database()
     store = open_store(url)
     plan_layers(store, JOBS)
-    crew = Crew(url, WORKERS, lease_s=2.0, grace_s=1.0, pace_s=0.04)
+    pilots = Pilots(url, WORKERS, lease_s=2.0, grace_s=1.0, pace_s=0.04)
     try:
         for kill in (1, 2, 3, 4):
-            wait_until(lambda kill=kill: store.outlook().done >= kill * JOBS // 10)  # type: ignore[misc]
-            assert crew.replace_one()
+            wait_until(lambda kill=kill: store.workload().done >= kill * JOBS // 10)  # type: ignore[misc]
+            assert pilots.replace_one()
         own_server.kill()
-        assert crew.replace_one()
+        assert pilots.replace_one()
         own_server.restart()
-        assert store.outlook().done < JOBS
-        crew.wait()
+        assert store.workload().done < JOBS
+        pilots.wait()
     finally:
-        crew.stop()
+        pilots.stop()
     assert_each_done_once(store, JOBS)
 
 
 def test_workers_stopped_past_their_leases_and_continued(store: JobStore, url: str) -> None:
     """Stopped anywhere: between statements, in the middle of one, with SQLite's only write lock in the hand."""
     plan_layers(store, 600)
-    crew = Crew(url, 4, lease_s=0.5, grace_s=0.0, pace_s=0.08)
+    pilots = Pilots(url, 4, lease_s=0.5, grace_s=0.0, pace_s=0.08)
     stops = 0
     try:
-        while stops < 4 and (stopped := crew.signal_one(signal.SIGSTOP)):
+        while stops < 4 and (stopped := pilots.signal_one(signal.SIGSTOP)):
             time.sleep(0.7)
             os.kill(stopped.pid or 0, signal.SIGCONT)
             time.sleep(random.uniform(0.05, 0.2))
             stops += 1
-        crew.wait()
+        pilots.wait()
     finally:
-        crew.stop()
+        pilots.stop()
     assert stops >= 2  # the pace makes it last three seconds on any machine
     assert_each_done_once(store, 600)
 
@@ -139,8 +139,8 @@ def test_wrong_clocks_do_not_matter(store: JobStore, url: str, monkeypatch: pyte
     """Workers a day early, right, and a day late, and in another time zone; none loses a lease to another's clock."""
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     plan_layers(store, 400)
-    crew = Crew(url, 6, lease_s=3600.0, grace_s=0.0, clocks_off_s=86_400.0)
-    crew.wait()
+    pilots = Pilots(url, 6, lease_s=3600.0, grace_s=0.0, clocks_off_s=86_400.0)
+    pilots.wait()
     assert_each_done_once(store, 400)
     assert {found.fence for found in store.jobs(limit=400)} == {1}  # nothing expired
 
@@ -179,5 +179,5 @@ def test_of_eight_on_one_file_none_starves(tmp_path: Path) -> None:
     counts = Counter(dict(answer.get() for _ in racers))
     for racer in racers:
         racer.join()
-    assert counts.total() == store.outlook().done == RACE
+    assert counts.total() == store.workload().done == RACE
     assert min(counts.values()) >= 0.25 * counts.total() / WORKERS, counts

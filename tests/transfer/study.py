@@ -13,8 +13,8 @@ from kt_study.datasets import prepare
 from kt_study.hashing import job_digest
 from kt_study.objectives import settings_for
 from kt_study.paths import StudyPaths
+from kt_study.records import Claim, DatasetRecord, ModelRecord, Progress, TransferSpec, as_spec
 from kt_study.study import DatasetSection
-from kt_study.words import Claim, DatasetRecord, ModelRecord, Progress, TransferSpec, as_spec
 from worker.job.context import JobContext, Rows, WorkerOptions
 from worker.kinds import job_kind
 
@@ -42,7 +42,7 @@ class Study:
     paths: StudyPaths
     data: DatasetRecord
     models: dict[str, ModelRecord]
-    shelf: dict[str, Any] = field(default_factory=dict)
+    worker_cache: dict[str, Any] = field(default_factory=dict)
     reports: list[Progress] = field(default_factory=list)
 
     def model(self, key: str) -> ModelRecord:
@@ -82,7 +82,7 @@ class Study:
             report=self.reports.append,
             stopping=stopping,
             options=WorkerOptions(**options),
-            shelf=self.shelf,
+            worker_cache=self.worker_cache,
         )
 
 

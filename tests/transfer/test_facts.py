@@ -33,9 +33,9 @@ from kt_study.objectives import (
     supports,
     transfer_logits,
 )
+from kt_study.records import DatasetRecord, LogitsSpec, ModelRecord, TrainSpec, TransferSpec, as_spec
 from kt_study.schema import RESULT_TABLES
 from kt_study.settings import SETTINGS, Settings, named
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TrainSpec, TransferSpec, as_spec
 from worker.kinds import job_kind
 from worker.objectives import Setup, build_objective, objective_class
 

@@ -22,8 +22,8 @@ from kt_study.multi_teacher import (
     transfer_digest,
 )
 from kt_study.objectives import OBJECTIVES, needed_logits
+from kt_study.records import LogitsSpec, TransferSpec
 from kt_study.schema import TRANSFER_EPOCHS, TRANSFERS
-from kt_study.words import LogitsSpec, TransferSpec
 from tests.transfer.study import Study, make_study
 from worker.job.context import Stopped
 from worker.kinds.soup import mean_weights
@@ -110,7 +110,7 @@ def test_a_transfer_forwards_nobody_but_the_student(study: Study, monkeypatch: p
     monkeypatch.setattr(
         transfer, "build_model", lambda record, *rest: built.append(record.name) or original(record, *rest)
     )
-    study.shelf.clear()
+    study.worker_cache.clear()
     row_of(study, spec)
     row_of(study, study.spec("kl", "b"))
     assert built == ["s"]  # and its initial weights stayed in memory for the second job

@@ -1,4 +1,4 @@
-"""What a transfer holds: pictures, tables, checkpoints and compiled code, and what it lets go when memory runs out."""
+"""What a transfer holds: images, tables, checkpoints and compiled code, and what it lets go when memory runs out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.data.support import digits, job_context, tiny_model
 from tests.transfer.study import Study, make_study
 from tests.transfer.toy import assert_same_bits
 from worker.data import loader as loader_module
-from worker.data.pictures import TrainingPictures
+from worker.data.images import TrainingImages
 from worker.job.context import Stopped
 from worker.kinds import train, transfer
 from worker.kinds.transfer import build_loop
@@ -28,7 +28,7 @@ from worker.training.opened import open_transfer
 from worker.training.step import TransferStep
 
 N_TRAIN, N_VAL = 504, 754
-PICTURE = 3 * 32 * 32
+IMAGE = 3 * 32 * 32
 
 
 @pytest.fixture(scope="module")
@@ -51,46 +51,46 @@ def weights(study: Study, monkeypatch: pytest.MonkeyPatch, objective: str = "kl_
 
 
 @pytest.mark.parametrize(("budget", "rendered"), [(2 * N_TRAIN + N_VAL, 2), (2 * N_TRAIN + N_VAL - 1, 0)])
-def test_no_picture_is_rendered_again_in_a_later_epoch(
+def test_no_image_is_rendered_again_in_a_later_epoch(
     study: Study, monkeypatch: pytest.MonkeyPatch, budget: int, rendered: int
 ) -> None:
     made: list[int] = []
     original = loader_module._render_all
 
-    def counted(pictures: Any, view: int, *rest: Any) -> Tensor:
-        if isinstance(pictures, TrainingPictures):
+    def counted(images: Any, view: int, *rest: Any) -> Tensor:
+        if isinstance(images, TrainingImages):
             made.append(view)
-        return original(pictures, view, *rest)
+        return original(images, view, *rest)
 
     spec = study.spec("kl_dp", "a", views=2, augment="crop_flip", epochs=5, lr=1e-3 + budget * 1e-9)
     open_transfer(spec, study.context(spec))  # the logits are cached
-    study.shelf.clear()
+    study.worker_cache.clear()
     monkeypatch.setattr(loader_module, "_render_all", counted)
-    monkeypatch.setattr(loader_module, "picture_budget", lambda _: budget * PICTURE)
+    monkeypatch.setattr(loader_module, "image_budget", lambda _: budget * IMAGE)
     study.run(spec)
     assert made == list(range(rendered))
 
 
-def test_a_live_teachers_pictures_count_too(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_teachers_images_count_too(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = study.spec("cd", "a", reading="authors", views=1, augment="crop_flip")
     context = study.context(spec)
     opened = open_transfer(spec, context)
     for spare, kind in ((0, loader_module.MemoryViews), (-1, loader_module.StreamedViews)):
-        budget = (2 * N_TRAIN + N_VAL + spare) * PICTURE
-        monkeypatch.setattr(loader_module, "picture_budget", lambda _, room=budget: room)
+        budget = (2 * N_TRAIN + N_VAL + spare) * IMAGE
+        monkeypatch.setattr(loader_module, "image_budget", lambda _, room=budget: room)
         feed = build_loop(opened, "0" * 32, context).feed
         assert feed.live is not None
         assert (type(feed.views), type(feed.live.views)) == (kind, kind)
 
 
-def test_a_stop_while_pictures_are_rendered_leaves_a_checkpoint(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_while_images_are_rendered_leaves_a_checkpoint(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_module, "_RENDER_BATCH", 100)
     settings = {"views": 2, "augment": "crop_flip", "epochs": 2}
     unbroken = weights(study, monkeypatch, lr=0.03, **settings)
     spec = study.spec("kl_dp", "a", lr=0.03, **settings)
     file = study.paths.checkpoint(study.context(spec).claim.digest)
     for asked in (2, 6 + 8 + 3):  # rendering the first view; and, after eight steps, the validation split
-        study.shelf.clear()
+        study.worker_cache.clear()
         looks = iter([False] * asked)
         with pytest.raises(Stopped):
             study.run(spec, stopping=lambda looks=looks: next(looks, True))
@@ -98,7 +98,7 @@ def test_a_stop_while_pictures_are_rendered_leaves_a_checkpoint(study: Study, mo
     assert_same_bits(weights(study, monkeypatch, lr=0.03, **settings), unbroken)
 
 
-def test_where_memory_runs_out_logits_and_pictures_leave_the_device_and_nothing_else_changes(
+def test_where_memory_runs_out_logits_and_images_leave_the_device_and_nothing_else_changes(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The student has batch norm in train mode: no batch may be split."""
@@ -119,10 +119,10 @@ def test_where_memory_runs_out_logits_and_pictures_leave_the_device_and_nothing_
 
     monkeypatch.setattr(TransferStep, "__call__", counted)
     monkeypatch.setattr(rows.ResidentTable, "rows", no_memory_at_last)
-    study.shelf.clear()
+    study.worker_cache.clear()
     assert_same_bits(weights(study, monkeypatch, **settings, eval_every=1), whole)
     assert taken == [*range(11), *range(24)], "once more, from the last checkpoint"
-    assert "pictures" not in study.shelf
+    assert "images" not in study.worker_cache
 
 
 def test_a_second_lack_of_memory_is_final(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_a_resumed_transfer_lets_its_checkpoint_go(study: Study, monkeypatch: py
 
 
 def test_a_resumed_training_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kt_study.words import TrainSpec, as_spec
+    from kt_study.records import TrainSpec, as_spec
 
     paths = StudyPaths(root=tmp_path)
     data, start = digits(paths), tiny_model("start")
@@ -205,12 +205,12 @@ def test_every_student_of_a_worker_is_compiled() -> None:
         return graph.forward
 
     def forwarded(width: int, **given: Any) -> int:
-        forget_compiled(shelf, f"student {width}", settings_for("kl", {"compile": True, **given}))
+        forget_compiled(worker_cache, f"student {width}", settings_for("kl", {"compile": True, **given}))
         before = len(compiled)
         torch.compile(Wide(width), backend=backend)(torch.zeros(2, 4))
         return len(compiled) - before
 
-    shelf: dict[str, Any] = {}
+    worker_cache: dict[str, Any] = {}
     assert [forwarded(width) for width in range(1, 13)] == [1] * 12
     assert [forwarded(12), forwarded(12, lr=0.1), forwarded(12, batch_size=64)] == [0, 0, 1]
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from kt_study.multi_teacher import multi_teacher_specs, transfer_digest
-from kt_study.words import TransferSpec, as_spec
+from kt_study.records import TransferSpec, as_spec
 from tests.transfer.study import Study, make_study
 from worker.job.context import Rows, Stopped
 from worker.kinds import job_kind

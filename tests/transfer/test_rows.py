@@ -67,8 +67,8 @@ def test_time_throughput_and_memory(study: Study) -> None:
     assert 0 < trained_s <= row["seconds"]
     seconds = [epoch["seconds"] for epoch in rows["transfer_epochs"]]
     assert 0 < seconds[0] < seconds[1] <= row["seconds"]
-    pictures = N_TRAIN * 3 * 32 * 32 * 4
-    assert pictures < row["peak_memory"] < 1 << 40
+    images = N_TRAIN * 3 * 32 * 32 * 4
+    assert images < row["peak_memory"] < 1 << 40
 
 
 def test_predictions_are_the_smallest_integers_that_hold_the_classes(study: Study) -> None:

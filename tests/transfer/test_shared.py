@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from kt_study.hashing import job_digest
 from kt_study.multi_teacher import multi_teacher_specs, transfer_digest
 from kt_study.objectives import OBJECTIVES, needed_logits, shared_training
-from kt_study.words import LogitsSpec, TransferSpec, as_spec
+from kt_study.records import LogitsSpec, TransferSpec, as_spec
 from tests.transfer.study import Study, make_study
 from worker.job.context import Stopped
 from worker.kinds import job_kind

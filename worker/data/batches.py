@@ -17,9 +17,9 @@ class Normaliser:
         self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, -1, 1, 1)
 
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [b, 3, h, w] -> float32 [b, 3, h, w]."""
-        return pictures.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+        return images.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
 
 
 def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

@@ -26,7 +26,7 @@ from kt_study.errors import DataError, DiskError, EnvironmentUnusable
 from kt_study.files import make_folder, write_bytes
 from kt_study.hashing import digest, hash64
 from kt_study.paths import StudyPaths
-from kt_study.words import DatasetRecord, Record
+from kt_study.records import DatasetRecord, Record
 from worker.data.jpeg_parts import restart_interval
 
 SAVE_EVERY_S = 20.0

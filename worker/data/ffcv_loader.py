@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kt_study.errors import DataError, EnvironmentUnusable
 from kt_study.paths import StudyPaths
-from kt_study.words import DatasetRecord, ModelRecord
+from kt_study.records import DatasetRecord, ModelRecord
 from worker.data.batches import Batch, Normaliser, ahead
 from worker.data.betons import read_beton_manifest, require_ffcv
 from worker.data.jpeg_parts import Box, part_around
@@ -57,8 +57,8 @@ class FfcvViews:
     def batches(self, order: NDArray[np.int64], batch_size: int, *, view: int = -1, start: int = 0) -> Iterator[Batch]:
         """See `worker.data.loader.Views.batches`."""
         rest = order[start * batch_size :]
-        for pictures, positions in ahead(self.raw(rest, batch_size, view), self._device):
-            yield self._normalise(pictures.permute(0, 3, 1, 2).contiguous()), positions
+        for images, positions in ahead(self.raw(rest, batch_size, view), self._device):
+            yield self._normalise(images.permute(0, 3, 1, 2).contiguous()), positions
 
     def raw(self, order: NDArray[np.int64], batch_size: int, view: int) -> Iterator[Batch]:
         """uint8 [b, h, w, 3], good until the next batch is asked for: ffcv overwrites its buffers."""
@@ -70,18 +70,18 @@ class FfcvViews:
         loader.traversal_order = _Given(order)
         loader.first_traversal_order = order
         epoch, done = iter(loader), 0
-        for (pictures,) in epoch:
+        for (images,) in epoch:
             positions = order[done : done + batch_size]
             done += len(positions)
-            yield self._coloured(pictures, view, positions), torch.from_numpy(positions)
+            yield self._coloured(images, view, positions), torch.from_numpy(positions)
         if done < len(order):
             raise EnvironmentUnusable(f"ffcv stopped after {done} of {len(order)} images: {epoch.error}")
 
-    def _coloured(self, pictures: torch.Tensor, view: int, positions: NDArray[np.int64]) -> torch.Tensor:
+    def _coloured(self, images: torch.Tensor, view: int, positions: NDArray[np.int64]) -> torch.Tensor:
         colour = colours(self._recipe, view, positions)
         if colour is None:
-            return pictures
-        changed = [coloured(pixels, colour, i) for i, pixels in enumerate(pictures.numpy())]
+            return images
+        changed = [coloured(pixels, colour, i) for i, pixels in enumerate(images.numpy())]
         return torch.from_numpy(np.stack(changed))
 
 
@@ -206,11 +206,11 @@ def _set_numba_threads(count: int) -> None:
 
 
 @compiled
-def _mirror(picture: NDArray[np.uint8]) -> None:
+def _mirror(image: NDArray[np.uint8]) -> None:
     """Mirror [h, w, 3] in place, a line at a time."""
-    kept = np.empty(3 * picture.shape[1], np.uint8)
-    for row in range(picture.shape[0]):
-        line = picture[row].reshape(-1)
+    kept = np.empty(3 * image.shape[1], np.uint8)
+    for row in range(image.shape[0]):
+        line = image[row].reshape(-1)
         for i in range(np.uint64(len(kept))):
             kept[i] = line[i]
         _mirror_line(kept, line)
@@ -274,13 +274,13 @@ def _decoder_type() -> type:
                             box = Box(box.top - at.top, box.left - at.left, box.bottom - at.top, box.right - at.left)
                         else:
                             pixels = stored.reshape(height, width, 3)
-                        picture = destination[slot]
-                        if can_shrink(box, picture):
-                            shrink(pixels, box, picture)
+                        image = destination[slot]
+                        if can_shrink(box, image):
+                            shrink(pixels, box, image)
                         else:
-                            resized(pixels, box.top, box.bottom, box.left, box.right, picture)
+                            resized(pixels, box.top, box.bottom, box.left, box.right, image)
                         if field["flip"]:
-                            _mirror(picture)
+                            _mirror(image)
                 return destination[:count]
 
             decode.is_parallel = True  # type: ignore[attr-defined]

@@ -23,10 +23,10 @@ from kt_study.datasets import open_split
 from kt_study.errors import DataError
 from kt_study.hashing import digest
 from kt_study.paths import StudyPaths
-from kt_study.words import DatasetRecord, ModelRecord
+from kt_study.records import DatasetRecord, ModelRecord
 from worker.data.batches import Batch, Normaliser, ahead
+from worker.data.images import EvaluationImages, Images, TrainingImages
 from worker.data.memory import within_reach
-from worker.data.pictures import EvaluationPictures, Pictures, TrainingPictures
 from worker.data.views import ViewRecipe
 from worker.job.context import STOP_SIGNALS, Stopped
 
@@ -69,7 +69,7 @@ def evaluation_views(
     *,
     device: torch.device,
     workers: int = 0,
-    shelf: dict[str, Any] | None = None,
+    worker_cache: dict[str, Any] | None = None,
     rendering: Rendering | None = None,
 ) -> Views:
     """A split under the model's own evaluation preprocessing.
@@ -79,14 +79,14 @@ def evaluation_views(
         paths: of the study.
         device: where batches go.
         workers: processes that render, when the split is streamed.
-        shelf: `JobContext.shelf`, where small splits stay rendered between jobs.
+        worker_cache: `JobContext.worker_cache`, where small splits stay rendered between jobs.
         rendering: what else the job wants to keep.
     """
-    pictures = EvaluationPictures.of(open_split(dataset, split, paths), model)
+    images = EvaluationImages.of(open_split(dataset, split, paths), model)
     name = digest(
         ["evaluation", dataset.key, split, _preprocessing(model), model.crop_pct, model.crop_mode, model.mean]
     )
-    return _views(pictures, name, model, device, workers, shelf, rendering or Rendering())
+    return _views(images, name, model, device, workers, worker_cache, rendering or Rendering())
 
 
 def training_views(
@@ -98,7 +98,7 @@ def training_views(
     *,
     device: torch.device,
     workers: int = 0,
-    shelf: dict[str, Any] | None = None,
+    worker_cache: dict[str, Any] | None = None,
     rendering: Rendering | None = None,
     loader: str = "torch",
 ) -> Views:
@@ -110,18 +110,18 @@ def training_views(
         from worker.data.ffcv_loader import ffcv_views
 
         return ffcv_views(dataset, split, model, recipe, paths, device=device, workers=workers)
-    pictures = TrainingPictures(open_split(dataset, split, paths), model, recipe)
+    images = TrainingImages(open_split(dataset, split, paths), model, recipe)
     what = [recipe.augment, recipe.seed, recipe.crop_pct]
     name = digest(["training", dataset.key, split, _preprocessing(model), what])
-    return _views(pictures, name, model, device, workers, shelf, rendering or Rendering())
+    return _views(images, name, model, device, workers, worker_cache, rendering or Rendering())
 
 
-def picture_budget(device: torch.device) -> int:
+def image_budget(device: torch.device) -> int:
     """Bytes of rendered images that a worker keeps on a device: an eighth of the memory in reach, at most 4 GiB."""
     return min(within_reach(device) // 8, 4 << 30)
 
 
-def picture_bytes(dataset: DatasetRecord, split: str, model: ModelRecord) -> int:
+def image_bytes(dataset: DatasetRecord, split: str, model: ModelRecord) -> int:
     """Bytes of one view of a split, rendered for a model."""
     return _rendered_bytes(dataset.splits[split], model.input_size[1:])
 
@@ -130,7 +130,7 @@ def picture_bytes(dataset: DatasetRecord, split: str, model: ModelRecord) -> int
 class MemoryViews:
     """Images rendered once per view and kept on the device as bytes: a batch is a gather and a normalisation."""
 
-    pictures: Pictures
+    images: Images
     normalise: Normaliser
     device: torch.device
     rendered: Callable[[int], torch.Tensor]  # view -> uint8 [n, 3, h, w] on the device
@@ -138,7 +138,7 @@ class MemoryViews:
     @property
     def n(self) -> int:
         """Samples in the split."""
-        return self.pictures.n
+        return self.images.n
 
     def batches(self, order: NDArray[np.int64], batch_size: int, *, view: int = -1, start: int = 0) -> Iterator[Batch]:
         """See `Views.batches`."""
@@ -152,8 +152,8 @@ class MemoryViews:
 class StreamedViews:
     """Images rendered as they are needed, by this process or by `workers` others that live as long as this object."""
 
-    def __init__(self, pictures: Pictures, normalise: Normaliser, device: torch.device, workers: int) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Images, normalise: Normaliser, device: torch.device, workers: int) -> None:
+        self._images = images
         self._normalise = normalise
         self._device = device
         self._workers = workers
@@ -163,12 +163,12 @@ class StreamedViews:
     @property
     def n(self) -> int:
         """Samples in the split."""
-        return self._pictures.n
+        return self._images.n
 
     def batches(self, order: NDArray[np.int64], batch_size: int, *, view: int = -1, start: int = 0) -> Iterator[Batch]:
         """See `Views.batches`."""
-        for pictures, positions in ahead(self.raw(order[start * batch_size :], batch_size, view), self._device):
-            yield self._normalise(pictures), positions
+        for images, positions in ahead(self.raw(order[start * batch_size :], batch_size, view), self._device):
+            yield self._normalise(images), positions
 
     def raw(self, order: NDArray[np.int64], batch_size: int, view: int) -> Iterator[Batch]:
         """Batches of bytes, uint8 [b, 3, h, w], with their positions, still in host memory. Raises DataError."""
@@ -183,7 +183,7 @@ class StreamedViews:
     def _opened(self) -> DataLoader[Any]:
         if self._loader is None:
             self._loader = DataLoader(
-                _Rendered(self._pictures),
+                _Rendered(self._images),
                 batch_size=None,
                 sampler=self._schedule,
                 num_workers=self._workers,
@@ -198,13 +198,13 @@ class StreamedViews:
 class _Rendered(Dataset[Any]):
     """Whole batches by (view, positions). An unreadable image comes back as the line to raise for it."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Images) -> None:
+        self._images = images
 
     def __getitem__(self, item: tuple[int, NDArray[np.int64]]) -> Batch | str:
         view, positions = item
         try:
-            return self._pictures.render(view, positions), torch.from_numpy(positions)
+            return self._images.render(view, positions), torch.from_numpy(positions)
         except DataError as error:
             return str(error)
 
@@ -245,36 +245,36 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _views(
-    pictures: Pictures,
+    images: Images,
     name: str,
     model: ModelRecord,
     device: torch.device,
     workers: int,
-    shelf: dict[str, Any] | None,
+    worker_cache: dict[str, Any] | None,
     rendering: Rendering,
 ) -> Views:
     normalise = Normaliser(model.mean, model.std, device)
-    nbytes, budget = _rendered_bytes(pictures.n, pictures.size), picture_budget(device)
+    nbytes, budget = _rendered_bytes(images.n, images.size), image_budget(device)
     if not rendering.allowed or rendering.views * nbytes + rendering.beside > budget:
-        return StreamedViews(pictures, normalise, device, workers)
-    kept = _Kept.on(shelf if shelf is not None else {}, budget)
+        return StreamedViews(images, normalise, device, workers)
+    kept = _Kept.on(worker_cache if worker_cache is not None else {}, budget)
 
     def rendered(view: int) -> torch.Tensor:
         key = f"{name}/{view}/{device}"
-        return kept.get(key, nbytes, lambda: _render_all(pictures, view, workers, rendering.stopping).to(device))
+        return kept.get(key, nbytes, lambda: _render_all(images, view, workers, rendering.stopping).to(device))
 
-    return MemoryViews(pictures=pictures, normalise=normalise, device=device, rendered=rendered)
+    return MemoryViews(images=images, normalise=normalise, device=device, rendered=rendered)
 
 
 def _rendered_bytes(n: int, size: tuple[int, int]) -> int:
     return n * 3 * size[0] * size[1]
 
 
-def _render_all(pictures: Pictures, view: int, workers: int, stopping: Callable[[], bool]) -> torch.Tensor:
-    everything = torch.empty((pictures.n, 3, *pictures.size), dtype=torch.uint8)
+def _render_all(images: Images, view: int, workers: int, stopping: Callable[[], bool]) -> torch.Tensor:
+    everything = torch.empty((images.n, 3, *images.size), dtype=torch.uint8)
     cpu = torch.device("cpu")
-    stream = StreamedViews(pictures, Normaliser((0.0,), (1.0,), cpu), cpu, workers if pictures.n > _RENDER_BATCH else 0)
-    for batch, positions in stream.raw(np.arange(pictures.n), _RENDER_BATCH, view):
+    stream = StreamedViews(images, Normaliser((0.0,), (1.0,), cpu), cpu, workers if images.n > _RENDER_BATCH else 0)
+    for batch, positions in stream.raw(np.arange(images.n), _RENDER_BATCH, view):
         everything[positions] = batch
         if stopping():
             raise Stopped
@@ -289,8 +289,8 @@ class _Kept:
         self._held: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @classmethod
-    def on(cls, shelf: dict[str, Any], budget: int) -> _Kept:
-        kept: _Kept = shelf.setdefault("pictures", cls(budget))
+    def on(cls, worker_cache: dict[str, Any], budget: int) -> _Kept:
+        kept: _Kept = worker_cache.setdefault("images", cls(budget))
         kept._budget = budget  # others may have taken some of the device's memory, or given it back
         return kept
 

@@ -31,11 +31,11 @@ def can_shrink(box: Box, target: Bytes) -> bool:
 
 
 @compiled
-def shrink(picture: Bytes, box: Box, target: Bytes) -> None:
+def shrink(image: Bytes, box: Box, target: Bytes) -> None:
     """A box of uint8 [h, w, 3] to uint8 [down, across, 3], both contiguous, where `can_shrink` says so."""
     first_row, row_shares = _shares(box.bottom - box.top, target.shape[0])
     first, shares = _shares(box.right - box.left, target.shape[1])
-    everything, width = picture.reshape(-1), 3 * (box.right - box.left)
+    everything, width = image.reshape(-1), 3 * (box.right - box.left)
     line = np.zeros(width + 3 * shares.shape[1] + 1, np.float32)
     means, total = np.empty((len(first), 4), np.float32), np.empty(4 * len(first), np.float32)
     held = np.int64(-1)
@@ -45,7 +45,7 @@ def shrink(picture: Bytes, box: Box, target: Bytes) -> None:
             if share == 0:
                 break
             if row != held:
-                begin = 3 * (row * picture.shape[1] + box.left)
+                begin = 3 * (row * image.shape[1] + box.left)
                 _to_reals(everything[begin : begin + width], line)
                 _average_along(line, first, shares, means)
                 held = row

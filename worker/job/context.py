@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kt_study.paths import StudyPaths
-from kt_study.words import Claim, DatasetRecord, ModelRecord, Progress
+from kt_study.records import Claim, DatasetRecord, ModelRecord, Progress
 
 if TYPE_CHECKING:
     import torch
@@ -67,4 +67,4 @@ class JobContext:
     report: Callable[[Progress], None] = lambda _progress: None
     stopping: Callable[[], bool] = lambda: False
     options: WorkerOptions = field(default_factory=WorkerOptions)
-    shelf: dict[str, Any] = field(default_factory=dict)  # kept in memory between the jobs of one worker
+    worker_cache: dict[str, Any] = field(default_factory=dict)  # kept in memory between the jobs of one worker

@@ -11,7 +11,7 @@ import numpy as np
 
 from kt_study.datasets import list_split
 from kt_study.hashing import job_digest
-from kt_study.words import AllPairsSpec
+from kt_study.records import AllPairsSpec
 from worker.job.context import JobContext, Rows
 from worker.kinds.complementarity import similarity_of, validation_pass
 from worker.logits.entry import CachedLogits

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from kt_study.datasets import list_split
-from kt_study.words import ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord
+from kt_study.records import ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord
 from worker.job.context import JobContext, Rows
 from worker.job.rows import plain
 from worker.logits.entry import CachedLogits
@@ -59,10 +59,10 @@ def similarity_of(
         UsageError: the provider cannot be used on this machine.
     """
     shelf_key = f"similarity:{dataset.key}:{provider}"
-    if shelf_key not in context.shelf:
+    if shelf_key not in context.worker_cache:
         files = {name: dataset.location[name] for name in SIMILARITY_FILES if name in dataset.location}
-        context.shelf[shelf_key] = class_similarity(class_names, SimilaritySettings(provider=provider, **files))
-    similarity: ClassSimilarity | None = context.shelf[shelf_key]
+        context.worker_cache[shelf_key] = class_similarity(class_names, SimilaritySettings(provider=provider, **files))
+    similarity: ClassSimilarity | None = context.worker_cache[shelf_key]
     return similarity
 
 

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from kt_study.words import LogitsSpec
+from kt_study.records import LogitsSpec
 from worker.job.context import JobContext, Rows
 from worker.logits.entry import CachedLogits
 from worker.logits.forward import cached_logits

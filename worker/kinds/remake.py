@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from kt_study.multi_teacher import transfer_digest
-from kt_study.words import TransferSpec
+from kt_study.records import TransferSpec
 from worker.job.context import JobContext, Rows
 from worker.kinds.soup import mix_student
 from worker.kinds.transfer import train_student

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from kt_study.hashing import job_digest
-from kt_study.words import TransferSpec
+from kt_study.records import TransferSpec
 from worker.job.context import JobContext, Rows
 from worker.kinds.transfer import train_student
 from worker.training.opened import open_transfer

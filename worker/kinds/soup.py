@@ -16,9 +16,9 @@ import torch
 from kt_study.errors import ArtefactGone
 from kt_study.hashing import job_digest
 from kt_study.multi_teacher import needed_transfers, transfer_digest
-from kt_study.words import TransferSpec
+from kt_study.records import TransferSpec
 from worker.job.context import JobContext, Rows
-from worker.kinds.transfer import evaluation_pictures, student_model
+from worker.kinds.transfer import evaluation_images, student_model
 from worker.models.build import left_state
 from worker.training.evaluate import predictions
 from worker.training.opened import OpenedTransfer, open_transfer
@@ -48,7 +48,7 @@ def mix_student(opened: OpenedTransfer, context: JobContext) -> TrainedStudent:
     model.load_state_dict(state)
     predicted = predictions(
         model,
-        evaluation_pictures(opened, context),
+        evaluation_images(opened, context),
         batch_size=context.options.eval_batch_size,
         stopping=context.stopping,
     )

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from kt_study.datasets import list_split
 from kt_study.errors import DataError, UsageError
 from kt_study.hashing import hash64, job_digest, uniform_array
+from kt_study.records import DatasetRecord, ModelRecord, Progress, TrainSpec
 from kt_study.training import trained_record
-from kt_study.words import DatasetRecord, ModelRecord, Progress, TrainSpec
 from worker.data.loader import Rendering, training_views
 from worker.data.views import ViewRecipe, epoch_order
 from worker.job.context import JobContext, Rows, Stopped
@@ -94,7 +94,7 @@ class _Training:
             context.paths,
             device=context.device,
             workers=context.options.loader_workers,
-            shelf=context.shelf,
+            worker_cache=context.worker_cache,
             rendering=Rendering(views=spec.epochs, stopping=context.stopping),
         )
         self.chosen = chosen_samples(spec, labels)

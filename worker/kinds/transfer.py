@@ -17,8 +17,8 @@ from kt_study.errors import ArtefactGone, DataError, WeightsError
 from kt_study.hashing import job_digest
 from kt_study.multi_teacher import previous_stage, stage_number, transfer_digest
 from kt_study.objectives import facts_of, needs_live_teacher
-from kt_study.words import ModelRecord, TransferSpec
-from worker.data.loader import Rendering, Views, evaluation_views, picture_bytes, training_views
+from kt_study.records import ModelRecord, TransferSpec
+from worker.data.loader import Rendering, Views, evaluation_views, image_bytes, training_views
 from worker.data.views import ViewRecipe
 from worker.job.context import JobContext, Rows
 from worker.logits import CachedLogits
@@ -73,8 +73,8 @@ def train_student(opened: OpenedTransfer, job: str, context: JobContext) -> Trai
     except torch.OutOfMemoryError as error:
         if not context.options.resident:
             raise
-        log.warning("%s; again from the last checkpoint, with logits and pictures left in the host's memory", error)
-    context.shelf.pop("pictures", None)
+        log.warning("%s; again from the last checkpoint, with logits and images left in the host's memory", error)
+    context.worker_cache.pop("images", None)
     return train_student(opened, job, replace(context, options=replace(context.options, resident=False)))
 
 
@@ -97,14 +97,14 @@ def build_loop(opened: OpenedTransfer, job: str, context: JobContext) -> Transfe
     """Everything that trains, at its starting position."""
     spec, settings = opened.spec, opened.spec.settings
     if settings.compile:
-        forget_compiled(context.shelf, opened.start.key, settings)
+        forget_compiled(context.worker_cache, opened.start.key, settings)
     model = student_model(opened.start, context)
     check_micro_batch(model, settings.micro_batch, settings.batchnorm)
     feed = build_feed(opened, context)
     seed_step(spec.seed, -1, 0)  # the objective's own weights
     objective = build_objective(spec.objective, _setup(opened, model, feed, context)).to(context.device)
     validation = Validation(
-        views=evaluation_pictures(opened, context),
+        views=evaluation_images(opened, context),
         labels=opened.val_labels,
         batch_size=context.options.eval_batch_size,
     )
@@ -141,15 +141,15 @@ def build_feed(opened: OpenedTransfer, context: JobContext) -> Feed:
 
 def student_model(record: ModelRecord, context: JobContext) -> nn.Module:
     """The student on the device, in eval mode; its weights stay in memory for the worker's next job with it."""
-    kept = context.shelf.get("student")
+    kept = context.worker_cache.get("student")
     if kept is None or kept[0] != record.key:
         kept = (record.key, build_model(record, context.paths, torch.device("cpu")))
-        context.shelf["student"] = kept
+        context.worker_cache["student"] = kept
     model: nn.Module = copy.deepcopy(kept[1])
     return model.to(context.device)
 
 
-def evaluation_pictures(opened: OpenedTransfer, context: JobContext) -> Views:
+def evaluation_images(opened: OpenedTransfer, context: JobContext) -> Views:
     """The validation split with the student's preprocessing."""
     return evaluation_views(
         opened.dataset,
@@ -158,7 +158,7 @@ def evaluation_pictures(opened: OpenedTransfer, context: JobContext) -> Views:
         context.paths,
         device=context.device,
         workers=context.options.loader_workers,
-        shelf=context.shelf,
+        worker_cache=context.worker_cache,
         rendering=Rendering(allowed=context.options.resident, stopping=context.stopping),
     )
 
@@ -237,7 +237,7 @@ def _training_views(opened: OpenedTransfer, model: ModelRecord, context: JobCont
         context.paths,
         device=context.device,
         workers=context.options.loader_workers,
-        shelf=context.shelf,
+        worker_cache=context.worker_cache,
         rendering=_rendering(opened, model, context),
         loader=what.loader,
     )
@@ -247,8 +247,8 @@ def _rendering(opened: OpenedTransfer, model: ModelRecord, context: JobContext) 
     """The student's training and validation images, and a live teacher's, are all come back to."""
     settings = opened.spec.settings
     views = min(settings.views, settings.epochs)
-    beside = picture_bytes(opened.dataset, "val", opened.start)
+    beside = image_bytes(opened.dataset, "val", opened.start)
     if needs_live_teacher(opened.spec.objective, settings):
         other = opened.teachers[-1] if model is opened.start else opened.start
-        beside += views * picture_bytes(opened.dataset, "train", other)
+        beside += views * image_bytes(opened.dataset, "train", other)
     return Rendering(views=views, beside=beside, allowed=context.options.resident, stopping=context.stopping)

@@ -13,7 +13,7 @@ from kt_study.cache import MANIFEST, note_forward, problem_of, read_manifest
 from kt_study.errors import DiskError
 from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
-from kt_study.words import LogitsSpec, as_spec
+from kt_study.records import LogitsSpec, as_spec
 from worker.logits.entry import CachedLogits
 from worker.logits.lock import held
 from worker.logits.writer import EntryWriter

@@ -14,7 +14,7 @@ import kt_study
 from kt_study.datasets import list_split, predictions
 from kt_study.errors import DataError, WeightsError
 from kt_study.paths import StudyPaths
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, Progress
+from kt_study.records import DatasetRecord, LogitsSpec, ModelRecord, Progress
 from worker.data.loader import Views, evaluation_views, training_views
 from worker.data.views import ViewRecipe
 from worker.job.context import JobContext, Stopped
@@ -146,7 +146,7 @@ def _views(spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, context
             context.paths,
             device=context.device,
             workers=context.options.loader_workers,
-            shelf=context.shelf,
+            worker_cache=context.worker_cache,
         )
     return training_views(
         dataset,
@@ -156,7 +156,7 @@ def _views(spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, context
         context.paths,
         device=context.device,
         workers=context.options.loader_workers,
-        shelf=context.shelf,
+        worker_cache=context.worker_cache,
         loader=spec.loader,
     )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from kt_study.records import Record
 from kt_study.schema import TOP_PERCENTS
-from kt_study.words import Record
 from worker.measures.arrays import Counts, Ints, Mask, check_labels, check_predictions
 from worker.measures.entropy import entropy, expected_subset_entropy
 from worker.measures.rates import pair_rates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kt_study.words import Record
+from kt_study.records import Record
 
 SIMILARITY_FILES = ("class_embeddings", "clip_weights", "wordnet")
 """The settings that are paths, as the study file and a data set's location name them."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from kt_study.errors import DataError
+from kt_study.records import Record
 from kt_study.schema import RATE_PERCENTS
-from kt_study.words import Record
 from worker.measures.arrays import Floats, Ints, Mask, check_labels, check_predictions
 from worker.measures.pair import count_by_class
 from worker.measures.top_classes import top_classes

@@ -20,8 +20,8 @@ from torch import nn
 from kt_study.errors import ArtefactGone, DiskError, UnknownModelError, WeightsError
 from kt_study.files import file_digest, written_aside
 from kt_study.paths import StudyPaths
+from kt_study.records import ModelRecord
 from kt_study.trust import require_own
-from kt_study.words import ModelRecord
 
 _STATE_DIGEST = "blake2b"
 _NESTS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model_state_dict", "model", "module")

@@ -14,7 +14,7 @@ import torch
 
 from kt_study.errors import WeightsError
 from kt_study.paths import StudyPaths
-from kt_study.words import ModelRecord
+from kt_study.records import ModelRecord
 from worker.models.build import initialised, read_state
 
 _OF_THE_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
@@ -69,7 +69,7 @@ def _check(record: ModelRecord, folder: Path) -> None:
         wanted, found = getattr(record, name), resolved[name]
         if wanted != (tuple(found) if isinstance(found, list) else found):
             raise WeightsError(
-                f"model {record.name!r}: timm {timm.__version__} would prepare its pictures with {name} = {found}, not "
+                f"model {record.name!r}: timm {timm.__version__} would prepare its images with {name} = {found}, not "
                 f"{wanted}; export with the version that made it"
             )
 

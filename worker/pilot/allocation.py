@@ -110,7 +110,7 @@ def slurm_facts(job: str) -> dict[str, str]:
     return found[0] if found else {}
 
 
-def say_farewell(allocation: Allocation, stop: StopRequest, options: PilotOptions, *, work_left: bool) -> None:
+def leave_allocation(allocation: Allocation, stop: StopRequest, options: PilotOptions, *, work_left: bool) -> None:
     """Leave an allocation whose end was announced, so that the study goes on: requeue what Slurm will not, wait for the
     kill where Slurm requeues. Returns at once outside Slurm, and otherwise if nobody ends this process.
 

@@ -16,8 +16,8 @@ from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions, ProbeExit
 from kt_study.printable import OneLine
 
 if TYPE_CHECKING:
+    from kt_study.records import ModelRecord
     from kt_study.study import StudyFile
-    from kt_study.words import ModelRecord
     from worker.data.betons import BetonManifest
     from worker.pilot.allocation import Allocation
     from worker.pilot.pilot import Pilot
@@ -131,7 +131,7 @@ def prepare_data(
     dataset = prepare(study.dataset, seed=study.study.seed, folder=folder, paths=paths)
     before = 0
 
-    with shown("preparing", "pictures", dataset.splits.get(split, 0)) as advance:
+    with shown("preparing", "images", dataset.splits.get(split, 0)) as advance:
 
         def move(done: int) -> None:
             nonlocal before

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterable
 
 from kt_study.errors import DatabaseError, LeaseLost
+from kt_study.records import Claim, Progress
 from kt_study.store import JobStore
-from kt_study.words import Claim, Progress
 
 log = logging.getLogger("kt-study.worker")
 
@@ -92,7 +92,7 @@ class Heartbeat:
             self._recalled |= {claim for claim in still if claim.job_id in lost | reply.paused}
 
 
-class LastWord:
+class ReleaseDeadline:
     """Gives the jobs in hand back from the heartbeat thread when the main thread does not come to it in time."""
 
     def __init__(self, store: JobStore, *, grace_s: float, end: Callable[[], None]) -> None:

@@ -15,13 +15,13 @@ from kt_study.failures import describe, is_disk_full, is_transient
 from kt_study.files import write_bytes
 from kt_study.job_kinds import BATCHED, RESUMABLE
 from kt_study.pilots import PilotOptions, time_left_s
-from kt_study.store import JobStore, Outlook, WorkerRecord
+from kt_study.records import Claim, Failure
+from kt_study.store import JobStore, WorkerRecord, Workload
 from kt_study.store.spool import Spool
-from kt_study.words import Claim, Failure
 from worker.job.context import JobContext, Rows, Stopped, WorkerOptions
 from worker.kinds import job_kind
-from worker.pilot.allocation import Allocation, say_farewell, this_allocation
-from worker.pilot.heartbeat import Heartbeat, LastWord
+from worker.pilot.allocation import Allocation, leave_allocation, this_allocation
+from worker.pilot.heartbeat import Heartbeat, ReleaseDeadline
 from worker.pilot.probe import GpuLost, check_gpu
 from worker.pilot.signals import END_OF_ALLOCATION, StopRequest
 from worker.pilot.study_watch import StudyWatch
@@ -64,13 +64,13 @@ class Pilot:
     stop: StopRequest = field(default_factory=StopRequest)
     allocation: Allocation = field(default_factory=this_allocation)
     tally: Tally = field(default_factory=Tally)
-    shelf: dict[str, Any] = field(default_factory=dict)
+    worker_cache: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = self.allocation.new_worker_id()
         self.spool = Spool(self.options.paths.spool)
         self._in_hand: list[Claim] = []
-        self._last_word = LastWord(self.store, grace_s=self.options.grace_s, end=self._end_abruptly)
+        self._last_word = ReleaseDeadline(self.store, grace_s=self.options.grace_s, end=self._end_abruptly)
         self.heartbeat = Heartbeat(self.store, self.name, lease_s=self.options.lease_s, on_tick=self._on_tick)
         self._study_watch = StudyWatch(self.options, self.store.url, self._leave_for_good)
         self._last: Claim | None = None
@@ -98,7 +98,7 @@ class Pilot:
         if self._gpu_lost is not None:
             raise self._gpu_lost
         if not self._leaves_for_good:
-            say_farewell(self.allocation, self.stop, self.options, work_left=self._is_of_use())
+            leave_allocation(self.allocation, self.stop, self.options, work_left=self._is_of_use())
         return f"{reason}; {self.tally}"
 
     def _register(self) -> None:
@@ -173,10 +173,10 @@ class Pilot:
 
     def _nothing_to_wait_for(self, idle_since: float) -> str:
         """Why to leave now, or nothing after a short sleep."""
-        outlook = self.store.outlook(self.options.study or None)
-        if not outlook.running and not outlook.ready_now and not outlook.ready_later:
+        workload = self.store.workload(self.options.study or None)
+        if not workload.running and not workload.ready_now and not workload.ready_later:
             return "no work is left that could run"
-        if reason := self._nothing_that_fits(outlook, time.monotonic() - idle_since):
+        if reason := self._nothing_that_fits(workload, time.monotonic() - idle_since):
             return reason
         if time.monotonic() - idle_since > self.options.idle_s:
             return f"no work for {self.options.idle_s:.0f} s"
@@ -184,14 +184,16 @@ class Pilot:
         self.stop.wait(min(2.0, self.options.idle_s / 10))
         return ""
 
-    def _nothing_that_fits(self, outlook: Outlook, idle_s: float) -> str:
+    def _nothing_that_fits(self, workload: Workload, idle_s: float) -> str:
         """Why to leave although jobs are ready: none fits the time left, and nothing runs that brings another."""
         left = self._time_left_s()
-        if left is None or not outlook.ready_now or outlook.running or idle_s < NO_FIT_PATIENCE_S:
+        if left is None or not workload.ready_now or workload.running or idle_s < NO_FIT_PATIENCE_S:
             return ""
         if left <= self._longest_s() / 2:
             self.stop.make(END_OF_ALLOCATION)
-        return f"{outlook.ready_now} jobs are ready, and none is estimated to fit the {left / 60:.0f} min that are left"
+        return (
+            f"{workload.ready_now} jobs are ready, and none is estimated to fit the {left / 60:.0f} min that are left"
+        )
 
     def _do_all(self, claims: list[Claim]) -> None:
         self._in_hand += claims
@@ -257,7 +259,7 @@ class Pilot:
                 checkpoint_every_s=self.options.checkpoint_every_s,
                 cuda_graphs=self.options.cuda_graphs,
             ),
-            shelf=self.shelf,
+            worker_cache=self.worker_cache,
         )
 
     def _loader_workers(self) -> int:
@@ -346,7 +348,7 @@ class Pilot:
         failure = describe(error)
         log.error("job %d (%s): %s: %s", claim.job_id, claim.kind, failure.error, failure.message)
         log.debug("%s", failure.traceback)
-        self.shelf.clear()  # whatever the job left behind may be what broke it
+        self.worker_cache.clear()  # whatever the job left behind may be what broke it
         self._report(claim, failure)
         self._leave_a_lost_gpu()
         if is_disk_full(error):
@@ -421,10 +423,10 @@ class Pilot:
         if not self._got_somewhere:
             return False
         try:
-            outlook = self.store.outlook(self.options.study or None)
+            workload = self.store.workload(self.options.study or None)
         except DatabaseError:
             return True
-        return bool(outlook.ready_now or outlook.ready_later or outlook.blocked)
+        return bool(workload.ready_now or workload.ready_later or workload.blocked)
 
     def _end_abruptly(self) -> None:
         """From the heartbeat thread: the main thread hangs in a job."""
@@ -432,7 +434,7 @@ class Pilot:
         if self._leaves_for_good:
             os._exit(75)
         resumable = any(claim.kind in RESUMABLE for claim in self._in_hand)
-        say_farewell(self.allocation, self.stop, self.options, work_left=resumable or self._got_somewhere)
+        leave_allocation(self.allocation, self.stop, self.options, work_left=resumable or self._got_somewhere)
         os._exit(75)
 
     def _leave(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from kt_study.settings import Settings
 
 
-def forget_compiled(shelf: dict[str, Any], student: str, settings: Settings) -> None:
+def forget_compiled(worker_cache: dict[str, Any], student: str, settings: Settings) -> None:
     """Let go of what was compiled for other students and other kinds of steps.
 
     torch compiles one class's forward pass eight times and no more (`torch._dynamo.config.recompile_limit`): of a
@@ -17,11 +17,11 @@ def forget_compiled(shelf: dict[str, Any], student: str, settings: Settings) -> 
     the same kind, finds its code.
 
     Args:
-        shelf: `JobContext.shelf`, where the last student and kind are noted.
+        worker_cache: `JobContext.worker_cache`, where the last student and kind are noted.
         student: key of the student that is about to be compiled.
         settings: of its transfer.
     """
     kind = (settings.batch_size, settings.precision, settings.batchnorm, settings.channels_last)
-    if shelf.get("compiled") != (student, kind):
+    if worker_cache.get("compiled") != (student, kind):
         torch._dynamo.reset()
-        shelf["compiled"] = (student, kind)
+        worker_cache["compiled"] = (student, kind)

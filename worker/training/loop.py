@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kt_study.words import Progress
+from kt_study.records import Progress
 from worker.data.loader import Views
 from worker.data.views import epoch_order
 from worker.job.context import Stopped

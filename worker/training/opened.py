@@ -11,7 +11,7 @@ from kt_study.datasets import list_split
 from kt_study.errors import DataError
 from kt_study.multi_teacher import previous_stage, transferred_record
 from kt_study.objectives import facts_of, partition_of, transfer_logits
-from kt_study.words import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec
+from kt_study.records import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec
 from worker.job.context import JobContext
 from worker.logits import CachedLogits
 from worker.logits.forward import cached_logits

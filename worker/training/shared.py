@@ -15,7 +15,7 @@ from kt_study.errors import WeightsError
 from kt_study.files import write_bytes
 from kt_study.hashing import job_digest
 from kt_study.objectives import shared_training
-from kt_study.words import TransferSpec, as_spec
+from kt_study.records import TransferSpec, as_spec
 from worker.job.context import JobContext
 from worker.models.build import read_state
 from worker.models.kept import keep_student

@@ -12,7 +12,7 @@ from kt_study.errors import UsageError
 from kt_study.paths import StudyPaths
 from kt_study.study import read_study
 from orchestrator.terminal.spans import size
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -29,9 +29,9 @@ def command() -> None:
 
 
 @command.command("ls")
-@with_surroundings
+@with_study_context
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def list_entries(here: Surroundings, as_json: bool) -> None:
+def list_entries(here: StudyContext, as_json: bool) -> None:
     """List every cached pass, least recently used first.
 
     \b
@@ -53,9 +53,9 @@ def list_entries(here: Surroundings, as_json: bool) -> None:
 
 
 @command.command("verify")
-@with_surroundings
+@with_study_context
 @click.pass_context
-def verify_entries(ctx: click.Context, here: Surroundings) -> None:
+def verify_entries(ctx: click.Context, here: StudyContext) -> None:
     """Verify every checksum; exit code 1 if an entry is incomplete or altered.
 
     \b
@@ -73,9 +73,9 @@ def verify_entries(ctx: click.Context, here: Surroundings) -> None:
 
 
 @command.command("gc")
-@with_surroundings
+@with_study_context
 @click.option("--max-size", required=True, metavar="SIZE", help="Maximum cache size, e.g. 500M or 2T.")
-def collect_entries(here: Surroundings, max_size: str) -> None:
+def collect_entries(here: StudyContext, max_size: str) -> None:
     """Delete incomplete entries, and the least recently used ones beyond --max-size. Entries that open jobs need are kept.
 
     \b
@@ -93,13 +93,13 @@ def collect_entries(here: Surroundings, max_size: str) -> None:
     click.echo(f"{len(gone)} passes removed, {size(sum(entry.nbytes for entry in gone))}")
 
 
-def _study_paths(here: Surroundings) -> StudyPaths:
+def _study_paths(here: StudyContext) -> StudyPaths:
     """The study's files. Raises StudyFileError where there is no study, rather than tell of an empty cache."""
     read_study(here.study_path)
     return here.paths
 
 
-def _needed(here: Surroundings) -> set[str]:
+def _needed(here: StudyContext) -> set[str]:
     """Digests of the logits jobs that jobs still open wait for or will read."""
     return here.store().needed_by_open_jobs("logits")
 

@@ -10,7 +10,7 @@ import msgspec
 from kt_study.pilots import LaunchFiles
 from kt_study.store import Selection
 from orchestrator.cli.job_options import told, with_selection
-from orchestrator.terminal.surroundings import Surroundings
+from orchestrator.terminal.study_context import StudyContext
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @with_selection
 @click.option("--unplanned", is_flag=True, help="Only jobs that `kt-study plan` without options would no longer plan.")
-def command(here: Surroundings, selection: Selection, unplanned: bool) -> None:
+def command(here: StudyContext, selection: Selection, unplanned: bool) -> None:
     """Cancel all jobs that are not done, including failed ones. Running jobs stop at the next heartbeat; plan reopens them.
 
     \b
@@ -37,7 +37,7 @@ def command(here: Surroundings, selection: Selection, unplanned: bool) -> None:
     say_withdrawn(LaunchFiles(root=here.folder), store, here.name)
 
 
-def _left_over(here: Surroundings, store: JobStore, selection: Selection) -> Selection:
+def _left_over(here: StudyContext, store: JobStore, selection: Selection) -> Selection:
     """What is selected of the jobs that the study file does not stand for any more."""
     from orchestrator.cli.commands.plan import plan_of_the_file
     from orchestrator.planning import left_over

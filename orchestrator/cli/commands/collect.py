@@ -10,18 +10,18 @@ import click
 
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.progress import shown
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 if TYPE_CHECKING:
     from orchestrator.results.collect import Collected
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: results/ beside the study file).")
 @click.option("--all", "everything", is_flag=True, help="Collect every study of the database, not only this one.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def command(here: Surroundings, out: Path | None, everything: bool, as_json: bool) -> None:
+def command(here: StudyContext, out: Path | None, everything: bool, as_json: bool) -> None:
     """Write the results as parquet; only new rows are written.
 
     \b

@@ -6,7 +6,7 @@ import click
 
 from orchestrator.terminal.progress import shown
 from orchestrator.terminal.spans import size
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 
 @click.group()
@@ -20,7 +20,7 @@ def command() -> None:
 
 
 @command.command()
-@with_surroundings
+@with_study_context
 @click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
 @click.option(
     "--max-side",
@@ -42,7 +42,7 @@ def command() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def prepare(
-    here: Surroundings,
+    here: StudyContext,
     split: str,
     max_side: int,
     jpeg_quality: int,
@@ -73,7 +73,7 @@ def prepare(
     if as_json:
         click.echo(msgspec.json.encode(written).decode())
         return
-    click.echo(f"{written.n:,} pictures, {size(written.nbytes)}")
+    click.echo(f"{written.n:,} images, {size(written.nbytes)}")
     if split == "train":
         click.echo(
             'kt-study plan now plans transfers with the ffcv loader, unless the study file says loader = "torch"'

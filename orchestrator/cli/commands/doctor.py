@@ -10,14 +10,14 @@ import click
 import msgspec
 
 from orchestrator.cluster.launch.options import with_slurm_options
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 if TYPE_CHECKING:
     from orchestrator.cluster.doctor import Finding
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 @with_slurm_options
 @click.option("--node", default="", metavar="NAME", help="With --partition: check this node instead of any node.")
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     ctx: click.Context,
-    here: Surroundings,
+    here: StudyContext,
     as_json: bool,
     profile: Path | None,
     flags: dict[str, Any],
@@ -56,7 +56,7 @@ def command(
 
 
 def _on_a_node(
-    here: Surroundings,
+    here: StudyContext,
     findings: list[Finding],
     profile: Path | None,
     flags: dict[str, Any],
@@ -67,7 +67,7 @@ def _on_a_node(
 ) -> list[Finding]:
     """What one node of a partition has; a cluster that refuses is a finding too. Raises UsageError."""
     from kt_study.errors import EnvironmentUnusable, StudyFileError
-    from orchestrator.cluster.doctor import Finding, NodeWish, examine_node
+    from orchestrator.cluster.doctor import Finding, NodeRequest, examine_node
     from orchestrator.cluster.launch.request import fitted, read_request
     from orchestrator.cluster.slurm.cluster import look_at_cluster
 
@@ -75,7 +75,7 @@ def _on_a_node(
     if any(finding.what == "slurm" and finding.verdict == "wrong" for finding in findings):
         return [Finding(what="node", verdict="note", found="not looked at, since Slurm does not answer here")]
     try:
-        wish = NodeWish(request=fitted(request, look_at_cluster(), device), node=node, patience_s=patience_s)
+        wish = NodeRequest(request=fitted(request, look_at_cluster(), device), node=node, patience_s=patience_s)
         return examine_node(here.folder, here.database_url, wish, findings)
     except (EnvironmentUnusable, StudyFileError) as error:
         return [Finding(what="node", verdict="wrong", found=str(error))]

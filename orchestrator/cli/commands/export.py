@@ -9,11 +9,11 @@ import click
 
 from kt_study.errors import UsageError
 from orchestrator.cli import completion
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.option("--student", metavar="NAME", shell_complete=completion.models, help="The student model.")
 @click.option(
     "--teacher",
@@ -28,7 +28,7 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 @click.option("--job", type=int, metavar="N", help="The transfer with this job number.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder; must be new or empty.")
 def command(
-    here: Surroundings,
+    here: StudyContext,
     student: str | None,
     teacher: str | None,
     objective: str | None,

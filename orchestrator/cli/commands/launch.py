@@ -14,11 +14,11 @@ from kt_study.pilots import LaunchFiles, PilotOptions, last_stop
 from orchestrator.cluster.launch.options import with_slurm_options
 from orchestrator.cluster.launch.speed import lease_option, with_speed_options
 from orchestrator.terminal.plural import counted
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 if TYPE_CHECKING:
-    from kt_study.store import JobStore, Outlook
-    from orchestrator.cluster.launch.slurm import SlurmCrew
+    from kt_study.store import JobStore, Workload
+    from orchestrator.cluster.launch.slurm import SlurmPilots
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ _LAST_WORD_S = 1.5  # of KillWait, for the last word of a pilot that does not st
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -53,7 +53,7 @@ _LAST_WORD_S = 1.5  # of KillWait, for the last word of a pilot that does not st
 @click.pass_context
 def command(
     ctx: click.Context,
-    here: Surroundings,
+    here: StudyContext,
     workers: int | None,
     wait: bool,
     profile: Path | None,
@@ -89,9 +89,9 @@ def command(
     if profile is None and flags["partition"] is None:
         _refuse_slurm_flags(flags, dry_run=dry_run)
         ctx.exit(_launch_here(here, options, workers, wait=wait))
-    crew = _slurm_crew(here, options, profile, flags, workers, max_submitted, waits=wait)
-    crew.patient, crew.wary = not now, not all_nodes
-    ctx.exit(_show_script(crew) if dry_run else _launch_on_slurm(here, crew, wait=wait))
+    pilots = _slurm_pilots(here, options, profile, flags, workers, max_submitted, waits=wait)
+    pilots.patient, pilots.wary = not now, not all_nodes
+    ctx.exit(_show_script(pilots) if dry_run else _launch_on_slurm(here, pilots, wait=wait))
 
 
 def _refuse_slurm_flags(flags: dict[str, Any], *, dry_run: bool) -> None:
@@ -102,25 +102,25 @@ def _refuse_slurm_flags(flags: dict[str, Any], *, dry_run: bool) -> None:
         raise click.UsageError(f"--{given[0]} is for Slurm; give --partition or --profile as well")
 
 
-def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None, *, wait: bool) -> int:
+def _launch_here(here: StudyContext, options: PilotOptions, workers: int | None, *, wait: bool) -> int:
     import msgspec
 
     from orchestrator.cluster.launch.follow import Follower, Stopped
-    from orchestrator.cluster.launch.local import LocalCrew, default_workers
+    from orchestrator.cluster.launch.local import LocalPilots, default_workers
     from orchestrator.terminal.outage import waited_for
 
     wanted = workers or default_workers()
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // wanted)
     options = msgspec.structs.replace(options, database=url_for_workers(here), threads=threads)
     store = here.store(waits=wait)
-    crew = LocalCrew(store=store, options=options, wanted=wanted)
+    pilots = LocalPilots(store=store, options=options, wanted=wanted)
     patiently = waited_for if wait else _at_once
     patiently(store.expire)
     patiently(lambda: _arm(here, store))
-    added = patiently(crew.add)
-    outlook = patiently(lambda: store.outlook(here.name))
-    if not added and not outlook.running and not outlook.ready_now and not outlook.ready_later:
-        return _nothing_to_do(outlook)
+    added = patiently(pilots.add)
+    workload = patiently(lambda: store.workload(here.name))
+    if not added and not workload.running and not workload.ready_now and not workload.ready_later:
+        return _nothing_to_do(workload)
     if added:
         click.echo(f"{counted(added, 'worker')} started on this machine; logs in {options.paths.logs}")
     else:
@@ -129,19 +129,19 @@ def _launch_here(here: Surroundings, options: PilotOptions, workers: int | None,
         click.echo("follow with: kt-study status --watch")
         return 0
     try:
-        waited_for(crew.wait_for_first)
-        outlook = Follower(store, here.name, crew, lambda: _is_stopped(options)).until_done()
+        waited_for(pilots.wait_for_first)
+        workload = Follower(store, here.name, pilots, lambda: _is_stopped(options)).until_done()
         notify.look(store, here.name, LaunchFiles(root=here.folder))
     except Stopped:
         return _say_stopped()
     except KeyboardInterrupt:
-        asked = crew.stop()
+        asked = pilots.stop()
         click.echo(
             f"\nstopping: {counted(asked, 'worker')} asked to give their jobs back; kt-study launch goes on from there",
             err=True,
         )
         return 130
-    return _complete(outlook)
+    return _complete(workload)
 
 
 def _at_once(step: Callable[[], T]) -> T:
@@ -157,7 +157,7 @@ def _say_stopped() -> int:
     return 130
 
 
-def url_for_workers(here: Surroundings) -> str:
+def url_for_workers(here: StudyContext) -> str:
     """The database's URL as submitit may write it down. Empty where it holds a secret: then a private file has it."""
     from kt_study.database import SECRETS, parse_url
     from orchestrator.cluster.launch.private import prepare_study_folder
@@ -168,8 +168,8 @@ def url_for_workers(here: Surroundings) -> str:
     return ""
 
 
-def _slurm_crew(
-    here: Surroundings,
+def _slurm_pilots(
+    here: StudyContext,
     options: PilotOptions,
     profile: Path | None,
     flags: dict[str, Any],
@@ -177,12 +177,12 @@ def _slurm_crew(
     max_submitted: int,
     *,
     waits: bool = False,
-) -> SlurmCrew:
+) -> SlurmPilots:
     """The pilots that the options ask for, after a look at what the cluster has. Raises SlurmError and UsageError."""
     import msgspec
 
     from orchestrator.cluster.launch.request import fitted, has_only_fake_gpus, read_request
-    from orchestrator.cluster.launch.slurm import SlurmCrew
+    from orchestrator.cluster.launch.slurm import SlurmPilots
     from orchestrator.cluster.slurm.cluster import look_at_cluster
 
     request = read_request(profile, flags)
@@ -193,7 +193,7 @@ def _slurm_crew(
     notes = []
     if options.device == "auto" and has_only_fake_gpus(nodes):
         notes.append(f"the GPUs of partition {request.partition!r} are fake: workers compute on the CPU (--device cpu)")
-    return SlurmCrew(
+    return SlurmPilots(
         store=here.store(waits=waits),
         options=msgspec.structs.replace(
             options,
@@ -211,18 +211,20 @@ def _slurm_crew(
     )
 
 
-def _show_script(crew: SlurmCrew) -> int:
+def _show_script(pilots: SlurmPilots) -> int:
     from kt_study.errors import SlurmError
     from orchestrator.cluster.launch.submission import script
 
-    crew.check()
+    pilots.check()
     try:
-        allocations, why_none = crew.missing(), "no worker is missing"
+        allocations, why_none = pilots.missing(), "no worker is missing"
     except SlurmError as refusal:
         allocations, why_none = 0, str(refusal)
-    package = crew.package(allocations=max(1, allocations), token="TOKEN", excluded=crew.left_out(), marker="MARKER")
+    package = pilots.package(
+        allocations=max(1, allocations), token="TOKEN", excluded=pilots.left_out(), marker="MARKER"
+    )
     click.echo(script(package))
-    for note in crew.notes:
+    for note in pilots.notes:
         click.echo(note, err=True)
     if not allocations:
         click.echo(f"{why_none}: nothing would be sent now; this is the script that one allocation would get", err=True)
@@ -230,66 +232,66 @@ def _show_script(crew: SlurmCrew) -> int:
     return 0
 
 
-def _launch_on_slurm(here: Surroundings, crew: SlurmCrew, *, wait: bool) -> int:
+def _launch_on_slurm(here: StudyContext, pilots: SlurmPilots, *, wait: bool) -> int:
     from orchestrator.cluster.launch.first_minute import watch_first_minute
     from orchestrator.cluster.launch.follow import Follower, Stopped
     from orchestrator.terminal.outage import waited_for
 
-    crew.check()
+    pilots.check()
     patiently = waited_for if wait else _at_once
-    patiently(crew.tend)
-    patiently(crew.store.expire)
-    patiently(lambda: _arm(here, crew.store))
-    added = patiently(crew.add)
-    for note in crew.notes:
+    patiently(pilots.tend)
+    patiently(pilots.store.expire)
+    patiently(lambda: _arm(here, pilots.store))
+    added = patiently(pilots.add)
+    for note in pilots.notes:
         click.echo(note, err=True)
-    outlook = patiently(lambda: crew.store.outlook(here.name))
-    if not added and not outlook.running and not outlook.ready_now and not outlook.ready_later:
-        return _nothing_to_do(outlook)
+    workload = patiently(lambda: pilots.store.workload(here.name))
+    if not added and not workload.running and not workload.ready_now and not workload.ready_later:
+        return _nothing_to_do(workload)
     if added:
-        latest = crew.launches()[-1]
+        latest = pilots.launches()[-1]
         click.echo(
-            f"{counted(added, 'worker')} in Slurm job {latest.slurm_id}; logs in {crew.options.paths.logs / latest.token}"
+            f"{counted(added, 'worker')} in Slurm job {latest.slurm_id}; logs in {pilots.options.paths.logs / latest.token}"
         )
-        watch_first_minute(crew)
+        watch_first_minute(pilots)
     else:
-        click.echo(f"{waited_for(crew.present)} workers are at work or in the queue; none is missing")
+        click.echo(f"{waited_for(pilots.present)} workers are at work or in the queue; none is missing")
     if not wait:
         click.echo("follow with: kt-study status --watch")
         return 0
     try:
-        outlook = Follower(crew.store, here.name, crew, lambda: _is_stopped(crew.options)).until_done()
-        notify.look(crew.store, here.name, LaunchFiles(root=here.folder))
+        workload = Follower(pilots.store, here.name, pilots, lambda: _is_stopped(pilots.options)).until_done()
+        notify.look(pilots.store, here.name, LaunchFiles(root=here.folder))
     except Stopped:
         return _say_stopped()
     except KeyboardInterrupt:
         click.echo("\nthe workers go on; kt-study status shows them, kt-study cancel ends them", err=True)
         return 130
-    return _complete(outlook)
+    return _complete(workload)
 
 
-def _arm(here: Surroundings, store: JobStore) -> None:
+def _arm(here: StudyContext, store: JobStore) -> None:
     """Write the notification settings of the study file for the pilots."""
     channels = notify.channels_of(here.study.notify, here.folder)
-    notify.arm(LaunchFiles(root=here.folder), here.name, channels, store.outlook(here.name))
+    notify.arm(LaunchFiles(root=here.folder), here.name, channels, store.workload(here.name))
 
 
-def _nothing_to_do(outlook: Outlook) -> int:
-    return _at_the_end(outlook, "nothing to do")
+def _nothing_to_do(workload: Workload) -> int:
+    return _at_the_end(workload, "nothing to do")
 
 
-def _complete(outlook: Outlook) -> int:
-    return _at_the_end(outlook, "complete")
+def _complete(workload: Workload) -> int:
+    return _at_the_end(workload, "complete")
 
 
-def _at_the_end(outlook: Outlook, word: str) -> int:
+def _at_the_end(workload: Workload, word: str) -> int:
     from orchestrator.cluster.launch.follow import describe, standstill
 
-    stuck = standstill(outlook)
-    click.echo(f"nothing can run: {stuck}" if stuck else f"{word}: {describe(outlook)}")
-    if outlook.failed:
+    stuck = standstill(workload)
+    click.echo(f"nothing can run: {stuck}" if stuck else f"{word}: {describe(workload)}")
+    if workload.failed:
         click.echo("see kt-study status for the failures, grouped by cause; kt-study retry tries them again", err=True)
         return 1
-    if outlook.done and not (stuck or outlook.paused):
+    if workload.done and not (stuck or workload.paused):
         click.echo("next: kt-study collect")
     return 0

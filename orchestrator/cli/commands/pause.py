@@ -7,12 +7,12 @@ import click
 from kt_study.pilots import LaunchFiles
 from kt_study.store import Selection
 from orchestrator.cli.job_options import told, with_selection
-from orchestrator.terminal.surroundings import Surroundings
+from orchestrator.terminal.study_context import StudyContext
 
 
 @click.command()
 @with_selection
-def command(here: Surroundings, selection: Selection) -> None:
+def command(here: StudyContext, selection: Selection) -> None:
     """Pause jobs. Running ones checkpoint and stop at the next heartbeat; no new ones start.
 
     \b

@@ -21,24 +21,24 @@ from kt_study.errors import DatabaseError, StudyFileError, UsageError
 from kt_study.mistakes import readable, unusable_number
 from kt_study.nearest import nearest
 from kt_study.printable import printable
+from kt_study.records import JobState
 from kt_study.settings import SETTINGS, named
 from kt_study.study import TransferSection
-from kt_study.words import JobState
 from orchestrator.cli import completion
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import size
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore
-    from orchestrator.planning import Plan, Sources, Wishes
+    from orchestrator.planning import Plan, PlanOptions, Sources
 
 _NO_AXES = (*named("teachers"), "keep")
 """Settings that do not search for anything."""
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.option(
     "--preset",
     "preset_name",
@@ -63,7 +63,7 @@ _NO_AXES = (*named("teachers"), "keep")
 @click.option("--dry-run", is_flag=True, help="Show the plan and its cost; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
-    here: Surroundings,
+    here: StudyContext,
     preset_name: str | None,
     pairs: int | None,
     complementarity_pairs: str | None,
@@ -87,10 +87,10 @@ def command(
     presets: paper-10pct, paper-full, paper-multi, paper-contrastive, paper-hyperparameters, paper-datasets,
              paper-domain-shift
     """
-    from orchestrator.planning import Wishes, left_over
+    from orchestrator.planning import PlanOptions, left_over
     from orchestrator.planning.model_records import check_own_models
 
-    wishes = Wishes(
+    wishes = PlanOptions(
         pairs=pairs, complementarity_pairs=_pairs_or_all(complementarity_pairs), grid=dict(map(_grid_axis, grid))
     )
     with suppress(StudyFileError):  # a preset needs no study file to be looked at
@@ -103,12 +103,12 @@ def command(
         check_own_models([*plan.models, *plan.others], here.folder)
         store = _store_if_any(here) if dry_run else here.store(create=True)
         said = _put_down(plan, sources, store, None if dry_run else _typed(preset_name, wishes, grid, recommendation))
-    if store and preset_name is None and recommendation is None and wishes == Wishes():
+    if store and preset_name is None and recommendation is None and wishes == PlanOptions():
         said["unplanned"] = len(left_over(plan, store))
     click.echo(json.dumps(said) if as_json else _as_text(plan.name, preset_name, said, dry_run=dry_run))
 
 
-def _typed(preset_name: str | None, wishes: Wishes, grid: tuple[str, ...], recommendation: Path | None) -> str:
+def _typed(preset_name: str | None, wishes: PlanOptions, grid: tuple[str, ...], recommendation: Path | None) -> str:
     """The command line that makes the same plan from the same study file."""
     options = {
         "--preset": preset_name,
@@ -137,22 +137,22 @@ def _put_down(plan: Plan, sources: Sources, store: JobStore | None, command: str
     return said
 
 
-def plan_of_the_file(here: Surroundings) -> Plan:
+def plan_of_the_file(here: StudyContext) -> Plan:
     """What `kt-study plan` without options would plan now. Writes nothing."""
-    from orchestrator.planning import Wishes, make_plan
+    from orchestrator.planning import PlanOptions, make_plan
 
     with _sources(here) as sources:
-        return make_plan(here.study, sources, Wishes())
+        return make_plan(here.study, sources, PlanOptions())
 
 
-def _store_if_any(here: Surroundings) -> JobStore | None:
+def _store_if_any(here: StudyContext) -> JobStore | None:
     try:
         return here.store()
     except (DatabaseError, StudyFileError):
         return None
 
 
-def _plan(here: Surroundings, preset_name: str | None, sources: Sources, wishes: Wishes, *, dry_run: bool) -> Plan:
+def _plan(here: StudyContext, preset_name: str | None, sources: Sources, wishes: PlanOptions, *, dry_run: bool) -> Plan:
     from orchestrator.planning import make_plan, nominal_plan, preset_plan
     from orchestrator.planning.presets import preset
 
@@ -169,7 +169,9 @@ def _plan(here: Surroundings, preset_name: str | None, sources: Sources, wishes:
         return nominal_plan(chosen, sources, wishes, why=str(error))
 
 
-def _recommended(here: Surroundings, file: Path, preset_name: str | None, sources: Sources, wishes: Wishes) -> Plan:
+def _recommended(
+    here: StudyContext, file: Path, preset_name: str | None, sources: Sources, wishes: PlanOptions
+) -> Plan:
     from orchestrator.results.recommend.from_recommendation import recommended_plan
 
     given = {
@@ -184,7 +186,7 @@ def _recommended(here: Surroundings, file: Path, preset_name: str | None, source
 
 
 @contextmanager
-def _sources(here: Surroundings) -> Iterator[Sources]:
+def _sources(here: StudyContext) -> Iterator[Sources]:
     from orchestrator.planning import Sources
     from orchestrator.planning.lookups import Lookups
     from orchestrator.planning.model_records import FileDigests
@@ -290,7 +292,7 @@ def _cost_lines(cost: dict[str, Any]) -> Iterator[str]:
         return
     what = "cost of the jobs that are not done" if cost["done"] else "cost"
     kept = f" and {size(cost['kept_bytes'])} of kept weights" if cost["kept_bytes"] else ""
-    yield f"  {what}: {cost['forwards']:,} pictures forwarded once, {size(cost['cache_bytes'])} of logits cache{kept}"
+    yield f"  {what}: {cost['forwards']:,} images forwarded once, {size(cost['cache_bytes'])} of logits cache{kept}"
     by_kind = ", ".join(f"{_hours(hours)} {kind}" for kind, hours in cost["gpu_hours_by_kind"].items())
     yield f"  about {_hours(cost['gpu_hours'])} GPU-hours of an A100's class: {by_kind}"
 

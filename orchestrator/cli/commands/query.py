@@ -6,11 +6,11 @@ import click
 
 from kt_study.errors import UsageError
 from orchestrator.cli import completion
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.argument("name_or_select", required=False, shell_complete=completion.queries)
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json", "parquet"]), default="table")
 @click.option("--set", "given", multiple=True, metavar="NAME=VALUE", help="Set a parameter of the query.")
@@ -22,7 +22,7 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
     metavar="SECONDS",
     help="Maximum run time of the query in seconds.",
 )
-def command(here: Surroundings, name_or_select: str | None, style: str, given: tuple[str, ...], timeout: float) -> None:
+def command(here: StudyContext, name_or_select: str | None, style: str, given: tuple[str, ...], timeout: float) -> None:
     """Query the results database, with a named query or your own SELECT. Queries are read-only.
 
     \b

@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from orchestrator.cli import completion
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.option("--student", required=True, metavar="NAME", shell_complete=completion.models, help="The student model.")
 @click.option("--classes", default="", metavar="A,B", help="Rank by what teachers know about these classes.")
 @click.option(
@@ -22,7 +22,7 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the ranking to a file for `plan`.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
-    here: Surroundings,
+    here: StudyContext,
     student: str,
     classes: str,
     objective: str,

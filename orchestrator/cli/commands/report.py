@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from orchestrator.terminal.progress import shown
-from orchestrator.terminal.surroundings import STUDY_FILE, Surroundings, with_surroundings
+from orchestrator.terminal.study_context import STUDY_FILE, StudyContext, with_study_context
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
@@ -19,7 +19,7 @@ from orchestrator.terminal.surroundings import STUDY_FILE, Surroundings, with_su
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: report/).")
 @click.option("--all", "everything", is_flag=True, help="Report every study in the results, not only this one.")
-def command(here: Surroundings, results: Path | None, out: Path | None, everything: bool) -> None:
+def command(here: StudyContext, results: Path | None, out: Path | None, everything: bool) -> None:
     """Write figures, tables and an HTML page from the parquet files. Needs no database and no GPU.
 
     \b
@@ -37,6 +37,6 @@ def command(here: Surroundings, results: Path | None, out: Path | None, everythi
     click.echo(f"{page}")
 
 
-def _elsewhere(here: Surroundings, results: Path | None) -> bool:
+def _elsewhere(here: StudyContext, results: Path | None) -> bool:
     """Whether only the parquet was brought along, and no study file that would choose among its studies."""
     return results is not None and here.study_path == STUDY_FILE and not STUDY_FILE.exists()

@@ -6,12 +6,12 @@ import click
 
 from kt_study.store import Selection
 from orchestrator.cli.job_options import told, with_selection
-from orchestrator.terminal.surroundings import Surroundings
+from orchestrator.terminal.study_context import StudyContext
 
 
 @click.command()
 @with_selection
-def command(here: Surroundings, selection: Selection) -> None:
+def command(here: StudyContext, selection: Selection) -> None:
     """Put failed jobs back to ready and reset their attempts.
 
     \b

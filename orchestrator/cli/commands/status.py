@@ -18,11 +18,11 @@ from orchestrator.cli.watch import REFRESH_S
 from orchestrator.cli.watch import watch as follow
 from orchestrator.cluster.why import why as why_not
 from orchestrator.terminal.outage import waited_for
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.option("--watch", is_flag=True, help="Refresh continuously.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 @click.option("--job", type=int, metavar="N", help="Show the details of one job.")
@@ -31,7 +31,7 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 @click.pass_context
 def command(
     ctx: click.Context,
-    here: Surroundings,
+    here: StudyContext,
     watch: bool,
     as_json: bool,
     job: int | None,

@@ -12,7 +12,7 @@ from kt_study.errors import DatabaseError, SlurmError
 from kt_study.files import write_private
 from kt_study.pilots import LaunchFiles, PilotOptions
 from orchestrator.terminal.plural import counted
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 if TYPE_CHECKING:
     from kt_study.store import WorkerRow
@@ -23,9 +23,9 @@ LOOK_EVERY_S = 1.0
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.pass_context
-def command(ctx: click.Context, here: Surroundings) -> None:
+def command(ctx: click.Context, here: StudyContext) -> None:
     """Stop every worker of the study, on this machine, on Slurm and elsewhere, and every `launch --wait`.
 
     Their jobs go back to ready.
@@ -58,7 +58,7 @@ def command(ctx: click.Context, here: Surroundings) -> None:
     click.echo("no worker is left; kt-study launch goes on from there")
 
 
-def _left(here: Surroundings) -> list[str]:
+def _left(here: StudyContext) -> list[str]:
     """Text about the workers that have not exited in time."""
     limit = time.monotonic() + PATIENCE_S
     while (left := _present(here)) and time.monotonic() < limit:
@@ -66,7 +66,7 @@ def _left(here: Surroundings) -> list[str]:
     return left
 
 
-def _present(here: Surroundings) -> list[str]:
+def _present(here: StudyContext) -> list[str]:
     """Workers of the study that have not left: processes here, and those that the database knows elsewhere."""
     from orchestrator.cluster.launch.live import live_workers, started_here
 

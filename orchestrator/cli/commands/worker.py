@@ -8,11 +8,11 @@ import click
 
 from kt_study.pilots import LaunchFiles, PilotOptions, last_stop
 from orchestrator.cluster.launch.speed import lease_option, with_speed_options
-from orchestrator.terminal.surroundings import Surroundings, with_surroundings
+from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 
 @click.command()
-@with_surroundings
+@with_study_context
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to run models on.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Torch threads; 0 uses all available cores.")
 @click.option(
@@ -21,7 +21,7 @@ from orchestrator.terminal.surroundings import Surroundings, with_surroundings
 @lease_option
 @with_speed_options
 def command(
-    here: Surroundings, device: str, threads: int, idle_s: float, lease_s: float, speed: dict[str, Any]
+    here: StudyContext, device: str, threads: int, idle_s: float, lease_s: float, speed: dict[str, Any]
 ) -> None:
     """Run one worker in this process until no job is left that it can run.
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from orchestrator.cluster.doctor.examine import examine, examine_as_pilot
 from orchestrator.cluster.doctor.findings import Finding, Verdict, as_text
-from orchestrator.cluster.doctor.node import NodeWish, examine_node
+from orchestrator.cluster.doctor.node import NodeRequest, examine_node
 
-__all__ = ["Finding", "NodeWish", "Verdict", "as_text", "examine", "examine_as_pilot", "examine_node"]
+__all__ = ["Finding", "NodeRequest", "Verdict", "as_text", "examine", "examine_as_pilot", "examine_node"]

@@ -13,10 +13,10 @@ from orchestrator.cluster.doctor import cluster, machine, study
 from orchestrator.cluster.doctor.findings import Finding
 
 if TYPE_CHECKING:
-    from orchestrator.terminal.surroundings import Surroundings
+    from orchestrator.terminal.study_context import StudyContext
 
 
-def examine(here: Surroundings) -> list[Finding]:
+def examine(here: StudyContext) -> list[Finding]:
     """This machine, for the one who types commands on it."""
     on_cluster = cluster.has_slurm()
     return list(
@@ -38,7 +38,7 @@ def _this_machine() -> Iterator[Finding]:
     return chain(machine.python(), machine.packages(), machine.ffcv(), machine.gpu())
 
 
-def _study_file_and_database(here: Surroundings, *, on_cluster: bool) -> Iterator[Finding]:
+def _study_file_and_database(here: StudyContext, *, on_cluster: bool) -> Iterator[Finding]:
     try:
         yield Finding(what="study file", verdict="ok", found=f"{here.study_path}: study {here.name!r}")
         url = here.database_url

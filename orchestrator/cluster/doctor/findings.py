@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from kt_study.words import Record
+from kt_study.records import Record
 
 Verdict = Literal["ok", "note", "wrong"]
 

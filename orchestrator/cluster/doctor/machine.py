@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from kt_study.words import Record
+from kt_study.records import Record
 from orchestrator.cluster.doctor.findings import Finding
 
 PACKAGES = ("kt-study", "torch", "timm", "submitit", "sqlalchemy", "psycopg", "pandas", "pyarrow")

@@ -16,7 +16,7 @@ import msgspec
 
 from kt_study.errors import SlurmError
 from kt_study.pilots import LaunchFiles, ProbeExit
-from kt_study.words import Record
+from kt_study.records import Record
 from orchestrator.cluster.doctor.findings import Finding
 from orchestrator.cluster.doctor.machine import PACKAGES
 from orchestrator.cluster.launch.private import prepare_study_folder
@@ -32,7 +32,7 @@ LOOK_EVERY_S = 1.0
 COMPARED = ("python", *PACKAGES, "ffcv")
 
 
-class NodeWish(Record, frozen=True, kw_only=True):
+class NodeRequest(Record, frozen=True, kw_only=True):
     """Which node to look at: any that the request fits, or a certain one; and how long to wait for it, in seconds."""
 
     request: SlurmRequest  # fitted to the cluster
@@ -40,7 +40,7 @@ class NodeWish(Record, frozen=True, kw_only=True):
     patience_s: float = 60.0
 
 
-def examine_node(root: Path, database_url: str, wish: NodeWish, here: Sequence[Finding]) -> list[Finding]:
+def examine_node(root: Path, database_url: str, wish: NodeRequest, here: Sequence[Finding]) -> list[Finding]:
     """What a compute node has of what a pilot needs, and how it differs from this machine.
 
     Args:
@@ -83,7 +83,7 @@ def _script(root: Path, marker: str, request: SlurmRequest) -> str:
     return "\n".join([*request.setup, "echo $SLURMD_NODENAME", *lines, f"exec {shlex.join(words)}"])
 
 
-def _srun(name: str, wish: NodeWish, script: str) -> list[str]:
+def _srun(name: str, wish: NodeRequest, script: str) -> list[str]:
     request = wish.request
     given = {
         "partition": request.partition, "account": request.account, "qos": request.qos,
@@ -96,7 +96,7 @@ def _srun(name: str, wish: NodeWish, script: str) -> list[str]:
             "bash", "-c", script]  # fmt: skip
 
 
-def _outcome(srun: subprocess.Popen[str], name: str, wish: NodeWish) -> _Outcome:
+def _outcome(srun: subprocess.Popen[str], name: str, wish: NodeRequest) -> _Outcome:
     """The end of the srun; it is given up when it has not begun within the wish's patience."""
     began, since = False, time.monotonic()
     while True:
@@ -135,7 +135,7 @@ def _end(srun: subprocess.Popen[str], name: str) -> None:
             srun.communicate()
 
 
-def _judged(outcome: _Outcome, root: Path, wish: NodeWish, here: Sequence[Finding]) -> list[Finding]:
+def _judged(outcome: _Outcome, root: Path, wish: NodeRequest, here: Sequence[Finding]) -> list[Finding]:
     where = wish.node or f"partition {wish.request.partition!r}"
     if outcome.waiting:
         found = f"{where}: still pending after {wish.patience_s:.0f} s ({outcome.waiting})"
@@ -157,7 +157,7 @@ def _judged(outcome: _Outcome, root: Path, wish: NodeWish, here: Sequence[Findin
     ]
 
 
-def _with_gpu(there: Sequence[Finding], wish: NodeWish) -> Iterator[Finding]:
+def _with_gpu(there: Sequence[Finding], wish: NodeRequest) -> Iterator[Finding]:
     """A node that gave a GPU on which torch sees none cannot be worked on."""
     for finding in there:
         if finding.what == "gpu" and finding.verdict == "note" and wish.request.gpus:

@@ -15,7 +15,7 @@ from kt_study.errors import SlurmError
 from kt_study.printable import printable
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.records import LaunchRecord
-from orchestrator.cluster.launch.slurm import SlurmCrew
+from orchestrator.cluster.launch.slurm import SlurmPilots
 from orchestrator.cluster.slurm.commands import run
 from orchestrator.cluster.slurm.endings import by_node
 from orchestrator.cluster.slurm.listing import QueuedJob
@@ -36,18 +36,18 @@ class _Start:
     is_known: bool  # whether Slurm has shown anything of it
 
 
-def watch_first_minute(crew: SlurmCrew) -> None:
+def watch_first_minute(pilots: SlurmPilots) -> None:
     """Wait until a pilot of the latest launch works, and say so; or say why they wait.
 
     Raises:
         SlurmError: every pilot found that it cannot work on its node.
     """
-    latest = crew.launches()[-1]
+    latest = pilots.launches()[-1]
     began = time.monotonic()
-    crew.view(fresh_s=0.0)
+    pilots.view(fresh_s=0.0)
     while (waited := time.monotonic() - began) < PATIENCE_S:
         time.sleep(1.0)
-        start = _look(crew, latest)
+        start = _look(pilots, latest)
         if start.working:
             _tell_troubles(start)
             click.echo(f"the first pilot works on {start.working[0]}")
@@ -63,19 +63,19 @@ def watch_first_minute(crew: SlurmCrew) -> None:
             return
         if start.is_known and not start.queue:
             return  # already over: there was little to do
-    _tell_troubles(_look(crew, latest))
+    _tell_troubles(_look(pilots, latest))
     click.echo("no pilot works yet; kt-study status shows what becomes of them")
 
 
-def _look(crew: SlurmCrew, latest: LaunchRecord) -> _Start:
-    view = crew.view(fresh_s=LOOK_EVERY_S)
+def _look(pilots: SlurmPilots, latest: LaunchRecord) -> _Start:
+    view = pilots.view(fresh_s=LOOK_EVERY_S)
     queue = view.queue_of([latest.token])
-    said = records.probes(crew.options.files, [latest])
+    said = records.probes(pilots.options.files, [latest])
     runs = [found for found in view.runs if found.token == latest.token]
     return _Start(
         queue=queue,
         working=sorted({probe.node for probe in said if not probe.trouble}),
-        troubles=by_node(runs, records.unfit_nodes(said), root=crew.options.root, python=sys.executable),
+        troubles=by_node(runs, records.unfit_nodes(said), root=pilots.options.root, python=sys.executable),
         hopeful={job.job for job in queue} - {probe.slurm_job for probe in said},
         is_known=bool(runs) and all(found.is_over for found in runs),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from kt_study.errors import DiskError, EnvironmentUnusable, SlurmError
-from kt_study.store import Outlook
+from kt_study.store import Workload
 from orchestrator.cluster.launch.lock import AnotherLaunch
 from orchestrator.terminal.outage import waited_for
 from orchestrator.terminal.plural import counted
@@ -36,7 +36,7 @@ class Stopped(Exception):
     """`kt-study stop` was called: the workers leave, and this launch does not replace them."""
 
 
-class Crew(Protocol):
+class Pilots(Protocol):
     """The workers of one study, wherever they run."""
 
     def is_alone(self) -> bool:
@@ -63,11 +63,13 @@ class Follower:
     been called since: then nobody is replaced any more.
     """
 
-    def __init__(self, store: JobStore, study: str, crew: Crew, stopped: Callable[[], bool] = lambda: False) -> None:
-        self._store, self._study, self._crew, self._stopped = store, study, crew, stopped
+    def __init__(
+        self, store: JobStore, study: str, pilots: Pilots, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._store, self._study, self._pilots, self._stopped = store, study, pilots, stopped
         self._told = ""
 
-    def until_done(self, *, poll_s: float = 1.0) -> Outlook:
+    def until_done(self, *, poll_s: float = 1.0) -> Workload:
         """Wait until nothing is left that could run, replacing workers that died. Paused jobs are waited for.
 
         Raises:
@@ -78,16 +80,16 @@ class Follower:
         barren, done_before = 0, -1  # starts in a row, and the jobs that were done before them
         with show() as progress:
             while True:
-                outlook = waited_for(self._look)
-                progress.show(outlook)
-                if not (outlook.running or outlook.ready_now or outlook.ready_later or outlook.paused):
-                    return outlook
+                workload = waited_for(self._look)
+                progress.show(workload)
+                if not (workload.running or workload.ready_now or workload.ready_later or workload.paused):
+                    return workload
                 if self._stopped():
                     raise Stopped
                 waited_for(self._tend)
-                if waited_for(self._crew.is_alone):
-                    if outlook.done != done_before:
-                        barren, done_before = 0, outlook.done
+                if waited_for(self._pilots.is_alone):
+                    if workload.done != done_before:
+                        barren, done_before = 0, workload.done
                     if barren > _MAX_BARREN_STARTS:
                         raise EnvironmentUnusable(
                             f"workers ended {barren} times without finishing a job; read the newest log under logs/"
@@ -96,21 +98,21 @@ class Follower:
                     barren += waited_for(self._start)
                 time.sleep(poll_s)
 
-    def _look(self) -> Outlook:
+    def _look(self) -> Workload:
         self._store.expire()
-        return self._store.outlook(self._study)
+        return self._store.workload(self._study)
 
     def _tend(self) -> None:
         """Slurm may be away, or want us to wait, in the middle of a study: say so once and go on."""
         try:
-            self._crew.tend()
+            self._pilots.tend()
         except _PASSING as error:
             self._say(error)
 
     def _start(self) -> bool:
         """Whether workers were started. Where it is too early for that, some of the time is waited here."""
         try:
-            if not self._crew.add():
+            if not self._pilots.add():
                 return False
         except BackingOff as wait:
             self._say(wait)
@@ -120,7 +122,7 @@ class Follower:
             self._say(error)
             return False
         self._told = ""
-        self._crew.wait_for_first()
+        self._pilots.wait_for_first()
         return True
 
     def _say(self, error: EnvironmentUnusable) -> None:
@@ -147,9 +149,9 @@ class _lines:
     def __exit__(self, *exc: object) -> None:
         pass
 
-    def show(self, outlook: Outlook) -> None:
+    def show(self, workload: Workload) -> None:
         """Print a line if it is time."""
-        now, line = time.monotonic(), describe(outlook)
+        now, line = time.monotonic(), describe(workload)
         if now - self._last >= (_SAME_LINE_S if line == self._said else _LINE_S):
             self._last, self._said = now, line
             click.echo(f"{_clock(now - self._began)} {line}", err=True)
@@ -169,44 +171,44 @@ class _bar:
     def __exit__(self, *exc: object) -> None:
         self._tqdm.close()
 
-    def show(self, outlook: Outlook) -> None:
+    def show(self, workload: Workload) -> None:
         """Move the bar."""
-        self._tqdm.total = total(outlook)
-        self._tqdm.n = outlook.done + outlook.failed
-        self._tqdm.set_postfix_str(f"{outlook.running} running, {outlook.failed} failed", refresh=False)
+        self._tqdm.total = total(workload)
+        self._tqdm.n = workload.done + workload.failed
+        self._tqdm.set_postfix_str(f"{workload.running} running, {workload.failed} failed", refresh=False)
         self._tqdm.refresh()
 
 
-def total(outlook: Outlook) -> int:
+def total(workload: Workload) -> int:
     """All jobs of the study."""
-    waiting = outlook.ready_now + outlook.ready_later + outlook.blocked + outlook.paused
-    return waiting + outlook.running + outlook.done + outlook.failed + outlook.cancelled
+    waiting = workload.ready_now + workload.ready_later + workload.blocked + workload.paused
+    return waiting + workload.running + workload.done + workload.failed + workload.cancelled
 
 
-def describe(outlook: Outlook) -> str:
+def describe(workload: Workload) -> str:
     """One line about a study's jobs."""
-    parts = [f"{outlook.done} of {total(outlook)} jobs done"]
+    parts = [f"{workload.done} of {total(workload)} jobs done"]
     for count, word in (
-        (outlook.running, "running"),
-        (outlook.ready_now + outlook.ready_later, "ready"),
-        (outlook.blocked, "blocked"),
-        (outlook.paused, "paused"),
-        (outlook.failed, "failed"),
-        (outlook.cancelled, "cancelled"),
+        (workload.running, "running"),
+        (workload.ready_now + workload.ready_later, "ready"),
+        (workload.blocked, "blocked"),
+        (workload.paused, "paused"),
+        (workload.failed, "failed"),
+        (workload.cancelled, "cancelled"),
     ):
         if count:
             parts.append(f"{count} {word}")
     return ", ".join(parts)
 
 
-def standstill(outlook: Outlook) -> str:
+def standstill(workload: Workload) -> str:
     """What the blocked jobs wait for, when nothing can run; else empty."""
-    if not outlook.blocked or outlook.running or outlook.ready_now or outlook.ready_later:
+    if not workload.blocked or workload.running or workload.ready_now or workload.ready_later:
         return ""
-    holding = ((outlook.failed, "failed"), (outlook.cancelled, "cancelled"), (outlook.paused, "paused"))
+    holding = ((workload.failed, "failed"), (workload.cancelled, "cancelled"), (workload.paused, "paused"))
     causes = " and ".join(f"{count:,} {word}" for count, word in holding if count)
-    ones = "one" if outlook.failed + outlook.cancelled + outlook.paused == 1 else "ones"
-    return f"{counted(outlook.blocked, 'job')} {'waits' if outlook.blocked == 1 else 'wait'} for {causes} {ones}"
+    ones = "one" if workload.failed + workload.cancelled + workload.paused == 1 else "ones"
+    return f"{counted(workload.blocked, 'job')} {'waits' if workload.blocked == 1 else 'wait'} for {causes} {ones}"
 
 
 def _clock(seconds: float) -> str:

@@ -56,10 +56,10 @@ def starting_workers(store: JobStore, options: PilotOptions) -> list[Started]:
 
 def missing_workers(store: JobStore, study: str, wanted: int, present: int) -> int:
     """How many workers to add to the `present` ones: no more than wanted in all, and no more than there are open jobs."""
-    outlook = store.outlook(study)
-    if not (outlook.ready_now or outlook.ready_later or outlook.running):
+    workload = store.workload(study)
+    if not (workload.ready_now or workload.ready_later or workload.running):
         return 0  # the blocked ones wait for jobs that no worker runs
-    work = outlook.ready_now + outlook.ready_later + outlook.blocked + outlook.running
+    work = workload.ready_now + workload.ready_later + workload.blocked + workload.running
     return max(0, min(wanted, work) - present)
 
 

@@ -37,7 +37,7 @@ _A_YEAR_MIN = 60 * 24 * 365
 
 
 @dataclass(kw_only=True)
-class LocalCrew:
+class LocalPilots:
     """The workers of one study on this machine. Those of the study that others started elsewhere count as well."""
 
     store: JobStore

@@ -9,8 +9,8 @@ import msgspec
 
 from kt_study.files import write_private
 from kt_study.pilots import LEASE_S, LaunchFiles, Probe
+from kt_study.records import Record
 from kt_study.store import WorkerRow
-from kt_study.words import Record
 from orchestrator.cluster.launch.request import needs_gpu, warning_of
 from orchestrator.cluster.slurm.listing import NAME_PREFIX
 

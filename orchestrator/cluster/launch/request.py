@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, field
 
 from kt_study.errors import SlurmError, UsageError
-from kt_study.words import Record
+from kt_study.records import Record
 from orchestrator.cluster.slurm.cluster import Cluster, Node, Partition, count_gpus, minutes
 
 DEFAULT_TIME_MIN = 240

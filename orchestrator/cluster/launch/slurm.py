@@ -13,7 +13,7 @@ import msgspec
 from kt_study.database import parse_url
 from kt_study.errors import SlurmError
 from kt_study.pilots import PilotOptions
-from kt_study.store import Outlook
+from kt_study.store import Workload
 from orchestrator.cluster.launch import records, submission
 from orchestrator.cluster.launch.follow import BackingOff
 from orchestrator.cluster.launch.live import live_workers
@@ -65,7 +65,7 @@ def disown_ended(store: JobStore, view: SlurmView, launches: Sequence[LaunchReco
 
 
 @dataclass(kw_only=True)
-class SlurmCrew:
+class SlurmPilots:
     """The pilots of one study on Slurm."""
 
     store: JobStore
@@ -153,10 +153,10 @@ class SlurmCrew:
         with only_launch():
             view = self._without_stuck(self._answered_view())
             self._settle_open_questions(view)
-            outlook = self.store.outlook(self.options.study)
-            allocations = self._missing(outlook, view)
+            workload = self.store.workload(self.options.study)
+            allocations = self._missing(workload, view)
             if allocations:
-                self._send(allocations, outlook.done, self._excluded(view))
+                self._send(allocations, workload.done, self._excluded(view))
         return allocations * self.request.pilots_each
 
     def missing(self) -> int:
@@ -165,7 +165,7 @@ class SlurmCrew:
         Raises:
             SlurmError: Slurm does not answer, the cap is reached, or the last launches came to nothing (BackingOff).
         """
-        return self._missing(self.store.outlook(self.options.study), self._answered_view())
+        return self._missing(self.store.workload(self.options.study), self._answered_view())
 
     def _answered_view(self) -> SlurmView:
         view = self.view(fresh_s=0.0)
@@ -183,15 +183,15 @@ class SlurmCrew:
         self.notes.append(f"{counted(len(stuck), 'pending Slurm job')} cancelled: {stuck[0].reason}")
         return msgspec.structs.replace(view, queue=tuple(job for job in view.queue if job not in stuck))
 
-    def _missing(self, outlook: Outlook, view: SlurmView) -> int:
-        ready = outlook.ready_now + outlook.ready_later + outlook.running
+    def _missing(self, workload: Workload, view: SlurmView) -> int:
+        ready = workload.ready_now + workload.ready_later + workload.running
         missing = min(self.wanted, ready) - self.present(view)
         if missing <= 0:
             return 0
-        self._wait_after_barren_launches(outlook, view)
-        if ready < min(self.wanted, open_jobs(outlook)):
+        self._wait_after_barren_launches(workload, view)
+        if ready < min(self.wanted, open_jobs(workload)):
             self.notes.append(
-                f"{counted(ready, 'job')} can run now, {outlook.blocked:,} more wait for others; `kt-study launch` "
+                f"{counted(ready, 'job')} can run now, {workload.blocked:,} more wait for others; `kt-study launch` "
                 "again, or --wait, adds workers as they become ready"
             )
         return self._allowed(-(-missing // self.request.pilots_each), view)
@@ -228,12 +228,12 @@ class SlurmCrew:
         self.notes += [f"{bad.node} is left out: {bad.reason}" for bad in found]
         return found
 
-    def _wait_after_barren_launches(self, outlook: Outlook, view: SlurmView) -> None:
+    def _wait_after_barren_launches(self, workload: Workload, view: SlurmView) -> None:
         if not self.patient:
             return
         barren = 0
         for record in reversed(self._that_started(view)):
-            if record.done_before != outlook.done or view.queue_of([record.token]):
+            if record.done_before != workload.done or view.queue_of([record.token]):
                 break
             barren += 1
         if barren < FREE_TRIES:
@@ -316,6 +316,6 @@ class SlurmCrew:
         )
 
 
-def open_jobs(outlook: Outlook) -> int:
+def open_jobs(workload: Workload) -> int:
     """Jobs that are not paused and not at an end."""
-    return outlook.ready_now + outlook.ready_later + outlook.blocked + outlook.running
+    return workload.ready_now + workload.ready_later + workload.blocked + workload.running

@@ -22,7 +22,7 @@ import msgspec
 from kt_study.errors import DiskError, SlurmError
 from kt_study.files import current_umask, private_folder
 from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions, ProbeExit
-from kt_study.words import Record
+from kt_study.records import Record
 from orchestrator.cluster.launch.request import SlurmRequest
 from orchestrator.cluster.slurm import listing
 from orchestrator.cluster.slurm.commands import complaint, environment, run

@@ -34,7 +34,7 @@ def withdraw_pending(files: LaunchFiles, store: JobStore, study: str) -> int:
     each = {record.token: record.pilots_each for record in launches}
     queued = view.queue_of(list(each))
     pending = [job for job in queued if job.is_pending]
-    useful = open_jobs(store.outlook(study)) - sum(each[job.token] for job in queued if not job.is_pending)
+    useful = open_jobs(store.workload(study)) - sum(each[job.token] for job in queued if not job.is_pending)
     surplus = []
     for job in pending:
         useful -= each[job.token]

@@ -7,7 +7,7 @@ import re
 from kt_study import scontrol
 from kt_study.errors import SlurmError
 from kt_study.nearest import nearest
-from kt_study.words import Record
+from kt_study.records import Record
 from orchestrator.cluster.slurm.commands import run
 
 UNLIMITED = 0

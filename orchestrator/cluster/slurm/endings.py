@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from signal import Signals
 
 from kt_study.pilots import ProbeExit
-from kt_study.words import Record
+from kt_study.records import Record
 from orchestrator.cluster.slurm.listing import Run
 
 DEATHS_TO_EXCLUDE = 3

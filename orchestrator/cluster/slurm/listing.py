@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from kt_study.words import Record
+from kt_study.records import Record
 from orchestrator.cluster.slurm.commands import run
 
 NAME_PREFIX = "kt-"

@@ -11,7 +11,7 @@ import msgspec
 from kt_study.errors import DiskError, SlurmError, UntrustedFile
 from kt_study.files import write_private
 from kt_study.pilots import LaunchFiles
-from kt_study.words import Record
+from kt_study.records import Record
 from orchestrator.cluster.slurm import listing
 from orchestrator.cluster.slurm.listing import QueuedJob, Run
 

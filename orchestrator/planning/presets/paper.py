@@ -33,7 +33,7 @@ IMAGENET_SUBSET = DatasetNeed(
     train=130_000,
     val=50_000,
     train_fraction=0.1,
-    note="Section A: stratified, 130 pictures of each class",
+    note="Section A: stratified, 130 images of each class",
 )
 
 

@@ -13,7 +13,7 @@ DATASETS = (
         classes=257,
         train=24_486,
         val=6_121,
-        note="256 categories and clutter; 30,607 pictures, of each class four fifths to train on",
+        note="256 categories and clutter; 30,607 images, of each class four fifths to train on",
     ),
     DatasetNeed(name="stanford-cars", kind="stanford_cars", classes=196, train=8_144, val=8_041),
 )

@@ -7,7 +7,7 @@ from itertools import product
 from math import prod
 
 from kt_study.hashing import hash64
-from kt_study.words import Record
+from kt_study.records import Record
 
 Setting = str | int | float
 

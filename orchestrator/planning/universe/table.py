@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 
-from kt_study.words import Record
+from kt_study.records import Record
 
 TIMM_VERSION = "1.0.31"
 """The timm release whose tags the catalogue lists."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import kt_study
 from kt_study.objectives import facts_of
+from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.settings import SETTINGS
-from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.results.export.licences import card_licence, licence_of, remark, warnings
 from orchestrator.results.report.statistics import wilson
 
@@ -128,7 +128,7 @@ model = {name}({arguments}).eval()
 model.load_state_dict(load_file("{folder}/model.safetensors"))  # {folder}: this folder
 ```
 
-Pictures: {size}, {student.interpolation}, centre crop {student.crop_pct} ({student.crop_mode}), mean
+Images: {size}, {student.interpolation}, centre crop {student.crop_pct} ({student.crop_mode}), mean
 {list(student.mean)}, standard deviation {list(student.std)}. In a study file of kt-study:
 
 ```toml

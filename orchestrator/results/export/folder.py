@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kt_study.datasets.index import read_listing
 from kt_study.errors import DataError, DiskError, UsageError
 from kt_study.paths import StudyPaths
-from kt_study.words import DatasetRecord, ModelRecord
+from kt_study.records import DatasetRecord, ModelRecord
 from orchestrator.results.export.card import CardFacts, model_card, remade
 from orchestrator.results.export.choice import Chosen
 from orchestrator.results.export.licences import warnings

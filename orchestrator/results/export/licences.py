@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kt_study.words import ModelRecord
+from kt_study.records import ModelRecord
 
 _PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0")
 _NON_COMMERCIAL = ("-nc", "noncommercial", "non-commercial", "research")

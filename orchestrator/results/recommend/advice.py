@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from kt_study.datasets.index import read_listing
 from kt_study.errors import DataError, UsageError
 from kt_study.paths import StudyPaths
+from kt_study.records import ModelRecord
 from kt_study.study import StudyFile
 from kt_study.tables import results
-from kt_study.words import ModelRecord
 from orchestrator.planning.record import Sources
 from orchestrator.results.recommend.classes import find_classes
 from orchestrator.results.recommend.from_recommendation import study_settings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kt_study.cache import problem_of, read_manifest
 from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
-from kt_study.words import LogitsSpec, as_spec
+from kt_study.records import LogitsSpec, as_spec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kt_study.words import ModelRecord
+from kt_study.records import ModelRecord
 from orchestrator.results.recommend.record import Forecast
 from orchestrator.results.recommend.ridge import Ridge, fit, folds_of, held_out_predictions, root_mean_square
 

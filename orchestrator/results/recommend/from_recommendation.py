@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from kt_study.errors import DataError, UsageError
 from kt_study.multi_teacher import transfer_digest
 from kt_study.objectives import settings_for
+from kt_study.records import DatasetRecord, TransferSpec
 from kt_study.settings import Settings
 from kt_study.study import StudyFile
-from kt_study.words import DatasetRecord, TransferSpec
 from orchestrator.planning.checks import check_can_transfer
 from orchestrator.planning.layout import Layout
 from orchestrator.planning.record import Plan, Sources

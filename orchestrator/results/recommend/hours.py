@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from kt_study.errors import UsageError
 from kt_study.hashing import job_digest
 from kt_study.objectives import needed_logits
+from kt_study.records import DatasetRecord, JobState, LogitsSpec, ModelRecord, TransferSpec, as_spec
 from kt_study.settings import Settings
 from kt_study.tables import jobs
-from kt_study.words import DatasetRecord, JobState, LogitsSpec, ModelRecord, TransferSpec, as_spec
 from orchestrator.planning import cost
 from orchestrator.results.recommend.measured import Measured
 from orchestrator.results.streaming import Reader, Select

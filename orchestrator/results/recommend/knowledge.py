@@ -14,8 +14,8 @@ import msgspec
 import sqlalchemy as sa
 
 from kt_study.paths import StudyPaths
+from kt_study.records import AllPairsSpec
 from kt_study.tables import jobs, results
-from kt_study.words import AllPairsSpec
 from orchestrator.results.recommend.answers import CachedAnswers
 from orchestrator.results.recommend.known import Known
 from orchestrator.results.recommend.measured import Measured

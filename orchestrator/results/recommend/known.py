@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from kt_study.errors import UsageError
 from kt_study.multi_teacher import TRANSFERRED
 from kt_study.nearest import nearest
+from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.tables import datasets, models, results, study_jobs
-from kt_study.words import DatasetRecord, ModelRecord
 from orchestrator.results.rows import Study, read_studies
 from orchestrator.results.streaming import Reader, Select
 

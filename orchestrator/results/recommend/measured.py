@@ -10,9 +10,9 @@ import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
 
+from kt_study.records import TransferSpec
 from kt_study.settings import SETTINGS, Settings, named
 from kt_study.tables import jobs, results
-from kt_study.words import TransferSpec
 from orchestrator.results.recommend.known import Known
 from orchestrator.results.streaming import Reader, Select
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-from kt_study.words import ModelRecord
+from kt_study.records import ModelRecord
 from orchestrator.results.recommend.forecast import LEAST_TRANSFERS, Forecaster, PairFacts, make_forecaster
 from orchestrator.results.recommend.hours import Hours
 from orchestrator.results.recommend.knowledge import Knowledge

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from kt_study.errors import UsageError
-from kt_study.words import Record
+from kt_study.records import Record
 
 MEASURED, PREDICTED, MEAN = "measured", "predicted", "mean"
 """Where a teacher's delta comes from: its transfer was run; the forecast; the study's mean, which forecasts better."""

@@ -8,7 +8,7 @@ import msgspec
 import pandas as pd
 
 from kt_study.failures import GROUP_SHOWN
-from kt_study.words import JobState
+from kt_study.records import JobState
 from orchestrator.results.report.material import SETTINGS, Material
 from orchestrator.terminal.plural import counted
 

@@ -1,4 +1,4 @@
-"""A crew of pilots without a cluster: a database, and small scripts in the place of Slurm's commands."""
+"""A pilots of pilots without a cluster: a database, and small scripts in the place of Slurm's commands."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from kt_study.files import write_bytes
 from kt_study.pilots import PilotOptions, Probe
+from kt_study.records import PlannedJob
 from kt_study.store import JobStore, WorkerRecord, open_store
-from kt_study.words import PlannedJob
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.records import LaunchRecord
 from orchestrator.cluster.launch.request import SlurmRequest
-from orchestrator.cluster.launch.slurm import SlurmCrew
+from orchestrator.cluster.launch.slurm import SlurmPilots
 from orchestrator.cluster.slurm.cluster import Cluster, Node, Partition
 from orchestrator.cluster.slurm.listing import QueuedJob, Run
 from tests.databases import Databases
@@ -46,10 +46,10 @@ def store(tmp_path: Path, databases: Databases) -> JobStore:
 
 
 @pytest.fixture
-def crew(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlurmCrew:
+def pilots(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlurmPilots:
     """The pilots of one study; the lock of the user who runs the tests stays free."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return SlurmCrew(
+    return SlurmPilots(
         store=store,
         options=PilotOptions(root=str(tmp_path), study="s", token=""),
         request=SlurmRequest(partition="gpu", gpus_per_node=1, time=60),
@@ -96,19 +96,21 @@ def fake_queue(slurm: Callable[[str, str], None], tmp_path: Path) -> Path:
     return queue
 
 
-def launched(crew: SlurmCrew, token: str, *, ago_s: float, done_before: int = 0, slurm_id: str = "5") -> LaunchRecord:
+def launched(
+    pilots: SlurmPilots, token: str, *, ago_s: float, done_before: int = 0, slurm_id: str = "5"
+) -> LaunchRecord:
     record = LaunchRecord(
         token=token, study="s", sent_at=time.time() - ago_s, allocations=2, pilots_each=1, gpus_each=1, time_min=60,
         done_before=done_before, slurm_id=slurm_id,
     )  # fmt: skip
-    records.write(crew.options.files, record)
+    records.write(pilots.options.files, record)
     return record
 
 
-def began(crew: SlurmCrew, token: str, *, node: str = "a", job: str = "5_0", trouble: str = "") -> Path:
+def began(pilots: SlurmPilots, token: str, *, node: str = "a", job: str = "5_0", trouble: str = "") -> Path:
     probe = Probe(node=node, slurm_job=job, trouble=trouble)
-    write_bytes(crew.options.files.probe(token, job), msgspec.json.encode(probe))
-    return crew.options.files.probe(token, job)
+    write_bytes(pilots.options.files.probe(token, job), msgspec.json.encode(probe))
+    return pilots.options.files.probe(token, job)
 
 
 def ended(job: str, state: str, at: float) -> Run:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kt_study.datasets import Split
-from kt_study.words import ModelRecord
+from kt_study.records import ModelRecord
 from worker.data.views import ViewRecipe, boxes, coloured, colours, flips
 
 RESAMPLING = {
@@ -25,7 +25,7 @@ RESAMPLING = {
 }
 
 
-class Pictures(Protocol):
+class Images(Protocol):
     """Renders any samples of a split. Can be sent to another process."""
 
     @property
@@ -44,7 +44,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class EvaluationPictures:
+class EvaluationImages:
     """timm's own evaluation preprocessing of a model, up to the bytes before normalisation."""
 
     split: Split
@@ -52,7 +52,7 @@ class EvaluationPictures:
     transform: Callable[[Image.Image], torch.Tensor]  # made before any worker is, which then need not import timm
 
     @classmethod
-    def of(cls, split: Split, model: ModelRecord) -> EvaluationPictures:
+    def of(cls, split: Split, model: ModelRecord) -> EvaluationImages:
         """The images of a split as a model is evaluated on them."""
         return cls(split, model.input_size[1:], evaluation_transform(model, to_bytes=True))
 
@@ -67,7 +67,7 @@ class EvaluationPictures:
 
 
 @dataclass(frozen=True)
-class TrainingPictures:
+class TrainingImages:
     """Views of a recipe at a model's input size and interpolation."""
 
     split: Split
@@ -121,7 +121,7 @@ def _cropped(
     image: Image.Image, box: NDArray[np.int64], flip: bool, size: tuple[int, int], resampling: Any
 ) -> NDArray[np.uint8]:
     top, left, height, width = (int(side) for side in box)
-    picture = image.resize((size[1], size[0]), resampling, box=(left, top, left + width, top + height))
+    resized = image.resize((size[1], size[0]), resampling, box=(left, top, left + width, top + height))
     if flip:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(picture)
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(resized)

@@ -28,7 +28,7 @@ SMALLER = {
 _PRELUDE = f"""
 kt-study() {{
     command kt-study "$@" || return
-    if [[ $* == init ]]; then {sys.executable} -m tests.documentation.surroundings; fi
+    if [[ $* == init ]]; then {sys.executable} -m tests.documentation.environment; fi
 }}
 """
 

@@ -27,7 +27,7 @@ STUDY_FILE = Path("study.toml")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class StudyContext:
     """What `--study` and `--db` amount to."""
 
     study_path: Path
@@ -91,8 +91,8 @@ class Surroundings:
         return waited_for(opened) if address.is_sqlite and Path(address.path).exists() else opened()
 
 
-def with_surroundings(command: Command) -> Command:
-    """Give a command --study and --db, and hand it a `Surroundings` as its first argument `here`."""
+def with_study_context(command: Command) -> Command:
+    """Give a command --study and --db, and hand it a `StudyContext` as its first argument `here`."""
 
     @click.option(
         "--study", "study_path", type=click.Path(path_type=Path), default=str(STUDY_FILE), help="The study file."
@@ -102,6 +102,6 @@ def with_surroundings(command: Command) -> Command:
     )
     @functools.wraps(command)
     def wrapped(*args: Any, study_path: Path, db_flag: str | None, **kwargs: Any) -> Any:
-        return command(Surroundings(study_path=study_path, db_flag=db_flag), *args, **kwargs)
+        return command(StudyContext(study_path=study_path, db_flag=db_flag), *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
