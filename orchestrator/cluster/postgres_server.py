@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from kt_study.database import require_local_disk
 from kt_study.errors import DatabaseError
+from kt_study.file_systems import require_local_disk
 from kt_study.files import write_private, write_text
 from kt_study.records import Record
 

@@ -76,7 +76,7 @@ def test_databases(tmp_path: Path, postgres_server: Any) -> None:
     assert database_finding("mysql://x/y").verdict == "wrong"
     empty = database_finding(postgres_server.database(template="template0"))
     assert empty.verdict == "note"
-    assert "holds no kt-study tables; `kt-study plan` makes them" in empty.found
+    assert "has no kt-study tables; `kt-study plan` creates them" in empty.found
     there = database_finding(postgres_server.database())
     assert there.verdict in ("ok", "note")  # slow is a note
     assert there.found.startswith("PostgreSQL 1")

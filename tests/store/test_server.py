@@ -97,7 +97,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
             ask(tmp_path / "none")
     with pytest.raises(DatabaseError, match=r"cannot listen on 203\.0\.113\.7"):
         server.start(tmp_path / "new", host="203.0.113.7")
-    monkeypatch.setattr("kt_study.database.file_system", lambda _: "lustre")
+    monkeypatch.setattr("kt_study.file_systems.file_system", lambda _: "lustre")
     with pytest.raises(DatabaseError, match=r"network file system \(lustre\)"):
         server.start(tmp_path / "new")
 

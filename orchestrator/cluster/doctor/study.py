@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kt_study.database import NETWORK_FILE_SYSTEMS, Address, connect_postgresql, file_system, parse_url
+from kt_study.database import Address, connect_postgresql, parse_url, unreachable
 from kt_study.errors import DatabaseError, DiskError, KtStudyError, UntrustedFile
+from kt_study.file_systems import NETWORK_FILE_SYSTEMS, file_system
 from kt_study.files import write_private
 from kt_study.pilots import LaunchFiles
 from kt_study.store import open_store
@@ -102,8 +103,6 @@ def database(url: str, *, has_slurm: bool = False) -> Iterator[Finding]:
 def _server(address: Address) -> str:
     """The database's kind, version and place, without reading its tables. Raises DatabaseError."""
     import psycopg
-
-    from kt_study.database import unreachable
 
     if address.is_sqlite:
         if not Path(address.path).exists():
