@@ -15,7 +15,7 @@ def main(folder: Path) -> None:
     """Run the whole study in `folder`, which may hold an earlier, unfinished run: it resumes from there.
 
     Raises:
-        EnvironmentUnusable: a command failed; it has said why.
+        EnvironmentUnusable: a command failed; its message says why.
     """
     began = time.monotonic()
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def _summary(folder: Path) -> str:
         _complementary(results),
         f"database  {folder / 'kt-study.db'}",
         f"parquet   {folder / 'results'}",
-        f"images  {folder / 'report' / 'index.html'}",
+        f"figures   {folder / 'report' / 'index.html'}",
     ]
     return "\n".join(parts)
 

@@ -12,7 +12,7 @@ from kt_study.job_kinds import planned_job
 from kt_study.pilots import LaunchFiles
 from kt_study.records import LogitsSpec
 from kt_study.store import WorkerRecord, open_store
-from orchestrator.cli.status import look
+from orchestrator.cli.status import summary
 from orchestrator.cluster import slurm_status
 from orchestrator.cluster.launch import records
 from orchestrator.cluster.launch.records import LaunchRecord
@@ -27,8 +27,8 @@ def test_a_worker_is_alive_for_two_leases_of_its_launch(tmp_path: Path, monkeypa
     store.register(WorkerRecord(id="w", host="elsewhere", pid=1))
     with sqlite3.connect(tmp_path / "kt-study.db") as database:
         database.execute("UPDATE workers SET beat_at = beat_at - 200")
-    assert look(store, "s", files)["workers"] == []
+    assert summary(store, "s", files)["workers"] == []
     launch = LaunchRecord(token="t", study="s", sent_at=time.time(), allocations=1, pilots_each=1, gpus_each=0,
                           time_min=60, done_before=0, lease_s=600.0)  # fmt: skip
     records.write(files, launch)
-    assert [worker["id"] for worker in look(store, "s", files)["workers"]] == ["w"]
+    assert [worker["id"] for worker in summary(store, "s", files)["workers"]] == ["w"]

@@ -69,14 +69,13 @@ def test_what_the_study_does_not_have_is_refused(
 
 
 def test_a_selection_that_changes_nothing_says_how_its_jobs_stand(folder: Path, store: JobStore) -> None:
-    assert say(folder, "cancel", "--job", "1") == "0 jobs cancelled; those selected: 1 done\n"
+    assert say(folder, "cancel", "--job", "1") == "0 jobs cancelled; selected jobs: 1 done\n"
     assert (
-        say(folder, "retry", "--job", "5", "--job", "1")
-        == "0 jobs put back to ready; those selected: 1 done, 1 ready\n"
+        say(folder, "retry", "--job", "5", "--job", "1") == "0 jobs put back to ready; selected jobs: 1 done, 1 ready\n"
     )
-    assert say(folder, "cancel", "--job", "5", "--error", CAUSES[0]) == "0 jobs cancelled; those selected: none\n"
+    assert say(folder, "cancel", "--job", "5", "--error", CAUSES[0]) == "0 jobs cancelled; selected jobs: none\n"
     assert say(folder, "pause") == "1 job paused\n"
-    assert say(folder, "pause") == "0 jobs paused; those selected: 1 done, 3 failed, 1 paused\n"
+    assert say(folder, "pause") == "0 jobs paused; selected jobs: 1 done, 3 failed, 1 paused\n"
     assert say(folder, "resume") == "1 job resumed\n"
     assert say(folder, "cancel") == "4 jobs cancelled\n"
     assert store.failures(STUDY) == []

@@ -107,8 +107,8 @@ def launched(
     return record
 
 
-def began(pilots: SlurmPilots, token: str, *, node: str = "a", job: str = "5_0", trouble: str = "") -> Path:
-    probe = Probe(node=node, slurm_job=job, trouble=trouble)
+def began(pilots: SlurmPilots, token: str, *, node: str = "a", job: str = "5_0", error: str = "") -> Path:
+    probe = Probe(node=node, slurm_job=job, error=error)
     write_bytes(pilots.options.files.probe(token, job), msgspec.json.encode(probe))
     return pilots.options.files.probe(token, job)
 
