@@ -111,7 +111,7 @@ def test_cache_gc_leaves_what_kt_study_did_not_make(folder: Path) -> None:
         for path in (file, file.parent):
             os.utime(path, (0, 0))
     done = kt_study(folder, "cache", "gc", "--max-size", "0")
-    assert f"{noted} stays: it holds notes.txt, which kt-study did not make" in done.stderr
+    assert f"{noted} is kept: it contains notes.txt, which kt-study did not make" in done.stderr
     assert [entry.folder for entry in entries(StudyPaths(root=folder))] == [str(noted)]
     assert all(file.read_text() == "mine" for file in theirs)
     (noted / "notes.txt").unlink()

@@ -216,7 +216,7 @@ def test_of_several_partitions_the_shortest_limit_counts(tmp_path: Path) -> None
     wanted = completed_request(SlurmRequest(partition="long,gpu"), CLUSTER, "auto")
     assert (wanted.partition, wanted.time_min) == ("long,gpu", 120)
     assert completed_request(SlurmRequest(partition="long"), CLUSTER, "auto").time_min == 240
-    both = CLUSTER.nodes_of(*CLUSTER.chosen(wanted.partition))
+    both = CLUSTER.nodes_of(*CLUSTER.partitions_of(wanted.partition))
     assert [node.name for node in both] == ["a1", "a2"]
     package = Package(options=PilotOptions(root=str(tmp_path)), request=wanted, name="kt-s-t", allocations=1)
     assert package.parameters()["partition"] == "long,gpu"
@@ -312,7 +312,7 @@ def test_rows_of_sacct(
     ("request_", "line"),
     [
         ({"partition": "cpu"}, "no partition 'cpu'"),
-        ({"time": "3:00:00"}, "allows 120 min at most; 180 were asked"),
+        ({"time": "3:00:00"}, "allows 120 min at most, and --time asks for 180"),
         ({"gpus_per_node": 5}, "has 5 GPUs, the largest has 4"),
         ({"cpus_per_task": 9, "gpus_per_node": 2}, "has 18 cores, the largest has 16"),
         ({"mem": "1T"}, "has 1048576 MiB of memory"),
@@ -325,7 +325,7 @@ def test_rows_of_sacct(
         ({"time": 0}, "--time must be longer than 0 and finite"),
         ({"partition": "long", "time": "UNLIMITED"}, "finite, .* partition 'long' has no limit of its own"),
         ({"partition": "gpu,cpu"}, "no partition 'cpu'"),
-        ({"partition": "long,gpu", "time": "3:00:00"}, "'gpu' allows 120 min at most; 180 were asked"),
+        ({"partition": "long,gpu", "time": "3:00:00"}, "'gpu' allows 120 min at most, and --time asks for 180"),
     ],
 )
 def test_what_the_cluster_can_never_give_is_refused_at_once(request_: dict[str, object], line: str) -> None:

@@ -82,13 +82,13 @@ def test_launches_that_come_to_nothing_make_the_next_one_wait_longer_and_longer(
         launched(pilots, f"0000000{number}", ago_s=time.time() - now)
         began(pilots, f"0000000{number}")
         try:
-            pilots._wait_after_barren_launches(pilots.store.workload("s"), SlurmView())
+            pilots._require_backoff_over(pilots.store.workload("s"), SlurmView())
             waits.append(0)
         except BackingOff as wait:
             waits.append(round(wait.left_s))
     assert waits == [0, 30, 60, 120, 240]
     pilots.backs_off = False
-    pilots._wait_after_barren_launches(pilots.store.workload("s"), SlurmView())
+    pilots._require_backoff_over(pilots.store.workload("s"), SlurmView())
 
 
 def test_the_pause_counts_from_the_end_of_a_launch_that_waited_long_in_the_queue(
@@ -102,7 +102,7 @@ def test_the_pause_counts_from_the_end_of_a_launch_that_waited_long_in_the_queue
         msgspec.structs.replace(ended("7_0", "FAILED", now - 10.0), name=f"kt-s-0000000{number}") for number in range(2)
     )
     with pytest.raises(BackingOff) as wait:
-        pilots._wait_after_barren_launches(pilots.store.workload("s"), SlurmView(runs=over))
+        pilots._require_backoff_over(pilots.store.workload("s"), SlurmView(runs=over))
     assert wait.value.left_s == pytest.approx(20.0)
 
 
@@ -111,12 +111,12 @@ def test_a_launch_that_was_cancelled_in_the_queue_or_did_something_is_not_held_a
 ) -> None:
     for number in range(3):
         launched(pilots, f"0000000{number}", ago_s=0.0)  # no pilot of them began
-    pilots._wait_after_barren_launches(pilots.store.workload("s"), SlurmView())
+    pilots._require_backoff_over(pilots.store.workload("s"), SlurmView())
     for number in range(3):
         began(pilots, f"0000000{number}")
     launched(pilots, "00000009", ago_s=0.0, done_before=-1)  # something was done since
     began(pilots, "00000009")
-    pilots._wait_after_barren_launches(pilots.store.workload("s"), SlurmView())
+    pilots._require_backoff_over(pilots.store.workload("s"), SlurmView())
 
 
 def test_the_array_is_bounded_by_the_cap_and_by_the_cluster(pilots: SlurmPilots) -> None:
@@ -147,16 +147,16 @@ def test_only_a_partitions_own_nodes_of_late_are_left_out(pilots: SlurmPilots) -
     probe = began(pilots, "t", node="gpu0", job="5_0", error="no GPU")
     for job, node in (("5_1", "other0"), ("5_2", "other1"), ("5_3", "gone7")):
         began(pilots, "t", node=node, job=job, error="no GPU")
-    assert [bad.node for bad in pilots._excluded(SlurmView())] == ["gpu0"]
+    assert [bad.node for bad in pilots.excluded(SlurmView())] == ["gpu0"]
     pilots.excludes_nodes = False
-    assert pilots._excluded(SlurmView()) == []
+    assert pilots.excluded(SlurmView()) == []
     pilots.excludes_nodes, pilots.notes = True, []
     began(pilots, "t", node="gpu1", job="5_4", error="no GPU")
-    assert pilots._excluded(SlurmView()) == []
+    assert pilots.excluded(SlurmView()) == []
     assert pilots.notes == ["pilots fail on every node, last on gpu1: no GPU"]
     long_ago = time.time() - EXCLUDED_FOR_S - 60
     os.utime(probe, (long_ago, long_ago))
-    assert [bad.node for bad in pilots._excluded(SlurmView())] == ["gpu1"]
+    assert [bad.node for bad in pilots.excluded(SlurmView())] == ["gpu1"]
 
 
 def test_old_deaths_and_a_database_that_was_away_are_not_held_against_a_node(pilots: SlurmPilots) -> None:
@@ -168,14 +168,14 @@ def test_old_deaths_and_a_database_that_was_away_are_not_held_against_a_node(pil
         run = msgspec.structs.replace(ended("5_0", "FAILED", ended_at), exit_code=code, node="gpu0")
         return SlurmView(runs=(run,) * 3)
 
-    assert pilots._excluded(runs(ProbeExit.NO_DATABASE, now)) == []
-    assert pilots._excluded(runs(ProbeExit.UNTRUSTED, now)) == []
-    assert [bad.node for bad in pilots._excluded(runs(ProbeExit.NO_GPU, now))] == ["gpu0"]
+    assert pilots.excluded(runs(ProbeExit.NO_DATABASE, now)) == []
+    assert pilots.excluded(runs(ProbeExit.UNTRUSTED, now)) == []
+    assert [bad.node for bad in pilots.excluded(runs(ProbeExit.NO_GPU, now))] == ["gpu0"]
     pilots.options.files.probe("t", "5_0").unlink()
-    assert [bad.reason for bad in pilots._excluded(runs(1, now))] == [
+    assert [bad.reason for bad in pilots.excluded(runs(1, now))] == [
         "3 pilots died there: the pilot ended with exit code 1 (FAILED)"
     ]
-    assert pilots._excluded(runs(1, now - EXCLUDED_FOR_S - 60)) == []
+    assert pilots.excluded(runs(1, now - EXCLUDED_FOR_S - 60)) == []
 
 
 def test_a_node_that_failed_for_one_device_is_not_left_out_for_the_other(pilots: SlurmPilots) -> None:
@@ -183,12 +183,12 @@ def test_a_node_that_failed_for_one_device_is_not_left_out_for_the_other(pilots:
     began(pilots, "t", node="gpu0", job="5_0", error="torch sees no GPU here")
     no_gpu = msgspec.structs.replace(ended("5_0", "FAILED", time.time()), exit_code=ProbeExit.NO_GPU, node="gpu0")
     view = SlurmView(runs=(no_gpu,))
-    assert [bad.node for bad in pilots._excluded(view)] == ["gpu0"]
+    assert [bad.node for bad in pilots.excluded(view)] == ["gpu0"]
     pilots.options = msgspec.structs.replace(pilots.options, device="cpu")
-    assert pilots._excluded(view) == []
+    assert pilots.excluded(view) == []
     pilots.options = msgspec.structs.replace(pilots.options, device="auto")
     pilots.request = msgspec.structs.replace(pilots.request, gpus_per_node=0)
-    assert pilots._excluded(view) == []
+    assert pilots.excluded(view) == []
 
 
 def test_an_array_is_no_larger_than_the_work_that_is_ready(
@@ -265,7 +265,7 @@ def test_a_dry_run_says_what_would_be_sent(
 
     script, said = shown()
     assert script == "#SBATCH --array=0-2%3"
-    assert "3 of 8 Slurm jobs that are missing" in said
+    assert "3 of 8 missing Slurm jobs submitted" in said
     launched(pilots, "t", ago_s=0.0)
     fake_queue.write_text("5_0|kt-s-t|RUNNING|None|gpu0|1|2|gpu\n")
     pilots.wanted = 3

@@ -125,7 +125,7 @@ def test_the_gravest_of_several_causes_is_named(store: JobStore, ask: Ask) -> No
     store.fail(held, Failure(error="E", message="m", traceback="", group="g"))
     assert f"waits for job {held.job_id} (logits, failed): failed with E: m" in ask(5)
     store.pause(Selection(job_ids=(5,)))
-    assert ask(5).startswith("paused (`kt-study resume` lets it go on); waits for job ")
+    assert ask(5).startswith("paused (`kt-study resume` resumes it); waits for job ")
 
 
 def test_a_cause_behind_thousands_is_looked_for_within_bounds() -> None:
@@ -210,8 +210,9 @@ def test_a_worker_ran_out_of_memory(store: JobStore, ask: Ask, slurm: Slurm) -> 
     store.claim("w", lease_s=1e-3)
     slurm.accounting(f"7_0|{NAME}|OUT_OF_MEMORY|0:125|node1|1|{int(time.time())}|{int(time.time()) + 100}")
     store.end_leases(["w"], reason="stands for a minute of silence")
-    assert "no worker could work: last on node1, the pilot used more memory than it was given; launch with more" in ask(
-        1
+    assert (
+        "no worker could start: last on node1, the pilot used more memory than it was allocated; launch with more"
+        in ask(1)
     )
 
 
@@ -237,7 +238,7 @@ def test_an_estimate_longer_than_any_allocation(store: JobStore, ask: Ask, slurm
     )
     at_work(store, "w", slurm_job="7_0")
     slurm.queue(running(0, "node1", left_s=3500))
-    assert "longer than the time left to every worker, at most 5" in ask(1)
+    assert "longer than the time left of every worker, at most 5" in ask(1)
     assert "longer than an allocation of 1 h 0 min: launch with a longer --time" in ask(1)
 
 
@@ -247,9 +248,9 @@ def test_an_estimate_longer_than_what_is_left(store: JobStore, ask: Ask, slurm: 
     at_work(store, "w", slurm_job="7_0")
     at_work(store, "v", slurm_job="7_1")
     slurm.queue(running(0, "node1", left_s=690), running(1, "node2", left_s=1290), pending(2, "Priority"))
-    line = "is longer than the time left to every worker, at most 19 min 5"
+    line = "is longer than the time left of every worker, at most 19 min 5"
     assert f"ready; its estimate of 30 min 0 s {line}" in ask(1)
-    assert ask(1).endswith(" on host-of-v; the next allocation takes it, 1 are pending")
+    assert ask(1).endswith(" on host-of-v; the next allocation runs it, 1 are pending")
     assert line in ask(2), "a transfer goes on in the next allocation, but is begun in the first half of one only"
 
 

@@ -57,7 +57,7 @@ _NO_AXES = (*named("teachers"), "keep")
     type=click.Path(path_type=Path, dir_okay=False),
     is_flag=False,
     flag_value="recommendation.json",
-    help="Plan the transfers in a file from `kt-study recommend --out` (default: recommendation.json).",
+    help="Plan the transfers in a file written by kt-study recommend (default: recommendation.json).",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and its cost; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
