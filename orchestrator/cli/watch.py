@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import click
@@ -42,13 +43,9 @@ def watch(summarise: Callable[[], dict[str, Any]], *, every_s: float = REFRESH_S
                 if status.is_over(summary):
                     return summary
                 time.sleep(every_s)
-                summary = through_outages(summarise, _below_page if terminal else _print_line)
+                summary = through_outages(summarise, _below_page if terminal else partial(click.echo, err=True))
         except KeyboardInterrupt:
             return summary
-
-
-def _print_line(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _below_page(line: str) -> None:

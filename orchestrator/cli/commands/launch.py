@@ -87,16 +87,12 @@ def command(
     )
     context.require_own()
     if profile is None and "partition" not in flags:
-        _refuse_slurm_options([*flags, *(["dry_run"] if dry_run else [])])
+        for name in [*flags, *(["dry_run"] if dry_run else [])]:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for Slurm; give --partition or --profile as well")
         ctx.exit(_launch_here(context, options, workers, wait=wait))
     pilots = _slurm_pilots(context, options, profile, flags, workers, max_submitted, waits=wait)
     pilots.backs_off, pilots.excludes_nodes = not now, not all_nodes
     ctx.exit(_show_script(pilots) if dry_run else _launch_on_slurm(context, pilots, wait=wait))
-
-
-def _refuse_slurm_options(names: list[str]) -> None:
-    for name in names:
-        raise click.UsageError(f"--{name.replace('_', '-')} is for Slurm; give --partition or --profile as well")
 
 
 def _launch_here(context: StudyContext, options: PilotOptions, workers: int | None, *, wait: bool) -> int:

@@ -15,7 +15,7 @@ through PostgreSQL's single-user mode.
 
 from __future__ import annotations
 
-from orchestrator.cluster.postgres_server.folder import DATABASE
+from orchestrator.cluster.postgres_server.files import DATABASE
 from orchestrator.cluster.postgres_server.lifecycle import start, status, stop, url
 from orchestrator.cluster.postgres_server.programs import binaries
 

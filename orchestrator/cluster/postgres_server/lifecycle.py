@@ -17,23 +17,8 @@ from kt_study.errors import DatabaseError
 from kt_study.file_systems import require_local_disk
 from kt_study.files import write_private
 from kt_study.records import Record
-from orchestrator.cluster.postgres_server import programs
-from orchestrator.cluster.postgres_server.folder import (
-    DATABASE,
-    HBA_RULES,
-    MARKER,
-    UNFINISHED,
-    USER,
-    ServerFolder,
-    created,
-    delete_unfinished,
-    existing,
-    is_ours,
-    locked,
-    recorded,
-    recovered,
-    require_usable,
-)
+from orchestrator.cluster.postgres_server import files, programs
+from orchestrator.cluster.postgres_server.files import DATABASE, USER, ServerFolder
 
 if TYPE_CHECKING:
     import psycopg
@@ -76,9 +61,9 @@ def start(folder: str | Path, *, host: str | None = None, port: int = 0, setting
     require_local_disk(folder, "the PostgreSQL folder")
     if host:
         _free_port(host)
-    require_usable(folder)
-    with created(folder), locked(folder):
-        server = recorded(folder) or recovered(folder)
+    files.require_usable(folder)
+    with files.created(folder), files.locked(folder):
+        server = files.recorded(folder) or files.recovered(folder)
         if server is not None and _becomes_ready(server):
             _require_same_address(server, host, port)
             if _accepts_password(server):
@@ -94,15 +79,15 @@ def start(folder: str | Path, *, host: str | None = None, port: int = 0, setting
             port=port or (server.port if server and server.port else _free_port(host)),
             machine=socket.gethostname(),
         )
-        if not is_ours(server.data):
+        if not files.is_ours(server.data):
             _initialise(server)
         return _started(server, settings or {})
 
 
 def stop(folder: str | Path) -> bool:
     """Stop the server, ending its connections. True if it ran, False if there was nothing to stop. Raises DatabaseError."""
-    server = existing(folder)
-    with locked(server.folder):
+    server = files.existing(folder)
+    with files.locked(server.folder):
         if not _is_running(server):
             return False
         _require_this_machine(server)
@@ -112,7 +97,7 @@ def stop(folder: str | Path) -> bool:
 
 def status(folder: str | Path) -> ServerStatus:
     """Whether the server of `folder` runs and answers. Raises DatabaseError if no server was ever started there."""
-    server = existing(folder)
+    server = files.existing(folder)
     pid = _pid(server) if _is_running(server) else None
     return ServerStatus(
         running=pid is not None,
@@ -128,7 +113,7 @@ def status(folder: str | Path) -> ServerStatus:
 
 def url(folder: str | Path) -> str:
     """The URL of the server of `folder`, without the password. Raises DatabaseError if none was ever started there."""
-    return existing(folder).url
+    return files.existing(folder).url
 
 
 def _started(server: ServerFolder, settings: dict[str, str]) -> str:
@@ -146,9 +131,9 @@ def _started(server: ServerFolder, settings: dict[str, str]) -> str:
 
 def _initialise(server: ServerFolder) -> None:
     """Create the cluster with a random password, which is written to the pgpass file only. If it fails, nothing is left."""
-    delete_unfinished(server.folder)
-    unfinished = Path(tempfile.mkdtemp(dir=server.folder, prefix=UNFINISHED))
-    (unfinished / MARKER).touch()
+    files.delete_unfinished(server.folder)
+    unfinished = Path(tempfile.mkdtemp(dir=server.folder, prefix=files.UNFINISHED))
+    (unfinished / files.MARKER).touch()
     data, secret, password = unfinished / "data", unfinished / "password", secrets.token_urlsafe(32)
     try:
         data.mkdir(mode=0o700)
@@ -161,7 +146,7 @@ def _initialise(server: ServerFolder) -> None:
             data, "initdb", "-D", str(data), "-U", USER, "--pwfile", str(secret), "--auth=scram-sha-256",
             "--encoding=UTF8", "--locale=C", "--data-checksums",
         )  # fmt: skip
-        (data / "pg_hba.conf").write_text(HBA_RULES)
+        (data / "pg_hba.conf").write_text(files.HBA_RULES)
         server.write_password(password)
         data.rename(server.data)
     finally:
