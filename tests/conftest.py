@@ -5,8 +5,11 @@ With `--numprocesses` a process takes one scope after another: a file, or some f
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, and for every child process
 
 import hypothesis
 import pytest
@@ -37,7 +40,8 @@ LONGEST = (
 
 
 SLOW = (
-    "slurm/", "launch/", "pilot/", "end_to_end/", "export/", "own/", "documentation/", "command_line/test_start.py",
+    "slurm/", "launch/", "pilot/", "end_to_end/", "export/", "extension/", "faults/", "own/", "documentation/",
+    "command_line/test_start.py",
     "data/test_cache_faults.py", "data/test_commands.py", "data/test_determinism.py", "data/test_ffcv.py",
     "data/test_logits_cache.py", "data/test_photographs.py", "planning/test_train_kind.py", "recommend/test_plan.py",
     "results/test_collect.py", "results/test_figures.py", "results/test_page.py", "results/test_published.py",
