@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kt_study.database import parse_url, place
 from kt_study.errors import UsageError
 from kt_study.failures import GROUP_SHOWN
 from kt_study.pilots import LaunchFiles, alive_within_s
@@ -48,6 +49,8 @@ def summary(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
     running = store.jobs(Selection(study=study, state=JobState.RUNNING), limit=200)
     return {
         "study": study,
+        "folder": store.study(study).get("folder", ""),
+        "database": place(parse_url(store.url)),
         "counts": _nested(counts),
         "workload": msgspec.to_builtins(workload),
         "running": [_running(job) for job in running],
@@ -66,7 +69,11 @@ def is_over(summary: dict[str, Any]) -> bool:
 
 def as_text(summary: dict[str, Any]) -> str:
     """The output of `kt-study status`."""
-    return "\n".join([f"study {printable(summary['study'])}", *_table(summary["counts"]), *details(summary)])
+    head = [
+        f"study {printable(summary['study'])}",
+        printable(f"  folder {summary['folder'] or '?'}, database {summary['database']}"),
+    ]
+    return "\n".join([*head, *_table(summary["counts"]), *details(summary)])
 
 
 def details(summary: dict[str, Any]) -> list[str]:

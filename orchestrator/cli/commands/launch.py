@@ -245,6 +245,7 @@ def _launch(
     def attempt(step: Callable[[], T]) -> T:
         return through_outages(step) if wait else step()
 
+    attempt(lambda: context.require_planned_here(store))
     attempt(pilots.maintain)
     attempt(store.expire)
     attempt(lambda: _prepare_notifications(context, store))

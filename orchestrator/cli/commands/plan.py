@@ -59,6 +59,9 @@ _NO_AXES = (*named("teachers"), "keep")
     flag_value="recommendation.json",
     help="Plan the transfers in a file written by kt-study recommend (default: recommendation.json).",
 )
+@click.option(
+    "--adopt", is_flag=True, help="Move the study of this name from the folder it was planned in to this one."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and its cost; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
@@ -68,6 +71,7 @@ def command(
     complementarity_pairs: str | None,
     grid: tuple[str, ...],
     recommendation: Path | None,
+    adopt: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -94,6 +98,8 @@ def command(
     )
     with suppress(StudyFileError):  # a preset can be planned without a study file, with --dry-run
         parse_url(context.database_url)  # report an error in it before the work of planning
+        if not adopt and (existing := _store_if_any(context)):
+            context.require_planned_here(existing)
     with _sources(context) as sources:
         if recommendation is None:
             plan = _plan(context, preset_name, sources, options, dry_run=dry_run)

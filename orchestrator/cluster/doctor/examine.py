@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kt_study.errors import DatabaseError, StudyFileError
+from kt_study.errors import DatabaseError, StudyFileError, UsageError
 from kt_study.pilots import PilotOptions
 from orchestrator.cluster.doctor import cluster, machine, study
 from orchestrator.cluster.doctor.findings import Finding, ok, wrong
@@ -46,6 +47,11 @@ def _study_file_and_database(context: StudyContext, *, on_cluster: bool) -> Iter
         yield wrong("study file", str(error))
         return
     yield from study.database(url, has_slurm=on_cluster)
+    with suppress(DatabaseError):  # see the finding above
+        try:
+            context.require_planned_here(context.store())
+        except UsageError as error:
+            yield wrong("study", str(error))
 
 
 def _database_of_pilots(root: Path) -> Iterator[Finding]:
