@@ -245,5 +245,5 @@ def _read(name: str, folder: Path) -> str:
         return read_own(folder / Path(name).expanduser(), folder).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise StudyFileError(
-            f"[notify] webhook_file = {name!r} cannot be read; it holds the address, one line"
+            f"[notify] webhook_file = {name!r} cannot be read; it must contain the address in one line"
         ) from error

@@ -35,7 +35,7 @@ HOLD_BAD_NODE_S = 20
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchFiles:
-    """Files of the study folder that launches and pilots share, beside those of `StudyPaths`. All are private."""
+    """Files of the study folder that launches and pilots share, in addition to those of `StudyPaths`. All are private."""
 
     root: Path
 

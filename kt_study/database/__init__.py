@@ -26,7 +26,6 @@ from kt_study.database.connections import (
     connect_sqlite,
     mismatch,
     sqlalchemy_engine,
-    sqlalchemy_url,
     unreachable,
 )
 from kt_study.database.schema import (
@@ -41,6 +40,6 @@ from kt_study.database.schema import (
 __all__ = [
     "SECRETS", "Address", "cannot_open", "check_revision", "connect_postgresql", "connect_sqlite", "create_if_needed",
     "files_of", "hosts", "is_this_machine", "migrate", "migrations_folder", "mismatch", "newest_revision", "parse_url",
-    "place", "prepare_sqlite", "require_single_node", "sqlalchemy_engine", "sqlalchemy_url", "sqlite_url", "unreachable",
+    "place", "prepare_sqlite", "require_single_node", "sqlalchemy_engine", "sqlite_url", "unreachable",
     "without_password",
 ]  # fmt: skip

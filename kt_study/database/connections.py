@@ -27,31 +27,12 @@ _WRONG_OPTION = re.compile(
 )
 
 
-def sqlalchemy_url(address: Address) -> sa.URL:
-    """The address for SQLAlchemy, through psycopg 3; libpq finds missing parameters as for every other connection."""
-    import sqlalchemy as sa
-
-    if address.is_sqlite:
-        return sa.URL.create("sqlite", database=address.path)
-    info = dict(address.conninfo)
-    port = info.pop("port") if info.get("port", "").isdigit() else None  # several ports remain a parameter
-    return sa.URL.create(
-        "postgresql+psycopg",
-        username=info.pop("user", None),
-        password=info.pop("password", None),
-        host=info.pop("host") if port and "," not in info.get("host", ",") else None,
-        port=int(port) if port else None,
-        database=info.pop("dbname", None),
-        query=info,
-    )
-
-
 def sqlalchemy_engine(address: Address) -> sa.Engine:
     """An engine without a pool. Its connections to PostgreSQL come from `connect_postgresql`."""
     import sqlalchemy as sa
 
     if address.is_sqlite:
-        return sa.create_engine(sqlalchemy_url(address), poolclass=sa.NullPool)
+        return sa.create_engine(sa.URL.create("sqlite", database=address.path), poolclass=sa.NullPool)
     return sa.create_engine(
         "postgresql+psycopg://", creator=lambda: connect_postgresql(address, autocommit=False), poolclass=sa.NullPool
     )

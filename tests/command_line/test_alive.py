@@ -20,7 +20,7 @@ from orchestrator.cluster.launch.records import LaunchRecord
 
 def test_a_worker_is_alive_for_two_leases_of_its_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a lease of 600 s it beats every 200 s."""
-    monkeypatch.setattr(slurm_status, "slurm_part", lambda *_, **__: None)
+    monkeypatch.setattr(slurm_status, "slurm_status_of", lambda *_, **__: None)
     store, files = open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True), LaunchFiles(root=tmp_path)
     store.add_study("s", {})
     store.plan("s", [planned_job("logits", LogitsSpec(dataset="d", model="m", split="val"), estimate_s=1.0)])

@@ -1,4 +1,4 @@
-"""Private files in the study folder that tell pilots on other nodes where the job database is."""
+"""Private files in the study folder from which pilots on other nodes read the job database's URL."""
 
 from __future__ import annotations
 
