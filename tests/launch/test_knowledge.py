@@ -169,7 +169,7 @@ esac""",
     cluster = read_cluster()
     assert (cluster.largest_array, cluster.kill_wait_s) == (4001, 30)
     gpu = cluster.partition("")
-    assert (gpu.name, gpu.longest_min, gpu.default_min, gpu.is_up) == ("gpu", 2880, 0, True)
+    assert (gpu.name, gpu.longest_min, gpu.is_up) == ("gpu", 2880, True)
     assert [(node.name, node.gpus, node.cpus) for node in cluster.nodes_of(gpu)] == [("a1", 6, 64), ("a2", 0, 8)]
     assert not cluster.partition("old").is_up
     with pytest.raises(
@@ -180,8 +180,8 @@ esac""",
 
 CLUSTER = Cluster(
     partitions=(
-        Partition(name="gpu", is_default=True, is_up=True, nodes=2, longest_min=120, default_min=10),
-        Partition(name="long", is_default=False, is_up=True, nodes=1, longest_min=0, default_min=10),
+        Partition(name="gpu", is_default=True, is_up=True, longest_min=120),
+        Partition(name="long", is_default=False, is_up=True, longest_min=0),
     ),
     nodes=tuple(
         Node(name=name, host=name, address=f"10.0.0.{n}", cpus=16, memory_mib=64_000, gpus=4, partitions=partitions)

@@ -124,9 +124,9 @@ def test_the_array_is_bounded_by_the_cap_and_by_the_cluster(pilots: SlurmPilots)
     assert pilots._allowed(3, SlurmView()) == 3
     assert pilots.notes == []
     assert pilots._allowed(100, SlurmView()) == 3  # MaxArraySize
-    assert pilots.notes.pop() == "3 of 100 missing Slurm jobs submitted: limited by the largest array of this cluster"
+    assert pilots.notes.pop() == "3 of 100 missing Slurm jobs: limited by the largest array of this cluster"
     assert pilots._allowed(100, SlurmView(queue=tuple(others[:2]))) == 2  # the cap of 4
-    assert pilots.notes.pop() == "2 of 100 missing Slurm jobs submitted: limited by --max-submitted"
+    assert pilots.notes.pop() == "2 of 100 missing Slurm jobs: limited by --max-submitted"
     with pytest.raises(SlurmError, match="no more than 4 may be"):
         pilots._allowed(1, SlurmView(queue=tuple(others)))
     pilots.cluster = msgspec.structs.replace(CLUSTER, largest_array=0)
@@ -265,7 +265,7 @@ def test_a_dry_run_says_what_would_be_sent(
 
     script, said = shown()
     assert script == "#SBATCH --array=0-2%3"
-    assert "3 of 8 missing Slurm jobs submitted" in said
+    assert "3 of 8 missing Slurm jobs" in said
     launched(pilots, "t", ago_s=0.0)
     fake_queue.write_text("5_0|kt-s-t|RUNNING|None|gpu0|1|2|gpu\n")
     pilots.wanted = 3

@@ -17,7 +17,7 @@ from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore, Workload
-    from orchestrator.cluster.launch.follow import Pilots
+    from orchestrator.cluster.launch.local import LocalPilots
     from orchestrator.cluster.launch.slurm import SlurmPilots
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ def _launch_here(context: StudyContext, options: PilotOptions, workers: int | No
         signalled = counted(stop_local_workers(options.paths.logs), "worker")
         return f"stopping: {signalled} asked to release their jobs; kt-study launch continues from there"
 
-    return _launch(context, pilots, pilots.store, options, wait=wait, started=report_started, interrupted=stop_workers)
+    return _launch(context, pilots, wait=wait, started=report_started, interrupted=stop_workers)
 
 
 def url_for_workers(context: StudyContext) -> str:
@@ -210,8 +210,6 @@ def _launch_on_slurm(context: StudyContext, pilots: SlurmPilots, *, wait: bool) 
     return _launch(
         context,
         pilots,
-        pilots.store,
-        pilots.options,
         wait=wait,
         started=report_started,
         interrupted=lambda: "the workers continue; kt-study status shows them, kt-study stop ends them",
@@ -220,9 +218,7 @@ def _launch_on_slurm(context: StudyContext, pilots: SlurmPilots, *, wait: bool) 
 
 def _launch(
     context: StudyContext,
-    pilots: Pilots,
-    store: JobStore,
-    options: PilotOptions,
+    pilots: LocalPilots | SlurmPilots,
     *,
     wait: bool,
     started: Callable[[int], None],
@@ -231,13 +227,15 @@ def _launch(
     """Start the missing workers, and with `wait` follow them to the end. Returns the exit code.
 
     Args:
-        context, pilots, store, options: of the study and its workers.
+        context, pilots: the study and its workers.
         wait: wait for the database, and for the end of the study.
         started: called with the number of new workers.
         interrupted: called at Ctrl-C; returns what to print.
     """
     from orchestrator.cluster.launch.follow import Follower, Stopped
     from orchestrator.terminal.outage import through_outages
+
+    store, options = pilots.store, pilots.options
 
     def is_stopped() -> bool:
         return last_stop(options.files) not in ("", options.after_stop)

@@ -34,7 +34,7 @@ COMPARED = ("python", *PACKAGES, "ffcv")
 class NodeRequest(Record, frozen=True, kw_only=True):
     """Which node to check, any that fits the request by default, and how long to wait for it, in seconds."""
 
-    request: SlurmRequest  # fitted to the cluster
+    request: SlurmRequest  # by `completed_request`
     node: str = ""
     patience_s: float = 60.0
 

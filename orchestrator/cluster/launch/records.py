@@ -37,7 +37,7 @@ class LaunchRecord(Record, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """The name of its Slurm job."""
-        return f"{NAME_PREFIX}{self.study}-{self.token}"
+        return job_name(self.study, self.token)
 
     @property
     def on_gpu(self) -> bool:
@@ -58,6 +58,11 @@ class LaunchRecord(Record, frozen=True, kw_only=True):
     def was_accepted(self) -> bool:
         """Whether Slurm accepted it."""
         return self.slurm_id not in ("", "-")
+
+
+def job_name(study: str, token: str) -> str:
+    """The name of the Slurm job of a launch."""
+    return f"{NAME_PREFIX}{study}-{token}"
 
 
 def write(files: LaunchFiles, record: LaunchRecord) -> None:

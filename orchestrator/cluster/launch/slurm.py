@@ -70,7 +70,7 @@ class SlurmPilots:
 
     store: JobStore
     options: PilotOptions
-    request: SlurmRequest  # fitted to the cluster
+    request: SlurmRequest  # by `completed_request`
     cluster: Cluster
     database_url: str
     wanted: int
@@ -95,12 +95,11 @@ class SlurmPilots:
 
     def package(self, *, allocations: int, token: str, excluded: Sequence[BadNode], marker: str = "") -> Package:
         """The request for `allocations` allocations."""
-        record = self._record(token, allocations, done=0)
         options = msgspec.structs.replace(self.options, token=token)
         return Package(
             options=options,
             request=self.request,
-            name=record.name,
+            name=records.job_name(self.options.study, token),
             allocations=allocations,
             exclude=tuple(bad.node for bad in excluded),
             marker=marker,
@@ -204,7 +203,7 @@ class SlurmPilots:
         allowed = min(allocations, room, largest)
         if allowed < allocations:
             limit = "the largest array of this cluster" if allowed == largest else "--max-submitted"
-            self.notes.append(f"{allowed} of {counted(allocations, 'missing Slurm job')} submitted: limited by {limit}")
+            self.notes.append(f"{allowed} of {counted(allocations, 'missing Slurm job')}: limited by {limit}")
         return allowed
 
     def _nodes(self) -> tuple[Node, ...]:
@@ -259,7 +258,18 @@ class SlurmPilots:
         files = self.options.files
         marker = prepare_study_folder(files, self.database_url)
         token = secrets.token_hex(4)
-        record = self._record(token, allocations, done)
+        record = LaunchRecord(
+            token=token,
+            study=self.options.study,
+            sent_at=time.time(),
+            allocations=allocations,
+            pilots_each=self.request.pilots_each,
+            gpus_each=self.request.gpus,
+            time_min=self.request.time_min,
+            done_before=done,
+            lease_s=self.options.lease_s,
+            device=self.options.device,
+        )
         package = self.package(allocations=allocations, token=token, excluded=excluded, marker=marker)
         records.write(files, record)
         try:
@@ -295,20 +305,6 @@ class SlurmPilots:
                 records.write(self.options.files, msgspec.structs.replace(record, slurm_id=slurm_id))
             elif record.is_unconfirmed:
                 records.write(self.options.files, msgspec.structs.replace(record, slurm_id="-"))
-
-    def _record(self, token: str, allocations: int, done: int) -> LaunchRecord:
-        return LaunchRecord(
-            token=token,
-            study=self.options.study,
-            sent_at=time.time(),
-            allocations=allocations,
-            pilots_each=self.request.pilots_each,
-            gpus_each=self.request.gpus,
-            time_min=self.request.time_min,
-            done_before=done,
-            lease_s=self.options.lease_s,
-            device=self.options.device,
-        )
 
 
 def open_jobs(workload: Workload) -> int:

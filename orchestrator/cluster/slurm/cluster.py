@@ -21,9 +21,7 @@ class Partition(Record, frozen=True, kw_only=True):
     name: str
     is_default: bool
     is_up: bool
-    nodes: int
     longest_min: int
-    default_min: int
 
 
 class Node(Record, frozen=True, kw_only=True):
@@ -107,9 +105,7 @@ def _partition(fields: dict[str, str]) -> Partition:
         name=fields["PartitionName"],
         is_default=fields.get("Default") == "YES",
         is_up=fields.get("State", "UP") == "UP",
-        nodes=int(fields.get("TotalNodes", "0")),
         longest_min=minutes(fields.get("MaxTime", "UNLIMITED")),
-        default_min=minutes(fields.get("DefaultTime", "NONE")),
     )
 
 
