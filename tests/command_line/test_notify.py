@@ -222,7 +222,7 @@ def test_a_webhook_that_redirects_gets_one_message(store: JobStore, files: Launc
     look(store, files)
     assert [(call["path"], call["event"]) for call in hook.got] == [(f"/{SECRET}", "finished")]
     said = files.sent(STUDY, "finished").read_text()
-    assert said.startswith(f"webhook: it answered with a redirect ({code}), which is not followed; give the address")
+    assert said.startswith(f"webhook: it answered with a redirect ({code}), which is not followed; use the address")
 
 
 def test_the_address_comes_from_the_environment_a_file_or_the_study_file(

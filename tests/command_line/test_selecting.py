@@ -46,7 +46,7 @@ def test_the_name_of_a_cause_that_status_shows_is_enough(folder: Path, store: Jo
     store.fail(claim_one(store), passing())  # it backs off
     assert say(folder, "pause", "--error", passing().group) == "1 job paused\n"
     assert say(folder, "cancel", "--error", CAUSES[0]) == "1 job cancelled\n"
-    with pytest.raises(UsageError, match=f"that may be {CAUSES[0]}, {CAUSES[1]}; give more of it"):
+    with pytest.raises(UsageError, match=f"that may be {CAUSES[0]}, {CAUSES[1]}; give more digits"):
         say(folder, "cancel", "--error", "0fdfec6b")
 
 

@@ -56,11 +56,11 @@ def test_launches_at_once_start_no_more_than_asked_for_and_stop_ends_them(
     asked = ["launch", "--workers", str(workers), "--device", "cpu"]
     said = [launch.communicate(timeout=PATIENCE_S)[0] for launch in [_started(folder, *asked) for _ in range(launches)]]
     assert sum(f"{workers} worker" in each for each in said) == 1, said
-    assert sum("none is missing" in each for each in said) == launches - 1, said
+    assert sum("no worker is missing" in each for each in said) == launches - 1, said
     _registered(store, workers)
     assert len(local_processes(StudyPaths(root=folder).logs)) == workers
     assert len(store.workers()) == workers
-    assert "none is missing" in succeeds(folder, *asked)
+    assert "no worker is missing" in succeeds(folder, *asked)
 
     assert "no worker is left" in succeeds(folder, "stop")
 

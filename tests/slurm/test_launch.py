@@ -132,7 +132,7 @@ def test_topping_up_the_cap_pause_and_cancel(study: ClusterStudy, cluster: DevCl
     study.succeeds("plan")
     with busy_nodes(cluster):
         assert "2 jobs are pending (" in study.succeeds(*GPU, "--workers", "2")
-        assert "none is missing" in study.succeeds(*GPU, "--workers", "2")
+        assert "no worker is missing" in study.succeeds(*GPU, "--workers", "2")
         assert study.succeeds(*GPU, "--workers", "3").startswith("1 worker in Slurm job ")
         assert len(kt_jobs(cluster)) == 3
         assert "no more than 3 may be" in study.refused(*GPU, "--workers", "4", "--max-submitted", "3")
