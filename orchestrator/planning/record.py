@@ -24,6 +24,7 @@ class PlanOptions:
 
     pairs: int | None = None
     complementarity_pairs: int | str | None = None
+    controls: bool = False
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 

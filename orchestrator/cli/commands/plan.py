@@ -50,6 +50,9 @@ _NO_AXES = (*named("teachers"), "keep")
 @click.option(
     "--complementarity-pairs", metavar="N|all", help="Number of ordered pairs to compare, or all of them in one file."
 )
+@click.option(
+    "--controls", is_flag=True, help="Add the controls of each objective: labels only, a random partition, ..."
+)
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="Grid search over every combination of these values.")
 @click.option(
     "--from-recommendation",
@@ -70,6 +73,7 @@ def command(
     preset_name: str | None,
     pairs: int | None,
     complementarity_pairs: str | None,
+    controls: bool,
     grid: tuple[str, ...],
     recommendation: Path | None,
     adopt: bool,
@@ -83,6 +87,7 @@ def command(
       kt-study plan                                 # 466 complementarity pairs and 400 transfer pairs per objective
       kt-study plan --pairs 40 --complementarity-pairs all
       kt-study plan --grid lr=1e-3,1e-4 --grid temperature=0.1,1,10
+      kt-study plan --controls                      # and what tells the teacher's part in a gain from training as such
       kt-study plan --dry-run                       # jobs by kind, models, forwards, cache bytes, GPU-hours
       kt-study plan --preset paper-10pct --dry-run  # the paper's own sizes; needs no study file
       kt-study plan --from-recommendation           # the teachers that kt-study recommend found
@@ -95,7 +100,10 @@ def command(
     from orchestrator.planning.model_records import check_own_models
 
     wishes = PlanOptions(
-        pairs=pairs, complementarity_pairs=_pairs_or_all(complementarity_pairs), grid=dict(map(_grid_axis, grid))
+        pairs=pairs,
+        complementarity_pairs=_pairs_or_all(complementarity_pairs),
+        controls=controls,
+        grid=dict(map(_grid_axis, grid)),
     )
     with suppress(StudyFileError):  # a preset needs no study file to be looked at
         parse_url(here.database_url)  # a slip in it is said before the work of planning
@@ -124,7 +132,8 @@ def _typed(preset_name: str | None, wishes: PlanOptions, grid: tuple[str, ...], 
     }
     given = [(flag, str(value)) for flag, value in options.items() if value is not None]
     given += [("--grid", axis) for axis in grid]
-    return shlex.join(["kt-study", "plan", *itertools.chain.from_iterable(given)])
+    flags = ["--controls"] if wishes.controls else []
+    return shlex.join(["kt-study", "plan", *itertools.chain.from_iterable(given), *flags])
 
 
 def _put_down(plan: Plan, sources: Sources, store: JobStore | None, command: str | None) -> dict[str, Any]:
@@ -184,6 +193,7 @@ def _recommended(
         "--preset": preset_name,
         "--pairs": wishes.pairs,
         "--complementarity-pairs": wishes.complementarity_pairs,
+        "--controls": wishes.controls or None,
         "--grid": wishes.grid or None,
     }
     for flag in (flag for flag, value in given.items() if value is not None):
