@@ -51,7 +51,8 @@ class StudyTransfers:
             return []
         pairs = self._pairs(wanted)
         found = [
-            self._run(objective, student, [teacher], point)
+            self._run(objective, student, [teacher], point, seed)
+            for seed in self._seeds()
             for objective, points in (settings | controls).items()
             for point in points
             for teacher, student in pairs
@@ -59,6 +60,15 @@ class StudyTransfers:
         for mode in self._study.transfer.multi_teacher:
             found += self._team_runs(mode, settings)
         return [self._kept_for_later(run) for run in dict.fromkeys(found)]
+
+    def _seeds(self) -> list[int]:
+        """Seeds of the replicates of each transfer. Pairs and subset are those of the study's own seed."""
+        given = self._study.transfer.seeds if self._wishes.seeds is None else self._wishes.seeds
+        first = self._study.study.seed
+        seeds = [first + number for number in range(given)] if isinstance(given, int) else given
+        if len(set(seeds)) < len(seeds):
+            raise UsageError(f"seeds {', '.join(map(str, seeds))}: a seed is named twice; each gives one replicate")
+        return seeds
 
     def _controls(self) -> list[str]:
         """The controls of the study's objectives, with one teacher; those that read labels only where there are some."""
@@ -108,7 +118,7 @@ class StudyTransfers:
         return list(dict.fromkeys(settings_for(objective, one) for one in given))
 
     def _run(
-        self, objective: str, student: ModelRecord, teachers: list[ModelRecord], settings: Settings
+        self, objective: str, student: ModelRecord, teachers: list[ModelRecord], settings: Settings, seed: int
     ) -> TransferSpec:
         return TransferSpec(
             dataset=self._dataset.key,
@@ -116,7 +126,7 @@ class StudyTransfers:
             teachers=tuple(teacher.key for teacher in teachers),
             objective=objective,
             settings=settings,
-            seed=self._study.study.seed,
+            seed=seed,
         )
 
     def _team_runs(self, mode: str, settings: dict[str, list[Settings]]) -> list[TransferSpec]:
@@ -132,7 +142,12 @@ class StudyTransfers:
             self.notes.append(f"sequential transfers are left out for now: {reason}")
             self._may_come_first = {(student.key, teacher.key) for student, team in self._teams() for teacher in team}
             return []
-        return [self._run(objective, student, team, point) for objective, point in points for student, team in teams]
+        return [
+            self._run(objective, student, team, point, seed)
+            for seed in self._seeds()
+            for objective, point in points
+            for student, team in teams
+        ]
 
     def _kept_for_later(self, run: TransferSpec) -> TransferSpec:
         """Whichever teacher will come first in a sequence, its single transfer is the first stage: it is kept."""
