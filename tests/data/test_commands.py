@@ -85,7 +85,7 @@ def test_cache_verify_ends_with_1_when_something_is_torn(folder: Path) -> None:
     os.truncate(torn / "logits.npy", 200)
     done = kt_study(folder, "cache", "verify")
     assert done.returncode == 1
-    assert f"{torn}: logits.npy has another size; it is made again" in done.stdout
+    assert f"{torn}: logits.npy has another size; it is computed again" in done.stdout
     assert "3 passes checked, 1 damaged" in done.stdout
 
 
