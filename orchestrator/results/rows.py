@@ -1,4 +1,4 @@
-"""The source of the rows of each parquet table, by parts of a study."""
+"""The sources of the rows of each parquet table, in parts of a study."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Mark = list[int | float | str | None]
-"""What the database says of a part, cheaply; a part with an unchanged mark has unchanged rows."""
+"""A summary of a part that is cheap to query; a part with an unchanged mark has unchanged rows."""
 
-JOBS_A_PART = 65_536
+JOBS_PER_PART = 65_536
 """Jobs in a part of a table with about one row per job."""
 
 MANY_ROWS = {"class_flips": 1_024, "transfer_epochs": 4_096}
@@ -37,7 +37,7 @@ _PAIR_KINDS = [kind.name for kind in JOB_KINDS.values() if {"complementarity", "
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study of the database. `created_at` tells it from one of the same name in another database."""
+    """A study of the database. `created_at` differs from that of a study with the same name in another database."""
 
     id: int
     name: str
@@ -57,7 +57,7 @@ class Source(Protocol):
         ...
 
     def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
-        """The rows of one part in their lasting order, without the column `study`."""
+        """The rows of one part in their fixed order, without the column `study`."""
         ...
 
 
@@ -68,7 +68,7 @@ def read_studies(reader: Reader) -> list[Study]:
 
 
 def sources(folder: Path) -> list[Source]:
-    """One source for each table; what belongs to a row, such as a transfer's epochs, comes before the row.
+    """One source for each table. Rows that belong to another, such as a transfer's epochs, come before it.
 
     Args:
         folder: the study folder, to which the paths in rows are relative.
@@ -104,25 +104,25 @@ class ResultRows:
     def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
         rows = results[self.table]
         part = rows.c.job_id // self._part_jobs
-        select = _of_study(sa.select(part, sa.func.count(), sa.func.max(rows.c.id)), study, rows.c.job_id)
+        select = of_study(sa.select(part, sa.func.count(), sa.func.max(rows.c.id)), study, rows.c.job_id)
         return _marks(reader, select.group_by(part))
 
     def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
         rows = results[self.table]
         select = sa.select(rows.c.job_id, *(rows.c[column.name] for column in self.kind.columns))
-        select = _in_part(_of_study(select, study, rows.c.job_id), rows.c.job_id, part, self._part_jobs)
+        select = _in_part(of_study(select, study, rows.c.job_id), rows.c.job_id, part, self._part_jobs)
         return reader.batches(
             select.order_by(study_jobs.c.job_id, *(rows.c[key] for key in self.kind.key)), body_schema(self.table)
         )
 
     @property
     def _part_jobs(self) -> int:
-        return MANY_ROWS.get(self.table, JOBS_A_PART)
+        return MANY_ROWS.get(self.table, JOBS_PER_PART)
 
 
 @dataclass(frozen=True)
 class JobRows:
-    """The job table as it stands."""
+    """The current job table."""
 
     table: str = JOBS.name
 
@@ -131,7 +131,7 @@ class JobRows:
 
     def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
         select = sa.select(jobs.c.id, *(jobs.c[column.name] for column in JOBS.columns))
-        select = _in_part(_of_study(select, study, jobs.c.id), jobs.c.id, part, JOBS_A_PART)
+        select = _in_part(of_study(select, study, jobs.c.id), jobs.c.id, part, JOBS_PER_PART)
         return reader.batches(select.order_by(study_jobs.c.job_id), body_schema(self.table))
 
 
@@ -149,7 +149,7 @@ class PairRows:
 
         names = dict(reader.rows(sa.select(models.c.key, models.c.name)))
         select: Select = sa.select(jobs.c.id, jobs.c.kind, jobs.c.spec, jobs.c.state)
-        select = _in_part(_of_study(select, study, jobs.c.id), jobs.c.id, part, JOBS_A_PART)
+        select = _in_part(of_study(select, study, jobs.c.id), jobs.c.id, part, JOBS_PER_PART)
         select = select.where(jobs.c.kind.in_(_PAIR_KINDS)).order_by(study_jobs.c.job_id)
         text = pa.string()
         planned = pa.schema([("job_id", pa.int64()), ("kind", text), ("spec", text), ("state", text)])
@@ -166,14 +166,14 @@ class AttemptRows:
     table: str = ATTEMPTS.name
 
     def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
-        part = attempts.c.job_id // JOBS_A_PART
+        part = attempts.c.job_id // JOBS_PER_PART
         counted = (
             sa.func.count(),
             sa.func.count(attempts.c.ended_at),
             sa.func.max(attempts.c.started_at),
             sa.func.max(attempts.c.ended_at),
         )
-        return _marks(reader, _of_study(sa.select(part, *counted), study, attempts.c.job_id).group_by(part))
+        return _marks(reader, of_study(sa.select(part, *counted), study, attempts.c.job_id).group_by(part))
 
     def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
         elsewhere = {
@@ -183,16 +183,16 @@ class AttemptRows:
             "device": workers.c.device,
         }
         columns = [elsewhere.get(c.name, attempts.c.get(c.name)) for c in ATTEMPTS.columns]
-        select = _of_study(sa.select(attempts.c.job_id, *columns), study, attempts.c.job_id)
+        select = of_study(sa.select(attempts.c.job_id, *columns), study, attempts.c.job_id)
         select = select.join(jobs, jobs.c.id == attempts.c.job_id)
         select = select.join(workers, workers.c.id == attempts.c.worker, isouter=True)
-        select = _in_part(select, attempts.c.job_id, part, JOBS_A_PART).order_by(study_jobs.c.job_id, attempts.c.id)
+        select = _in_part(select, attempts.c.job_id, part, JOBS_PER_PART).order_by(study_jobs.c.job_id, attempts.c.id)
         return reader.batches(select, body_schema(self.table))
 
 
 @dataclass(frozen=True)
 class PlanRows:
-    """The commands that planned the study, as it is recorded."""
+    """The recorded commands that planned the study."""
 
     table: str = PLANS.name
 
@@ -228,7 +228,7 @@ class ModelRows:
 
 @dataclass(frozen=True)
 class AllPairsRows:
-    """The files that `all_pairs` jobs left in the study folder, a part each."""
+    """The files of `all_pairs` jobs in the study folder, a part each."""
 
     folder: Path
     table: str = ALL_PAIRS.name
@@ -236,7 +236,7 @@ class AllPairsRows:
     def marks(self, reader: Reader, study: Study) -> dict[int, Mark]:
         made = results[self.table]
         select: Select = sa.select(made.c.job_id, made.c.file, made.c.n_pairs, jobs.c.fence)
-        select = _of_study(select.join(jobs, jobs.c.id == made.c.job_id), study, made.c.job_id)
+        select = of_study(select.join(jobs, jobs.c.id == made.c.job_id), study, made.c.job_id)
         return _marks(reader, select)
 
     def batches(self, reader: Reader, study: Study, part: int) -> Iterator[pa.RecordBatch]:
@@ -244,25 +244,25 @@ class AllPairsRows:
         import pyarrow.parquet as pq
 
         made = results[self.table]
-        select = _of_study(sa.select(made.c.file), study, made.c.job_id).where(made.c.job_id == part)
+        select = of_study(sa.select(made.c.file), study, made.c.job_id).where(made.c.job_id == part)
         (name,) = reader.rows(select)[0]
         path = self.folder / name
         if not path.is_file():
             raise DiskError(
-                f"{path}: the pairs of job {part} are not there; collect with the study folder that has them"
+                f"{path}: file missing, with the pairs of job {part}; collect in the study folder that has it"
             )
         schema = body_schema(self.table)
         with pq.ParquetFile(path) as stored:
             for batch in stored.iter_batches():
-                known = dict(zip(batch.schema.names, batch.columns, strict=True))
-                known["job_id"] = pa.repeat(part, batch.num_rows)
+                there = dict(zip(batch.schema.names, batch.columns, strict=True))
+                there["job_id"] = pa.repeat(part, batch.num_rows)
                 columns = [
-                    known[f.name].cast(f.type) if f.name in known else pa.nulls(batch.num_rows, f.type) for f in schema
+                    there[f.name].cast(f.type) if f.name in there else pa.nulls(batch.num_rows, f.type) for f in schema
                 ]
                 yield pa.record_batch(columns, schema=schema)
 
 
-def _of_study(select: Select, study: Study, job_id: sa.ColumnElement[Any]) -> Select:
+def of_study(select: Select, study: Study, job_id: sa.ColumnElement[Any]) -> Select:
     """Keep the rows whose job the study has."""
     return select.join(study_jobs, study_jobs.c.job_id == job_id).where(study_jobs.c.study_id == study.id)
 
@@ -271,16 +271,13 @@ def _in_part(select: Select, job_id: sa.ColumnElement[Any], part: int, size: int
     return select.where(job_id >= part * size, job_id < (part + 1) * size)
 
 
-def _total(column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-    return sa.cast(sa.func.sum(column), sa.BigInteger)
-
-
 def _job_marks(reader: Reader, study: Study) -> dict[int, Mark]:
-    """Count, and what any change of state moves: claims, tries, and the time of the last change."""
-    part = jobs.c.id // JOBS_A_PART
-    done = sa.func.sum(sa.case((jobs.c.state == JobState.DONE.value, 1), else_=0))
-    counted = (sa.func.count(), sa.cast(done, sa.BigInteger), _total(jobs.c.fence), sa.func.max(jobs.c.changed_at))
-    return _marks(reader, _of_study(sa.select(part, *counted), study, jobs.c.id).group_by(part))
+    """Number of jobs, and values that change with any state: done jobs, claims, and the time of the last change."""
+    part = jobs.c.id // JOBS_PER_PART
+    done = sa.case((jobs.c.state == JobState.DONE.value, 1), else_=0)
+    sums = [sa.cast(sa.func.sum(column), sa.BigInteger) for column in (done, jobs.c.fence)]
+    counted = (sa.func.count(), *sums, sa.func.max(jobs.c.changed_at))
+    return _marks(reader, of_study(sa.select(part, *counted), study, jobs.c.id).group_by(part))
 
 
 def _marks(reader: Reader, select: Select) -> dict[int, Mark]:
@@ -298,18 +295,18 @@ def _pair_row(job_id: int, kind: str, spec: str, state: str, names: Mapping[str,
 
 
 def _names(names: Mapping[str, str], teachers: tuple[str, ...], student: str) -> tuple[str, str, str, str]:
-    """Teacher and student, and their keys, as the result rows spell them."""
+    """Teacher and student, and their keys, as in result rows."""
     teacher = "+".join(names.get(key, key) for key in teachers)
     return teacher, names.get(student, student), "+".join(teachers), student
 
 
 def _model_rows(reader: Reader, study: Study) -> list[dict[str, Any]]:
-    """A row for each model and each data set it was evaluated on; one without a data set where it was not yet."""
-    wanted = _model_keys(reader, study)
+    """A row per model and data set on which it was evaluated; one without a data set if there is none yet."""
+    keys = _model_keys(reader, study)
     measured = _evaluations(reader, study)
     rows = []
     for key, text in reader.rows(sa.select(models.c.key, models.c.record).order_by(models.c.name, models.c.key)):
-        if key in wanted:
+        if key in keys:
             record = _record_columns(msgspec.json.decode(text, type=ModelRecord))
             rows += [record | evaluation for evaluation in measured.get(key, [{}])]
     return rows
@@ -317,31 +314,31 @@ def _model_rows(reader: Reader, study: Study) -> list[dict[str, Any]]:
 
 def _model_keys(reader: Reader, study: Study) -> set[str]:
     """Keys of the models that the study's jobs name."""
-    specs = reader.rows(_of_study(sa.select(jobs.c.spec), study, jobs.c.id).where(jobs.c.kind.not_in(_PAIR_KINDS)))
+    specs = reader.rows(of_study(sa.select(jobs.c.spec), study, jobs.c.id).where(jobs.c.kind.not_in(_PAIR_KINDS)))
     named = (msgspec.json.decode(spec) for (spec,) in specs)
     keys = set(itertools.chain.from_iterable([spec.get("model"), *spec.get("models", ())] for spec in named))
     for role in (jobs.c.teacher, jobs.c.student):
-        keys |= {key for (key,) in reader.rows(_of_study(sa.select(role).distinct(), study, jobs.c.id))}
+        keys |= {key for (key,) in reader.rows(of_study(sa.select(role).distinct(), study, jobs.c.id))}
     return keys
 
 
 def _evaluations(reader: Reader, study: Study) -> dict[str, list[dict[str, Any]]]:
-    """Model key -> its evaluations on the validation split, one for each data set."""
+    """Model key -> its evaluations on the validation split, one per data set."""
     rows = results["evaluations"]
     names = ("dataset", "params", "n", "acc", "loss", "prediction_entropy", "images_per_s", "device")
-    select = _of_study(sa.select(rows.c.model_key, *(rows.c[name] for name in names)), study, rows.c.job_id)
+    select = of_study(sa.select(rows.c.model_key, *(rows.c[name] for name in names)), study, rows.c.job_id)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for key, *values in reader.rows(select.where(rows.c.split == "val").order_by(rows.c.dataset, rows.c.job_id)):
         evaluation = dict(zip(names, values, strict=True))
-        if evaluation["params"] is None:  # as the catalogue has it, then
+        if evaluation["params"] is None:  # keep that of the model's record
             del evaluation["params"]
         found.setdefault(key, {}).setdefault(values[0], evaluation)
     return {key: list(evaluations.values()) for key, evaluations in found.items()}
 
 
 def _record_columns(record: ModelRecord) -> dict[str, Any]:
-    same = [column.name for column in MODELS.columns if column.name in ModelRecord.__struct_fields__]
-    return {name: getattr(record, name) or None for name in same} | {
+    fields = [column.name for column in MODELS.columns if column.name in ModelRecord.__struct_fields__]
+    return {name: getattr(record, name) or None for name in fields} | {
         "model": record.name,
         "model_key": record.key,
         "input_size": "x".join(map(str, record.input_size)),

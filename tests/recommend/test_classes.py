@@ -36,7 +36,7 @@ def test_a_class_counts_once_and_keeps_the_name_that_was_given() -> None:
 
 
 def test_a_word_of_two_classes_names_both() -> None:
-    with pytest.raises(UsageError, match="'crane' is n02012849 or n03126707; say which"):
+    with pytest.raises(UsageError, match="'crane' is ambiguous: n02012849 or n03126707; give one of these names"):
         indices("crane", IMAGENET)
     assert indices("n02012849", IMAGENET) == [134]
 

@@ -21,7 +21,7 @@ from kt_study.multi_teacher import transfer_digest
 from kt_study.records import DatasetRecord
 from kt_study.store import JobStore
 from orchestrator.cli.commands.recommend import command
-from orchestrator.results.recommend.advice import Question, recommend
+from orchestrator.results.recommend.recommend import RecommendOptions, recommend
 from orchestrator.results.recommend.record import Recommendation, as_json, read_recommendation
 from orchestrator.results.recommend.text import as_text
 from tests.recommend.invented import (
@@ -303,12 +303,12 @@ def test_what_does_not_exist_is_one_line(store: JobStore, url: str, tmp_path: Pa
 
 
 def ask_named(url: str, folder: Path, **question: Any) -> Recommendation:
-    return recommend(url, STUDY, sources(folder), Question(**question))
+    return recommend(url, STUDY, sources(folder), RecommendOptions(**question))
 
 
 def test_a_study_that_has_not_run_says_so(store: JobStore, url: str, tmp_path: Path) -> None:
     fill(store, evaluated=[])
-    with pytest.raises(UsageError, match="has evaluated no model yet"):
+    with pytest.raises(UsageError, match="no model of study 'invented' has been evaluated yet"):
         ask(url, tmp_path, STUDENT)
     fill(store, evaluated=[FIRST])
     with pytest.raises(UsageError, match="'synthetic/cnn0' has not been evaluated in study 'invented' yet"):
@@ -355,7 +355,7 @@ def test_a_file_of_others_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text('{"teachers": "of mine"}')
     asked = ["--student", "x", "--study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "mine.json")]
     with pytest.raises(
-        UsageError, match=r"mine\.json is there already and is no recommendation of kt-study's; give another"
+        UsageError, match=r"mine\.json already exists and is not a recommendation of kt-study; give another"
     ):
         CliRunner().invoke(command, asked, catch_exceptions=False)
     assert (tmp_path / "mine.json").read_text() == '{"teachers": "of mine"}'

@@ -108,7 +108,7 @@ def test_the_two_databases_give_the_same_bytes(world: World, tmp_path: Path, pos
 def test_in_steps_or_at_once_the_bytes_are_the_same(
     store: JobStore, url: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.results.rows.JOBS_A_PART", 16)
+    monkeypatch.setattr("orchestrator.results.rows.JOBS_PER_PART", 16)
     monkeypatch.setitem(MANY_ROWS, "class_flips", 8)
     monkeypatch.setitem(MANY_ROWS, "transfer_epochs", 8)
     fill(store, world, done=10)
@@ -124,7 +124,7 @@ def test_in_steps_or_at_once_the_bytes_are_the_same(
 def test_a_second_collect_writes_nothing_and_a_third_only_what_is_new(
     store: JobStore, url: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.results.rows.JOBS_A_PART", 16)
+    monkeypatch.setattr("orchestrator.results.rows.JOBS_PER_PART", 16)
     out = tmp_path / "results"
     fill(store, world, done=30)
     assert collect(url, out).written

@@ -110,8 +110,9 @@ def with_all_families(frame: pd.DataFrame) -> pd.DataFrame:
 
 def quartiles(grouped: SeriesGroupBy[Any, Any], count: str = "n") -> pd.DataFrame:
     """Mean, quartiles (`low`, `high`) and number of the values of each group, as columns beside the keys."""
-    parts = grouped.agg(mean="mean", low=lambda v: v.quantile(0.25), high=lambda v: v.quantile(0.75), n="size")
-    return parts.rename(columns={"n": count}).reset_index()
+    parts: Any = grouped.agg(mean="mean", low=lambda v: v.quantile(0.25), high=lambda v: v.quantile(0.75), n="size")
+    found: pd.DataFrame = parts.rename(columns={"n": count}).reset_index()
+    return found
 
 
 def bin_middles(values: pd.Series[float], bins: int) -> NDArray[np.float64]:

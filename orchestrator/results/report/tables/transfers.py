@@ -27,9 +27,7 @@ def examples(study: StudyResults) -> pd.DataFrame:
     chosen = rows.merge(paper[PAIR], on=PAIR)
     if chosen.empty:
         chosen = _best_of_each_side(rows)
-    table: pd.DataFrame = chosen[
-        [*PAIR, "objective", "delta_acc", "delta_transf", "delta_transf_low", "delta_transf_high"]
-    ]
+    table = chosen[[*PAIR, "objective", "delta_acc", "delta_transf", "delta_transf_low", "delta_transf_high"]]
     table = table.rename(columns={"delta_transf_low": "95 % low", "delta_transf_high": "95 % high"})
     theirs = paper[paper["student"].isin(table["student"])]
     return table.merge(theirs, on=PAIR, how="left") if len(theirs) else table
@@ -37,7 +35,7 @@ def examples(study: StudyResults) -> pd.DataFrame:
 
 def _best_of_each_side(rows: pd.DataFrame) -> pd.DataFrame:
     counts = rows["student"].value_counts()
-    found = []
+    found: list[pd.DataFrame] = []
     for student in sorted(counts.index, key=lambda name: (-counts[name], name))[:STUDENTS]:
         of_student = rows[rows["student"] == student]
         for side in (of_student[of_student["delta_acc"] >= 0], of_student[of_student["delta_acc"] < 0]):
