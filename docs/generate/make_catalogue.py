@@ -60,12 +60,11 @@ WEIGHTS_OF_ALIAS = {
     "vit_base_patch16_224_sam": "vit_base_patch16_224.sam_in1k",
     "vit_base_patch32_224_sam": "vit_base_patch32_224.sam_in1k",
 }
-"""Deprecated names whose timm alias leads to other weights, or to a tag that timm does not have.
+"""Deprecated names whose timm alias has other weights, or is a tag that timm does not have -> tag of their former weights.
 
-Found by comparing the checkpoint file that timm 0.6.12 loaded for every name with the files of 1.0.31's tags. The empty
-one has no tag left.
+Found by comparing the checkpoint file that timm 0.6.12 loaded for every name with the files of the tags of 1.0.31. The name
+with an empty tag has no weights in 1.0.31.
 """
-
 
 UNTRAINED_HEADS = frozenset({"resmlp_12_224.fb_dino", "resmlp_24_224.fb_dino"})
 """Tags with a last layer of 1,000 outputs that was never trained on labels: self-supervised, without fine-tuning
@@ -73,7 +72,7 @@ UNTRAINED_HEADS = frozenset({"resmlp_12_224.fb_dino", "resmlp_24_224.fb_dino"})
 
 
 def main() -> None:
-    """Write both tables and print what was found."""
+    """Write both tables and print a summary."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, help="timm's results-imagenet.csv, for the published top-1")
     parser.add_argument("--out", type=Path, default=UNIVERSE, help="folder for the two tables")
@@ -91,7 +90,7 @@ def main() -> None:
 
 
 def published_top1(results: Path | None) -> dict[str, tuple[str, str]]:
-    """Full name to (top-1 in %, its source): models of the paper's Tables 5 and 6, then timm's own file over them."""
+    """Full name -> (top-1 in %, its source): from the paper's Tables 5 and 6, overridden by timm's file."""
     found: dict[str, tuple[str, str]] = {}
     for number in (6, 5):
         for row in read_table(f"table{number}_models"):
@@ -138,7 +137,7 @@ def _check_timm() -> None:
     if timm.__version__ != TIMM_VERSION:
         raise UsageError(
             f"timm {timm.__version__} is installed and the catalogue lists {TIMM_VERSION}; "
-            "set TIMM_VERSION in orchestrator/planning/universe/table.py to make one for it"
+            "set TIMM_VERSION in orchestrator/planning/universe/table.py for a new catalogue"
         )
 
 
@@ -196,7 +195,7 @@ def _full_name(name: str) -> str:
 
 @cache
 def _default_tag(architecture: str) -> str:
-    """timm's default tag, or the first ImageNet-1k one in timm's order where the default has other classes."""
+    """timm's default tag, or the first ImageNet-1k one in timm's order if the default has other classes."""
     from timm.models import _registry
 
     tags = [name.split(".", 1)[1] for name in _registry._model_with_tags[architecture] if "." in name]
@@ -210,7 +209,7 @@ def _counts(name: str, input_size: tuple[int, int, int]) -> tuple[int, str]:
     from timm.layers.config import set_fused_attn
     from torch.utils.flop_counter import FlopCounterMode
 
-    set_fused_attn(False)  # the counter sees the two matrix products of attention, not one fused kernel
+    set_fused_attn(False)  # so that the counter counts the matrix products of attention, not a fused kernel
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         model = timm.create_model(name, pretrained=False).eval().requires_grad_(False)

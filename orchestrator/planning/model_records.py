@@ -36,9 +36,9 @@ def _remembered(memory: Path) -> dict[str, str]:
 
 
 class FileDigests:
-    """Digests of weights files, remembered by path, size and time of change, so that a plan reads each file once.
+    """Digests of weights files by path, size and modification time, so that each file is read once for all plans.
 
-    `keep` writes the memory down; until then nothing is written.
+    Only `keep` writes them to the file.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -55,7 +55,7 @@ class FileDigests:
         return self._known[stamp]
 
     def keep(self) -> None:
-        """Remember what was read. Raises DiskError."""
+        """Write new digests to the file. Raises DiskError."""
         if self._new:
             write_text(self._memory, json.dumps(self._known, indent=0, sort_keys=True))
 
@@ -65,7 +65,7 @@ def study_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digests
 
     Raises:
         StudyFileError, UnknownModelError, WeightsError: an incomplete table, an unknown name, a missing file.
-        UsageError: filters that leave nothing.
+        UsageError: filters that leave no model.
     """
     section = study.models
     listed = listed_models(study, folder, dataset, digests)
@@ -102,14 +102,14 @@ def check_own_models(records: Iterable[ModelRecord], folder: Path) -> None:
 
 
 def _is_made_here(record: ModelRecord) -> bool:
-    """Whether a job of ours makes the weights, or the embedded zoo brings the start of one."""
+    """Whether a job makes the weights, or the model is an untrained one of the embedded zoo."""
     return record.weights.startswith((TRAINED, TRANSFERRED)) or record.name.endswith(UNTRAINED)
 
 
 def predicted_models(study: StudyFile, dataset: DatasetRecord) -> list[ModelRecord]:
-    """The models whose predictions are in a `predictions` data set, one for each file, sorted by name.
+    """The models whose predictions are in a `predictions` data set, one per file, sorted by name.
 
-    A file that is named as a model of timm's gets that model's family and size; of others nothing is known.
+    A file with the name of a timm model gets that model's family and size; those of others are unknown.
     """
     return narrowed([_predicted(name, dataset) for name in predictions.model_names(dataset)], study.models)
 
@@ -119,7 +119,7 @@ def narrowed(records: list[ModelRecord], section: ModelsSection) -> list[ModelRe
 
     Raises:
         UnknownModelError: an include glob that matches none.
-        UsageError: filters that leave nothing.
+        UsageError: filters that leave no model.
     """
     if not records:
         return []
@@ -176,7 +176,7 @@ def _traits(record: ModelRecord) -> _Traits:
 
 
 def _filters(section: ModelsSection) -> dict[str, Any]:
-    """The filters of [models] by the names that `select` has for them."""
+    """The filters of [models] by the parameter names of `select`."""
     return {name: getattr(section, name) for name in section.__struct_fields__ if name != "universe"}
 
 
@@ -217,7 +217,7 @@ def _from_table(
         fields.setdefault("num_classes", dataset.n_classes)
     elif "num_classes" not in fields:
         raise StudyFileError(
-            f"[[model]] {table.name!r} needs num_classes: data set {dataset.name!r} has no labels that would say it"
+            f"[[model]] {table.name!r} needs num_classes: data set {dataset.name!r} has no labels to count them"
         )
     if table.license:
         fields["license"] = table.license
@@ -226,7 +226,7 @@ def _from_table(
 
 
 def _known_and_described(table: ModelTable, folder: Path) -> tuple[ModelTable, dict[str, Any]]:
-    """What is known of a table's model; for a folder or the hub by its config.json, which may add to the table."""
+    """The table and the known fields of its model; the config.json of a folder or the hub may add to the table."""
     if not is_described(table.timm):
         return table, _known(table)
     found = described(table.timm, table.name, folder)
@@ -236,7 +236,7 @@ def _known_and_described(table: ModelTable, folder: Path) -> tuple[ModelTable, d
 
 
 def _known(table: ModelTable) -> dict[str, Any]:
-    """What the catalogue knows of a timm name; nothing for a factory or an architecture without ImageNet weights."""
+    """The fields of a timm name in the catalogue; none for a factory or an architecture without ImageNet weights."""
     if not table.timm:
         return {}
     try:
@@ -275,11 +275,11 @@ def _require_complete(table: ModelTable, fields: dict[str, Any]) -> None:
 
 
 def _why_unknown(table: ModelTable) -> str:
-    """A factory says nothing of itself; a timm name may be mistyped, so the nearest ones are named."""
+    """For a timm name that may be mistyped, the error with the nearest names."""
     if table.factory:
-        return f"it is not known for {table.factory!r}"
+        return f"it is unknown for {table.factory!r}"
     try:
-        return f"it is not known for {resolve(table.timm).name!r}"
+        return f"it is unknown for {resolve(table.timm).name!r}"
     except UnknownModelError as error:
         return str(error)
 

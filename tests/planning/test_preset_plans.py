@@ -203,9 +203,9 @@ BIRDS = '[study]\nname = "b"\n[dataset]\nkind = "cub200"\npath = "{}"\n'
 @pytest.mark.parametrize(
     ("name", "study", "told"),
     [
-        ("paper-datasets", "photos", "paper-datasets is about cub-200 (200 classes, kind 'cub200') or caltech-256"),
+        ("paper-datasets", "photos", "paper-datasets needs cub-200 (200 classes, kind 'cub200') or caltech-256"),
         ("paper-datasets", "nine birds", "cub200' has 9 classes"),
-        ("paper-10pct", "birds", "paper-10pct is about imagenet-1k-10pct (1000 classes"),
+        ("paper-10pct", "birds", "paper-10pct needs imagenet-1k-10pct (1000 classes"),
         ("paper-domain-shift", "photos", "first trains its teachers on domainnet-infograph: add [fine_tuning.dataset]"),
         ("paper-domain-shift", "nine drawings", "[fine_tuning.dataset] has 9 classes, domainnet-infograph 345"),
         ("paper-full", "only val", "has no training samples; give [dataset] train"),

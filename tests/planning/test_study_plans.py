@@ -81,7 +81,7 @@ def test_a_filter_by_published_top1_says_how_few_have_one(tmp_path: Path) -> Non
 def test_a_table_that_takes_the_place_of_a_model_of_timms_is_noted(tmp_path: Path) -> None:
     table = model_table("resnet18.a1_in1k", num_classes=1000)
     plan = plan_of(tmp_path, timm_study(train=False), table, wishes=PlanOptions(complementarity_pairs=1, pairs=0))
-    assert "[[model]] 'resnet18.a1_in1k' takes the place of timm's own" in plan.notes
+    assert "[[model]] 'resnet18.a1_in1k' replaces timm's model of that name" in plan.notes
     (own,) = [model for model in plan.models if model.name == "resnet18.a1_in1k"]
     assert own.weights == "random:0"
 

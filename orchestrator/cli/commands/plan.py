@@ -197,7 +197,7 @@ def _sources(here: StudyContext) -> Iterator[Sources]:
             folder=here.folder,
             scratch=Path(scratch),
             accuracies=known.accuracies,
-            ran=known.ran,
+            recorded=known.recorded,
             acc_after=known.acc_after,
             progress=progress,
             digests=FileDigests(here.paths.cache / "digests.json"),

@@ -13,14 +13,14 @@ Setting = str | int | float
 
 
 class TransferPair(Record, frozen=True):
-    """A student and its teacher, or its teachers in the order in which they are given to it. Full timm names."""
+    """A student and its teacher, or its teachers in the order of the transfer. Full timm names."""
 
     student: str
     teachers: tuple[str, ...]
 
 
 class Search(Record, frozen=True):
-    """A search over settings: every combination of the axes, or a seeded draw of `draws` different ones."""
+    """A search over settings: every combination of the axes, or a seeded draw of `draws` of them."""
 
     axes: dict[str, tuple[Setting, ...]]  # name of a field of kt_study.settings.Settings -> values
     draws: int = 0  # 0: every combination
@@ -35,7 +35,7 @@ class Search(Record, frozen=True):
         return tuple(grid[index] for index in sorted(order[: self.draws]))
 
     def size(self) -> int:
-        """How many settings `points` gives."""
+        """Number of `points`."""
         return self.draws or prod(len(values) for values in self.axes.values())
 
 
@@ -45,13 +45,11 @@ class Arm(Record, frozen=True):
     objective: str
     pairs: tuple[TransferPair, ...]
     dataset: str  # name of one of the preset's data sets
-    settings: dict[
-        str, Setting
-    ]  # by the names of kt_study.settings.Settings; multi_teacher and teacher_order among them
+    settings: dict[str, Setting]  # by the names of kt_study.settings.Settings, with multi_teacher and teacher_order
     search: Search | None = None
 
     def points(self) -> tuple[dict[str, Setting], ...]:
-        """The full settings of each run of a pair: one, or one for each point of the search."""
+        """The full settings of each run of a pair: one, or one per point of the search."""
         points = self.search.points() if self.search else ({},)
         return tuple({**self.settings, **point} for point in points)
 
@@ -64,7 +62,7 @@ class DatasetNeed(Record, frozen=True):
     """A data set that the user must have to run the preset."""
 
     name: str
-    kind: str  # of kt_study.datasets; for an image folder any other kind with as many classes will do
+    kind: str  # of kt_study.datasets; instead of an image folder, any kind with as many classes
     classes: int
     train: int  # samples
     val: int
@@ -82,7 +80,7 @@ class FineTuning(Record, frozen=True):
 
     models: tuple[str, ...]
     dataset: str
-    scope: str  # head: the last layer only; body: every layer, and the old last layer put back at the end
+    scope: str  # head: the last layer only; body: every layer, then the old last layer is restored
     epochs: int
     batch_size: int
     lr: float
@@ -97,7 +95,7 @@ class Preset(Record, frozen=True):
     arms: tuple[Arm, ...]
     datasets: tuple[DatasetNeed, ...]
     fine_tuning: tuple[FineTuning, ...] = ()
-    notes: tuple[str, ...] = ()  # what the paper leaves open, and how it is read here
+    notes: tuple[str, ...] = ()  # decisions on points that the paper leaves open
 
     def pairs(self) -> tuple[TransferPair, ...]:
         """The different pairs of all arms, in their order."""
@@ -108,7 +106,7 @@ class Preset(Record, frozen=True):
         return tuple(dict.fromkeys(arm.objective for arm in self.arms))
 
     def pairs_per_objective(self) -> dict[str, int]:
-        """Different (data set, pair) for each objective; pairs with several teachers count apart from single ones."""
+        """Different (data set, pair) per objective; a pair with several teachers counts as one."""
         return {
             objective: len(
                 {(arm.dataset, pair) for arm in self.arms if arm.objective == objective for pair in arm.pairs}

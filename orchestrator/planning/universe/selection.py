@@ -12,7 +12,7 @@ from orchestrator.planning.universe.families import FAMILIES
 
 
 class Selectable(Protocol):
-    """What the filters look at: a model of the catalogue, or of a study file."""
+    """The fields that the filters use, of a model of the catalogue or of a study file."""
 
     @property
     def name(self) -> str: ...
@@ -49,8 +49,8 @@ def select(
     gmacs_max: float | None = None,
     untrained_heads: bool = False,
 ) -> list[Model]:
-    """The models that pass every filter, in their order. A filter left empty lets everything pass,
-    but weights that classify nothing pass only when asked for.
+    """The models that pass every filter, in their order. Every model passes an empty filter, except weights with an
+    untrained head.
 
     Args:
         models: the catalogue, a part of it, or other models.
@@ -61,7 +61,7 @@ def select(
         params_min, params_max: millions of parameters, inclusive. A model without a count does not pass.
         top1_min, top1_max: published top-1 in %, inclusive. A model without a published one does not pass.
         gmacs_max: 1e9 multiply-accumulates, inclusive. A model without a count does not pass.
-        untrained_heads: whether the tags pass whose 1,000 outputs were never trained (two, of ResMLP with DINO).
+        untrained_heads: include tags whose 1,000 outputs were never trained (two, of ResMLP with DINO).
 
     Raises:
         UnknownModelError: an include glob that matches no model.
@@ -84,7 +84,9 @@ def select(
         before = len(kept)
         kept = [model for model in kept if passes(model)]
         if before and not kept:
-            raise UsageError(f"no model is left: the {name} filter drops the last {before} of {len(models)}; widen it")
+            raise UsageError(
+                f"no model is left: the {name} filter excludes the last {before} of {len(models)}; widen it"
+            )
     return kept
 
 
@@ -107,5 +109,5 @@ def _check_families(families: Sequence[str]) -> None:
 def _check_globs(models: Sequence[Selectable], globs: Sequence[str]) -> None:
     for glob in globs:
         if not any(_matches(model, [glob]) for model in models):
-            hint = nearest(glob, [model.name for model in models]) or "; correct or drop it"
+            hint = nearest(glob, [model.name for model in models]) or "; correct or remove it"
             raise UnknownModelError(f"{glob}: this include pattern matches none of {len(models)} models{hint}")

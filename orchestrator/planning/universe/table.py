@@ -22,13 +22,13 @@ class CatalogueModel(Record, frozen=True):
     name: str  # architecture.tag, what timm.create_model takes
     architecture: str
     tag: str
-    is_default: bool  # what the bare architecture name stands for, see `resolve`
+    is_default: bool  # the model of the bare architecture name, see `resolve`
     module: str  # timm.models.<module>
     family: str  # cnn | transformer | mlp | hybrid
     params: float  # millions
-    gmacs: float | None  # 1e9 multiply-accumulates of one image of input_size; None where they could not be counted
+    gmacs: float | None  # 1e9 multiply-accumulates of one image of input_size; None if they could not be counted
     input_size: tuple[int, int, int]  # channels, height, width in pixels
-    test_input_size: tuple[int, int, int] | None  # timm's larger evaluation size, where it names one
+    test_input_size: tuple[int, int, int] | None  # timm's larger evaluation size, if any
     interpolation: str
     crop_pct: float
     test_crop_pct: float | None
@@ -36,8 +36,8 @@ class CatalogueModel(Record, frozen=True):
     mean: tuple[float, ...]  # of each channel, pixels in [0, 1]
     std: tuple[float, ...]
     top1: float | None  # published ImageNet-1k top-1, %
-    top1_source: str  # where `top1` was published; empty without one
-    license: str  # as timm states it; empty where it states none
+    top1_source: str  # source of `top1`; empty without one
+    license: str  # as timm states it; empty if it states none
     hf_hub_id: str
     url: str
     weights: str  # identity: "timm:<name>@<hub id, or address>"
@@ -58,9 +58,9 @@ def by_name() -> dict[str, CatalogueModel]:
 
 @cache
 def aliases() -> dict[str, tuple[str, str]]:
-    """Deprecated timm name to (full name of the weights it stood for, full name that timm maps it to).
+    """Deprecated timm name -> (full name of its former weights, full name of timm's alias for it).
 
-    The two differ where timm's alias leads to other weights; the first is empty where timm no longer provides them.
+    The two differ if timm's alias has other weights; the first is empty if timm no longer provides the weights.
     """
     return {row["name"]: (row["weights_of"], row["timm_alias"]) for row in _rows(ALIASES_FILE)}
 

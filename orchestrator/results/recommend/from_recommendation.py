@@ -64,8 +64,8 @@ def recommended_plan(path: Path, study: StudyFile, sources: Sources, store: JobS
     )
     if left_out := len(runs) - len(plan.runs):
         plan.notes.append(f"{left_out} of {len(runs)} recommended pairs are measured already and left out")
-    layout = Layout(sources.ran, sources.acc_after)
-    layout.know(plan.datasets, plan.models)
+    layout = Layout(sources.recorded, sources.acc_after)
+    layout.add_records(plan.datasets, plan.models)
     layout.transfers(plan.runs)
     plan.jobs, plan.others = layout.jobs, list(layout.others.values())
     return plan
