@@ -18,38 +18,12 @@ from kt_study.errors import UsageError
 from kt_study.files import written_aside
 from kt_study.published import read_table
 from orchestrator.planning.universe.families import family_of
-from orchestrator.planning.universe.table import ALIASES_FILE, CATALOGUE_FILE, TIMM_VERSION
+from orchestrator.planning.universe.table import ALIASES_FILE, CATALOGUE_FILE, TIMM_VERSION, CatalogueModel
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
 UNIVERSE = Path(__file__).resolve().parents[2] / "orchestrator" / "planning" / "universe"
-
-COLUMNS = [
-    "name",
-    "architecture",
-    "tag",
-    "is_default",
-    "module",
-    "family",
-    "params",
-    "gmacs",
-    "input_size",
-    "test_input_size",
-    "interpolation",
-    "crop_pct",
-    "test_crop_pct",
-    "crop_mode",
-    "mean",
-    "std",
-    "top1",
-    "top1_source",
-    "license",
-    "hf_hub_id",
-    "url",
-    "weights",
-    "trained_head",
-]
 
 WEIGHTS_OF_ALIAS = {
     "ig_resnext101_32x16d": "resnext101_32x16d.fb_wsl_ig1b_ft_in1k",
@@ -79,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     _check_timm()
     rows = catalogue_rows(published_top1(arguments.results))
-    _write(arguments.out / CATALOGUE_FILE, COLUMNS, rows)
+    _write(arguments.out / CATALOGUE_FILE, CatalogueModel.__struct_fields__, rows)
     aliases = list(alias_rows({row["name"] for row in rows}))
     _write(arguments.out / ALIASES_FILE, ["name", "weights_of", "timm_alias"], aliases)
     modules = {row["module"] for row in rows}
@@ -110,7 +84,7 @@ def imagenet1k_names() -> list[str]:
 
 
 def catalogue_rows(top1: Mapping[str, tuple[str, str]]) -> list[dict[str, str]]:
-    """One row for each tag, in the columns `COLUMNS`."""
+    """One row per tag, with the fields of `CatalogueModel`."""
     names = imagenet1k_names()
     rows = []
     for done, name in enumerate(names, start=1):

@@ -103,8 +103,7 @@ def _models(
     own = {
         record.name: record for record in listed_models(study, sources.folder, datasets[arm_dataset], sources.digests)
     }
-    names = {name for pair in preset.pairs() for name in (pair.student, *pair.teachers)}
-    models = {name: own.get(name) or from_catalogue(resolve(name)) for name in sorted(names)}
+    models = {name: own.get(name) or from_catalogue(resolve(name)) for name in preset.models()}
     layout.add_records([], models.values())
     for step in preset.fine_tuning:
         if step.dataset == arm_dataset or step.scope == "body":
@@ -165,7 +164,7 @@ def _need_met_by(preset: Preset, dataset: DatasetRecord) -> DatasetNeed:
     names = {arm.dataset for arm in preset.arms}
     needs = [need for need in preset.datasets if need.name in names]
     for need in needs:
-        fits = need.kind == dataset.kind or (need.any_kind and dataset.kind != "predictions")
+        fits = need.kind == dataset.kind or (need.kind == "imagefolder" and dataset.kind != "predictions")
         if fits and need.classes == dataset.n_classes:
             return need
     wanted = " or ".join(f"{need.name} ({need.classes} classes, kind {need.kind!r})" for need in needs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.study import ModelsSection, ModelTable, StudyFile
 from kt_study.training import TRAINED, UNTRAINED, keyed
 from orchestrator.planning.hub_models import described, is_described
-from orchestrator.planning.universe import CatalogueModel, catalogue, resolve, select
+from orchestrator.planning.universe import CatalogueModel, ModelTraits, catalogue, resolve, select
 
 _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -123,7 +122,17 @@ def narrowed(records: list[ModelRecord], section: ModelsSection) -> list[ModelRe
     """
     if not records:
         return []
-    return [traits.record for traits in select([_traits(record) for record in records], **_filters(section))]
+    same = ("name", "family", "license", "params", "gmacs")
+    traits = [
+        ModelTraits(
+            record=record,
+            architecture=record.timm.partition(".")[0],
+            top1=record.top1_published,
+            **{name: getattr(record, name) for name in same},
+        )
+        for record in records
+    ]
+    return [found.record for found in select(traits, **_filters(section))]
 
 
 def from_catalogue(model: CatalogueModel, *, name: str = "") -> ModelRecord:
@@ -153,26 +162,6 @@ def matching(records: list[ModelRecord], globs: list[str], *, where: str) -> lis
             hint = nearest(glob, [record.name for record in records]) or "; correct it or widen [models]"
             raise UnknownModelError(f"{where}: {glob!r} matches none of the study's {len(records)} models{hint}")
     return [record for record in records if any(fnmatchcase(record.name, glob) for glob in globs)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Traits:
-    """A record as the filters see it."""
-
-    record: ModelRecord
-    name: str
-    architecture: str
-    family: str
-    license: str
-    params: float | None
-    gmacs: float | None
-    top1: float | None
-    trained_head: bool = True
-
-
-def _traits(record: ModelRecord) -> _Traits:
-    same = {name: getattr(record, name) for name in ("name", "family", "license", "params", "gmacs")}
-    return _Traits(record=record, architecture=record.timm.partition(".")[0], top1=record.top1_published, **same)
 
 
 def _filters(section: ModelsSection) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tests.cli import succeeds
 from tests.databases import Databases
 from tests.planning.layouts import cub, domainnet, imagenet
 from tests.planning.support import DIGITS, FOUR, assert_sound, sources_of, specs_of, study_of, write_study
+from tests.universe.preset_counts import pairs_per_objective, runs_of
 
 VIEWS = 2
 
@@ -41,20 +42,20 @@ JOBS = {
 }
 
 
-def nominal(name: str, folder: Path, wishes: PlanOptions | None = None) -> Plan:
-    return nominal_plan(preset(name), sources_of(folder), wishes or PlanOptions(), why="a test")
+def nominal(name: str, folder: Path, options: PlanOptions | None = None) -> Plan:
+    return nominal_plan(preset(name), sources_of(folder), options or PlanOptions(), why="a test")
 
 
-def real(name: str, folder: Path, *parts: str, wishes: PlanOptions | None = None) -> Plan:
-    return preset_plan(preset(name), study_of(folder, *parts), sources_of(folder), wishes or PlanOptions())
+def real(name: str, folder: Path, *parts: str, options: PlanOptions | None = None) -> Plan:
+    return preset_plan(preset(name), study_of(folder, *parts), sources_of(folder), options or PlanOptions())
 
 
 @pytest.mark.parametrize("name", presets())
 def test_counts(name: str, tmp_path: Path) -> None:
     plan = nominal(name, tmp_path)
     assert_sound(plan)
-    assert plan.pairs_by_objective() == preset(name).pairs_per_objective()
-    assert len(plan.runs) == preset(name).n_runs()
+    assert plan.pairs_by_objective() == pairs_per_objective(preset(name))
+    assert len(plan.runs) == len(runs_of(preset(name)))
     assert {model.name.partition("@")[0] for model in plan.models} == set(preset(name).models())
     assert set(preset(name).notes) <= set(plan.notes)
     if name in JOBS:
@@ -63,7 +64,7 @@ def test_counts(name: str, tmp_path: Path) -> None:
 
 def test_every_run_has_its_own_point_of_the_search(tmp_path: Path) -> None:
     plan = nominal("paper-hyperparameters", tmp_path)
-    assert plan.by_kind()["transfer"] == preset("paper-hyperparameters").n_runs() == 510
+    assert plan.by_kind()["transfer"] == len(runs_of(preset("paper-hyperparameters"))) == 510
     rates = {spec.settings.lr for spec in specs_of(plan, "transfer") if spec.objective == "kl"}
     assert rates == {1e-2, 1e-3, 1e-4, 1e-5}
 
@@ -71,8 +72,8 @@ def test_every_run_has_its_own_point_of_the_search(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", presets())
 def test_a_dry_run_needs_no_file_and_leaves_none(name: str, tmp_path: Path) -> None:
     cost = json.loads(succeeds(tmp_path, "plan", "--preset", name, "--dry-run", "--json"))
-    assert cost["pairs_by_objective"] == preset(name).pairs_per_objective()
-    assert (cost["runs"], cost["models"]) == (preset(name).n_runs(), len(preset(name).models()))
+    assert cost["pairs_by_objective"] == pairs_per_objective(preset(name))
+    assert (cost["runs"], cost["models"]) == (len(runs_of(preset(name))), len(preset(name).models()))
     assert cost["gpu_hours"] == pytest.approx(sum(cost["gpu_hours_by_kind"].values()), abs=0.03)
     assert list(tmp_path.iterdir()) == []
 
@@ -147,10 +148,10 @@ def test_a_model_table_replaces_one_of_the_presets_models(tmp_path: Path) -> Non
 def test_complementarity_of_a_presets_models_on_request(tmp_path: Path) -> None:
     parts = imagenet_study(tmp_path)
     assert not real("paper-full", tmp_path, *parts).by_kind()["complementarity"]
-    wished = real("paper-full", tmp_path, *parts, wishes=PlanOptions(complementarity_pairs=20))
+    wished = real("paper-full", tmp_path, *parts, options=PlanOptions(complementarity_pairs=20))
     assert wished.by_kind()["complementarity"] == 20
     assert (
-        real("paper-full", tmp_path, *parts, wishes=PlanOptions(complementarity_pairs="all")).by_kind()["all_pairs"]
+        real("paper-full", tmp_path, *parts, options=PlanOptions(complementarity_pairs="all")).by_kind()["all_pairs"]
         == 1
     )
 

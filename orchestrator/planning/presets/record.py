@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
-from math import prod
 
 from kt_study.hashing import hash64
 from kt_study.records import Record
@@ -34,10 +32,6 @@ class Search(Record, frozen=True):
         order = sorted(range(len(grid)), key=lambda index: hash64("search", self.seed, index))
         return tuple(grid[index] for index in sorted(order[: self.draws]))
 
-    def size(self) -> int:
-        """Number of `points`."""
-        return self.draws or prod(len(values) for values in self.axes.values())
-
 
 class Arm(Record, frozen=True):
     """One objective over a list of pairs, on one data set."""
@@ -53,10 +47,6 @@ class Arm(Record, frozen=True):
         points = self.search.points() if self.search else ({},)
         return tuple({**self.settings, **point} for point in points)
 
-    def runs(self) -> int:
-        """Number of transfers."""
-        return len(self.pairs) * (self.search.size() if self.search else 1)
-
 
 class DatasetNeed(Record, frozen=True):
     """A data set that the user must have to run the preset."""
@@ -68,11 +58,6 @@ class DatasetNeed(Record, frozen=True):
     val: int
     train_fraction: float = 1.0  # stratified by class
     note: str = ""
-
-    @property
-    def any_kind(self) -> bool:
-        """Whether only the classes matter."""
-        return self.kind == "imagefolder"
 
 
 class FineTuning(Record, frozen=True):
@@ -101,30 +86,6 @@ class Preset(Record, frozen=True):
         """The different pairs of all arms, in their order."""
         return tuple(dict.fromkeys(pair for arm in self.arms for pair in arm.pairs))
 
-    def objectives(self) -> tuple[str, ...]:
-        """The different objectives, in their order."""
-        return tuple(dict.fromkeys(arm.objective for arm in self.arms))
-
-    def pairs_per_objective(self) -> dict[str, int]:
-        """Different (data set, pair) per objective; a pair with several teachers counts as one."""
-        return {
-            objective: len(
-                {(arm.dataset, pair) for arm in self.arms if arm.objective == objective for pair in arm.pairs}
-            )
-            for objective in self.objectives()
-        }
-
     def models(self) -> tuple[str, ...]:
         """Full names of every student and teacher, sorted."""
         return tuple(sorted({name for pair in self.pairs() for name in (pair.student, *pair.teachers)}))
-
-    def runs(self) -> Iterator[tuple[Arm, TransferPair, dict[str, Setting]]]:
-        """Every transfer: its arm, its pair and its settings."""
-        for arm in self.arms:
-            for pair in arm.pairs:
-                for settings in arm.points():
-                    yield arm, pair, settings
-
-    def n_runs(self) -> int:
-        """Number of transfers."""
-        return sum(arm.runs() for arm in self.arms)

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from kt_study.errors import UnknownModelError, UsageError
 from kt_study.nearest import nearest
+from kt_study.records import ModelRecord
 from orchestrator.planning.universe.families import FAMILIES
+from orchestrator.planning.universe.table import CatalogueModel
 
 
-class Selectable(Protocol):
-    """The fields that the filters use, of a model of the catalogue or of a study file."""
+@dataclass(frozen=True, kw_only=True)
+class ModelTraits:
+    """The fields that the filters use, of a model of a study file."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def architecture(self) -> str: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def license(self) -> str: ...
-    @property
-    def params(self) -> float | None: ...
-    @property
-    def gmacs(self) -> float | None: ...
-    @property
-    def top1(self) -> float | None: ...
-    @property
-    def trained_head(self) -> bool: ...
+    record: ModelRecord
+    name: str
+    architecture: str
+    family: str
+    license: str
+    params: float | None
+    gmacs: float | None
+    top1: float | None
+    trained_head: bool = True
 
 
-Model = TypeVar("Model", bound=Selectable)
+Model = TypeVar("Model", CatalogueModel, ModelTraits)
 
 
 def select(
@@ -67,8 +64,13 @@ def select(
         UnknownModelError: an include glob that matches no model.
         UsageError: an unknown family, or no model passes.
     """
-    _check_families(families)
-    _check_globs(models, include)
+    for family in families:
+        if family not in FAMILIES:
+            raise UsageError(f"{family}: not a family{nearest(family, FAMILIES)} (there are {', '.join(FAMILIES)})")
+    for glob in include:
+        if not any(_matches(model, [glob]) for model in models):
+            hint = nearest(glob, [model.name for model in models]) or "; correct or remove it"
+            raise UnknownModelError(f"{glob}: this include pattern matches none of {len(models)} models{hint}")
     tests: list[tuple[str, Callable[[Model], bool]]] = [
         ("include", lambda m: not include or _matches(m, include)),
         ("exclude", lambda m: not _matches(m, exclude)),
@@ -90,7 +92,7 @@ def select(
     return kept
 
 
-def _matches(model: Selectable, globs: Iterable[str]) -> bool:
+def _matches(model: CatalogueModel | ModelTraits, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(model.name, glob) or fnmatchcase(model.architecture, glob) for glob in globs)
 
 
@@ -98,16 +100,3 @@ def _within(value: float | None, low: float | None, high: float | None) -> bool:
     if low is None and high is None:
         return True
     return value is not None and (low is None or value >= low) and (high is None or value <= high)
-
-
-def _check_families(families: Sequence[str]) -> None:
-    for family in families:
-        if family not in FAMILIES:
-            raise UsageError(f"{family}: not a family{nearest(family, FAMILIES)} (there are {', '.join(FAMILIES)})")
-
-
-def _check_globs(models: Sequence[Selectable], globs: Sequence[str]) -> None:
-    for glob in globs:
-        if not any(_matches(model, [glob]) for model in models):
-            hint = nearest(glob, [model.name for model in models]) or "; correct or remove it"
-            raise UnknownModelError(f"{glob}: this include pattern matches none of {len(models)} models{hint}")

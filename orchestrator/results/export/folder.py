@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kt_study.datasets.index import read_listing
 from kt_study.errors import DataError, DiskError, UsageError
+from kt_study.files import current_umask
 from kt_study.paths import StudyPaths
 from kt_study.records import DatasetRecord, ModelRecord
 from orchestrator.results.export.card import CardFacts, model_card, reproduction_note
@@ -109,7 +110,7 @@ def _written_aside(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         yield scratch
-        scratch.chmod(0o777 & ~_umask())
+        scratch.chmod(0o777 & ~current_umask())
         for path in (*scratch.iterdir(), scratch):
             _flush(path)
         scratch.replace(out)
@@ -119,12 +120,6 @@ def _written_aside(out: Path) -> Iterator[Path]:
     finally:
         if scratch is not None and scratch.exists():
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _flush(path: Path) -> None:
