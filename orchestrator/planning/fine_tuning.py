@@ -31,18 +31,8 @@ class Recipe(Record, frozen=True):
 
     def spec(self, start: ModelRecord, dataset: DatasetRecord, *, seed: int) -> TrainSpec:
         """The specification of the job that trains `start` on `dataset`."""
-        return TrainSpec(
-            dataset=dataset.key,
-            split="train",
-            start=start.key,
-            scope=self.scope,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            augment=self.augment,
-            seed=seed,
-        )
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return TrainSpec(dataset=dataset.key, split="train", start=start.key, seed=seed, **fields)
 
 
 def recipe_of(section: FineTuningSection) -> Recipe:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kt_study.errors import UsageError
 from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.study import StudyFile, recorded
@@ -41,7 +43,7 @@ def make_plan(study: StudyFile, sources: Sources, options: PlanOptions | None = 
         settings=recorded(study),
         datasets=[dataset, *other_datasets],
         models=models,
-        notes=[*_reading_notes(study), *_name_notes(study), *_top1_notes(study), *_label_notes(dataset)],
+        notes=list(_notes(study, dataset)),
     )
     compare(plan, layout, study, options.complementarity_pairs)
     transfers = StudyTransfers(study, dataset, models, options, sources)
@@ -108,37 +110,23 @@ def _complementarity_pairs(study: StudyFile, names: list[str], pairs: int | str 
     return sample_pairs(names, n_pairs=n_pairs, n_models=n_models, seed=study.study.seed)
 
 
-def _top1_notes(study: StudyFile) -> list[str]:
-    """A note on the models without a published top-1, which a filter by it leaves out."""
-    section = study.models
-    if section.universe != "timm" or (section.top1_min is None and section.top1_max is None):
-        return []
-    models = universe.catalogue()
-    known = sum(model.top1 is not None for model in models)
-    return [
-        f"timm publishes a top-1 for {known:,} of its {len(models):,} models: top1_min and top1_max exclude all others"
-    ]
-
-
-def _label_notes(dataset: DatasetRecord) -> list[str]:
-    """A note on what is not measured without labels."""
-    if dataset.has_labels("val"):
-        return []
-    return [
-        f"data set {dataset.name!r} has no labels: accuracies, flips, gain and loss are empty; measured are the models' "
-        "agreement, the entropy of their predictions, and the predictions that a transfer changes"
-    ]
-
-
-def _name_notes(study: StudyFile) -> list[str]:
-    """Notes on [[model]] tables that replace a model of timm with the same name."""
-    theirs = {model.name for model in universe.catalogue()} if study.models.universe == "timm" else set()
-    return [
-        f"[[model]] {table.name!r} replaces timm's model of that name" for table in study.model if table.name in theirs
-    ]
-
-
-def _reading_notes(study: StudyFile) -> list[str]:
-    """Notes on the models that short timm names of [[model]] tables stand for."""
+def _notes(study: StudyFile, dataset: DatasetRecord) -> Iterator[str]:
+    """Notes on the models that timm names stand for and that filters leave out, and on a data set without labels."""
     named = [table.timm for table in study.model if table.timm and not (table.checkpoint or table.random_weights)]
-    return [note for name in named if not is_described(name) and (note := universe.note(name))]
+    yield from (note for name in named if not is_described(name) and (note := universe.note(name)))
+    section = study.models
+    if section.universe == "timm":
+        catalogue = universe.catalogue()
+        names = {model.name for model in catalogue}
+        yield from (f"[[model]] {t.name!r} replaces timm's model of that name" for t in study.model if t.name in names)
+        if section.top1_min is not None or section.top1_max is not None:
+            known = sum(model.top1 is not None for model in catalogue)
+            yield (
+                f"timm publishes a top-1 for {known:,} of its {len(catalogue):,} models: top1_min and top1_max exclude all "
+                "others"
+            )
+    if not dataset.has_labels("val"):
+        yield (
+            f"data set {dataset.name!r} has no labels: accuracies, flips, gain and loss are empty; measured are the models' "
+            "agreement, the entropy of their predictions, and the predictions that a transfer changes"
+        )

@@ -19,7 +19,6 @@ from orchestrator.planning.universe import catalogue
 LOCAL = "local-dir:"
 HUB = ("hf-hub:", "hf_hub:")
 
-_PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _DEFAULTS = {
     "input_size": (3, 224, 224),
     "mean": (0.485, 0.456, 0.406),
@@ -29,6 +28,9 @@ _DEFAULTS = {
     "crop_mode": "center",
 }
 """Defaults of timm's PretrainedCfg."""
+
+PREPROCESSING = tuple(_DEFAULTS)
+"""Fields of a model's preprocessing."""
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """timm's names of weights files, safetensors first."""
@@ -115,7 +117,7 @@ def _parsed(config: Path, table: str) -> Described:
             f"[[model]] {table!r}: {config} names no architecture of timm's; use timm = ... with a local checkpoint"
         ) from error
     arguments = dict(content.get("model_args", {}))
-    fields = {name: nested.get(name) or _DEFAULTS[name] for name in _PREPROCESSING}
+    fields = {name: nested.get(name) or _DEFAULTS[name] for name in PREPROCESSING}
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     fields["num_classes"] = content.get("num_classes", nested.get("num_classes", 1000))
     family = {model.architecture: model.family for model in catalogue()}.get(architecture)

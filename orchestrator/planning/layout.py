@@ -49,8 +49,8 @@ class Layout:
 
     def __init__(
         self,
-        recorded: Callable[[str], RecordedTransfer | None] = lambda _: None,
-        acc_after: Callable[[str], float | None] = lambda _: None,
+        recorded: Callable[[str], RecordedTransfer | None],
+        acc_after: Callable[[str], float | None],
     ) -> None:
         self.jobs: dict[str, PlannedJob] = {}
         self.others: dict[str, ModelRecord] = {}
@@ -82,7 +82,7 @@ class Layout:
         return trained
 
     def complementarity(
-        self, dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord, *, similarity: str = "auto"
+        self, dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord, *, similarity: str
     ) -> None:
         """Lay out one pair, and the predictions it needs; `similarity` is the measure of the similarity of classes."""
         spec = ComplementaritySpec(
@@ -91,7 +91,7 @@ class Layout:
         needs = [self._predictions(dataset, model) for model in (teacher, student)]
         self._add("complementarity", spec, needs=needs, estimate_s=_COMPARE_S, teacher=teacher, student=student)
 
-    def all_pairs(self, dataset: DatasetRecord, models: Sequence[ModelRecord], *, similarity: str = "auto") -> None:
+    def all_pairs(self, dataset: DatasetRecord, models: Sequence[ModelRecord], *, similarity: str) -> None:
         """Lay out one job for every ordered pair, and the predictions it needs; `similarity` as for one pair."""
         keys = tuple(sorted(model.key for model in models))
         spec = AllPairsSpec(dataset=dataset.key, models=keys, class_similarity=similarity)

@@ -19,7 +19,7 @@ from kt_study.nearest import nearest
 from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.study import ModelsSection, ModelTable, StudyFile
 from kt_study.training import TRAINED, UNTRAINED, keyed
-from orchestrator.planning.hub_models import described, is_described
+from orchestrator.planning.hub_models import PREPROCESSING, described, is_described
 from orchestrator.planning.universe import CatalogueModel, ModelTraits, catalogue, resolve, select
 
 _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
@@ -135,24 +135,14 @@ def narrowed(records: list[ModelRecord], section: ModelsSection) -> list[ModelRe
     return [found.record for found in select(traits, **_filters(section))]
 
 
-def from_catalogue(model: CatalogueModel, *, name: str = "") -> ModelRecord:
+def from_catalogue(model: CatalogueModel) -> ModelRecord:
     """The record of one of timm's own ImageNet-1k models."""
-    return keyed(
-        name=name or model.name,
-        family=model.family,
-        weights=model.weights,
-        timm=model.name,
-        input_size=model.input_size,
-        mean=model.mean,
-        std=model.std,
-        interpolation=model.interpolation,
-        crop_pct=model.crop_pct,
-        crop_mode=model.crop_mode,
-        params=model.params,
-        gmacs=model.gmacs,
-        top1_published=model.top1,
-        license=model.license,
-    )
+    fields = _fields_of(model, "family", "weights", "license", "params", "gmacs", *PREPROCESSING)
+    return keyed(name=model.name, timm=model.name, top1_published=model.top1, **fields)
+
+
+def _fields_of(model: CatalogueModel, *names: str) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in names}
 
 
 def matching(records: list[ModelRecord], globs: list[str], *, where: str) -> list[ModelRecord]:
@@ -172,14 +162,8 @@ def _filters(section: ModelsSection) -> dict[str, Any]:
 def _predicted(name: str, dataset: DatasetRecord) -> ModelRecord:
     fields: dict[str, Any] = {"family": "unknown"}
     with contextlib.suppress(UnknownModelError):
-        known = resolve(name)
-        fields = {
-            "family": known.family,
-            "params": known.params,
-            "gmacs": known.gmacs,
-            "top1_published": known.top1,
-            "license": known.license,
-        }
+        model = resolve(name)
+        fields = {"top1_published": model.top1, **_fields_of(model, "family", "params", "gmacs", "license")}
     return keyed(
         name=name,
         weights=f"predictions:{predictions.model_digest(dataset, name)}",
@@ -196,9 +180,7 @@ def _from_table(
 ) -> ModelRecord:
     table, known = _known_and_described(table, folder)
     own = {
-        name: value
-        for name in ("mean", "std", "input_size", "interpolation", "crop_pct", "crop_mode", "num_classes", "family")
-        if (value := getattr(table, name)) is not None
+        name: value for name in (*PREPROCESSING, "num_classes", "family") if (value := getattr(table, name)) is not None
     }
     fields: dict[str, Any] = {**known, **{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}}
     _require_complete(table, fields)
@@ -235,23 +217,9 @@ def _known(table: ModelTable) -> dict[str, Any]:
             return {"timm": table.timm}
         raise
     local = bool(table.checkpoint) or table.random_weights
-    fields: dict[str, Any] = {
-        "timm": model.architecture if local else model.name,
-        "family": model.family,
-        "input_size": model.input_size,
-        "mean": model.mean,
-        "std": model.std,
-        "interpolation": model.interpolation,
-        "crop_pct": model.crop_pct,
-        "crop_mode": model.crop_mode,
-    }
+    fields = _fields_of(model, "family", *PREPROCESSING) | {"timm": model.architecture if local else model.name}
     if not local:
-        fields |= {
-            "num_classes": 1000,
-            "weights": model.weights,
-            "license": model.license,
-            "top1_published": model.top1,
-        }
+        fields |= {"num_classes": 1000, "top1_published": model.top1, **_fields_of(model, "weights", "license")}
     if not table.arguments:
         fields |= {"params": model.params, "gmacs": model.gmacs}
     return fields

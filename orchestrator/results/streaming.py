@@ -54,7 +54,10 @@ def reading(url: str) -> Iterator[Reader]:
     """
     address = parse_url(url)
     try:
-        with _sqlite(address) if address.is_sqlite else _postgresql(address) as reader:
+        connection: Any = open_read_only(address) if address.is_sqlite else connect_postgresql(address)
+        with contextlib.closing(connection):
+            connection.execute("BEGIN" if address.is_sqlite else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            reader: Reader = SqliteReader(connection) if address.is_sqlite else PostgresqlReader(connection)
             _check_version(address, reader)
             yield reader
     except _driver_errors() as error:
@@ -75,20 +78,6 @@ def _driver_errors() -> tuple[type[Exception], ...]:
 
         return (sqlite3.Error, psycopg.Error)
     return (sqlite3.Error,)
-
-
-@contextlib.contextmanager
-def _sqlite(address: Address) -> Iterator[Reader]:
-    with contextlib.closing(open_read_only(address)) as connection:
-        connection.execute("BEGIN")
-        yield SqliteReader(connection)
-
-
-@contextlib.contextmanager
-def _postgresql(address: Address) -> Iterator[Reader]:
-    with contextlib.closing(connect_postgresql(address)) as connection:
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        yield PostgresqlReader(connection)
 
 
 def open_read_only(address: Address) -> sqlite3.Connection:

@@ -258,7 +258,7 @@ def test_all_pairs_files_become_rows(store: JobStore, url: str, world: World, tm
     made = {"dataset": "synthetic", "n_models": len(keys), "n_pairs": len(rows), "file": "runs/pairs.parquet"}
     store.finish(claim, {"all_pairs": [made]})
     out = tmp_path / "elsewhere" / "results"
-    with pytest.raises(DiskError, match=r"runs/pairs\.parquet: the pairs of job 1 are not there"):
+    with pytest.raises(DiskError, match=r"runs/pairs\.parquet: file missing, with the pairs of job 1"):
         collect(url, out)
     assert collect(url, out, folder=tmp_path).rows["all_pairs"] == len(rows)
     found = kt_study.load(out).all_pairs

@@ -33,8 +33,8 @@ IMAGENET_SUBSET = DatasetNeed(
     train=130_000,
     val=50_000,
     train_fraction=0.1,
-    note="Section A: stratified, 130 images of each class",
 )
+"""Section A: stratified, 130 images of each class."""
 
 
 def settings_of(objective: str) -> dict[str, Setting]:

@@ -7,14 +7,7 @@ from orchestrator.planning.presets.record import DatasetNeed, FineTuning, Preset
 
 DATASETS = (
     DatasetNeed(name="cub-200", kind="cub200", classes=200, train=5_994, val=5_794),
-    DatasetNeed(
-        name="caltech-256",
-        kind="caltech256",
-        classes=257,
-        train=24_486,
-        val=6_121,
-        note="256 categories and clutter; 30,607 images, four fifths of each class for training",
-    ),
+    DatasetNeed(name="caltech-256", kind="caltech256", classes=257, train=24_486, val=6_121),  # clutter is a class
     DatasetNeed(name="stanford-cars", kind="stanford_cars", classes=196, train=8_144, val=8_041),
 )
 HEAD_LR = {"cub-200": 0.1, "caltech-256": 0.1, "stanford-cars": 0.01}

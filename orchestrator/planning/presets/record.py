@@ -57,7 +57,6 @@ class DatasetNeed(Record, frozen=True):
     train: int  # samples
     val: int
     train_fraction: float = 1.0  # stratified by class
-    note: str = ""
 
 
 class FineTuning(Record, frozen=True):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from kt_study.records import Record
 
@@ -74,31 +75,8 @@ def _rows(file: str) -> Iterator[dict[str, str]]:
 
 
 def _model(row: dict[str, str]) -> CatalogueModel:
-    return CatalogueModel(
-        name=row["name"],
-        architecture=row["architecture"],
-        tag=row["tag"],
-        is_default=row["is_default"] == "1",
-        module=row["module"],
-        family=row["family"],
-        params=int(row["params"]) / 1e6,
-        gmacs=_number(row["gmacs"]),
-        input_size=_size(row["input_size"]),
-        test_input_size=_size(row["test_input_size"]) if row["test_input_size"] else None,
-        interpolation=row["interpolation"],
-        crop_pct=float(row["crop_pct"]),
-        test_crop_pct=_number(row["test_crop_pct"]),
-        crop_mode=row["crop_mode"],
-        mean=_numbers(row["mean"]),
-        std=_numbers(row["std"]),
-        top1=_number(row["top1"]),
-        top1_source=row["top1_source"],
-        license=row["license"],
-        hf_hub_id=row["hf_hub_id"],
-        url=row["url"],
-        weights=row["weights"],
-        trained_head=row["trained_head"] == "1",
-    )
+    fields: dict[str, Any] = {name: _PARSERS.get(name, str)(text) for name, text in row.items()}
+    return CatalogueModel(**fields)
 
 
 @cache
@@ -112,6 +90,21 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 @cache
-def _size(text: str) -> tuple[int, int, int]:
-    channels, height, width = (int(part) for part in text.split("x"))
-    return channels, height, width
+def _size(text: str) -> tuple[int, ...] | None:
+    return tuple(int(part) for part in text.split("x")) if text else None
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "is_default": "1".__eq__,
+    "params": lambda text: int(text) / 1e6,
+    "gmacs": _number,
+    "input_size": _size,
+    "test_input_size": _size,
+    "crop_pct": float,
+    "test_crop_pct": _number,
+    "mean": _numbers,
+    "std": _numbers,
+    "top1": _number,
+    "trained_head": "1".__eq__,
+}
+"""Columns of the table that are not text."""

@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from kt_study.errors import UsageError
 from kt_study.hashing import job_digest
 from kt_study.objectives import needed_logits
-from kt_study.records import DatasetRecord, JobState, ModelRecord, TransferSpec, as_spec
+from kt_study.records import JobState, ModelRecord, TransferSpec, as_spec
 from kt_study.settings import Settings
 from kt_study.tables import jobs
 from orchestrator.planning import cost
+from orchestrator.results.recommend.evaluated import EvaluatedStudent
 from orchestrator.results.recommend.measured import Measured
 from orchestrator.results.streaming import Reader, Select
 
@@ -33,23 +34,26 @@ class TransferHours:
 
     def __init__(
         self,
-        dataset: DatasetRecord,
-        student: ModelRecord,
+        evaluated: EvaluatedStudent,
         objective: str,
         settings: Settings,
-        *,
+        seed: int,
         measured: Sequence[Measured],
         done: Collection[str],
-        seed: int,
     ) -> None:
         """`measured`: transfers into the student, and others. `done`: digests of existing passes."""
-        self._dataset, self._student, self._done = dataset, student, done
+        self._dataset, self._student, self._done = evaluated.dataset, evaluated.student, done
         self._run = TransferSpec(
-            dataset=dataset.key, student=student.key, teachers=(), objective=objective, settings=settings, seed=seed
+            dataset=self._dataset.key,
+            student=self._student.key,
+            teachers=(),
+            objective=objective,
+            settings=settings,
+            seed=seed,
         )
-        mine = [one for one in measured if one.student == student.key and one.seconds]
-        self._seconds = {one.teacher: one.seconds for one in mine if one.seconds}
-        self._devices = {one.device for one in mine if one.device}
+        into_student = [one for one in measured if one.student == self._student.key]
+        self._seconds = {one.teacher: one.seconds for one in into_student if one.seconds}
+        self._devices = {one.device for one in into_student if one.seconds}
 
     @property
     def note(self) -> str:

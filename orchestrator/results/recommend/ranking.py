@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from kt_study.records import ModelRecord
+from orchestrator.results.recommend.evaluated import EvaluatedStudent
 from orchestrator.results.recommend.forecast import LEAST_TRANSFERS, Forecaster, PairFacts, make_forecaster
 from orchestrator.results.recommend.hours import Hours
 from orchestrator.results.recommend.knowledge import Knowledge
@@ -30,17 +31,16 @@ class Ranking:
 
     def __init__(
         self,
-        student: ModelRecord,
-        models: Mapping[str, ModelRecord],
+        evaluated: EvaluatedStudent,
         measured: Sequence[Measured],
         classes: Sequence[RequestedClass],
         hours: Callable[[ModelRecord], Hours],
     ) -> None:
-        """`models`: all that were evaluated, by key. `measured`: transfers with one set of settings, into any student."""
-        self._student, self._classes, self._hours = student, classes, hours
-        self._measured = {one.teacher: one for one in measured if one.student == student.key}
-        self._forecaster = _forecaster(models, measured)
-        self._usual_rate = _usual_rate(measured, student.key)
+        """`measured`: transfers with one set of settings, into any student."""
+        self._student, self._classes, self._hours = evaluated.student, classes, hours
+        self._measured = {one.teacher: one for one in measured if one.student == self._student.key}
+        self._forecaster = _forecaster(evaluated.models, measured)
+        self._usual_rate = _usual_rate(measured, self._student.key)
 
     @property
     def forecast(self) -> Forecast | None:

@@ -57,16 +57,8 @@ def _recommend(reader: Reader, study: StudyFile, sources: Sources, options: Reco
     measured, note = comparable(read_measured(reader, evaluated, options.objective), settings)
     knowledge = read_knowledge(reader, evaluated, measured, sources.paths, [one.index for one in classes])
     teachers, left_out = _candidates(evaluated, knowledge, study.transfer.teachers, classes)
-    hours = TransferHours(
-        evaluated.dataset,
-        evaluated.student,
-        options.objective,
-        settings,
-        measured=measured,
-        done=done_passes(reader),
-        seed=study.study.seed,
-    )
-    ranking = Ranking(evaluated.student, evaluated.models, measured, classes, hours.of)
+    hours = TransferHours(evaluated, options.objective, settings, study.study.seed, measured, done_passes(reader))
+    ranking = Ranking(evaluated, measured, classes, hours.of)
     lines = ranking.ranked(teachers, knowledge)
     kept = [one for one in lines if not (options.unmeasured and one.basis == MEASURED)]
     notes = [*evaluated.notes, note, *ranking.notes(options.objective, len(measured)), left_out, hours.note]

@@ -19,7 +19,7 @@ def facts(study: StudyResults) -> dict[str, str]:
     jobs = results.jobs
     states = ", ".join(f"{count:,} {state}" for state, count in jobs["state"].value_counts().sort_index().items())
     found = {
-        "study": study.study,
+        "study": study.name,
         "data set": study.dataset,
         "validation samples": _distinct(results.evaluations.loc[results.evaluations["split"] == "val", "n"])
         or _distinct(transfers["n"])

@@ -45,36 +45,35 @@ def wilson(successes: int, n: int) -> Interval:
     return Interval(100 * share, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
 
 
-def bootstrap(values: Sequence[float], statistic: Callable[..., Any], seed: int = 0) -> Interval:
+def bootstrap(values: Sequence[float], statistic: Callable[..., Any]) -> Interval:
     """A statistic of values with its percentile bootstrap interval.
 
     Args:
         values: not empty; fewer than three have no interval.
         statistic: numpy's mean or median.
-        seed: of the draws; the same values give the same interval.
     """
     import numpy as np
 
     known = np.asarray(values, dtype=np.float64)
-    return _interval(float(statistic(known)), len(known), lambda chosen: statistic(known[chosen], axis=-1), seed)
+    return _interval(float(statistic(known)), len(known), lambda chosen: statistic(known[chosen], axis=-1))
 
 
-def bootstrap_mean(groups: Sequence[Values], seed: int = 0) -> Interval:
+def bootstrap_mean(groups: Sequence[Values]) -> Interval:
     """Mean of all values of all groups. Whole groups are drawn, so that the transfers of one student stay together."""
     import numpy as np
 
     sums, counts = np.array([group.sum() for group in groups]), np.array([len(group) for group in groups])
     whole = float(sums.sum() / counts.sum())
-    return _interval(whole, len(groups), lambda chosen: sums[chosen].sum(-1) / counts[chosen].sum(-1), seed)
+    return _interval(whole, len(groups), lambda chosen: sums[chosen].sum(-1) / counts[chosen].sum(-1))
 
 
-def _interval(value: float, n: int, statistic: Callable[[NDArray[np.int64]], Values], seed: int) -> Interval:
-    """Bounds by percentiles of a statistic of indices int64[DRAWS, n], drawn with replacement."""
+def _interval(value: float, n: int, statistic: Callable[[NDArray[np.int64]], Values]) -> Interval:
+    """Bounds by percentiles of a statistic of indices int64[DRAWS, n], drawn with replacement from a fixed seed."""
     import numpy as np
 
     if n < FEWEST:
         return Interval(value, math.nan, math.nan)
-    drawn = statistic(np.random.Generator(np.random.PCG64(seed)).integers(0, n, (DRAWS, n)))
+    drawn = statistic(np.random.Generator(np.random.PCG64(0)).integers(0, n, (DRAWS, n)))
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(value, float(low), float(high))
 

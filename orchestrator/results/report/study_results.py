@@ -40,7 +40,7 @@ class StudyResults:
     """
 
     results: Results
-    study: str
+    name: str
 
     @functools.cached_property
     def models(self) -> pd.DataFrame:

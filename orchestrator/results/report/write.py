@@ -51,7 +51,7 @@ def _studies(results: Path, study: str | None) -> list[str]:
 
 def _prepare(study: StudyResults) -> StudyReport:
     return StudyReport(
-        study=study.study,
+        study=study.name,
         findings=findings(study),
         failures=failures(study),
         figures=[(figure, figure.built(study)) for figure in FIGURES],
