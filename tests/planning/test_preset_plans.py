@@ -35,7 +35,7 @@ JOBS = {
         # train: 3 teachers, 3 students, and under KL+DP the 6 frozen students of later stages.
         "logits": (6 + 2 * 6) + VIEWS * (3 + 3 + 6),
     },
-    # CD and CRD read the teachers' features; nobody asks the frozen student.
+    # CD and CRD read the teachers' features; nothing reads the frozen student.
     "paper-contrastive": {"transfer": 2 * 399, "logits": 39 + VIEWS * 20},
     "paper-datasets": {"transfer": 3 * 108, "train": 3 * 13, "logits": 3 * (13 + VIEWS * 13)},
     "paper-domain-shift": {"transfer": 3 * 32, "train": 4, "logits": 12 + VIEWS * 12},
@@ -81,7 +81,7 @@ def test_a_dry_run_needs_no_file_and_leaves_none(name: str, tmp_path: Path) -> N
 def test_the_text_says_what_was_left_out(tmp_path: Path) -> None:
     said = succeeds(tmp_path, "plan", "--preset", "paper-10pct", "--dry-run")
     assert "1,995 runs; pairs for each objective: 399 kl, 399 xe_kl" in said
-    assert "note: Table 5 lists ResMLP-36 as a student and as a teacher: that one pair is left out" in said
+    assert "note: Table 5 lists ResMLP-36 as a student and as a teacher. This pair is left out" in said
     assert "dry run: nothing written" in said
 
 

@@ -46,12 +46,12 @@ def timm_study(*, train: bool) -> str:
 
 def test_the_dry_run_of_the_papers_sample(tmp_path: Path) -> None:
     write_study(tmp_path, timm_study(train=False))
-    said = succeeds(tmp_path, "plan", "--dry-run")
-    assert "complementarity: 466 ordered pairs of 301 models" in said
-    assert "jobs: 466 complementarity, 301 logits" in said
-    assert f"cost: {301 * 200:,} images forwarded once" in said
-    assert "GPU-hours" in said
-    assert "no training samples" in said
+    output = succeeds(tmp_path, "plan", "--dry-run")
+    assert "complementarity: 466 ordered pairs of 301 models" in output
+    assert "jobs: 466 complementarity, 301 logits" in output
+    assert f"cost: {301 * 200:,} images forwarded once" in output
+    assert "GPU-hours" in output
+    assert "no training samples" in output
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
 
 
@@ -193,7 +193,7 @@ NO_TRANSFERS = "[transfer]\npairs = 0\n[complementarity]\npairs = 2\n"
 
 
 def _forwarded(folder: Path) -> dict[str, list[dict[str, object]]]:
-    """Rows of two tiny models forwarded here; their predictions lie in `folder`/p as files."""
+    """Rows of two tiny models forwarded here; their predictions are files in `folder`/p."""
     image_folder(folder / "photos", {"cat": 7, "dog": 9, "eel": 6, "fox": 8})
     np.save(folder / "e.npy", np.random.default_rng(0).normal(size=(4, 5)))
     head = '[study]\nname = "x"\n[dataset]\nkind = "imagefolder"\nval = "photos"\nclass_embeddings = "e.npy"\n'
@@ -282,10 +282,10 @@ def test_what_measures_the_similarity_of_classes_is_a_setting_of_the_pairs_alone
     (tmp_path / "w").mkdir()
     (tmp_path / "clip.pt").touch()
     files = 'clip_weights = "clip.pt"\nwordnet = "w"\n'
-    asked = plan_of(tmp_path, DIGITS, 'class_similarity = "wordnet"\n', files, *FOUR)
-    changed = {asked.jobs[digest].kind for digest in set(asked.jobs) - set(unset.jobs)}
+    requested = plan_of(tmp_path, DIGITS, 'class_similarity = "wordnet"\n', files, *FOUR)
+    changed = {requested.jobs[digest].kind for digest in set(requested.jobs) - set(unset.jobs)}
     assert changed == {"complementarity"}
-    location = asked.datasets[0].location
+    location = requested.datasets[0].location
     assert (location["clip_weights"], location["wordnet"]) == (str(tmp_path / "clip.pt"), str(tmp_path / "w"))
     every = plan_of(
         tmp_path, DIGITS, 'class_similarity = "none"\n', *FOUR, options=PlanOptions(complementarity_pairs="all")

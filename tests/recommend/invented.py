@@ -106,10 +106,10 @@ def sources(folder: Path) -> Sources:
     return Sources(folder=folder, scratch=folder / "scratch", digests=FileDigests(folder / "digests.json"))
 
 
-def ask(url: str, folder: Path, student: str, study: StudyFile = STUDY, **question: Any) -> Recommendation:
+def ask(url: str, folder: Path, student: str, study: StudyFile = STUDY, **options: Any) -> Recommendation:
     """The recommendation for a student, given by key."""
     return recommend(
-        url, study, sources(folder), RecommendOptions(student=WORLD.name(student), **{"top": 100, **question})
+        url, study, sources(folder), RecommendOptions(student=WORLD.name(student), **{"top": 100, **options})
     )
 
 
