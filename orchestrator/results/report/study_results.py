@@ -53,10 +53,9 @@ class StudyResults:
         weights = models["weights"].fillna("").astype(str)
         start = weights.str.startswith("random:") & models["dataset"].isna()
         models = models[~weights.str.startswith("transfer:") & ~start].drop_duplicates("model_key")
-        counted = self.results.evaluations.dropna(subset=["params"]).drop_duplicates(
-            "model_key"
-        )  # when models were built
-        params = models["params"].fillna(models["model_key"].map(counted.set_index("model_key")["params"]))
+        built = self.results.evaluations.dropna(subset=["params"]).drop_duplicates("model_key")
+        counted = built.set_index("model_key")["params"]  # when the models were built
+        params = models["params"].fillna(models["model_key"].map(counted))
         return models.assign(family=models["family"].map(FAMILIES), params=params)
 
     @functools.cached_property
