@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write_plan(plan: Plan, sources: Sources, store: JobStore, command: str | None = None) -> Planned:
-    """Add the plan to the job table; repeating it adds nothing. `command` is stored with the study, for the report.
+    """Add the plan to the job table; repeating it adds nothing. The study's folder and `command` are stored with it.
 
     Raises:
         DatabaseError, DiskError: no job was added.
@@ -26,7 +26,8 @@ def write_plan(plan: Plan, sources: Sources, store: JobStore, command: str | Non
     sources.digests.keep()
     known = store.study(plan.name) if plan.name in store.studies() else {}
     commands = dict.fromkeys([*known.get("commands", []), *([command] if command else [])])
-    store.add_study(plan.name, {**plan.settings, **({"commands": list(commands)} if commands else {})})
+    kept = {"commands": list(commands)} if commands else {}
+    store.add_study(plan.name, {**plan.settings, **kept, "folder": str(sources.folder.resolve())})
     store.add_datasets(plan.datasets)
     store.add_models([*plan.models, *plan.others])
     return store.plan(plan.name, plan.jobs.values())
