@@ -154,8 +154,14 @@ def _run(
 
 
 def _check_options(preset: Preset, options: PlanOptions) -> None:
-    for flag, given in (("--pairs", options.pairs is not None), ("--grid", bool(options.grid))):
-        if given:
+    given = {
+        "--pairs": options.pairs is not None,
+        "--grid": bool(options.grid),
+        "--controls": options.controls,
+        "--seeds": options.seeds is not None,
+    }
+    for flag, is_given in given.items():
+        if is_given:
             raise UsageError(f"{flag} and --preset {preset.name}: a preset has its own pairs and settings; drop one")
 
 
