@@ -1,1 +1,1 @@
-"""Writes what is generated: pages of documentation, and the catalogue of timm's models."""
+"""Generates pages of the documentation, and the catalogue of timm's models."""

@@ -1,4 +1,4 @@
-"""The tables of docs/concepts.md, written from the facts: `python -m docs.generate.concepts_page`. The rest is written by hand."""
+"""The tables of docs/concepts.md: `python -m docs.generate.concepts_page`. The rest of the page is written by hand."""
 
 from __future__ import annotations
 

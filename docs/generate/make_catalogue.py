@@ -18,38 +18,12 @@ from kt_study.errors import UsageError
 from kt_study.files import written_aside
 from kt_study.published import read_table
 from orchestrator.planning.universe.families import family_of
-from orchestrator.planning.universe.table import ALIASES_FILE, CATALOGUE_FILE, TIMM_VERSION
+from orchestrator.planning.universe.table import ALIASES_FILE, CATALOGUE_FILE, TIMM_VERSION, CatalogueModel
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
 UNIVERSE = Path(__file__).resolve().parents[2] / "orchestrator" / "planning" / "universe"
-
-COLUMNS = [
-    "name",
-    "architecture",
-    "tag",
-    "is_default",
-    "module",
-    "family",
-    "params",
-    "gmacs",
-    "input_size",
-    "test_input_size",
-    "interpolation",
-    "crop_pct",
-    "test_crop_pct",
-    "crop_mode",
-    "mean",
-    "std",
-    "top1",
-    "top1_source",
-    "license",
-    "hf_hub_id",
-    "url",
-    "weights",
-    "trained_head",
-]
 
 WEIGHTS_OF_ALIAS = {
     "ig_resnext101_32x16d": "resnext101_32x16d.fb_wsl_ig1b_ft_in1k",
@@ -60,12 +34,11 @@ WEIGHTS_OF_ALIAS = {
     "vit_base_patch16_224_sam": "vit_base_patch16_224.sam_in1k",
     "vit_base_patch32_224_sam": "vit_base_patch32_224.sam_in1k",
 }
-"""Deprecated names whose timm alias leads to other weights, or to a tag that timm does not have.
+"""Deprecated names whose timm alias has other weights, or is a tag that timm does not have -> tag of their former weights.
 
-Found by comparing the checkpoint file that timm 0.6.12 loaded for every name with the files of 1.0.31's tags. The empty
-one has no tag left.
+Found by comparing the checkpoint file that timm 0.6.12 loaded for every name with the files of the tags of 1.0.31. The name
+with an empty tag has no weights in 1.0.31.
 """
-
 
 UNTRAINED_HEADS = frozenset({"resmlp_12_224.fb_dino", "resmlp_24_224.fb_dino"})
 """Tags with a last layer of 1,000 outputs that was never trained on labels: self-supervised, without fine-tuning
@@ -73,14 +46,14 @@ UNTRAINED_HEADS = frozenset({"resmlp_12_224.fb_dino", "resmlp_24_224.fb_dino"})
 
 
 def main() -> None:
-    """Write both tables and print what was found."""
+    """Write both tables and print a summary."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, help="timm's results-imagenet.csv, for the published top-1")
     parser.add_argument("--out", type=Path, default=UNIVERSE, help="folder for the two tables")
     arguments = parser.parse_args()
     _check_timm()
     rows = catalogue_rows(published_top1(arguments.results))
-    _write(arguments.out / CATALOGUE_FILE, COLUMNS, rows)
+    _write(arguments.out / CATALOGUE_FILE, CatalogueModel.__struct_fields__, rows)
     aliases = list(alias_rows({row["name"] for row in rows}))
     _write(arguments.out / ALIASES_FILE, ["name", "weights_of", "timm_alias"], aliases)
     modules = {row["module"] for row in rows}
@@ -91,7 +64,7 @@ def main() -> None:
 
 
 def published_top1(results: Path | None) -> dict[str, tuple[str, str]]:
-    """Full name to (top-1 in %, its source): models of the paper's Tables 5 and 6, then timm's own file over them."""
+    """Full name -> (top-1 in %, its source): from the paper's Tables 5 and 6, overridden by timm's file."""
     found: dict[str, tuple[str, str]] = {}
     for number in (6, 5):
         for row in read_table(f"table{number}_models"):
@@ -111,7 +84,7 @@ def imagenet1k_names() -> list[str]:
 
 
 def catalogue_rows(top1: Mapping[str, tuple[str, str]]) -> list[dict[str, str]]:
-    """One row for each tag, in the columns `COLUMNS`."""
+    """One row per tag, with the fields of `CatalogueModel`."""
     names = imagenet1k_names()
     rows = []
     for done, name in enumerate(names, start=1):
@@ -138,7 +111,7 @@ def _check_timm() -> None:
     if timm.__version__ != TIMM_VERSION:
         raise UsageError(
             f"timm {timm.__version__} is installed and the catalogue lists {TIMM_VERSION}; "
-            "set TIMM_VERSION in orchestrator/planning/universe/table.py to make one for it"
+            "set TIMM_VERSION in orchestrator/planning/universe/table.py for a new catalogue"
         )
 
 
@@ -196,7 +169,7 @@ def _full_name(name: str) -> str:
 
 @cache
 def _default_tag(architecture: str) -> str:
-    """timm's default tag, or the first ImageNet-1k one in timm's order where the default has other classes."""
+    """timm's default tag, or the first ImageNet-1k one in timm's order if the default has other classes."""
     from timm.models import _registry
 
     tags = [name.split(".", 1)[1] for name in _registry._model_with_tags[architecture] if "." in name]
@@ -210,7 +183,7 @@ def _counts(name: str, input_size: tuple[int, int, int]) -> tuple[int, str]:
     from timm.layers.config import set_fused_attn
     from torch.utils.flop_counter import FlopCounterMode
 
-    set_fused_attn(False)  # the counter sees the two matrix products of attention, not one fused kernel
+    set_fused_attn(False)  # so that the counter counts the matrix products of attention, not a fused kernel
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         model = timm.create_model(name, pretrained=False).eval().requires_grad_(False)

@@ -1,11 +1,10 @@
-"""docs/reproducing-the-paper.md, generated from the report's figures and tables, the presets and what they would cost:
+"""docs/reproducing-the-paper.md, generated from the report's figures and tables, the presets and their estimated costs:
 `python -m docs.generate.paper_page`."""
 
 from __future__ import annotations
 
 import shlex
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def page() -> str:
 
 
 def _costs() -> Iterator[tuple[str, Cost]]:
-    """Every command of the paper's parts, with what it would cost."""
+    """Every command for a part of the paper, with its estimated cost."""
     with tempfile.TemporaryDirectory() as scratch:
         sources = _NominalSources(folder=Path(scratch), scratch=Path(scratch), digests=FileDigests(Path(scratch) / "-"))
         yield SECTION_3, plan_cost(_section_3(sources))
@@ -72,7 +71,7 @@ def _costs() -> Iterator[tuple[str, Cost]]:
 
 
 class _NominalSources(Sources):
-    """ImageNet by its sizes alone."""
+    """A data set with the sizes of ImageNet."""
 
     def dataset(self, section: DatasetSection, *, seed: int) -> DatasetRecord:  # noqa: ARG002
         splits = {"train": IMAGENET.train, "val": IMAGENET.val}
@@ -130,11 +129,10 @@ def _figures_and_tables(costs: dict[str, Cost]) -> str:
 
 def _notes() -> str:
     """Decisions on points that the paper leaves open, by preset."""
-    said = defaultdict(list)
-    for name in presets():
-        for note in preset(name).notes:
-            said[name].append(f"- {note}")
-    parts = [f"### {name}\n\n{preset(name).source}.\n\n" + "\n".join(said[name]) for name in presets()]
+    parts = [
+        f"### {name}\n\n{preset(name).source}.\n\n" + "\n".join(f"- {note}" for note in preset(name).notes)
+        for name in presets()
+    ]
     return "## Decisions on open points\n\n" + "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 

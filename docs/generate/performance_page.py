@@ -29,7 +29,7 @@ costs little more than a bare step of the student, and all pairs cost one pass o
 _ABOUT = {
     "step": "A transfer step compared with a bare step of the same student (forward, cross-entropy, backward, SGD), and with "
     "loops that forward teacher and frozen student in every step. For `bare`, the distance below 1 is the overhead of "
-    "kt-study; the others show how many times longer they take.",
+    "kt-study; the others show how many times longer those loops take.",
     "jobs": "Jobs claimed and finished by eight processes: the store over a bare claim-and-finish loop on the same database, "
     "over Optuna's RDB storage and over procrastinate; above 1 the store is faster. `ratio` of a claim is its time in a "
     "table of a million jobs over that in a table of a thousand (aim: at most 1.5).",
@@ -75,43 +75,43 @@ def _section(result: dict[str, Any]) -> str:
 
 
 def _planning(result: dict[str, Any]) -> str:
-    """What planning a million jobs took, where the result has it."""
-    told = [
+    """The time and memory of planning a million jobs, if the result has them."""
+    parts = [
         f"{part['seconds']:.0f} s and {part['peak_memory_gb']:.2f} GB on {label}"
         for name, label in (("postgresql", "PostgreSQL"), ("sqlite", "SQLite"))
         if (part := result.get(f"plan, {name}"))
     ]
-    if not told:
+    if not parts:
         return ""
-    return f" Planning a million jobs, 99 of 100 of which need another, took {' and '.join(told)} (aim: 120 s, 1 GB)."
+    return f" Planning a million jobs, 99 of 100 of which need another, took {' and '.join(parts)} (aim: 120 s, 1 GB)."
 
 
 def _all_pairs(result: dict[str, Any]) -> str:
-    """How long all pairs took, where the result is about them."""
+    """The seconds of all pairs, if the result has them."""
     by_models = result.get("by_models", {})
-    told = []
-    for case, told_as in (("bits_with_agreement", "with agreement"), ("bits_with_similarity", "with similarity")):
+    parts = []
+    for case, label in (("bits_with_agreement", "with agreement"), ("bits_with_similarity", "with similarity")):
         seconds = [
             f"{by_models[models]['median_seconds'][case]:.3g} s for {models}"
             for models in by_models
             if case in by_models[models]["median_seconds"]
         ]
-        told.append(f"{told_as} {' and '.join(seconds)} models")
-    return f" In seconds: {', '.join(told)} (aims: 0.3 s for 301 and 6 s for 1700)." if by_models else ""
+        parts.append(f"{label} {' and '.join(seconds)} models")
+    return f" In seconds: {', '.join(parts)} (aims: 0.3 s for 301 and 6 s for 1700)." if by_models else ""
 
 
 def ratios(result: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every ratio of a result with its place: what is named so, or is under what is named so."""
+    """Every ratio of a result with its path: those with `ratio` or `_over_` in a key of the path."""
     for key, value in result.items():
-        here = (*path, key)
+        inner = (*path, key)
         if isinstance(value, dict):
-            yield from ratios(value, here)
-        elif any("ratio" in part or "_over_" in part for part in here) and not isinstance(value, str):
-            yield here, value
+            yield from ratios(value, inner)
+        elif any("ratio" in part or "_over_" in part for part in inner) and not isinstance(value, str):
+            yield inner, value
 
 
 def aim(result: dict[str, Any], path: tuple[str, ...]) -> float | None:
-    """What was to be reached, where the result says so: in `targets`, or in `owed` beside the ratios."""
+    """The target of a ratio, if the result has one: in `targets`, or in `owed` beside the ratios."""
     wanted: Any = result.get("targets")
     node = result
     for part in path[:-1]:
@@ -122,7 +122,7 @@ def aim(result: dict[str, Any], path: tuple[str, ...]) -> float | None:
 
 
 def _label(path: tuple[str, ...]) -> str:
-    """The place of a ratio in words, without the words that say that it is one."""
+    """The path of a ratio as text, without the keys that only mark it as a ratio."""
     skipped = ("ratios", "measured", "by_models", "ratio")
     parts = [part.replace("_", " ") for part in path if part not in skipped]
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""docs/schema.md: the parquet tables, written from the schema. `python -m docs.generate.schema_page` writes it again."""
+"""docs/schema.md, the parquet tables, generated from the schema: `python -m docs.generate.schema_page`."""
 
 from __future__ import annotations
 

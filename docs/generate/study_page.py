@@ -49,7 +49,7 @@ def _row(key: msgspec.structs.FieldInfo) -> str:
 
 
 def _bare(kind: inspect.Type) -> inspect.Type:
-    """The type without its metadata, and without None where it may be absent."""
+    """The type without its metadata, and without None if it is optional."""
     if isinstance(kind, inspect.Metadata):
         return _bare(kind.type)
     if isinstance(kind, inspect.UnionType):
@@ -63,12 +63,12 @@ def _peeled(kind: inspect.Type) -> inspect.Type:
 
 
 def _meaning(kind: inspect.Type) -> str:
-    """The description, wherever in the annotation it stands."""
+    """The description, at any level of the annotation."""
     if isinstance(kind, inspect.Metadata):
-        said = (kind.extra_json_schema or {}).get("description", "")
-        return str(said) or _meaning(kind.type)
+        description = (kind.extra_json_schema or {}).get("description", "")
+        return str(description) or _meaning(kind.type)
     if isinstance(kind, inspect.UnionType):
-        return next((said for one in kind.types if (said := _meaning(one))), "")
+        return next((meaning for one in kind.types if (meaning := _meaning(one))), "")
     return ""
 
 

@@ -1,6 +1,6 @@
 """plan: from a study file, or one of the paper's presets, to jobs.
 
-study file -> models (trained first on request) -> pairs -> runs -> jobs, each after those that it needs
+study file -> models (trained first if requested) -> pairs -> runs -> jobs, each after those that it needs
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from orchestrator.terminal.plural import counted
 
 
 def check_models(models: Sequence[ModelRecord]) -> None:
-    """Refuse what cannot make a pair: fewer than two models, or one model under two names.
+    """Refuse fewer than two models, and one model under two names.
 
     Raises:
         PairsError, UsageError.
@@ -24,19 +24,18 @@ def check_models(models: Sequence[ModelRecord]) -> None:
     for model in models:
         if (first := names.setdefault(model.key, model.name)) != model.name:
             raise UsageError(
-                f"models {first!r} and {model.name!r} are the same: architecture, weights and preprocessing are equal; "
-                "leave one out"
+                f"models {first!r} and {model.name!r} have the same architecture, weights and preprocessing; remove one"
             )
 
 
 def check_names(zoo: Iterable[ModelRecord], own: Iterable[ModelRecord]) -> None:
-    """Refuse a [[model]] table with the name of a model of the zoo: results name models. Raises UsageError."""
+    """Refuse a [[model]] table with the name of a model of the zoo, since results name models. Raises UsageError."""
     for name in sorted({model.name for model in zoo} & {model.name for model in own}):
-        raise UsageError(f"[[model]] {name!r} has the name of one of the zoo's models; give it another")
+        raise UsageError(f"[[model]] {name!r} has the name of a model of the zoo; rename it")
 
 
 def check_classes(models: Iterable[ModelRecord], dataset: DatasetRecord) -> None:
-    """Refuse a model whose outputs are not the data set's classes; without labels, not those of the first model.
+    """Refuse a model with another number of outputs than the data set has classes or, without labels, than the first model.
 
     Raises:
         UsageError.
@@ -59,12 +58,12 @@ def _check_same_outputs(models: Sequence[ModelRecord], dataset: DatasetRecord) -
         if model.num_classes != models[0].num_classes:
             raise UsageError(
                 f"model {model.name!r} has {model.num_classes} outputs, {models[0].name!r} {models[0].num_classes}: on "
-                f"data set {dataset.name!r}, which has no labels, all must have the same classes; leave one out"
+                f"data set {dataset.name!r}, which has no labels, all must have the same classes; remove one"
             )
 
 
 def check_embeddings(dataset: DatasetRecord) -> None:
-    """Look at the user's own class embeddings, if there are any, before a job fails for them. Raises DataError."""
+    """Check the user's class embeddings, if any, before jobs need them. Raises DataError."""
     if "class_embeddings" not in dataset.location:
         return
     import numpy as np
@@ -73,7 +72,7 @@ def check_embeddings(dataset: DatasetRecord) -> None:
     try:
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a matrix in .npy format; mend [dataset] class_embeddings") from error
+        raise DataError(f"{path}: not a matrix in .npy format; fix [dataset] class_embeddings") from error
     if len(shape) != 2 or shape[0] != dataset.n_classes:
         raise DataError(
             f"{path}: has shape {list(shape)}, and data set {dataset.name!r} {dataset.n_classes} classes; "
@@ -82,7 +81,7 @@ def check_embeddings(dataset: DatasetRecord) -> None:
 
 
 def check_can_transfer(dataset: DatasetRecord) -> str:
-    """Why no knowledge can be transferred on a data set; empty where it can."""
+    """The reason why no knowledge can be transferred on a data set; empty if it can."""
     if dataset.kind == "predictions":
         return "predictions made elsewhere have no models to train"
     if not dataset.splits.get("train"):

@@ -1,9 +1,9 @@
-"""Estimates the cost of a plan before anything runs: seconds, bytes and forwards. The estimates are rough.
+"""Roughly estimates the cost of a plan before it runs: seconds, bytes and forwards.
 
 The seconds are for one data-centre GPU like the A100 with twelve CPU cores. The time of a pass is the longer of arithmetic
 and image loading: `FLOPS` operations per second in fp32, which puts a ResNet-50 at
 1,460 images per second forward, and `DECODED` images per second from the loader. A split that fits a worker's memory is
-decoded once per view, a larger one in every epoch. Assumptions, not measurements: `kt-study status` shows measured rates.
+decoded once per view, a larger one in every epoch. These are assumptions; `kt-study status` shows measured rates.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ FLOPS = 1.2e13
 """Sustained floating-point operations per second, fp32."""
 
 HALF = 3
-"""How many times faster bf16 and fp16 are."""
+"""Speed of bf16 and fp16 relative to fp32."""
 
 DECODED = {"torch": 1_500, "ffcv": 6_000}
-"""Images per second that a loader gives one GPU."""
+"""Images per second of a loader, per GPU."""
 
 IN_MEMORY = 4 << 30
-"""Bytes of images that a worker keeps decoded (`worker.data.loader.image_budget`)."""
+"""Bytes of decoded images that a worker keeps in memory (`worker.data.loader.image_budget`)."""
 
 TRAIN_FORWARDS = 3
-"""A training step in forwards: one forward, and a backward that costs two."""
+"""Cost of a training step in forwards: one forward, and a backward that costs two."""
 
 START_S = 2.0
 """Seconds to start a job: model, weights, first batch."""
 
 SIDE_BYTES = 28
-"""Side columns of one cached sample: seven of four bytes."""
+"""Bytes of side columns per cached sample: seven columns of four bytes."""
 
 FEATURES = 1_024
-"""Features a sample assumed where a contrastive objective caches them."""
+"""Assumed features per sample, where a contrastive objective caches them."""
 
 
 class Cost(Record, frozen=True):
@@ -53,11 +53,11 @@ class Cost(Record, frozen=True):
     transfer_pairs: int  # different pairs of one teacher and one student
     pairs_by_objective: dict[str, int]  # a set of several teachers counts as one pair
     objectives: int
-    runs: int  # transfers asked for
+    runs: int  # requested transfers
     transfers: int  # jobs of kind transfer: the runs of one teacher, and the stages and parts of the others
     forwards: int  # images forwarded by logits jobs
     cache_bytes: int  # of cached logits
-    kept_bytes: int  # of weights that train jobs and kept students leave
+    kept_bytes: int  # of the weights of train jobs and kept students
     gpu_hours: float
     gpu_hours_by_kind: dict[str, float]
     notes: list[str]
@@ -100,17 +100,22 @@ def all_pairs_s(models: int, dataset: DatasetRecord) -> float:
 
 
 def plan_cost(plan: Plan, *, done: Collection[str] = ()) -> Cost:
-    """The sums of a plan. Jobs that are `done`, by digest, are counted and cost nothing more."""
+    """The sums of a plan. Jobs that are `done`, by digest, are counted but add no cost."""
     datasets = {dataset.key: dataset for dataset in plan.datasets}
     left = [job for digest, job in plan.jobs.items() if digest not in done]
     logits = [job.spec for job in left if job.kind == "logits"]
     pairs = plan.pairs_by_objective()
-    seconds = _seconds_by_kind(left)
+    seconds: dict[str, float] = defaultdict(float)
+    for job in left:
+        seconds[job.kind] += job.estimate_s
+    n_models = (
+        len(plan.models) if plan.all_pairs else len({name for pair in plan.complementarity_pairs for name in pair})
+    )
     return Cost(
         jobs=dict(sorted(plan.by_kind().items())),
         models=len({model.name for model in plan.models}),
-        complementarity_pairs=_n_pairs(plan),
-        complementarity_models=_n_models(plan),
+        complementarity_pairs=n_models * (n_models - 1) if plan.all_pairs else len(plan.complementarity_pairs),
+        complementarity_models=n_models,
         transfer_pairs=len({(run.dataset, run.student, run.teachers) for run in plan.runs if len(run.teachers) == 1}),
         pairs_by_objective=pairs,
         objectives=len(pairs),
@@ -135,27 +140,12 @@ def _pass_s(
     forwards: float,
     loader: str = "torch",
 ) -> float:
-    """Seconds for `passes` passes over a split of which `views` show it differently."""
+    """Seconds for `passes` passes over a split, with `views` different views among them."""
     n = dataset.splits.get(split, 0)
     channels, height, width = model.input_size
     fits = n * channels * height * width <= IN_MEMORY
     decoding = n * (views if fits else passes) / DECODED[loader]
     return max(decoding, n * passes * forwards * 2e9 * _gmacs(model) / FLOPS)
-
-
-def _seconds_by_kind(jobs: Iterable[PlannedJob]) -> dict[str, float]:
-    seconds: dict[str, float] = defaultdict(float)
-    for job in jobs:
-        seconds[job.kind] += job.estimate_s
-    return seconds
-
-
-def _n_pairs(plan: Plan) -> int:
-    return len(plan.models) * (len(plan.models) - 1) if plan.all_pairs else len(plan.complementarity_pairs)
-
-
-def _n_models(plan: Plan) -> int:
-    return len(plan.models) if plan.all_pairs else len({name for pair in plan.complementarity_pairs for name in pair})
 
 
 def _logits_bytes(dataset: DatasetRecord, spec: dict[str, Any]) -> int:
@@ -165,26 +155,24 @@ def _logits_bytes(dataset: DatasetRecord, spec: dict[str, Any]) -> int:
 
 
 def _kept_bytes(plan: Plan, jobs: Iterable[PlannedJob]) -> int:
-    """float32 weights of trained models and of students under keep = "all"; under "best" one of each objective."""
+    """float32 weights of trained models and of students with keep = "all"; with "best" one per student and objective."""
     params = {model.key: 4e6 * (model.params or 0.0) for model in [*plan.models, *plan.others]}
-    kept = {_kept_as(job): params[job.spec["start" if job.kind == "train" else "student"]] for job in _keeping(jobs)}
+    kept: dict[tuple[str, ...], float] = {}
+    for job in jobs:
+        keep = "all" if job.kind == "train" else job.spec.get("settings", {}).get("keep", "none")
+        if keep == "none":
+            continue
+        group: tuple[str, ...] = (job.digest,)
+        if job.kind == "remake":
+            group = job.needs[:1]  # the student of that transfer
+        elif keep == "best":
+            group = (job.spec["dataset"], job.spec["student"], job.spec["objective"])
+        kept[group] = params[job.spec["start" if job.kind == "train" else "student"]]
     return int(sum(kept.values()))
 
 
-def _keeping(jobs: Iterable[PlannedJob]) -> list[PlannedJob]:
-    return [job for job in jobs if job.kind == "train" or job.spec.get("settings", {}).get("keep", "none") != "none"]
-
-
-def _kept_as(job: PlannedJob) -> tuple[str, ...]:
-    if job.kind == "remake":
-        return job.needs[:1]  # the student of that transfer
-    if job.kind != "train" and job.spec["settings"]["keep"] == "best":
-        return (job.spec["dataset"], job.spec["student"], job.spec["objective"])
-    return (job.digest,)
-
-
 def _gmacs(model: ModelRecord) -> float:
-    """1e9 multiply-accumulates an image; from the parameters where unknown (ResNet-50 has 0.16 a million at 224 px)."""
+    """1e9 multiply-accumulates per image; if unknown, 0.16 per million parameters at 224 px, as of ResNet-50."""
     if model.gmacs is not None:
         return model.gmacs
     _, height, width = model.input_size

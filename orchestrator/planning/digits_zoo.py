@@ -1,7 +1,7 @@
 """The embedded zoo: twelve small classifiers of handwritten digits, each trained on different data.
 
-They differ in architecture and in recipe: most see two or three classes thinned to a quarter, some a share of the data,
-noisy labels or noisy pixels. So each knows something that others do not, and none is perfect.
+They differ in architecture and in recipe: most are trained with a quarter of the samples of two or three classes, some with
+a share of the data, noisy labels or noisy pixels. So each knows something that others do not, and none is perfect.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _ZOO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def digits_zoo(dataset: DatasetRecord, *, seed: int) -> tuple[list[ModelRecord], list[ModelRecord], list[PlannedJob]]:
-    """The zoo for one seed: trained models, the untrained ones they start from, and the `train` jobs between them."""
+    """The zoo for one seed: trained models, the untrained ones from which they start, and their `train` jobs."""
     trained, untrained, jobs = [], [], []
     for number, (name, (build, recipe)) in enumerate(_ZOO.items()):
         start = keyed(

@@ -1,4 +1,4 @@
-"""A plan of one of the paper's presets: on the study file's data set, or on the paper's own sizes for a dry run."""
+"""A plan of one of the paper's presets: on the study file's data set, or for a dry run on data sets of the paper's sizes."""
 
 from __future__ import annotations
 
@@ -23,69 +23,69 @@ from orchestrator.planning.transfers import common_settings
 from orchestrator.planning.universe import resolve
 
 NEAR = 0.1
-"""Relative difference in training samples up to which a data set passes for the paper's."""
+"""Relative difference in training samples up to which a data set counts as the paper's."""
 
 Models = dict[str, ModelRecord]
 """By the name that the preset uses."""
 
 
-def preset_plan(preset: Preset, study: StudyFile, sources: Sources, wishes: PlanOptions) -> Plan:
-    """Lay out a preset on the study file's data set: its own pairs and settings, what it leaves open from [transfer].
+def preset_plan(preset: Preset, study: StudyFile, sources: Sources, options: PlanOptions) -> Plan:
+    """Lay out a preset on the study file's data set: pairs and settings of the preset, other settings of [transfer].
 
-    A [[model]] table with the name of one of the preset's models replaces it, for weights that lie elsewhere.
+    A [[model]] table with the name of one of the preset's models replaces it, for other weights files.
 
     Raises:
-        UsageError: a data set that the preset has no use for, or wishes that contradict the preset.
+        UsageError: a data set that the preset does not use, or options that contradict the preset.
     """
-    _check_wishes(preset, wishes)
+    _check_options(preset, options)
     dataset = sources.dataset(study.dataset, seed=study.study.seed)
     check_embeddings(dataset)
     need = _need_met_by(preset, dataset)
     notes = _size_notes(preset, need, dataset)
-    homes = {need.name: dataset}
+    datasets = {need.name: dataset}
     for step in preset.fine_tuning:
         if step.dataset not in {arm.dataset for arm in preset.arms}:
-            homes[step.dataset] = _training_dataset(preset, step.dataset, study, sources)
-    return _plan(preset, study, homes, sources, wishes, notes)
+            datasets[step.dataset] = _training_dataset(preset, step.dataset, study, sources)
+    return _plan(preset, study, datasets, sources, options, notes)
 
 
-def nominal_plan(preset: Preset, sources: Sources, wishes: PlanOptions, *, why: str) -> Plan:
-    """A preset on data sets of the sizes that the paper's have, without any data: for dry runs. `why` is noted."""
-    _check_wishes(preset, wishes)
-    homes = {need.name: _nominal(need) for need in preset.datasets}
+def nominal_plan(preset: Preset, sources: Sources, options: PlanOptions, *, why: str) -> Plan:
+    """A preset on data sets of the paper's sizes, without any data: for dry runs. `why` becomes a note."""
+    _check_options(preset, options)
+    datasets = {need.name: _nominal(need) for need in preset.datasets}
     section = DatasetSection(kind=preset.datasets[0].kind)
     study = StudyFile(study=StudySection(name=preset.name), dataset=section)
     notes = [f"sizes are those of the paper's data sets: {why}"]
-    return _plan(preset, study, homes, sources, wishes, notes)
+    return _plan(preset, study, datasets, sources, options, notes)
 
 
 def _plan(
     preset: Preset,
     study: StudyFile,
-    homes: dict[str, DatasetRecord],
+    datasets: dict[str, DatasetRecord],
     sources: Sources,
-    wishes: PlanOptions,
+    options: PlanOptions,
     notes: list[str],
 ) -> Plan:
-    """`homes` are the data sets by the names of the preset's needs; an arm without its data set is left out."""
-    arms = [arm for arm in preset.arms if arm.dataset in homes]
-    layout = Layout(sources.ran, sources.acc_after)
-    layout.know(homes.values(), [])
+    """`datasets` are by the names of the preset's needs; an arm without its data set is left out."""
+    arms = [arm for arm in preset.arms if arm.dataset in datasets]
+    layout = Layout(sources.recorded, sources.acc_after)
+    layout.add_records(datasets.values(), [])
     plan = Plan(
         name=study.study.name,
         settings={**recorded(study), "preset": preset.name},
-        datasets=list(homes.values()),
+        datasets=list(datasets.values()),
         models=[],
         notes=[*preset.notes, *notes],
     )
     for name in dict.fromkeys(arm.dataset for arm in arms):
-        models = _models(preset, study, homes, name, layout, sources)
-        check_classes(models.values(), homes[name])
+        models = _models(preset, study, datasets, name, layout, sources)
+        check_classes(models.values(), datasets[name])
         plan.models += [model for model in models.values() if model not in plan.models]
-        common = common_settings(study.transfer, study.dataset, homes[name], sources)
-        plan.runs += _runs([arm for arm in arms if arm.dataset == name], models, homes[name], common, study)
-    if wishes.complementarity_pairs is not None:
-        compare(plan, layout, study, wishes.complementarity_pairs)
+        common = common_settings(study.transfer, study.dataset, datasets[name], sources)
+        plan.runs += _runs([arm for arm in arms if arm.dataset == name], models, datasets[name], common, study)
+    if options.complementarity_pairs is not None:
+        compare(plan, layout, study, options.complementarity_pairs)
     layout.transfers(plan.runs)
     plan.jobs, plan.others = layout.jobs, list(layout.others.values())
     return plan
@@ -94,21 +94,22 @@ def _plan(
 def _models(
     preset: Preset,
     study: StudyFile,
-    homes: dict[str, DatasetRecord],
+    datasets: dict[str, DatasetRecord],
     arm_dataset: str,
     layout: Layout,
     sources: Sources,
 ) -> Models:
-    """The preset's models on one of its data sets, after the training that they need for it."""
-    own = {record.name: record for record in listed_models(study, sources.folder, homes[arm_dataset], sources.digests)}
-    names = {name for pair in preset.pairs() for name in (pair.student, *pair.teachers)}
-    models = {name: own.get(name) or from_catalogue(resolve(name)) for name in sorted(names)}
-    layout.know([], models.values())
+    """The preset's models for one of its data sets, after their fine-tuning."""
+    own = {
+        record.name: record for record in listed_models(study, sources.folder, datasets[arm_dataset], sources.digests)
+    }
+    models = {name: own.get(name) or from_catalogue(resolve(name)) for name in preset.models()}
+    layout.add_records([], models.values())
     for step in preset.fine_tuning:
         if step.dataset == arm_dataset or step.scope == "body":
             recipe = Recipe(scope=step.scope, epochs=step.epochs, batch_size=step.batch_size, lr=step.lr)
-            chosen = [models[name] for name in step.models]
-            trained = train_all(chosen, recipe, homes[step.dataset], layout, seed=study.study.seed)
+            selected = [models[name] for name in step.models]
+            trained = train_all(selected, recipe, datasets[step.dataset], layout, seed=study.study.seed)
             models |= {name: trained[models[name].key] for name in step.models}
     return models
 
@@ -152,30 +153,30 @@ def _run(
     )
 
 
-def _check_wishes(preset: Preset, wishes: PlanOptions) -> None:
-    asked = {
-        "--pairs": wishes.pairs is not None,
-        "--grid": bool(wishes.grid),
-        "--controls": wishes.controls,
-        "--seeds": wishes.seeds is not None,
+def _check_options(preset: Preset, options: PlanOptions) -> None:
+    given = {
+        "--pairs": options.pairs is not None,
+        "--grid": bool(options.grid),
+        "--controls": options.controls,
+        "--seeds": options.seeds is not None,
     }
-    for flag, given in asked.items():
-        if given:
+    for flag, is_given in given.items():
+        if is_given:
             raise UsageError(f"{flag} and --preset {preset.name}: a preset has its own pairs and settings; drop one")
 
 
 def _need_met_by(preset: Preset, dataset: DatasetRecord) -> DatasetNeed:
-    """Which of the data sets that the preset measures on this one is. Raises UsageError when it is none."""
+    """The data set of the preset that this one can be. Raises UsageError if there is none."""
     names = {arm.dataset for arm in preset.arms}
     needs = [need for need in preset.datasets if need.name in names]
     for need in needs:
-        fits = need.kind == dataset.kind or (need.any_kind and dataset.kind != "predictions")
+        fits = need.kind == dataset.kind or (need.kind == "imagefolder" and dataset.kind != "predictions")
         if fits and need.classes == dataset.n_classes:
             return need
     wanted = " or ".join(f"{need.name} ({need.classes} classes, kind {need.kind!r})" for need in needs)
     raise UsageError(
-        f"preset {preset.name} is about {wanted}; the study file's data set {dataset.name!r} of kind {dataset.kind!r} "
-        f"has {dataset.n_classes} classes; name the right one in [dataset]"
+        f"preset {preset.name} needs {wanted}; the study file's data set {dataset.name!r} of kind {dataset.kind!r} "
+        f"has {dataset.n_classes} classes; set one of these in [dataset]"
     )
 
 
@@ -187,18 +188,15 @@ def _size_notes(preset: Preset, need: DatasetNeed, dataset: DatasetRecord) -> li
         )
     if abs(n - need.train) <= NEAR * need.train:
         return []
+    per_class = f" ({need.train // need.classes} per class: train_per_class)" if need.train_fraction < 1 else ""
     return [
-        f"the paper's {need.name} has {need.train:,} training samples{_how(need)}, this data set {n:,}: other results "
-        "than the paper's are to be expected"
+        f"the paper's {need.name} has {need.train:,} training samples{per_class}, this data set {n:,}: expect results that "
+        "differ from the paper's"
     ]
 
 
-def _how(need: DatasetNeed) -> str:
-    return f" ({need.train // need.classes} a class: train_per_class)" if need.train_fraction < 1 else ""
-
-
 def _training_dataset(preset: Preset, name: str, study: StudyFile, sources: Sources) -> DatasetRecord:
-    """The data set that models are trained on before. Raises UsageError where the study file has none, or another."""
+    """The data set for fine-tuning. Raises UsageError if the study file has none, or one with other classes."""
     need = next(need for need in preset.datasets if need.name == name)
     section = study.fine_tuning.dataset if study.fine_tuning else None
     if section is None:
@@ -210,7 +208,7 @@ def _training_dataset(preset: Preset, name: str, study: StudyFile, sources: Sour
     if dataset.n_classes != need.classes:
         raise UsageError(
             f"preset {preset.name}: [fine_tuning.dataset] has {dataset.n_classes} classes, {need.name} {need.classes}; "
-            "mend its path"
+            "fix its path"
         )
     return dataset
 

@@ -19,7 +19,6 @@ from orchestrator.planning.universe import catalogue
 LOCAL = "local-dir:"
 HUB = ("hf-hub:", "hf_hub:")
 
-_PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _DEFAULTS = {
     "input_size": (3, 224, 224),
     "mean": (0.485, 0.456, 0.406),
@@ -28,15 +27,18 @@ _DEFAULTS = {
     "crop_pct": 0.875,
     "crop_mode": "center",
 }
-"""What timm's PretrainedCfg takes where a config says nothing."""
+"""Defaults of timm's PretrainedCfg."""
+
+PREPROCESSING = tuple(_DEFAULTS)
+"""Fields of a model's preprocessing."""
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""timm's names of weights files, the safe one first."""
+"""timm's names of weights files, safetensors first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What a config.json says, by the fields of `ModelRecord`; `checkpoint` is the weights file of a folder."""
+    """The content of a config.json, by the fields of `ModelRecord`; `checkpoint` is the weights file of a folder."""
 
     fields: dict[str, Any]
     arguments: dict[str, Any]
@@ -44,22 +46,22 @@ class Described:
 
 
 def is_described(name: str) -> bool:
-    """Whether a timm name is one of a folder or of the hub."""
+    """Whether a timm name is of a folder or of the hub."""
     return name.startswith((LOCAL, *HUB))
 
 
 def described(name: str, table: str, folder: Path) -> Described:
     """Read the config.json behind `local-dir:FOLDER`, `hf-hub:USER/MODEL` or `hf-hub:USER/MODEL@REVISION`.
 
-    The hub's weights are named by the commit that the config was found in, so that they are the same for every job.
+    The hub's weights are named by the commit of the config, so that every job loads the same ones.
 
     Args:
         table: name of the [[model]] table, for errors.
-        folder: where relative paths count from.
+        folder: to which relative paths are relative.
 
     Raises:
         WeightsError: no such folder, or nothing of that name in the hub's cache and no network.
-        UnknownModelError: a config that names no architecture.
+        UnknownModelError: a config without an architecture.
     """
     if name.startswith(LOCAL):
         root = (folder / Path(name.removeprefix(LOCAL)).expanduser()).resolve()
@@ -75,14 +77,14 @@ def described(name: str, table: str, folder: Path) -> Described:
 
 
 def _from_hub(address: str, table: str) -> Path:
-    """config.json in the hub's cache, fetched if need be."""
+    """config.json in the hub's cache, fetched if it is not there."""
     from huggingface_hub import hf_hub_download
 
     model, _, revision = address.partition("@")
     try:
         with _quietly():
             return Path(hf_hub_download(model, "config.json", revision=revision or None))
-    except Exception as error:  # the hub's client raises its own, the network's and the disk's
+    except Exception as error:  # the client raises errors of its own, of the network and of the disk
         raise WeightsError(
             f"[[model]] {table!r}: {model} cannot be had from the Hugging Face hub ({type(error).__name__}); fetch it "
             f"where there is a network (hf download {model}), or give timm = an architecture and a local checkpoint"
@@ -91,7 +93,7 @@ def _from_hub(address: str, table: str) -> Path:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what the hub's client logs of its own tries: our error says it in one line."""
+    """Silence the hub client's log of its retries; our error is one line."""
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -115,7 +117,7 @@ def _parsed(config: Path, table: str) -> Described:
             f"[[model]] {table!r}: {config} names no architecture of timm's; use timm = ... with a local checkpoint"
         ) from error
     arguments = dict(content.get("model_args", {}))
-    fields = {name: nested.get(name) or _DEFAULTS[name] for name in _PREPROCESSING}
+    fields = {name: nested.get(name) or _DEFAULTS[name] for name in PREPROCESSING}
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     fields["num_classes"] = content.get("num_classes", nested.get("num_classes", 1000))
     family = {model.architecture: model.family for model in catalogue()}.get(architecture)

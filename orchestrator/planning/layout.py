@@ -33,46 +33,46 @@ from orchestrator.planning import cost
 from orchestrator.planning.record import RecordedTransfer
 
 _COMPARE_S = 0.1
-"""Seconds to compare two models' cached predictions."""
+"""Estimated seconds to compare the cached predictions of two models."""
 
 
 class Layout:
     """Lays out the jobs of a plan.
 
-    `jobs` are by digest, in an order in which every job comes after those that it needs. `others` are the models that
-    jobs name beside those that the plan was given: what a model is trained from, what a later stage starts from.
+    `jobs` are by digest, each after those that it needs. `others` are models of the jobs that are not in the plan: untrained
+    models, and the students between the stages of a sequence.
 
     Args:
-        ran: looks up a transfer by its digest. The student of one that is done is made again for those who read it.
-        acc_after: the accuracy in % after a transfer that is done, by digest; goes with keep = "best".
+        recorded: looks up a transfer by its digest. The student of one that is done is reproduced for jobs that read it.
+        acc_after: the accuracy in % after a transfer that is done, by digest; for keep = "best".
     """
 
     def __init__(
         self,
-        ran: Callable[[str], RecordedTransfer | None] = lambda _: None,
-        acc_after: Callable[[str], float | None] = lambda _: None,
+        recorded: Callable[[str], RecordedTransfer | None],
+        acc_after: Callable[[str], float | None],
     ) -> None:
         self.jobs: dict[str, PlannedJob] = {}
         self.others: dict[str, ModelRecord] = {}
         self._datasets: dict[str, DatasetRecord] = {}
         self._models: dict[str, ModelRecord] = {}
-        self._ran = ran
+        self._recorded = recorded
         self._acc_after = acc_after
-        self._remade: dict[str, str] = {}  # digest of a transfer -> digest of the job that makes its student again
+        self._remade: dict[str, str] = {}  # digest of a transfer -> digest of the job that reproduces its student
         self._passes: dict[LogitsSpec, str] = {}  # digests; thousands of transfers share a few passes
 
-    def know(self, datasets: Iterable[DatasetRecord], models: Iterable[ModelRecord]) -> None:
-        """The data sets and models that specifications may name."""
+    def add_records(self, datasets: Iterable[DatasetRecord], models: Iterable[ModelRecord]) -> None:
+        """Add data sets and models that specifications may name."""
         self._datasets.update((dataset.key, dataset) for dataset in datasets)
         self._models.update((model.key, model) for model in models)
 
-    def take(self, jobs: Iterable[PlannedJob], others: Iterable[ModelRecord]) -> None:
-        """Jobs that were created elsewhere, and the models that they name."""
+    def add_jobs(self, jobs: Iterable[PlannedJob], others: Iterable[ModelRecord]) -> None:
+        """Add jobs that were created elsewhere, and the models that they name."""
         self.jobs.update((job.digest, job) for job in jobs)
         self._add_others(others)
 
     def train(self, start: ModelRecord, spec: TrainSpec) -> ModelRecord:
-        """One training. Returns the trained model."""
+        """Lay out one training. Returns the trained model."""
         dataset = self._datasets[spec.dataset]
         needs = [maker] if (maker := maker_of(start)) else []
         job = self._add("train", spec, needs=needs, estimate_s=cost.train_s(start, dataset, spec), student=start)
@@ -82,34 +82,34 @@ class Layout:
         return trained
 
     def complementarity(
-        self, dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord, *, similarity: str = "auto"
+        self, dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord, *, similarity: str
     ) -> None:
-        """One pair, and the predictions it needs; `similarity` says what measures that of the classes."""
+        """Lay out one pair, and the predictions it needs; `similarity` is the measure of the similarity of classes."""
         spec = ComplementaritySpec(
             dataset=dataset.key, teacher=teacher.key, student=student.key, class_similarity=similarity
         )
         needs = [self._predictions(dataset, model) for model in (teacher, student)]
         self._add("complementarity", spec, needs=needs, estimate_s=_COMPARE_S, teacher=teacher, student=student)
 
-    def all_pairs(self, dataset: DatasetRecord, models: Sequence[ModelRecord], *, similarity: str = "auto") -> None:
-        """Every ordered pair as one job, and the predictions it needs; `similarity` as for one pair."""
+    def all_pairs(self, dataset: DatasetRecord, models: Sequence[ModelRecord], *, similarity: str) -> None:
+        """Lay out one job for every ordered pair, and the predictions it needs; `similarity` as for one pair."""
         keys = tuple(sorted(model.key for model in models))
         spec = AllPairsSpec(dataset=dataset.key, models=keys, class_similarity=similarity)
         needs = [self._predictions(dataset, model) for model in models]
         self._add("all_pairs", spec, needs=needs, estimate_s=cost.all_pairs_s(len(models), dataset))
 
     def transfers(self, runs: Iterable[TransferSpec]) -> None:
-        """Every run with its stages or parts. What two runs share is planned once, kept if one of them reads it."""
+        """Lay out every run with its stages or parts. Shared parts are planned once, and kept if one of the runs reads them."""
         specs = merge_kept(spec for run in runs for spec in self._parts(run))
         self._share_trainings(specs)
-        lost = self._lost(specs)
+        without_student = self._without_student(specs)
         for spec in specs:
-            self._transfer(spec, remake=transfer_digest(spec) in lost)
+            self._transfer(spec, remake=transfer_digest(spec) in without_student)
 
     def _share_trainings(self, specs: Sequence[TransferSpec]) -> None:
-        """The trainings that transfers to come have in common, whose student is kept where one of them keeps one."""
-        waiting = [spec for spec in specs if self._ran(transfer_digest(spec)) is None]
-        for spec in merge_kept(shared for spec in waiting if (shared := shared_training(spec)) is not None):
+        """Lay out the trainings that open transfers share. A shared student is kept if one of the transfers keeps it."""
+        open_specs = [spec for spec in specs if self._recorded(transfer_digest(spec)) is None]
+        for spec in merge_kept(shared for spec in open_specs if (shared := shared_training(spec)) is not None):
             dataset, student = self._datasets[spec.dataset], self._models[spec.student]
             passes = needed_logits(spec, dataset=dataset, model=self._models.__getitem__)
             self._add(
@@ -128,39 +128,39 @@ class Layout:
         self._add_others(intermediate_students(self._models[run.student], specs))
         return specs
 
-    def _lost(self, specs: Sequence[TransferSpec]) -> set[str]:
-        """Digests of the transfers that ran, or run, without leaving a student that is wanted.
+    def _without_student(self, specs: Sequence[TransferSpec]) -> set[str]:
+        """Digests of the transfers that are done, or running, without a student that is needed.
 
-        One that was kept and removed since is wanted only by those who have yet to read it.
+        A student that was kept and deleted since is needed only by jobs that have yet to read it.
         """
-        lost = self._best_unkept(specs)
+        missing = self._best_unkept(specs)
         read: set[str] = set()
-        for spec in reversed(specs):  # readers before what they read
+        for spec in reversed(specs):  # readers before the parts that they read
             parts = needed_transfers(spec)
             if not parts and spec.settings.keep != "all":
                 continue
             job = transfer_digest(spec)
-            ran = self._ran(job)
-            if ran and spec.settings.keep == "all" and (not ran.kept or (job in read and not ran.there)):
-                lost.add(job)
-            if ran is None or not ran.done or job in lost:
+            recorded = self._recorded(job)
+            if recorded and spec.settings.keep == "all" and (not recorded.kept or (job in read and not recorded.there)):
+                missing.add(job)
+            if recorded is None or not recorded.done or job in missing:
                 read.update(map(transfer_digest, parts))
-        return lost
+        return missing
 
     def _best_unkept(self, specs: Sequence[TransferSpec]) -> set[str]:
-        """Digests of the transfers whose student keep = "best" would have kept of those that are done, but was not told.
+        """Digests of the done transfers whose student keep = "best" keeps, but that were run with keep = "none".
 
         The rule is that of `worker.models.kept`: the highest accuracy, of equal ones the smallest digest.
         """
         best: dict[tuple[str, str, str], tuple[float, str]] = {}
         for spec in specs:
             job = transfer_digest(spec)
-            if spec.settings.keep != "best" or not (ran := self._ran(job)) or not ran.done:
+            if spec.settings.keep != "best" or not (recorded := self._recorded(job)) or not recorded.done:
                 continue
             if (accuracy := self._acc_after(job)) is not None:
                 group = (spec.dataset, spec.student, spec.objective)
                 best[group] = min(best.get(group, (0.0, "~")), (-accuracy, job))
-        return {job for _, job in best.values() if (ran := self._ran(job)) and ran.keep == "none"}
+        return {job for _, job in best.values() if (recorded := self._recorded(job)) and recorded.keep == "none"}
 
     def _transfer(self, spec: TransferSpec, *, remake: bool) -> None:
         dataset, student = self._datasets[spec.dataset], self._models[spec.student]
@@ -181,7 +181,7 @@ class Layout:
             self._remade[job] = add("remake", [job, *needs])
 
     def _makers(self, job: str) -> list[str]:
-        """The jobs after which the weights are there that `job` makes."""
+        """The jobs after which the weights of `job` exist."""
         return [job, self._remade[job]] if job in self._remade else [job]
 
     def _predictions(self, dataset: DatasetRecord, model: ModelRecord) -> str:
@@ -201,13 +201,8 @@ class Layout:
         )
         return self._passes[spec]
 
-    def _add(
-        self,
-        kind: str,
-        spec: Record,
-        **more: Any,
-    ) -> str:
-        """Plan a job, once; `more` as of `planned_job`. Returns its digest."""
+    def _add(self, kind: str, spec: Record, **more: Any) -> str:
+        """Add a job, once; `more` as of `planned_job`. Returns its digest."""
         job = planned_job(kind, spec, **more)
         return self.jobs.setdefault(job.digest, job).digest
 
@@ -217,5 +212,5 @@ class Layout:
 
 
 def maker_of(model: ModelRecord) -> str | None:
-    """Digest of the job that makes this model's weights, if one does."""
+    """Digest of the job that makes this model's weights, if any."""
     return model.weights.removeprefix(TRAINED) if model.weights.startswith(TRAINED) else job_of_weights(model)

@@ -1,4 +1,4 @@
-"""Database lookups of planning: measured accuracies, transfers that run or are done."""
+"""Database lookups for planning: measured accuracies, and transfers that are running or done."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TRANSFERS = ("transfer", "soup")
 
 
 class Lookups:
-    """Answers `Sources` from the job database; each table is read once, when it is first asked for.
+    """The lookups of `Sources` in the job database. Each table is read once, when it is first needed.
 
     Args:
-        open_store: the database, or None where there is none: nothing is known then.
-        paths: of the study, where kept students are.
+        open_store: opens the database; None if there is none, which has no rows.
+        paths: of the study, for the files of kept students.
     """
 
     def __init__(self, open_store: Callable[[], JobStore | None], paths: StudyPaths) -> None:
@@ -34,14 +34,14 @@ class Lookups:
         self.accuracies: Callable[[str], Mapping[str, float]] = cache(self._accuracies)
         """Top-1 on a data set's validation split, % by model key."""
 
-    def ran(self, digest: str) -> RecordedTransfer | None:
-        """A transfer or soup that runs or is done; None for what no worker has taken yet."""
-        job = self._taken.get(digest)
+    def recorded(self, digest: str) -> RecordedTransfer | None:
+        """A transfer or soup that is running or done; None for others."""
+        job = self._claimed.get(digest)
         if job is None:
             return None
         done = job.state == JobState.DONE
-        asked = {job.spec.get("settings", {}).get("keep", "none"), self._made_again.get(digest, "none")}
-        keep = next(each for each in ("all", "best", "none") if each in asked)
+        planned = {job.spec.get("settings", {}).get("keep", "none"), self._remade.get(digest, "none")}
+        keep = next(each for each in ("all", "best", "none") if each in planned)
         return RecordedTransfer(
             done=done, keep=keep, there=keep == "all" and (not done or self._paths.weights(digest).exists())
         )
@@ -58,12 +58,12 @@ class Lookups:
         }
 
     @cached_property
-    def _taken(self) -> dict[str, JobRow]:
+    def _claimed(self) -> dict[str, JobRow]:
         return {job.digest: job for job in self._jobs(_TRANSFERS, JobState.RUNNING, JobState.DONE)}
 
     @cached_property
-    def _made_again(self) -> dict[str, str]:
-        """What each `remake` that is done kept, by the digest of its transfer."""
+    def _remade(self) -> dict[str, str]:
+        """`keep` of each `remake` that is done, by the digest of its transfer."""
         specs = [msgspec.convert(job.spec, TransferSpec) for job in self._jobs(("remake",), JobState.DONE)]
         return {transfer_digest(spec): spec.settings.keep for spec in specs}
 
@@ -76,8 +76,10 @@ class Lookups:
         from kt_study.store import Selection
 
         store = self._open_store()
-        picked = [Selection(kind=kind, state=state) for kind in kinds for state in states]
-        return [job for each in picked for job in store.jobs(each, limit=sys.maxsize)] if store else []
+        if store is None:
+            return []
+        selections = [Selection(kind=kind, state=state) for kind in kinds for state in states]
+        return [job for selection in selections for job in store.jobs(selection, limit=sys.maxsize)]
 
     def _rows(self, table: str) -> Iterator[dict[str, Any]]:
         if store := self._open_store():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from kt_study.nearest import nearest
 from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.study import ModelsSection, ModelTable, StudyFile
 from kt_study.training import TRAINED, UNTRAINED, keyed
-from orchestrator.planning.hub_models import described, is_described
-from orchestrator.planning.universe import CatalogueModel, catalogue, resolve, select
+from orchestrator.planning.hub_models import PREPROCESSING, described, is_described
+from orchestrator.planning.universe import CatalogueModel, ModelTraits, catalogue, resolve, select
 
 _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -36,9 +35,9 @@ def _remembered(memory: Path) -> dict[str, str]:
 
 
 class FileDigests:
-    """Digests of weights files, remembered by path, size and time of change, so that a plan reads each file once.
+    """Digests of weights files by path, size and modification time, so that each file is read once for all plans.
 
-    `keep` writes the memory down; until then nothing is written.
+    Only `keep` writes them to the file.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -55,7 +54,7 @@ class FileDigests:
         return self._known[stamp]
 
     def keep(self) -> None:
-        """Remember what was read. Raises DiskError."""
+        """Write new digests to the file. Raises DiskError."""
         if self._new:
             write_text(self._memory, json.dumps(self._known, indent=0, sort_keys=True))
 
@@ -65,7 +64,7 @@ def study_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digests
 
     Raises:
         StudyFileError, UnknownModelError, WeightsError: an incomplete table, an unknown name, a missing file.
-        UsageError: filters that leave nothing.
+        UsageError: filters that leave no model.
     """
     section = study.models
     listed = listed_models(study, folder, dataset, digests)
@@ -102,14 +101,14 @@ def check_own_models(records: Iterable[ModelRecord], folder: Path) -> None:
 
 
 def _is_made_here(record: ModelRecord) -> bool:
-    """Whether a job of ours makes the weights, or the embedded zoo brings the start of one."""
+    """Whether a job makes the weights, or the model is an untrained one of the embedded zoo."""
     return record.weights.startswith((TRAINED, TRANSFERRED)) or record.name.endswith(UNTRAINED)
 
 
 def predicted_models(study: StudyFile, dataset: DatasetRecord) -> list[ModelRecord]:
-    """The models whose predictions are in a `predictions` data set, one for each file, sorted by name.
+    """The models whose predictions are in a `predictions` data set, one per file, sorted by name.
 
-    A file that is named as a model of timm's gets that model's family and size; of others nothing is known.
+    A file with the name of a timm model gets that model's family and size; those of others are unknown.
     """
     return narrowed([_predicted(name, dataset) for name in predictions.model_names(dataset)], study.models)
 
@@ -119,31 +118,31 @@ def narrowed(records: list[ModelRecord], section: ModelsSection) -> list[ModelRe
 
     Raises:
         UnknownModelError: an include glob that matches none.
-        UsageError: filters that leave nothing.
+        UsageError: filters that leave no model.
     """
     if not records:
         return []
-    return [traits.record for traits in select([_traits(record) for record in records], **_filters(section))]
+    same = ("name", "family", "license", "params", "gmacs")
+    traits = [
+        ModelTraits(
+            record=record,
+            architecture=record.timm.partition(".")[0],
+            top1=record.top1_published,
+            **{name: getattr(record, name) for name in same},
+        )
+        for record in records
+    ]
+    return [found.record for found in select(traits, **_filters(section))]
 
 
-def from_catalogue(model: CatalogueModel, *, name: str = "") -> ModelRecord:
+def from_catalogue(model: CatalogueModel) -> ModelRecord:
     """The record of one of timm's own ImageNet-1k models."""
-    return keyed(
-        name=name or model.name,
-        family=model.family,
-        weights=model.weights,
-        timm=model.name,
-        input_size=model.input_size,
-        mean=model.mean,
-        std=model.std,
-        interpolation=model.interpolation,
-        crop_pct=model.crop_pct,
-        crop_mode=model.crop_mode,
-        params=model.params,
-        gmacs=model.gmacs,
-        top1_published=model.top1,
-        license=model.license,
-    )
+    fields = _fields_of(model, "family", "weights", "license", "params", "gmacs", *PREPROCESSING)
+    return keyed(name=model.name, timm=model.name, top1_published=model.top1, **fields)
+
+
+def _fields_of(model: CatalogueModel, *names: str) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in names}
 
 
 def matching(records: list[ModelRecord], globs: list[str], *, where: str) -> list[ModelRecord]:
@@ -155,42 +154,16 @@ def matching(records: list[ModelRecord], globs: list[str], *, where: str) -> lis
     return [record for record in records if any(fnmatchcase(record.name, glob) for glob in globs)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Traits:
-    """A record as the filters see it."""
-
-    record: ModelRecord
-    name: str
-    architecture: str
-    family: str
-    license: str
-    params: float | None
-    gmacs: float | None
-    top1: float | None
-    trained_head: bool = True
-
-
-def _traits(record: ModelRecord) -> _Traits:
-    same = {name: getattr(record, name) for name in ("name", "family", "license", "params", "gmacs")}
-    return _Traits(record=record, architecture=record.timm.partition(".")[0], top1=record.top1_published, **same)
-
-
 def _filters(section: ModelsSection) -> dict[str, Any]:
-    """The filters of [models] by the names that `select` has for them."""
+    """The filters of [models] by the parameter names of `select`."""
     return {name: getattr(section, name) for name in section.__struct_fields__ if name != "universe"}
 
 
 def _predicted(name: str, dataset: DatasetRecord) -> ModelRecord:
     fields: dict[str, Any] = {"family": "unknown"}
     with contextlib.suppress(UnknownModelError):
-        known = resolve(name)
-        fields = {
-            "family": known.family,
-            "params": known.params,
-            "gmacs": known.gmacs,
-            "top1_published": known.top1,
-            "license": known.license,
-        }
+        model = resolve(name)
+        fields = {"top1_published": model.top1, **_fields_of(model, "family", "params", "gmacs", "license")}
     return keyed(
         name=name,
         weights=f"predictions:{predictions.model_digest(dataset, name)}",
@@ -207,9 +180,7 @@ def _from_table(
 ) -> ModelRecord:
     table, known = _known_and_described(table, folder)
     own = {
-        name: value
-        for name in ("mean", "std", "input_size", "interpolation", "crop_pct", "crop_mode", "num_classes", "family")
-        if (value := getattr(table, name)) is not None
+        name: value for name in (*PREPROCESSING, "num_classes", "family") if (value := getattr(table, name)) is not None
     }
     fields: dict[str, Any] = {**known, **{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}}
     _require_complete(table, fields)
@@ -217,7 +188,7 @@ def _from_table(
         fields.setdefault("num_classes", dataset.n_classes)
     elif "num_classes" not in fields:
         raise StudyFileError(
-            f"[[model]] {table.name!r} needs num_classes: data set {dataset.name!r} has no labels that would say it"
+            f"[[model]] {table.name!r} needs num_classes: data set {dataset.name!r} has no labels to count them"
         )
     if table.license:
         fields["license"] = table.license
@@ -226,7 +197,7 @@ def _from_table(
 
 
 def _known_and_described(table: ModelTable, folder: Path) -> tuple[ModelTable, dict[str, Any]]:
-    """What is known of a table's model; for a folder or the hub by its config.json, which may add to the table."""
+    """The table and the known fields of its model; the config.json of a folder or the hub may add to the table."""
     if not is_described(table.timm):
         return table, _known(table)
     found = described(table.timm, table.name, folder)
@@ -236,7 +207,7 @@ def _known_and_described(table: ModelTable, folder: Path) -> tuple[ModelTable, d
 
 
 def _known(table: ModelTable) -> dict[str, Any]:
-    """What the catalogue knows of a timm name; nothing for a factory or an architecture without ImageNet weights."""
+    """The fields of a timm name in the catalogue; none for a factory or an architecture without ImageNet weights."""
     if not table.timm:
         return {}
     try:
@@ -246,23 +217,9 @@ def _known(table: ModelTable) -> dict[str, Any]:
             return {"timm": table.timm}
         raise
     local = bool(table.checkpoint) or table.random_weights
-    fields: dict[str, Any] = {
-        "timm": model.architecture if local else model.name,
-        "family": model.family,
-        "input_size": model.input_size,
-        "mean": model.mean,
-        "std": model.std,
-        "interpolation": model.interpolation,
-        "crop_pct": model.crop_pct,
-        "crop_mode": model.crop_mode,
-    }
+    fields = _fields_of(model, "family", *PREPROCESSING) | {"timm": model.architecture if local else model.name}
     if not local:
-        fields |= {
-            "num_classes": 1000,
-            "weights": model.weights,
-            "license": model.license,
-            "top1_published": model.top1,
-        }
+        fields |= {"num_classes": 1000, "top1_published": model.top1, **_fields_of(model, "weights", "license")}
     if not table.arguments:
         fields |= {"params": model.params, "gmacs": model.gmacs}
     return fields
@@ -275,11 +232,11 @@ def _require_complete(table: ModelTable, fields: dict[str, Any]) -> None:
 
 
 def _why_unknown(table: ModelTable) -> str:
-    """A factory says nothing of itself; a timm name may be mistyped, so the nearest ones are named."""
+    """For a timm name that may be mistyped, the error with the nearest names."""
     if table.factory:
-        return f"it is not known for {table.factory!r}"
+        return f"it is unknown for {table.factory!r}"
     try:
-        return f"it is not known for {resolve(table.timm).name!r}"
+        return f"it is unknown for {resolve(table.timm).name!r}"
     except UnknownModelError as error:
         return str(error)
 

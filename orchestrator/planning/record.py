@@ -20,7 +20,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What the command line asks for beside the study file; None leaves the file's word."""
+    """Options of the command line; None for the value of the study file."""
 
     pairs: int | None = None
     complementarity_pairs: int | str | None = None
@@ -31,26 +31,26 @@ class PlanOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedTransfer:
-    """What the database knows of a transfer, or a soup, that runs or is done."""
+    """A transfer, or a soup, that is running or done in the database."""
 
     done: bool
-    keep: str  # the most that it was planned with, or made again with since
-    there: bool  # its student is kept and its file there, or will be
+    keep: str  # the most of those that it was planned or remade with
+    there: bool  # the file of its student exists, or will
 
     @property
     def kept(self) -> bool:
-        """Whether its student is kept whatever others do."""
+        """Whether its student is kept independently of others."""
         return self.keep == "all"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where a plan finds what it plans with. Making a plan writes nothing but data set indices, under `scratch`."""
+    """The inputs of a plan. Making a plan writes only data set indices, under `scratch`."""
 
-    folder: Path  # of the study file, from which its relative paths count
+    folder: Path  # of the study file, to which its paths are relative
     scratch: Path
     accuracies: Callable[[str], Mapping[str, float]] = lambda _: {}  # data set key -> top-1 in % by model key
-    ran: Callable[[str], RecordedTransfer | None] = lambda _: None  # by digest; None for what no worker has taken yet
+    recorded: Callable[[str], RecordedTransfer | None] = lambda _: None  # by digest; None if neither running nor done
     acc_after: Callable[[str], float | None] = lambda _: None  # % of a transfer that is done, by digest
     progress: Callable[[int], None] = lambda _: None  # samples seen while a data set is scanned
     digests: FileDigests
@@ -68,16 +68,16 @@ class Sources:
 
 @dataclass(kw_only=True)
 class Plan:
-    """All that `plan` found out. `jobs` is in an order in which every job comes after those that it needs."""
+    """A plan. In `jobs`, every job comes after those that it needs."""
 
     name: str
-    settings: dict[str, Any]  # kept with the study in the database
+    settings: dict[str, Any]  # stored with the study
     datasets: list[DatasetRecord]
     models: list[ModelRecord]  # of the pairs
-    others: list[ModelRecord] = field(default_factory=list)  # that models were trained from, or a stage starts from
+    others: list[ModelRecord] = field(default_factory=list)  # untrained models, and students between stages
     complementarity_pairs: list[Pair] = field(default_factory=list)
     all_pairs: bool = False
-    runs: list[TransferSpec] = field(default_factory=list)  # the transfers asked for; their parts are among the jobs
+    runs: list[TransferSpec] = field(default_factory=list)  # the requested transfers; their parts are among the jobs
     jobs: dict[str, PlannedJob] = field(default_factory=dict)  # by digest, in order
     notes: list[str] = field(default_factory=list)
 

@@ -1,7 +1,7 @@
-"""Drawing the pairs of a study: reproducible from the seed, whatever the platform and the order of the lists.
+"""Draws the pairs of a study, reproducibly from the seed on every platform and for every order of the lists.
 
-All randomness is a hash of the seed and of names or counters (`kt_study.hashing`), so there is no generator whose
-algorithm could change. Lists are read as sets.
+All randomness is a hash of the seed and of names or counters (`kt_study.hashing`), not a generator whose algorithm could
+change. Lists are read as sets.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Pair = tuple[str, str]
 
 Arcs = set[tuple[int, int]]
 
-_REJECTION_MEAN = 3.0  # uncovered models expected of a plain draw, up to which drawing again is cheaper than the table
-_MOST_COUNTED = 3000  # models; beyond it the counts of states that draws do reach leave the range of float64
+_REJECTION_MEAN = 3.0  # expected uncovered models of a plain draw, up to which rejection is cheaper than the table
+_MOST_COUNTED = 3000  # models; beyond it the counts of states that draws reach leave the range of float64
 _LARGEST = 2.0**950  # scale of the table's rows: leaves room above for products, and the most room below
-_ATTEMPTS = 10_000  # each succeeds with a chance of about exp(-_REJECTION_MEAN) or better
+_ATTEMPTS = 10_000  # each succeeds with a probability of about exp(-_REJECTION_MEAN) or more
 
 
 def sample_pairs(models: Sequence[str], n_pairs: int, n_models: int, seed: int) -> list[Pair]:
@@ -34,7 +34,7 @@ def sample_pairs(models: Sequence[str], n_pairs: int, n_models: int, seed: int) 
     The distribution is uniform: every set of `n_pairs` ordered pairs that covers exactly `n_models` of the models is
     equally likely, up to the rounding of float64 (relative error below 1e-9). The models are drawn first, uniformly;
     every choice of models has equally many covering sets, so that drawing the pairs uniformly given the models is
-    uniform overall. A plain draw of pairs would not do: 466 of them leave about 14 of 301 models out.
+    uniform overall. A plain draw of 466 pairs would leave out about 14 of 301 models.
 
     Args:
         models: names to draw from; order and repetitions do not matter.
@@ -46,7 +46,7 @@ def sample_pairs(models: Sequence[str], n_pairs: int, n_models: int, seed: int) 
         (teacher, student) pairs, sorted.
 
     Raises:
-        PairsError: no such set of pairs exists; the message has the bounds.
+        PairsError: no such set of pairs exists; the message gives the bounds.
     """
     universe = sorted(set(models))
     _check_covering(len(universe), n_pairs, n_models)
@@ -58,8 +58,8 @@ def sample_pairs(models: Sequence[str], n_pairs: int, n_models: int, seed: int) 
 def sample_transfer_pairs(students: Sequence[str], teachers: Sequence[str], n: int, seed: int) -> list[Pair]:
     """Draw `n` different pairs from teachers x students, uniformly without replacement, no model with itself.
 
-    Each pair has a place in an order that depends on the seed and its two names alone; the first `n` are taken. So a
-    larger `n` adds pairs to those of a smaller one, and a model added to a list brings in pairs of its own only.
+    Each pair has a rank that depends only on the seed and its two names; the first `n` are taken. So a larger `n` adds
+    pairs to those of a smaller one, and a model added to a list only adds pairs with this model.
 
     Args:
         students, teachers: names; order and repetitions do not matter, and a name may be in both.
@@ -70,7 +70,7 @@ def sample_transfer_pairs(students: Sequence[str], teachers: Sequence[str], n: i
         (teacher, student) pairs, sorted.
 
     Raises:
-        PairsError: more pairs than exist; the message has the bound.
+        PairsError: more pairs than exist; the message gives the bound.
     """
     import numpy as np
 
@@ -83,25 +83,25 @@ def sample_transfer_pairs(students: Sequence[str], teachers: Sequence[str], n: i
         )
     if n == 0:
         return []
-    places = _places(rows, columns, seed)
-    last = np.partition(places, n - 1, axis=None)[n - 1]
-    candidates = np.argwhere(places <= last)
-    order = np.argsort(places[places <= last], kind="stable")[:n]
+    ranks = _ranks(rows, columns, seed)
+    last = np.partition(ranks, n - 1, axis=None)[n - 1]
+    candidates = np.argwhere(ranks <= last)
+    order = np.argsort(ranks[ranks <= last], kind="stable")[:n]
     return sorted((rows[row], columns[column]) for row, column in candidates[order].tolist())
 
 
-def _places(teachers: Sequence[str], students: Sequence[str], seed: int) -> NDArray[np.uint64]:
-    """Place of each pair in the seed's order, uint64 [teachers, students]; the largest number for a self-pair."""
+def _ranks(teachers: Sequence[str], students: Sequence[str], seed: int) -> NDArray[np.uint64]:
+    """Rank of each pair, uint64 [teachers, students]; the largest number for a self-pair."""
     import numpy as np
 
     rows = np.array([hash64("transfer teacher", seed, name) for name in teachers], dtype=np.uint64)
     columns = np.array([hash64("transfer student", seed, name) for name in students], dtype=np.uint64)
-    places = hash64_array(hash64("transfer pair", seed), rows[:, None] + columns[None, :])
+    ranks = hash64_array(hash64("transfer pair", seed), rows[:, None] + columns[None, :])
     column_of = {name: index for index, name in enumerate(students)}
     for row, name in enumerate(teachers):
         if name in column_of:
-            places[row, column_of[name]] = np.iinfo(np.uint64).max
-    return places
+            ranks[row, column_of[name]] = np.iinfo(np.uint64).max
+    return ranks
 
 
 def _check_covering(universe: int, n_pairs: int, n_models: int) -> None:
@@ -153,12 +153,12 @@ def _distinct(key: int, population: int, count: int) -> NDArray[np.int64]:
 
 
 def _by_counting(n: int, m: int, seed: int) -> Arcs:
-    """One arc at a time, each kind of arc with the chance that its completions have among all completions.
+    """Arc by arc, each kind of arc with the share of its completions among all completions as probability.
 
     A state is (t, k): t arcs drawn, which touch k numbers. The next arc joins two touched numbers, one, or none. How
     many arcs of each kind there are depends on t and k alone, so completions can be counted from the end; what is drawn
     is a uniform sequence of different arcs that touches everything, hence a uniform set. Numbers are touched in
-    ascending order, which is no loss: which model has which number is itself uniform.
+    ascending order without loss of generality, since the numbers of the models are themselves uniform.
     """
     completions = _completions(n, m)
     draw = _stream(seed)
@@ -184,10 +184,10 @@ def _ways(n: int, t: int, k: int) -> tuple[int, int, int]:
 
 
 def _completions(n: int, m: int) -> NDArray[np.float64]:
-    """In how many ways each state (t, k) can be completed, float64 [m + 1, n + 3], each row up to a factor of its own.
+    """The number of completions of each state (t, k), float64 [m + 1, n + 3], each row up to a factor.
 
-    States that no draw reaches (k > 2t, or fewer than t arcs among k numbers) are left 0: their counts would be so much
-    larger than those of the others that these would underflow.
+    States that no draw reaches (k > 2t, or fewer than t arcs among k numbers) are 0, since their counts are so much larger
+    that those of the others would underflow.
     """
     import numpy as np
 
@@ -207,7 +207,7 @@ def _completions(n: int, m: int) -> NDArray[np.float64]:
 
 
 def _unused_arc(arcs: Arcs, k: int, draw: Callable[[int], int]) -> tuple[int, int]:
-    """A uniform one of the arcs among 0..k-1 that are not drawn yet; the caller knows that there is one."""
+    """A uniform draw of the arcs among 0..k-1 that are not drawn yet; there is at least one."""
     while True:
         first, second = draw(k), draw(k - 1)
         arc = (first, second + (second >= first))

@@ -76,10 +76,10 @@ def digits_study() -> str:
 
 
 def imagenet_study(folder: Path) -> str:
-    """The paper's study on the ImageNet folder that has train/ and val/. Raises DataError when it has not."""
+    """The paper's study on the ImageNet folder with train/ and val/. Raises DataError if one is missing."""
     for split in ("train", "val"):
         if not (folder / split).is_dir():
-            raise DataError(f"{folder / split}: no such folder; --imagenet wants the folder that has train/ and val/")
+            raise DataError(f"{folder / split}: no such folder; --imagenet needs the folder that has train/ and val/")
     folder = folder.resolve()
     return _IMAGENET.format(train=_toml(folder / "train"), val=_toml(folder / "val"))
 

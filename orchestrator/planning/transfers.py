@@ -25,31 +25,38 @@ PAPER_TRANSFERS = 400
 
 
 class StudyTransfers:
-    """The transfers of one study on one data set. `notes` says what was left out, and why."""
+    """The transfers of one study on one data set. `notes` has what was left out, and why."""
 
     def __init__(
-        self, study: StudyFile, dataset: DatasetRecord, models: list[ModelRecord], wishes: PlanOptions, sources: Sources
+        self,
+        study: StudyFile,
+        dataset: DatasetRecord,
+        models: list[ModelRecord],
+        options: PlanOptions,
+        sources: Sources,
     ) -> None:
         self.notes: list[str] = []
         self._order: str = said_settings(study.transfer, study.dataset)["teacher_order"]
-        self._study, self._dataset, self._wishes, self._sources = study, dataset, wishes, sources
+        self._study, self._dataset, self._options, self._sources = study, dataset, options, sources
         self._students = matching(models, study.transfer.students, where="[transfer] students")
         self._teachers = matching(models, study.transfer.teachers, where="[transfer] teachers")
-        self._may_come_first: set[tuple[str, str]] = set()  # keys (student, teacher) of sequences not yet in order
+        self._possible_first_stages: set[tuple[str, str]] = (
+            set()
+        )  # keys (student, teacher), of sequences without an order
 
     def runs(self) -> list[TransferSpec]:
-        """Every transfer, each once, objective by objective, those of one teacher first.
+        """Every transfer once, by objective, those of one teacher first.
 
         Raises:
-            UsageError: an unknown objective, settings that clash, or transfers where none can be.
-            PairsError: more pairs than exist, or too few teachers for a set.
+            UsageError: an unknown objective, conflicting settings, or transfers on a data set that allows none.
+            PairsError: more pairs than exist, or too few teachers per student.
         """
         settings = {objective: self._settings(objective) for objective in self._study.transfer.objectives}
         controls = {objective: self._settings(objective, controls=True) for objective in self._controls()}
-        wanted = self._wanted()
-        if wanted == 0:
+        n_pairs = self._n_pairs()
+        if n_pairs == 0:
             return []
-        pairs = self._pairs(wanted)
+        pairs = self._pairs(n_pairs)
         found = [
             self._run(objective, student, [teacher], point, seed)
             for seed in self._seeds()
@@ -58,57 +65,60 @@ class StudyTransfers:
             for teacher, student in pairs
         ]
         for mode in self._study.transfer.multi_teacher:
-            found += self._team_runs(mode, settings)
+            found += self._multi_teacher_runs(mode, settings)
         return [self._kept_for_later(run) for run in dict.fromkeys(found)]
 
     def _seeds(self) -> list[int]:
         """Seeds of the replicates of each transfer. Pairs and subset are those of the study's own seed."""
-        given = self._study.transfer.seeds if self._wishes.seeds is None else self._wishes.seeds
+        requested = self._study.transfer.seeds if self._options.seeds is None else self._options.seeds
         first = self._study.study.seed
-        seeds = [first + number for number in range(given)] if isinstance(given, int) else given
+        seeds = [first + number for number in range(requested)] if isinstance(requested, int) else requested
         if len(set(seeds)) < len(seeds):
             raise UsageError(f"seeds {', '.join(map(str, seeds))}: a seed is named twice; each gives one replicate")
         return seeds
 
     def _controls(self) -> list[str]:
-        """The controls of the study's objectives, with one teacher; those that read labels only where there are some."""
+        """The controls of the study's objectives, with one teacher; those that read labels only if there are labels."""
         section = self._study.transfer
-        if not (section.controls or self._wishes.controls):
+        if not (section.controls or self._options.controls):
             return []
         found = controls_of(section.objectives)
         if self._dataset.has_labels("train"):
             return found
-        left = [name for name in found if not label_use(name, Settings())]
+        without_labels = [name for name in found if not label_use(name, Settings())]
         self.notes.append(
             f"controls that read labels are left out, since {self._dataset.name} has none in train: "
-            f"{', '.join(name for name in found if name not in left)}"
+            f"{', '.join(name for name in found if name not in without_labels)}"
         )
-        return left
+        return without_labels
 
-    def _wanted(self) -> int | None:
-        """How many pairs; None for the paper's 400, or all where there are fewer."""
+    def _n_pairs(self) -> int | None:
+        """Number of pairs; None for the paper's 400, or all if there are fewer."""
         section = self._study.transfer
-        wanted = self._wishes.pairs if self._wishes.pairs is not None else section.pairs
-        if wanted != 0 and (obstacle := check_can_transfer(self._dataset)):
-            if wanted or section.multi_teacher or self._wishes.grid:
-                raise UsageError(f"no transfers can be planned: {obstacle}; remove them, or ask for 0 pairs")
+        n_pairs = self._options.pairs if self._options.pairs is not None else section.pairs
+        if n_pairs != 0 and (obstacle := check_can_transfer(self._dataset)):
+            if n_pairs or section.multi_teacher or self._options.grid:
+                raise UsageError(f"no transfers can be planned: {obstacle}; remove them, or set pairs = 0")
             self.notes.append(f"no transfers: {obstacle}")
             return 0
-        return wanted
+        return n_pairs
 
-    def _pairs(self, wanted: int | None) -> list[tuple[ModelRecord, ModelRecord]]:
+    def _pairs(self, n_pairs: int | None) -> list[tuple[ModelRecord, ModelRecord]]:
         """(teacher, student) pairs, sorted by name."""
         by_name = {model.name: model for model in [*self._students, *self._teachers]}
         students, teachers = [m.name for m in self._students], [m.name for m in self._teachers]
         most = len(students) * len(teachers) - len(set(students) & set(teachers))
-        n = min(PAPER_TRANSFERS, most) if wanted is None else wanted
+        n = min(PAPER_TRANSFERS, most) if n_pairs is None else n_pairs
         drawn = sample_transfer_pairs(students, teachers, n, seed=self._study.study.seed)
         return [(by_name[teacher], by_name[student]) for teacher, student in drawn]
 
     def _settings(self, objective: str, *, controls: bool = False) -> list[Settings]:
-        """The objective's own settings, under the study file's, under each point of the grid. Controls drop what others use."""
+        """The settings of the objective, overridden by the study file and then by each point of the grid.
+
+        Controls do without the settings of other objectives.
+        """
         points: list[dict[str, Any]] = [{}]
-        for name, values in self._wishes.grid.items():
+        for name, values in self._options.grid.items():
             points = [{**point, name: value} for point in points for value in values]
         common = common_settings(self._study.transfer, self._study.dataset, self._dataset, self._sources)
         given = [{**common, **point} for point in points]
@@ -129,34 +139,36 @@ class StudyTransfers:
             seed=seed,
         )
 
-    def _team_runs(self, mode: str, settings: dict[str, list[Settings]]) -> list[TransferSpec]:
-        """One run for each student, its set of teachers, and each objective that the mode makes sense for."""
+    def _multi_teacher_runs(self, mode: str, settings: dict[str, list[Settings]]) -> list[TransferSpec]:
+        """One run per student with its set of teachers, for each objective that supports the mode."""
         points = [
             (objective, replace(point, multi_teacher=mode, teacher_order=self._order))
-            for objective in self._fitting(mode, settings)
+            for objective in self._objectives_for(mode, settings)
             for point in settings[objective]
         ]
         try:
-            teams = [(student, self._in_order(mode, team)) for student, team in self._teams()]
-        except _NotYetKnown as reason:
+            sets = [(student, self._in_order(mode, teachers)) for student, teachers in self._teacher_sets()]
+        except _UnknownOrder as reason:
             self.notes.append(f"sequential transfers are left out for now: {reason}")
-            self._may_come_first = {(student.key, teacher.key) for student, team in self._teams() for teacher in team}
+            self._possible_first_stages = {
+                (student.key, teacher.key) for student, teachers in self._teacher_sets() for teacher in teachers
+            }
             return []
         return [
-            self._run(objective, student, team, point, seed)
+            self._run(objective, student, teachers, point, seed)
             for seed in self._seeds()
             for objective, point in points
-            for student, team in teams
+            for student, teachers in sets
         ]
 
     def _kept_for_later(self, run: TransferSpec) -> TransferSpec:
-        """Whichever teacher will come first in a sequence, its single transfer is the first stage: it is kept."""
-        if run.settings.multi_teacher != "single" or (run.student, run.teachers[0]) not in self._may_come_first:
+        """The run, with its student kept if it may be the first stage of a sequence that has no order yet."""
+        if run.settings.multi_teacher != "single" or (run.student, run.teachers[0]) not in self._possible_first_stages:
             return run
         return replace(run, settings=replace(run.settings, keep="all"))
 
-    def _fitting(self, mode: str, settings: dict[str, list[Settings]]) -> list[str]:
-        """The objectives that can have this mode. Raises UsageError where none can."""
+    def _objectives_for(self, mode: str, settings: dict[str, list[Settings]]) -> list[str]:
+        """The objectives that support this mode. Raises UsageError if none does."""
         refused: dict[str, UsageError] = {}
         for objective, points in settings.items():
             try:
@@ -170,8 +182,8 @@ class StudyTransfers:
             self.notes.append(f"{mode} teachers are left out for {', '.join(refused)}: {next(iter(refused.values()))}")
         return [objective for objective in settings if objective not in refused]
 
-    def _teams(self) -> Iterator[tuple[ModelRecord, list[ModelRecord]]]:
-        """For each student, its set of teachers: a draw without replacement, by a hash of the names."""
+    def _teacher_sets(self) -> Iterator[tuple[ModelRecord, list[ModelRecord]]]:
+        """Each student with its set of teachers, drawn without replacement by a hash of the names."""
         size, seed = self._study.transfer.teachers_per_student, self._study.study.seed
         for student in self._students:
             others = [teacher for teacher in self._teachers if teacher.key != student.key]
@@ -183,33 +195,33 @@ class StudyTransfers:
             others.sort(key=lambda teacher: hash64("team", seed, student.name, teacher.name))
             yield student, others[:size]
 
-    def _in_order(self, mode: str, team: list[ModelRecord]) -> list[ModelRecord]:
+    def _in_order(self, mode: str, teachers: list[ModelRecord]) -> list[ModelRecord]:
         if mode != "sequential":
-            return team
+            return teachers
         known = self._sources.accuracies(self._dataset.key)
         try:
-            return order_teachers(team, order=self._order, accuracy=known)
+            return order_teachers(teachers, order=self._order, accuracy=known)
         except PairsError as error:
-            raise _NotYetKnown(
-                "the accuracy of their teachers is not known before these are evaluated; launch and plan again, or set "
+            raise _UnknownOrder(
+                "the accuracy of their teachers is unknown until these are evaluated; launch and plan again, or set "
                 "teacher_order = 'given'"
             ) from error
 
 
-class _NotYetKnown(Exception):
-    """Teachers cannot be put in order yet."""
+class _UnknownOrder(Exception):
+    """Teachers cannot be ordered yet."""
 
 
 def common_settings(
-    section: TransferSection, wanted: DatasetSection, dataset: DatasetRecord, sources: Sources
+    section: TransferSection, dataset_section: DatasetSection, dataset: DatasetRecord, sources: Sources
 ) -> dict[str, Any]:
-    """The settings that the study file gives to every transfer, by name; without those left to the objective."""
+    """The settings of the study file for every transfer, by name, without those left to the objective."""
     loader = loader_of(section, dataset, sources)
-    return {**said_settings(section, wanted), "teacher_order": Settings().teacher_order, "loader": loader}
+    return {**said_settings(section, dataset_section), "teacher_order": Settings().teacher_order, "loader": loader}
 
 
 def loader_of(section: TransferSection, dataset: DatasetRecord, sources: Sources) -> str:
-    """`auto` is ffcv once `kt-study data prepare` has written the training split for it, else torch."""
+    """The loader: `auto` is ffcv if `kt-study data prepare` has written the training split for it, else torch."""
     if section.loader != "auto":
         return section.loader
     prepared = sources.paths.beton(dataset.key, "train").exists() and importlib.util.find_spec("ffcv")

@@ -1,4 +1,4 @@
-"""Writes a plan: data set indices to the study folder, then everything else to the database."""
+"""Writes a plan: data set indices to the study folder, then the rest to the database."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def write_plan(plan: Plan, sources: Sources, store: JobStore, command: str | None = None) -> Planned:
-    """Put the plan into the job table. A second time adds nothing. The study keeps its folder, and `command` for the report.
+    """Add the plan to the job table; repeating it adds nothing. The study's folder and `command` are stored with it.
 
     Raises:
-        DatabaseError, DiskError: nothing of the plan is in the job table then.
+        DatabaseError, DiskError: no job was added.
     """
     scratch = StudyPaths(root=sources.scratch)
     for dataset in plan.datasets:
@@ -34,7 +34,7 @@ def write_plan(plan: Plan, sources: Sources, store: JobStore, command: str | Non
 
 
 def foreseen(plan: Plan, store: JobStore) -> Planned:
-    """What `write_plan` would do. Writes nothing."""
+    """What `write_plan` would add. Writes nothing."""
     from kt_study.store import Planned
 
     known, held = store.states(plan.jobs), store.states(plan.jobs, plan.name)
@@ -42,5 +42,5 @@ def foreseen(plan: Plan, store: JobStore) -> Planned:
 
 
 def left_over(plan: Plan, store: JobStore) -> list[int]:
-    """Ids of the study's jobs that are not finished and not in this plan, as after a model was taken out of the file."""
+    """Ids of the study's unfinished jobs that are not in this plan, for example since a model was removed from the file."""
     return [job_id for job_id, digest in store.unfinished(plan.name) if digest not in plan.jobs]

@@ -2,11 +2,11 @@
 
     results/transfers/<study>/part-00000.parquet      the columns of docs/schema.md, `study` among them
 
-A part holds a fixed range of job numbers, with rows in the order of job and key. So its bytes depend only on its rows, however
-often they were collected. A part is written again, to a temporary file that is renamed, if its mark (such as the number of
+A part has a fixed range of job numbers, with rows in the order of job and key. So its bytes depend only on its rows, not on
+the number of collections. A part is written again, to a temporary file that is renamed, if its mark (such as the number of
 rows for its jobs in the database) differs from the one in `results/_collected.json`, which is written last. Result rows
 appear with their job's state `done` and do not change. So a count detects rows of a transaction that committed late, and
-rows of an old job that a new study shares; a highest row number alone would miss both.
+rows of an old job that a new study shares; the highest row number would miss both.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Progress = Callable[[str, int], None]
 """Called with a table's name and the number of rows just written to it."""
 
 GROUP_ROWS = 65_536
-"""Rows in a row group: what a writer, and a reader of one column, holds at a time."""
+"""Rows in a row group, which a writer, or a reader of one column, has in memory."""
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What is known of a collected part: the mark it was read under, its rows, its size in bytes."""
+    """A collected part: its mark when it was read, its rows, its size in bytes."""
 
     mark: Mark
     rows: int
@@ -51,7 +51,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class CollectedStudy(msgspec.Struct):
-    """What is collected of one study. `origin` tells databases apart; a table's key is its name and schema digest."""
+    """The collected parts of one study, by table (its name and schema digest). `origin` is when the study was created."""
 
     origin: float
     tables: dict[str, dict[int, Part]] = {}
@@ -65,9 +65,9 @@ class Manifest(msgspec.Struct):
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """What `collect` found. `rows` counts what is now in the folder for the chosen studies, `written` what was new.
+    """The result of `collect`: `rows` in the folder for the selected studies, by table, and the files `written`.
 
-    Of the rows of `models`, `starts` are untrained ones that a training of the study starts from.
+    `starts` of the rows of `models` are untrained models from which a training of the study starts.
     """
 
     out: Path
@@ -85,37 +85,37 @@ def collect(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Collected:
-    """Bring the parquet under `out` up to date with the job database, in one consistent reading of it.
+    """Update the parquet files under `out` from one consistent snapshot of the job database.
 
     Args:
         store_url: URL of the database; it is only read.
         out: the results folder.
-        study: collect this study only; all of them when None.
-        folder: the study folder, which holds the files of `all_pairs` jobs; the folder of `out` when None.
+        study: collect this study only; None for all of them.
+        folder: the study folder, which has the files of `all_pairs` jobs; None for the folder of `out`.
         progress: called for every part written.
 
     Raises:
-        UsageError: no study of that name, or files of others lie where the parts would go.
-        DatabaseError: the database cannot be opened. One that goes away afterwards is waited for.
+        UsageError: no study of that name, or a file that kt-study did not write is in the place of a part.
+        DatabaseError: the database cannot be opened. If it becomes unreachable later, `collect` waits for it.
         DiskError: `out` cannot be written, or another collect is writing to it.
     """
     with reading(store_url) as reader:
-        _require_ours(out, _choose(read_studies(reader), study))  # before anything is made under `out`
+        _require_ours(out, _selected(read_studies(reader), study))  # before anything is written
     with _locked(out):
         return through_outages(lambda: _collect(store_url, out, study, folder or out.absolute().parent, progress))
 
 
 def _collect(store_url: str, out: Path, study: str | None, folder: Path, progress: Progress | None) -> Collected:
     with reading(store_url) as reader:
-        chosen = _choose(read_studies(reader), study)
+        selected = _selected(read_studies(reader), study)
         manifest = _read_manifest(out) or Manifest(studies={})
         written: list[Path] = []
-        for one in chosen:
-            known = _known(manifest, one)
+        for one in selected:
+            collected = _collected_before(manifest, one)
             for source in sources(folder):
-                written += _bring_up_to_date(reader, source, one, known, out, progress)
+                written += _update(reader, source, one, collected, out, progress)
         write_text(out / "_collected.json", msgspec.json.format(msgspec.json.encode(manifest)).decode())
-    names = tuple(one.name for one in chosen)
+    names = tuple(one.name for one in selected)
     return Collected(
         out=out, studies=names, rows=_count(manifest, names), starts=_count_starts(out, names), written=tuple(written)
     )
@@ -127,29 +127,29 @@ def study_folder(out: Path, table: str, study: str) -> Path:
     return out / table / (f"%{ord(name[0]):02X}{name[1:]}" if name[0] in "._" else name)
 
 
-def _choose(studies: list[Study], name: str | None) -> list[Study]:
-    chosen = [study for study in studies if name in (None, study.name)]
-    if not chosen and name is not None:
+def _selected(studies: list[Study], name: str | None) -> list[Study]:
+    found = [study for study in studies if name in (None, study.name)]
+    if not found and name is not None:
         there = ", ".join(study.name for study in studies) or "none"
         hint = nearest(name, [study.name for study in studies])
         raise UsageError(f"no study {name!r} in the database{hint} (there: {there})")
-    return chosen
+    return found
 
 
-def _known(manifest: Manifest, study: Study) -> CollectedStudy:
-    """What the manifest knows of the study, or nothing if that was the study of another database."""
-    known = manifest.studies.get(study.name)
-    if known is None or known.origin != study.created_at:
-        known = manifest.studies[study.name] = CollectedStudy(study.created_at)
-    return known
+def _collected_before(manifest: Manifest, study: Study) -> CollectedStudy:
+    """The study's entry in the manifest; a new one if there is none, or if it is for a study of another database."""
+    found = manifest.studies.get(study.name)
+    if found is None or found.origin != study.created_at:
+        found = manifest.studies[study.name] = CollectedStudy(study.created_at)
+    return found
 
 
-def _bring_up_to_date(
-    reader: Reader, source: Source, study: Study, known: CollectedStudy, out: Path, progress: Progress | None
+def _update(
+    reader: Reader, source: Source, study: Study, collected: CollectedStudy, out: Path, progress: Progress | None
 ) -> list[Path]:
-    """Write the parts of one table whose mark has moved, and remove those that are no more."""
+    """Write the parts of one table whose mark has changed, and delete those that no longer exist."""
     folder = study_folder(out, source.table, study.name)
-    before = known.tables.get(_table_key(source.table), {})
+    before = collected.tables.get(_table_key(source.table), {})
     after: dict[int, Part] = {}
     written = []
     for number, mark in sorted(source.marks(reader, study).items()):
@@ -161,10 +161,12 @@ def _bring_up_to_date(
             if part.rows and progress:
                 progress(source.table, part.rows)
         after[number] = part
-    _remove_others(folder, {f"part-{number:05d}.parquet" for number, part in after.items() if part.rows})
-    for key in [key for key in known.tables if key.startswith(f"{source.table}:")]:
-        del known.tables[key]
-    known.tables[_table_key(source.table)] = after
+    current = {f"part-{number:05d}.parquet" for number, part in after.items() if part.rows}
+    for path in _parts(folder):
+        if path.name not in current:
+            path.unlink()
+    others = {key: parts for key, parts in collected.tables.items() if not key.startswith(f"{source.table}:")}
+    collected.tables = {**others, _table_key(source.table): after}
     return written
 
 
@@ -174,14 +176,14 @@ def _write_part(path: Path, source: Source, study: Study, mark: Mark, batches: I
 
     rows = 0
     schema = arrow_schema(source.table)
-    words = [column.name for column in parquet_columns(source.table) if column.type == "text"]
+    texts = [column.name for column in parquet_columns(source.table) if column.type == "text"]
     with contextlib.ExitStack() as stack:
         writer = None
         for group in _row_groups(_with_study(study.name, schema, batches)):
             if writer is None:
                 scratch = stack.enter_context(written_aside(path))
                 writer = stack.enter_context(
-                    pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=words)
+                    pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=texts)
                 )
             writer.write_table(group, row_group_size=GROUP_ROWS)
             rows += group.num_rows
@@ -189,7 +191,7 @@ def _write_part(path: Path, source: Source, study: Study, mark: Mark, batches: I
 
 
 def _with_study(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The study's name as first column. NaN becomes missing, as SQLite cannot store one and PostgreSQL can."""
+    """Add the study's name as first column. NaN becomes missing, since PostgreSQL can store it and SQLite cannot."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -223,12 +225,6 @@ def _intact(path: Path, part: Part) -> bool:
     return not part.rows or (path.is_file() and path.stat().st_size == part.bytes)
 
 
-def _remove_others(folder: Path, wanted: set[str]) -> None:
-    for path in _parts(folder):
-        if path.name not in wanted:
-            path.unlink()
-
-
 def _parts(folder: Path) -> list[Path]:
     """The files of this folder that have the name of a part."""
     return [path for path in folder.glob("part-*.parquet") if re.fullmatch(r"part-[0-9]{5,}\.parquet", path.name)]
@@ -255,7 +251,7 @@ def _count_starts(out: Path, studies: tuple[str, ...]) -> int:
 
 
 def _read_manifest(out: Path) -> Manifest | None:
-    """What was collected before; None without a readable manifest, as everything can be collected again."""
+    """The manifest of earlier collections; None if it is missing or damaged, since everything can be collected again."""
     try:
         return msgspec.json.decode((out / "_collected.json").read_bytes(), type=Manifest)
     except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
@@ -263,7 +259,7 @@ def _read_manifest(out: Path) -> Manifest | None:
 
 
 def _require_ours(out: Path, studies: Sequence[Study]) -> None:
-    """Refuse to write over files of others. The lock file marks a folder to which something was collected."""
+    """Refuse to overwrite files of other programs. The lock file marks a folder of `collect`."""
     if _read_manifest(out) is None:
         folders = [study_folder(out, table, study.name) for study in studies for table in PARQUET_TABLES]
         targets = [out / "_collected.json", *(part for folder in folders for part in _parts(folder))]
@@ -272,12 +268,12 @@ def _require_ours(out: Path, studies: Sequence[Study]) -> None:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keep two collects from writing to one folder."""
+    """Prevent two collects from writing to one folder."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = locked(out / ".collect.lock")
     except BlockingIOError as error:
-        raise DiskError(f"{out}: another collect is writing here; try again when it has ended") from error
+        raise DiskError(f"{out}: another collect is writing here; try again when it has finished") from error
     except OSError as error:
         raise DiskError(f"{out}: cannot be written: {error.strerror}; choose another folder with --out") from error
     try:

@@ -1,9 +1,9 @@
-"""`kt-study query`: named queries from sql/queries, and free SELECTs, on a connection that cannot write.
+"""`kt-study query`: named queries from sql/queries, and the user's own SELECTs, on a connection that cannot write.
 
 SQLite opens the file read-only, with an authorizer that allows only reads. PostgreSQL runs one statement as a cursor in a
 read-only transaction that is always rolled back, and refuses functions whose effects a rollback does not undo: those that
 terminate or lock other sessions, write files, or run SQL from an argument. A superuser's query runs under the role
-kt_study_reader, which may only read the job tables; it is created once per server. Any other role is used as it is, since it
+kt_study_reader, which may only read the job tables; it is created once per server. Any other role is used unchanged, since it
 usually may not create roles.
 """
 
@@ -42,11 +42,11 @@ TIMEOUT_S = 60.0
 
 _QUOTED = r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"(?:[^"]|"")*\""""
 _PARAMETER = re.compile(r"(?<![:\w]):(?P<name>[a-z_]\w*)")
-_WORDS = re.compile(rf"(?P<quoted>{_QUOTED})|{_PARAMETER.pattern}|%", re.DOTALL)
-_PART = re.compile(r"\{(?P<name>[a-z]+)\}")  # a file of sql/queries/parts, or the settings that tell results apart
+_TOKENS = re.compile(rf"(?P<quoted>{_QUOTED})|{_PARAMETER.pattern}|%", re.DOTALL)
+_PART = re.compile(r"\{(?P<name>[a-z]+)\}")  # a file of sql/queries/parts, or the settings by which rows are grouped
 _NAME = re.compile(r"^[a-z][a-z0-9-]*$")
 
-_STEPS = 10_000  # of SQLite's virtual machine, between two checks of the clock: less than a millisecond
+_STEPS = 10_000  # of SQLite's virtual machine between two checks of the clock, less than a millisecond
 _SQLITE_READS = {
     sqlite3.SQLITE_SELECT,
     sqlite3.SQLITE_READ,
@@ -57,8 +57,7 @@ _SQLITE_READS = {
 
 @dataclass(frozen=True, kw_only=True)
 class NamedQuery:
-    """One file of sql/queries with the parts named in it: its first line says what it answers; `:name` in it is a
-    parameter, NULL if not given."""
+    """A file of sql/queries with its parts inserted. Its first line is the title; `:name` is a parameter, NULL if not given."""
 
     name: str
     title: str
@@ -71,7 +70,7 @@ class NamedQuery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class QueryResult:
     """Columns and rows of a query, values as plain Python numbers and strings."""
 
     columns: tuple[str, ...]
@@ -84,7 +83,7 @@ def named_queries() -> dict[str, NamedQuery]:
 
 
 def queries_folder() -> Path:
-    """Where the named queries are. Raises UsageError where the installation lacks them."""
+    """The folder of the named queries. Raises UsageError if the installation lacks them."""
     if folder := shared_folder("sql/queries", "*.sql"):
         return folder
     raise UsageError(missing("the named queries"))
@@ -92,17 +91,17 @@ def queries_folder() -> Path:
 
 def run_query(
     url: str, name_or_sql: str, parameters: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
-) -> Answer:
-    """Run a named query or a SELECT of the user's own. Nothing it does can change the database or hold up its workers.
+) -> QueryResult:
+    """Run a named query or the user's own SELECT. It cannot change the database or block workers.
 
     Args:
         url: URL of the job database.
         name_or_sql: a name of `named_queries`, or SQL.
-        parameters: values for the `:name` in it; those of a named query that are not given are NULL.
-        timeout_s: after so many seconds the database stops it.
+        parameters: values for each `:name`; NULL in a named query if not given.
+        timeout_s: time limit, enforced by the database.
 
     Raises:
-        UsageError: no query of that name, an unknown parameter, SQL that the database refuses, or the time is up.
+        UsageError: no query of that name, an unknown parameter, SQL that the database refuses, or a timeout.
         DatabaseError: the database cannot be reached.
     """
     sql, values = _statement(name_or_sql, dict(parameters or {}))
@@ -113,28 +112,28 @@ def run_query(
 
 
 def pairs_in_files(url: str, name_or_sql: str, *, timeout_s: float = TIMEOUT_S) -> int:
-    """Ordered pairs that a query of `complementarity` misses: `all_pairs` jobs leave theirs in files. 0 for others."""
+    """Pairs of `all_pairs` jobs, which are in files and which a query of `complementarity` misses; 0 for other queries."""
     named = named_queries().get(name_or_sql)
     if "complementarity" not in _uncommented(named.sql if named else name_or_sql):
         return 0
     return int(run_query(url, "SELECT COALESCE(SUM(n_pairs), 0) FROM all_pairs", timeout_s=timeout_s).rows[0][0])
 
 
-def render(answer: Answer, style: str) -> bytes:
-    """The answer as `table` (for people), `csv`, `json` (a list of objects) or `parquet`.
+def render(result: QueryResult, style: str) -> bytes:
+    """The result as `table` (for people), `csv`, `json` (a list of objects) or `parquet`.
 
-    JSON knows no infinite numbers: they are null there. A parquet column of values of several types is one of text.
+    Infinite numbers are null in JSON. A parquet column with values of several types is text.
 
     Raises:
-        UsageError: no such format, or two columns of one name, which json and parquet cannot hold.
+        UsageError: no such format, or two columns with one name, which json and parquet cannot have.
     """
     if style not in FORMATS:
         raise UsageError(f"no format {style!r}; there are {', '.join(FORMATS)}")
-    twice = [name for name, count in Counter(answer.columns).items() if count > 1]
+    twice = [name for name, count in Counter(result.columns).items() if count > 1]
     if twice and style in ("json", "parquet"):
-        raise UsageError(f"two columns of the query are called {twice[0]!r}; name them apart with AS for {style}")
+        raise UsageError(f"two columns of the query are named {twice[0]!r}; rename one with AS for {style}")
     writers = {"table": _as_table, "csv": _as_csv, "json": _as_json, "parquet": _as_parquet}
-    return writers[style](answer)
+    return writers[style](result)
 
 
 def _read(path: Path) -> NamedQuery:
@@ -143,7 +142,7 @@ def _read(path: Path) -> NamedQuery:
 
 
 def _with_parts(sql: str, parts: Path) -> str:
-    """The text with its `{settings}`, and each `{NAME}` replaced by that file of `parts` without its first line."""
+    """The text with `{settings}` replaced by their columns, and each `{NAME}` by that file of `parts` without its first line."""
 
     def part(name: str) -> str:
         if name == "settings":
@@ -176,28 +175,28 @@ def _statement(name_or_sql: str, values: dict[str, Any]) -> tuple[str, dict[str,
 
 
 def _uncommented(sql: str) -> str:
-    """The statement without its comments and quoted strings, in which no parameter stands."""
+    """The statement without its comments and quoted strings, which have no parameters."""
     return re.sub(_QUOTED, "", sql, flags=re.DOTALL)
 
 
-def _query_sqlite(address: Address, sql: str, values: Mapping[str, Any], timeout_s: float) -> Answer:
+def _query_sqlite(address: Address, sql: str, values: Mapping[str, Any], timeout_s: float) -> QueryResult:
     with contextlib.closing(open_read_only(address)) as connection:
         connection.set_authorizer(_reads_only)
         deadline = time.monotonic() + timeout_s
         connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
         try:
             cursor = connection.execute(sql, values)
-            return _answer(cursor.description, cursor.fetchall())
+            return _query_result(cursor.description, cursor.fetchall())
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise _too_long(timeout_s) if time.monotonic() > deadline else _refused(error) from error
 
 
 def _reads_only(action: int, *_: object) -> int:
-    """SQLite's authorizer: SELECT, columns and functions pass. Loading of code is off in sqlite3 as it comes."""
+    """SQLite's authorizer: allows SELECT, columns and functions. sqlite3 disables loading of extensions by default."""
     return sqlite3.SQLITE_OK if action in _SQLITE_READS else sqlite3.SQLITE_DENY
 
 
-def _query_postgresql(address: Address, sql: str, values: Mapping[str, Any], timeout_s: float) -> Answer:
+def _query_postgresql(address: Address, sql: str, values: Mapping[str, Any], timeout_s: float) -> QueryResult:
     import psycopg
 
     try:
@@ -215,8 +214,8 @@ def _query_postgresql(address: Address, sql: str, values: Mapping[str, Any], tim
             raise _refused(error) from error
 
 
-# Volatile functions are those that may do more than compute their result, as PostgreSQL knows of each, also of those that
-# extensions and users bring. One that takes or returns internal values cannot be called from SQL.
+# Volatile functions may have side effects. PostgreSQL records this for each function, those of extensions and users
+# included. A function that takes or returns internal values cannot be called from SQL.
 _VOLATILE = b"""
 SELECT DISTINCT lower(proname) FROM pg_proc
 WHERE provolatile = 'v' AND prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype, 'internal'::regtype)
@@ -233,22 +232,24 @@ _HARMLESS = frozenset(
 
 
 def _refuse_effects(connection: psycopg.Connection[Any], sql: str) -> None:
-    """Refuse a query in which a function stands that may have effects beyond it. Raises UsageError.
+    """Refuse a query that names a function with possible side effects. Raises UsageError.
 
-    Every word counts, wherever it stands: what is a string or a comment to a scanner need not be one to the server.
+    Every identifier counts, even in strings and comments, since the server may parse these differently.
     """
     if re.search(r"\bu&[\"']", sql, re.IGNORECASE):
-        raise UsageError('the query is refused: it has U&"..." escapes, which may hide a name; write the characters')
-    words = {word.lower() for word in re.findall(r"[^\W\d][\w$]*", sql)}
+        raise UsageError(
+            'the query is refused: it has U&"..." escapes, which may hide a name; write the characters instead'
+        )
+    names = {name.lower() for name in re.findall(r"[^\W\d][\w$]*", sql)}
     volatile = {name for (name,) in connection.execute(_VOLATILE)} - _HARMLESS
-    if found := sorted(words & volatile):
+    if found := sorted(names & volatile):
         raise UsageError(
             f"the query is refused: {found[0]} may have effects beyond the query; one SELECT over the job tables may run here"
         )
 
 
 _READER = "kt_study_reader"
-_READER_LOCK = 5_730_413  # key of the advisory lock under which it gets its rights
+_READER_LOCK = 5_730_413  # key of the advisory lock for granting its rights
 _READABLE = sorted([*metadata.tables, attempts.name, "alembic_version"])
 
 _POWERS = b"""
@@ -271,11 +272,11 @@ WHERE relkind IN ('r', 'v') AND pg_table_is_visible(pg_class.oid) AND relname = 
 
 @contextlib.contextmanager
 def _as_reader(connection: psycopg.Connection[Any], timeout_s: float) -> Iterator[None]:
-    """A read-only transaction that the server ends after a time and that is rolled back whatever happens.
+    """A read-only transaction with a timeout on the server, which is always rolled back.
 
-    A read-only transaction cannot be made writable once it has begun to read. What a superuser may do besides, such as
-    reading the server's files, the reader may not; it could go back to the superuser by `set_config` alone, which is
-    refused before. Raises UsageError for another role that may use the server's files or programs.
+    A read-only transaction cannot be made writable once it has begun to read. The reader lacks a superuser's other rights,
+    such as reading the server's files. It could become superuser again only by `set_config`, which has been refused by
+    then. Raises UsageError for another role that may use the server's files or programs.
     """
     superuser, files = connection.execute(_POWERS).fetchall()[0]
     if superuser:
@@ -294,16 +295,16 @@ def _as_reader(connection: psycopg.Connection[Any], timeout_s: float) -> Iterato
 
 
 def _prepare_reader(connection: psycopg.Connection[Any]) -> None:
-    """Make the role that may read the job tables, and give it the tables that it cannot read yet. Mostly it has them all."""
+    """Create the role that may read the job tables, and grant it those that it cannot read yet, usually none."""
     import psycopg
 
     wanted = {"reader": _READER, "tables": _READABLE}
     known = connection.execute(_READER_KNOWN, [_READER]).fetchone()
     if known is None:
-        with contextlib.suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):  # another query's
+        with contextlib.suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):  # by another query
             connection.execute(f"CREATE ROLE {_READER} NOLOGIN")
     elif known[0]:
-        raise UsageError(f"the server's role {_READER} may more than read; drop it, and kt-study makes it anew")
+        raise UsageError(f"the server's role {_READER} may do more than read; drop it, and kt-study creates it again")
     if not connection.execute(_UNREADABLE, wanted).fetchall():
         return
     with connection.transaction():
@@ -313,27 +314,25 @@ def _prepare_reader(connection: psycopg.Connection[Any]) -> None:
             connection.execute(f"GRANT SELECT ON {schema}.{table} TO {_READER}".encode())
 
 
-def _through_cursor(connection: psycopg.Connection[Any], sql: str, values: Mapping[str, Any]) -> Answer:
+def _through_cursor(connection: psycopg.Connection[Any], sql: str, values: Mapping[str, Any]) -> QueryResult:
     """Run the statement as a cursor, which only a SELECT without data-changing parts can be.
 
-    It is prepared first: the extended protocol takes one statement, so nothing can end the transaction and go on.
+    It is prepared first: the extended protocol takes a single statement, so that none can end the transaction and continue.
     """
-    statement = _WORDS.sub(_psycopg_word, sql) if values else sql
+    statement = _TOKENS.sub(_psycopg_token, sql) if values else sql
     cursor = connection.cursor()
     cursor.execute(f"DECLARE answer NO SCROLL CURSOR FOR {statement}".encode(), values or None, prepare=True)
     cursor.execute("FETCH ALL FROM answer")
-    return _answer(cursor.description, cursor.fetchall())
+    return _query_result(cursor.description, cursor.fetchall())
 
 
-def _psycopg_word(match: re.Match[str]) -> str:
+def _psycopg_token(match: re.Match[str]) -> str:
     """`:name` as psycopg's `%(name)s`, and a literal % doubled."""
     return f"%({match['name']})s" if match["name"] else match[0].replace("%", "%%")
 
 
 def _too_long(timeout_s: float) -> UsageError:
-    return UsageError(
-        f"the query took longer than {timeout_s:g} s and was stopped; ask for less, or give --timeout more"
-    )
+    return UsageError(f"the query took longer than {timeout_s:g} s and was stopped; narrow it, or raise --timeout")
 
 
 def _refused(error: Exception) -> UsageError:
@@ -342,14 +341,16 @@ def _refused(error: Exception) -> UsageError:
     return UsageError(f"the database refuses the query: {reason}; one SELECT over the job tables may run here")
 
 
-def _answer(description: Sequence[Sequence[Any]] | None, rows: Sequence[Sequence[Any]]) -> Answer:
+def _query_result(description: Sequence[Sequence[Any]] | None, rows: Sequence[Sequence[Any]]) -> QueryResult:
     if description is None:
         raise UsageError("the query returns no rows; write a SELECT")
-    return Answer(columns=tuple(column[0] for column in description), rows=[tuple(map(_plain, row)) for row in rows])
+    return QueryResult(
+        columns=tuple(column[0] for column in description), rows=[tuple(map(_plain, row)) for row in rows]
+    )
 
 
 def _plain(value: Any) -> Any:
-    """PostgreSQL's exact decimals as int or float; not-a-number as missing; bytes as hexadecimal digits."""
+    """PostgreSQL's decimals as int or float; NaN as missing; bytes as hexadecimal digits."""
     if isinstance(value, bytes | memoryview):
         return value.hex()
     if isinstance(value, Decimal):
@@ -359,12 +360,12 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | None) else str(value)
 
 
-def _as_table(answer: Answer) -> bytes:
+def _as_table(result: QueryResult) -> bytes:
     """Columns aligned, numbers to the right."""
-    headings = list(map(printable, answer.columns))
-    cells = [[_cell(value) for value in row] for row in answer.rows]
+    headings = list(map(printable, result.columns))
+    cells = [[_cell(value) for value in row] for row in result.rows]
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-    numeric = [all(isinstance(row[i], int | float | None) for row in answer.rows) for i in range(len(widths))]
+    numeric = [all(isinstance(row[i], int | float | None) for row in result.rows) for i in range(len(widths))]
 
     rule = ["-" * width for width in widths]
     lines = [
@@ -385,16 +386,16 @@ def _cell(value: Any) -> str:
     return printable(" ".join(text.split()))
 
 
-def _as_csv(answer: Answer) -> bytes:
+def _as_csv(result: QueryResult) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(answer.columns)
-    writer.writerows(answer.rows)
+    writer.writerow(result.columns)
+    writer.writerows(result.rows)
     return text.getvalue().encode()
 
 
-def _as_json(answer: Answer) -> bytes:
-    rows = [dict(zip(answer.columns, map(_finite, row), strict=True)) for row in answer.rows]
+def _as_json(result: QueryResult) -> bytes:
+    rows = [dict(zip(result.columns, map(_finite, row), strict=True)) for row in result.rows]
     return (json.dumps(rows, indent=1, ensure_ascii=False, default=str) + "\n").encode()
 
 
@@ -402,19 +403,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _as_parquet(answer: Answer) -> bytes:
+def _as_parquet(result: QueryResult) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = list(zip(*answer.rows, strict=True)) or [()] * len(answer.columns)
+    columns = list(zip(*result.rows, strict=True)) or [()] * len(result.columns)
     target = io.BytesIO()
-    table = pa.table([_as_array(column) for column in columns], names=list(answer.columns))
+    table = pa.table([_as_array(column) for column in columns], names=list(result.columns))
     pq.write_table(table, target, compression="zstd")
     return target.getvalue()
 
 
 def _as_array(column: Sequence[Any]) -> pa.Array[Any]:
-    """Of the type that all values have; SQLite lets a column mix them, and counts may be beyond 64 bits: then text."""
+    """An array of the values' common type; text if types are mixed, as SQLite allows, or numbers exceed 64 bits."""
     import pyarrow as pa
 
     try:

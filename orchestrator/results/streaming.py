@@ -29,39 +29,42 @@ Select = sa.Select[Any]
 _SQLITE: sa.Dialect = sqlite.dialect()
 _POSTGRESQL: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
-BUSY_S = 60.0  # how long a reader waits for SQLite's lock
-_FETCH = 1024  # rows held as Python objects at a time: few enough to stay in the processor's cache
+BUSY_S = 60.0  # a reader's wait for SQLite's lock
+_FETCH = 1024  # rows fetched as Python objects in one batch: few enough for the processor's cache
 
 
 class Reader(Protocol):
-    """One reading of the database: everything it returns is of one moment."""
+    """Reads one consistent snapshot of the database."""
 
     def rows(self, select: Select) -> list[tuple[Any, ...]]:
-        """The answer to a small question."""
+        """All rows of a small result."""
         ...
 
     def batches(self, select: Select, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """A large answer, a batch at a time. `schema` names the selected columns in their order."""
+        """A large result in batches. `schema` has the selected columns in their order."""
         ...
 
 
 @contextlib.contextmanager
 def reading(url: str) -> Iterator[Reader]:
-    """Open the job database for one reading.
+    """Open a snapshot of the job database.
 
     Raises:
-        DatabaseError: no such file, a server that does not answer, or tables that are missing, older or newer.
+        DatabaseError: no such file, no response from the server, or tables that are missing, older or newer.
     """
     address = parse_url(url)
     try:
-        with _sqlite(address) if address.is_sqlite else _postgresql(address) as reader:
-            _check(address, reader)
+        connection: Any = open_read_only(address) if address.is_sqlite else connect_postgresql(address)
+        with contextlib.closing(connection):
+            connection.execute("BEGIN" if address.is_sqlite else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            reader: Reader = SqliteReader(connection) if address.is_sqlite else PostgresqlReader(connection)
+            _check_version(address, reader)
             yield reader
     except _driver_errors() as error:
         raise unreachable(address, error) from error
 
 
-def _check(address: Address, reader: Reader) -> None:
+def _check_version(address: Address, reader: Reader) -> None:
     try:
         found = reader.rows(sa.select(sa.column("version_num")).select_from(sa.table("alembic_version")))
     except _driver_errors():
@@ -77,26 +80,12 @@ def _driver_errors() -> tuple[type[Exception], ...]:
     return (sqlite3.Error,)
 
 
-@contextlib.contextmanager
-def _sqlite(address: Address) -> Iterator[Reader]:
-    with contextlib.closing(open_read_only(address)) as connection:
-        connection.execute("BEGIN")
-        yield SqliteReader(connection)
-
-
-@contextlib.contextmanager
-def _postgresql(address: Address) -> Iterator[Reader]:
-    with contextlib.closing(connect_postgresql(address)) as connection:
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        yield PostgresqlReader(connection)
-
-
 def open_read_only(address: Address) -> sqlite3.Connection:
-    """A connection in autocommit to an SQLite file, which it cannot write. Raises DatabaseError where there is none."""
-    still = "&immutable=1" if _is_at_rest(Path(address.path)) else ""
+    """A read-only autocommit connection to an SQLite file. Raises DatabaseError if there is none."""
+    immutable = "&immutable=1" if _is_closed_and_read_only(Path(address.path)) else ""
     try:
         connection = sqlite3.connect(
-            f"file:{quote(address.path)}?mode=ro{still}", uri=True, timeout=BUSY_S, isolation_level=None
+            f"file:{quote(address.path)}?mode=ro{immutable}", uri=True, timeout=BUSY_S, isolation_level=None
         )
     except sqlite3.OperationalError as error:
         raise cannot_open(address.path, error) from error
@@ -104,13 +93,13 @@ def open_read_only(address: Address) -> sqlite3.Connection:
     return connection
 
 
-def _is_at_rest(path: Path) -> bool:
-    """Whether nobody has the file open, and we may not make the two files beside it that reading it would need."""
+def _is_closed_and_read_only(path: Path) -> bool:
+    """Whether no process has the file open, and we cannot create the two files beside it that an ordinary read needs."""
     return not Path(f"{path}-wal").exists() and not os.access(path.parent, os.W_OK)
 
 
 class SqliteReader:
-    """Reads through one read transaction; in WAL mode writers go on meanwhile."""
+    """Reads in one transaction; in WAL mode writers are not blocked."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -125,7 +114,7 @@ class SqliteReader:
 
 
 class PostgresqlReader:
-    """Reads through one read-only transaction at isolation level REPEATABLE READ."""
+    """Reads in one read-only transaction at isolation level REPEATABLE READ."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
@@ -155,7 +144,7 @@ class PostgresqlReader:
 
 
 class _CopyStream(io.RawIOBase):
-    """What COPY sends, as a file to read."""
+    """The output of COPY as a readable file."""
 
     def __init__(self, copy: psycopg.Copy) -> None:
         self._blocks = iter(copy)
@@ -189,11 +178,11 @@ def batch_of(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch
 def _array(values: tuple[Any, ...], field: pa.Field) -> pa.Array:
     import pyarrow as pa
 
-    if pa.types.is_boolean(field.type):  # SQLite keeps flags as 0 and 1
+    if pa.types.is_boolean(field.type):  # SQLite stores 0 and 1
         return pa.array(values, pa.int8()).cast(pa.bool_())
     return pa.array(values, field.type)
 
 
 def _text(select: Select, dialect: sa.Dialect) -> str:
-    """The statement with its numbers and names written in, as COPY takes no parameters."""
+    """The statement with its values inline, since COPY takes no parameters."""
     return str(select.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))

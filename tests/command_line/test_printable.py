@@ -16,7 +16,7 @@ from kt_study.store import open_store
 from kt_study.study import read_study
 from orchestrator.cli import status, watch
 from orchestrator.cli.commands import status as status_command
-from orchestrator.results.query import Answer, render
+from orchestrator.results.query import QueryResult, render
 from tests.cli import refused
 from tests.store.making import STUDY, claim_one, job, plan
 
@@ -110,7 +110,7 @@ def _fields(record: object) -> dict[str, object]:
 
 
 def test_a_table_keeps_its_lines_whatever_its_cells_hold() -> None:
-    table = render(Answer(columns=(EVIL, "n"), rows=[(EVIL, 1), ("b", 2)]), "table").decode()
+    table = render(QueryResult(columns=(EVIL, "n"), rows=[(EVIL, 1), ("b", 2)]), "table").decode()
     assert len(table.splitlines()) == 4
     assert not ACTING.search(table)
     assert table.splitlines()[0].startswith(TOLD)

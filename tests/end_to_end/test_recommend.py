@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kt_study.paths import StudyPaths
-from orchestrator.results.recommend.answers import CachedAnswers
+from orchestrator.results.recommend.cached_predictions import cached_predictions
 from tests.cli import refused, succeeds
 from tests.databases import Databases
 
@@ -60,13 +60,13 @@ def test_a_recommendation_is_planned_run_and_measured(study: Path, results: Any)
     assert rest["linked"] == 0 and rest["existing"] >= 16 + 4
 
 
-def test_cached_predictions_are_as_right_as_the_evaluations_say(study: Path, results: Any) -> None:
+def test_cached_predictions_agree_with_the_evaluations(study: Path, results: Any) -> None:
     pair = results.complementarity.iloc[0]
     for role in ("teacher", "student"):
-        answers = CachedAnswers(StudyPaths(root=study), pair["dataset_key"]).of(pair[f"{role}_key"])
-        assert answers is not None
-        assert 100 * answers.right.mean() == pytest.approx(pair[f"acc_{role}"])
-        assert answers.n == pair["n"]
+        predictions = cached_predictions(StudyPaths(root=study), pair["dataset_key"], pair[f"{role}_key"])
+        assert predictions is not None
+        assert 100 * predictions.right.mean() == pytest.approx(pair[f"acc_{role}"])
+        assert len(predictions.labels) == pair["n"]
 
 
 def test_a_mistyped_student_gets_the_nearest_name(study: Path, results: Any) -> None:

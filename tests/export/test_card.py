@@ -15,9 +15,9 @@ from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.settings import Settings
 from orchestrator.planning.universe import catalogue
 from orchestrator.results.export.card import CardFacts, model_card
-from orchestrator.results.export.choice import Chosen
 from orchestrator.results.export.folder import export_student
 from orchestrator.results.export.licences import card_licence, is_non_commercial, warnings
+from orchestrator.results.export.selection import SelectedTransfer
 from tests.transfer.study import digits_model
 from tests.transfer.toy import small_cnn
 from worker.models.kept import keep_student
@@ -47,15 +47,15 @@ class Store:
         return DatasetRecord(key=key, name="digits", kind="digits")
 
 
-def test_a_factorys_student_comes_with_words_that_load_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_of_a_factorys_student_has_code_that_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = digits_model("s", "small_cnn", 1, width=8), digits_model("t", "small_cnn", 2, width=8)
     torch.manual_seed(5)
     state = small_cnn(num_classes=10, width=8).state_dict()
     kept = keep_student(StudyPaths(root=tmp_path), "c0ffee", state, {"acc_after": 75.0}, "all")
     assert kept is not None
-    chosen = Chosen(row=row(), digest="c0ffee", weights=kept, matches=1)
+    selected = SelectedTransfer(row=row(), digest="c0ffee", weights=kept, matches=1)
     out = tmp_path / "mine"
-    exported = export_student(chosen, Store(student, teacher), "toy", StudyPaths(root=tmp_path), out)  # type: ignore[arg-type]
+    exported = export_student(selected, Store(student, teacher), "toy", StudyPaths(root=tmp_path), out)  # type: ignore[arg-type]
     assert not exported.by_timm and "timm cannot build 'tests.transfer.toy:small_cnn'" in exported.notes[0]
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "model.safetensors"]
     card = (out / "README.md").read_text()
@@ -70,18 +70,18 @@ def test_a_factorys_student_comes_with_words_that_load_it(tmp_path: Path, monkey
     assert (model["checkpoint"], tuple(model["mean"])) == ("mine/model.safetensors", student.mean)
 
 
-def test_a_student_that_was_made_again_and_came_out_otherwise_is_said_so(tmp_path: Path) -> None:
+def test_a_reproduced_student_that_differs_has_a_note(tmp_path: Path) -> None:
     student, teacher = digits_model("s", "small_cnn", 1, width=8), digits_model("t", "small_cnn", 2, width=8)
     paths = StudyPaths(root=tmp_path)
-    for after, told in ((75.0, False), (74.5, True)):
+    for after, noted in ((75.0, False), (74.5, True)):
         state = small_cnn(num_classes=10, width=8).state_dict()
         kept = keep_student(paths, "c0ffee", state, {"acc_after": after}, "all")
         assert kept is not None
-        chosen = Chosen(row=row(), digest="c0ffee", weights=kept, matches=1)
+        selected = SelectedTransfer(row=row(), digest="c0ffee", weights=kept, matches=1)
         out = tmp_path / f"mine{after}"
-        exported = export_student(chosen, Store(student, teacher), "toy", paths, out)  # type: ignore[arg-type]
-        assert ("made again" in (out / "README.md").read_text()) == told
-        assert any("74.50 % on the same samples" in note for note in exported.notes) == told
+        exported = export_student(selected, Store(student, teacher), "toy", paths, out)  # type: ignore[arg-type]
+        assert ("reproduced" in (out / "README.md").read_text()) == noted
+        assert any("74.50 % on the same samples" in note for note in exported.notes) == noted
 
 
 def _licensed(*licences: str) -> list[ModelRecord]:
@@ -92,12 +92,12 @@ def _licensed(*licences: str) -> list[ModelRecord]:
     ]  # fmt: skip
 
 
-def test_licences_of_every_model_of_timm_are_told() -> None:
+def test_licences_of_every_model_of_timm_are_known() -> None:
     names = {model.license for model in catalogue()}
     assert {name for name in names if is_non_commercial(name)} == {"cc-by-nc-4.0"}
 
 
-def test_a_non_commercial_teacher_is_said_so() -> None:
+def test_a_non_commercial_teacher_has_a_warning() -> None:
     student, teacher = _licensed("apache-2.0", "cc-by-nc-4.0")
     assert warnings(student, [teacher]) == ["the teacher m1 is licensed for non-commercial use only (cc-by-nc-4.0)"]
     facts = CardFacts(study="s", digest="d", row=row(), student=student, teachers=[teacher],

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 from kt_study.paths import StudyPaths
 from kt_study.store import open_store
-from orchestrator.results.export import Wanted, choose, export_student
+from orchestrator.results.export import TransferFilter, export_student, select_transfer
 from tests.cli import refused, succeeds
 from tests.databases import url_of
 
@@ -60,10 +60,10 @@ def _by_timm_alone(folder: Path, files: list[Path]) -> Any:
 
 @pytest.fixture(scope="module")
 def best(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The better of two students, exported by the command; what it said is in `told`."""
+    """The better of two students, exported by the command, whose output is in the file `output`."""
     folder = tmp_path_factory.mktemp("exports")
     pair = ("--student", "tiny_resnet", "--teacher", "tiny_vit")
-    (folder / "told").write_text(succeeds(tiny, "export", *pair, "--out", str(folder / "mine")))
+    (folder / "output").write_text(succeeds(tiny, "export", *pair, "--out", str(folder / "mine")))
     return folder / "mine"
 
 
@@ -75,8 +75,8 @@ def test_the_config_names_the_classes_and_no_foreign_weights(best: Path) -> None
     assert not {"license", "tag", "hf_hub_id", "url"} & config["pretrained_cfg"].keys()
 
 
-def test_the_card_says_what_the_row_says(tiny: Path, best: Path) -> None:
-    told, card = (best.parent / "told").read_text(), (best / "README.md").read_text()
+def test_the_card_has_the_values_of_the_row(tiny: Path, best: Path) -> None:
+    output, card = (best.parent / "output").read_text(), (best / "README.md").read_text()
     row = max((one for one in rows_of(tiny) if one["student"] == "tiny_resnet"), key=lambda one: one["acc_after"])
     for name in ("acc_before", "acc_after"):
         right = round(row[name] * row["n"] / 100)
@@ -86,9 +86,9 @@ def test_the_card_says_what_the_row_says(tiny: Path, best: Path) -> None:
         assert f"{row[name]:.2f} %" in card
     assert f"{row['delta_transf']:+.2f} points | {row['delta_transf_low']:+.2f} to " in card
     assert f"job {row['job_id']} " in card and f"| objective | {row['objective']} |" in card
-    assert "of 2 transfers" in card and "of 2 transfers" in told
+    assert "of 2 matching transfers" in card and "of 2 matching transfers" in output
     assert "| lr | 0.02 |" in card and "label_smoothing" not in card  # nothing read it
-    assert card.count("| unknown |") == 2 and "the licence of the teacher tiny_vit is unknown" in told
+    assert card.count("| unknown |") == 2 and "the licence of the teacher tiny_vit is unknown" in output
 
 
 def test_the_cards_python_runs(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +104,9 @@ def test_twice_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
     store = open_store(url_of(tiny), create=False)
     paths, found = StudyPaths(root=tiny), []
     for parent in ("a", "b"):
-        chosen = choose(store, "tiny", paths, Wanted(student="tiny_vit", objective="kl"))
+        selected = select_transfer(store, "tiny", paths, TransferFilter(student="tiny_vit", objective="kl"))
         out = tmp_path / parent / "mine"
-        export_student(chosen, store, "tiny", paths, out)
+        export_student(selected, store, "tiny", paths, out)
         found.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert found[0] == found[1]
     assert sorted(found[0]) == ["README.md", "config.json", "model.safetensors"]
@@ -129,5 +129,5 @@ def test_refusals_are_one_line_and_leave_nothing(tiny: Path, tmp_path: Path) -> 
     assert "missing or damaged" in refused(study, "export", "--job", str(row["job_id"]), "--out", "new")
     (study / row["weights"]).unlink()
     line = refused(study, "export", *pair, "--objective", "kl_dp", "--out", "new")
-    assert "is gone: set keep" in line and f"job {row['job_id']}" in line
+    assert "its file is missing: set keep" in line and f"job {row['job_id']}" in line
     assert not (study / "new").exists() and not list(study.glob(".new*"))

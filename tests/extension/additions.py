@@ -73,7 +73,13 @@ def add_everything(newcomer: Newcomer) -> None:
     newcomer.module("data set kind", "stripes", DATASET)
     newcomer.record("data set kind", at1='    "imagefolder": ', put1='    "stripes": "kt_study.datasets.stripes",\n')
     newcomer.module("figure", "sharpness", FIGURE)
-    newcomer.record("figure", at1='"1a", ', put1='"sharpness", ')
+    newcomer.record(
+        "figure",
+        at1="    students,\n    success,\n",
+        put1="    sharpness,\n",
+        at2="    complementarity.FIGURE_1A,\n",
+        put2="    sharpness.FIGURE,\n",
+    )
     newcomer.module("query", "by-sharpness", QUERY)
 
 
@@ -193,20 +199,18 @@ FIGURE = '''
 
 from __future__ import annotations
 
-from orchestrator.results.report.figures.figure import Figure
-from orchestrator.results.report.material import Material
-from orchestrator.results.report.missing import Missing, missing
-from orchestrator.results.report.plot import Drawing, Layer, Panel
+from orchestrator.results.report.missing import SINGLE, complete
+from orchestrator.results.report.parts import Figure
+from orchestrator.results.report.plot import Layer, Panel, Plot
+from orchestrator.results.report.study_results import StudyResults
 
 
-def build(material: Material) -> Drawing | Missing:
+def build(study: StudyResults) -> Plot:
     """A point per transfer."""
-    rows = material.single
-    if rows.empty:
-        return missing(rows, "single-teacher transfers")
+    rows = complete(study.single, SINGLE)
     layer = Layer(mark="points", data=rows, x="acc_before", y="acc_after", colour="objective")
     panel = Panel(x_label="accuracy before, %", y_label="accuracy after, %", layers=(layer,))
-    return Drawing(panels=(panel,), sample=f"{len(rows)} transfers")
+    return Plot(panels=(panel,), sample=f"{len(rows)} transfers")
 
 
 FIGURE = Figure(

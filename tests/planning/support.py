@@ -69,9 +69,9 @@ def study_of(folder: Path, *parts: str) -> StudyFile:
     return read_study(write_study(folder, *parts))
 
 
-def plan_of(folder: Path, *parts: str, wishes: PlanOptions | None = None, **more: Any) -> Plan:
+def plan_of(folder: Path, *parts: str, options: PlanOptions | None = None, **more: Any) -> Plan:
     """The plan of a study file."""
-    return make_plan(study_of(folder, *parts), sources_of(folder, **more), wishes)
+    return make_plan(study_of(folder, *parts), sources_of(folder, **more), options)
 
 
 def specs_of(plan: Plan, *kinds: str) -> list[TransferSpec]:

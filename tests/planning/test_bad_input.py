@@ -1,4 +1,4 @@
-"""Wrong input to plan: one line that says which, where and what to do, exit code 2, and nothing written."""
+"""Wrong input to plan: one line with the thing, the place and the advice, exit code 2, and nothing written."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.cli import refused, succeeds
 from tests.planning.support import DIGITS, FOUR, model_table, save_resnet, write_study
 
 FOLDER = '[study]\nname = "x"\n[dataset]\nkind = "imagefolder"\n'
-Said = Callable[..., str]
+PlanError = Callable[..., str]
 PREDICTED = '[study]\nname = "x"\n[dataset]\nkind = "predictions"\npath = "p"\n'
 
 
 @pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
-    """What `kt-study plan ARGUMENTS` says in `tmp_path`, here in this process, when it ends with 2 as it must."""
+def plan_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> PlanError:
+    """The error of `kt-study plan ARGUMENTS` in `tmp_path`, run in this process, which must exit with 2."""
 
     def say(*arguments: str) -> str:
         monkeypatch.chdir(tmp_path)
@@ -39,7 +39,7 @@ def _files(folder: Path) -> dict[Path, int]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "arguments", "told"),
+    ("parts", "arguments", "message"),
     [
         ((FOLDER, 'val = "nowhere"\n'), (), "nowhere: no such folder; mend [dataset] val"),
         (
@@ -92,7 +92,7 @@ def _files(folder: Path) -> dict[Path, int]:
             "[transfer] teachers: 'n*' matches none of the study's 4",
         ),
         ((DIGITS, FOUR[0]), (), "the study has 1 model and a pair needs 2"),
-        ((DIGITS, FOUR[0], FOUR[0].replace('"m0"', '"twin"')), (), "models 'm0' and 'twin' are the same"),
+        ((DIGITS, FOUR[0], FOUR[0].replace('"m0"', '"twin"')), (), "models 'm0' and 'twin' have the same architecture"),
         (
             (DIGITS, *FOUR, model_table("big", num_classes=1000)),
             (),
@@ -103,7 +103,7 @@ def _files(folder: Path) -> dict[Path, int]:
             ("--preset", "paper-1pct"),
             "paper-1pct: no such preset; did you mean 'paper-10pct'? (there are paper-10pct",
         ),
-        ((DIGITS, *FOUR), ("--preset", "paper-full"), "preset paper-full is about imagenet-1k (1000 classes"),
+        ((DIGITS, *FOUR), ("--preset", "paper-full"), "preset paper-full needs imagenet-1k (1000 classes"),
         (
             (DIGITS, *FOUR),
             ("--preset", "paper-full", "--pairs", "3"),
@@ -116,15 +116,15 @@ def _files(folder: Path) -> dict[Path, int]:
         (
             (DIGITS, '[models]\nuniverse = "digits-zoo"\n', model_table("digits/gmlp")),
             (),
-            "[[model]] 'digits/gmlp' has the name of one of the zoo's models; give it another",
+            "[[model]] 'digits/gmlp' has the name of a model of the zoo; rename it",
         ),
         ((DIGITS, *FOUR), ("--grid", "multi_teacher=soup"), "give KEY=V1,V2 with a key of [transfer]"),
         ((DIGITS, *FOUR, '[fine_tuning]\nscope = "body"\n'), (), "give [fine_tuning.dataset]"),
         ((DIGITS, *FOUR, '[models]\nuniverse = "timm"\n'), (), "has 1000 outputs, data set 'digits' 10 classes"),
-        ((FOLDER, 'val = "v"\n', '[models]\nuniverse = "digits-zoo"\n'), (), "goes with [dataset] kind = 'digits'"),
+        ((FOLDER, 'val = "v"\n', '[models]\nuniverse = "digits-zoo"\n'), (), "needs [dataset] kind = 'digits'"),
         ((PREDICTED, "[transfer]\npairs = 2\n"), (), "no transfers can be planned: predictions made elsewhere have no"),
         ((PREDICTED,), ("--pairs", "1"), "predictions made elsewhere have no models to train"),
-        ((PREDICTED, *FOUR), (), "[dataset] kind = 'predictions' brings its own models"),
+        ((PREDICTED, *FOUR), (), "[dataset] kind = 'predictions' has its own models"),
         ((FOLDER, 'val = "v"\n', *FOUR), ("--pairs", "1"), "has no training samples (give [dataset] train)"),
         ((DIGITS, 'class_embeddings = "none.npy"\n', *FOUR), (), "none.npy: no such file"),
         ((DIGITS, 'clip_weights = "none.pt"\n', *FOUR), (), "none.pt: no such file; mend [dataset] clip_weights in"),
@@ -139,7 +139,7 @@ def _files(folder: Path) -> dict[Path, int]:
     ],
 )
 def test_one_line_and_nothing_written(
-    tmp_path: Path, said: Said, parts: tuple[str, ...], arguments: tuple[str, ...], told: str
+    tmp_path: Path, plan_error: PlanError, parts: tuple[str, ...], arguments: tuple[str, ...], message: str
 ) -> None:
     write_study(tmp_path, *parts)
     for number in range(10):
@@ -151,15 +151,15 @@ def test_one_line_and_nothing_written(
         (tmp_path / "p" / f"{predicted}.csv").write_text(f"sample_index,predicted,label\n0,{predicted},1\n")
     np.save(tmp_path / "nine.npy", np.zeros((9, 4)))
     before = _files(tmp_path)
-    line = said(*arguments)
+    line = plan_error(*arguments)
     assert line.startswith("kt-study: ")
     assert "\n" not in line
-    assert told in line
+    assert message in line
     assert _files(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             {"timm": "test_vit"},
@@ -181,7 +181,7 @@ def test_one_line_and_nothing_written(
 )
 @pytest.mark.parametrize("arguments", [(), ("--dry-run",)], ids=" ".join)
 def test_own_models_are_built_before_anything_is_planned(
-    tmp_path: Path, said: Said, changes: dict[str, str], told: str, arguments: tuple[str, ...]
+    tmp_path: Path, plan_error: PlanError, changes: dict[str, str], message: str, arguments: tuple[str, ...]
 ) -> None:
     save_resnet(tmp_path / "good.safetensors")
     save_resnet(tmp_path / "seven.safetensors", classes=7)
@@ -193,8 +193,8 @@ def test_own_models_are_built_before_anything_is_planned(
     own = {"random_weights": None, "checkpoint": "good.safetensors", **changes}
     write_study(tmp_path, DIGITS, *FOUR, model_table("own", **own))
     before = _files(tmp_path)
-    line = said(*arguments)
-    assert told.format(folder=tmp_path) in line
+    line = plan_error(*arguments)
+    assert message.format(folder=tmp_path) in line
     assert "\n" not in line
     assert _files(tmp_path) == before
 

@@ -15,7 +15,7 @@ from tests.planning.support import DIGITS, FOUR, assert_sound, plan_of, specs_of
 
 def plan(folder: Path, objectives: str, *, more: str = "", flag: bool = False) -> Plan:
     transfer = f"[transfer]\npairs = 12\nobjectives = {objectives}\n{more}"
-    found = plan_of(folder, DIGITS, transfer, *FOUR, wishes=PlanOptions(controls=flag))
+    found = plan_of(folder, DIGITS, transfer, *FOUR, options=PlanOptions(controls=flag))
     assert_sound(found)
     return found
 

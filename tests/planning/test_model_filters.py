@@ -64,7 +64,7 @@ def test_listed_models_are_filtered_by_family_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "error", "said"),
+    ("lines", "error", "message"),
     [
         ('include = ["digits/resnett_a"]', UnknownModelError, "did you mean 'digits/resnet_a'"),
         ('families = ["hybrid"]', UsageError, "no model is left: the families filter"),
@@ -72,7 +72,7 @@ def test_listed_models_are_filtered_by_family_too(tmp_path: Path) -> None:
     ],
 )
 def test_filters_that_cannot_be_meant_are_refused(
-    lines: str, error: type[Exception], said: str, tmp_path: Path
+    lines: str, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         plan_of(tmp_path / "study", f"{ZOO}{lines}\n", SMALL)

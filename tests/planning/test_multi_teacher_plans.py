@@ -70,7 +70,7 @@ def test_the_order_of_teachers_is_no_setting_of_single_transfers(tmp_path: Path)
 
 
 def test_all_objectives_and_three_modes(tmp_path: Path) -> None:
-    """Parallel teachers need a data partition that can choose among several, which two have; of the others it is said."""
+    """Parallel teachers need a data partition that can choose among several, which two have; the others have a note."""
     n = len(OBJECTIVES)
     objectives = "[" + ", ".join(f'"{name}"' for name in OBJECTIVES) + "]"
     found = plan(tmp_path, '["sequential", "parallel", "soup"]', objectives=objectives)
@@ -111,10 +111,10 @@ def test_accuracies_come_from_the_database(tmp_path: Path, databases: Databases)
         row = f"({job}, '{dataset}', '{model}', 'val', {number}.0)"
         ask(tmp_path, f"INSERT INTO evaluations (job_id, dataset_key, model_key, split, acc) VALUES {row}")
     assert len(keys) == 4
-    told = succeeds(tmp_path, "plan")
-    assert "left out for now" not in told
+    output = succeeds(tmp_path, "plan")
+    assert "left out for now" not in output
     # Two later stages for each student, and their starts' predictions; the first stages were planned, and kept, before.
-    assert f"{4 * 2 + 4 * 2} new jobs" in told
+    assert f"{4 * 2 + 4 * 2} new jobs" in output
 
 
 @pytest.mark.parametrize("mode", ["sequential", "parallel", "soup"])

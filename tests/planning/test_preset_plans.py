@@ -18,6 +18,7 @@ from tests.cli import succeeds
 from tests.databases import Databases
 from tests.planning.layouts import cub, domainnet, imagenet
 from tests.planning.support import DIGITS, FOUR, assert_sound, sources_of, specs_of, study_of, write_study
+from tests.universe.preset_counts import pairs_per_objective, runs_of
 
 VIEWS = 2
 
@@ -34,27 +35,27 @@ JOBS = {
         # train: 3 teachers, 3 students, and under KL+DP the 6 frozen students of later stages.
         "logits": (6 + 2 * 6) + VIEWS * (3 + 3 + 6),
     },
-    # CD and CRD read the teachers' features; nobody asks the frozen student.
+    # CD and CRD read the teachers' features; nothing reads the frozen student.
     "paper-contrastive": {"transfer": 2 * 399, "logits": 39 + VIEWS * 20},
     "paper-datasets": {"transfer": 3 * 108, "train": 3 * 13, "logits": 3 * (13 + VIEWS * 13)},
     "paper-domain-shift": {"transfer": 3 * 32, "train": 4, "logits": 12 + VIEWS * 12},
 }
 
 
-def nominal(name: str, folder: Path, wishes: PlanOptions | None = None) -> Plan:
-    return nominal_plan(preset(name), sources_of(folder), wishes or PlanOptions(), why="a test")
+def nominal(name: str, folder: Path, options: PlanOptions | None = None) -> Plan:
+    return nominal_plan(preset(name), sources_of(folder), options or PlanOptions(), why="a test")
 
 
-def real(name: str, folder: Path, *parts: str, wishes: PlanOptions | None = None) -> Plan:
-    return preset_plan(preset(name), study_of(folder, *parts), sources_of(folder), wishes or PlanOptions())
+def real(name: str, folder: Path, *parts: str, options: PlanOptions | None = None) -> Plan:
+    return preset_plan(preset(name), study_of(folder, *parts), sources_of(folder), options or PlanOptions())
 
 
 @pytest.mark.parametrize("name", presets())
 def test_counts(name: str, tmp_path: Path) -> None:
     plan = nominal(name, tmp_path)
     assert_sound(plan)
-    assert plan.pairs_by_objective() == preset(name).pairs_per_objective()
-    assert len(plan.runs) == preset(name).n_runs()
+    assert plan.pairs_by_objective() == pairs_per_objective(preset(name))
+    assert len(plan.runs) == len(runs_of(preset(name)))
     assert {model.name.partition("@")[0] for model in plan.models} == set(preset(name).models())
     assert set(preset(name).notes) <= set(plan.notes)
     if name in JOBS:
@@ -63,7 +64,7 @@ def test_counts(name: str, tmp_path: Path) -> None:
 
 def test_every_run_has_its_own_point_of_the_search(tmp_path: Path) -> None:
     plan = nominal("paper-hyperparameters", tmp_path)
-    assert plan.by_kind()["transfer"] == preset("paper-hyperparameters").n_runs() == 510
+    assert plan.by_kind()["transfer"] == len(runs_of(preset("paper-hyperparameters"))) == 510
     rates = {spec.settings.lr for spec in specs_of(plan, "transfer") if spec.objective == "kl"}
     assert rates == {1e-2, 1e-3, 1e-4, 1e-5}
 
@@ -71,8 +72,8 @@ def test_every_run_has_its_own_point_of_the_search(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", presets())
 def test_a_dry_run_needs_no_file_and_leaves_none(name: str, tmp_path: Path) -> None:
     cost = json.loads(succeeds(tmp_path, "plan", "--preset", name, "--dry-run", "--json"))
-    assert cost["pairs_by_objective"] == preset(name).pairs_per_objective()
-    assert (cost["runs"], cost["models"]) == (preset(name).n_runs(), len(preset(name).models()))
+    assert cost["pairs_by_objective"] == pairs_per_objective(preset(name))
+    assert (cost["runs"], cost["models"]) == (len(runs_of(preset(name))), len(preset(name).models()))
     assert cost["gpu_hours"] == pytest.approx(sum(cost["gpu_hours_by_kind"].values()), abs=0.03)
     assert list(tmp_path.iterdir()) == []
 
@@ -80,7 +81,7 @@ def test_a_dry_run_needs_no_file_and_leaves_none(name: str, tmp_path: Path) -> N
 def test_the_text_says_what_was_left_out(tmp_path: Path) -> None:
     said = succeeds(tmp_path, "plan", "--preset", "paper-10pct", "--dry-run")
     assert "1,995 runs; pairs per objective: 399 kl, 399 xe_kl" in said
-    assert "note: Table 5 lists ResMLP-36 as a student and as a teacher: that one pair is left out" in said
+    assert "note: Table 5 lists ResMLP-36 as a student and as a teacher. This pair is left out" in said
     assert "dry run: nothing written" in said
 
 
@@ -147,10 +148,10 @@ def test_a_model_table_replaces_one_of_the_presets_models(tmp_path: Path) -> Non
 def test_complementarity_of_a_presets_models_on_request(tmp_path: Path) -> None:
     parts = imagenet_study(tmp_path)
     assert not real("paper-full", tmp_path, *parts).by_kind()["complementarity"]
-    wished = real("paper-full", tmp_path, *parts, wishes=PlanOptions(complementarity_pairs=20))
+    wished = real("paper-full", tmp_path, *parts, options=PlanOptions(complementarity_pairs=20))
     assert wished.by_kind()["complementarity"] == 20
     assert (
-        real("paper-full", tmp_path, *parts, wishes=PlanOptions(complementarity_pairs="all")).by_kind()["all_pairs"]
+        real("paper-full", tmp_path, *parts, options=PlanOptions(complementarity_pairs="all")).by_kind()["all_pairs"]
         == 1
     )
 
@@ -203,9 +204,9 @@ BIRDS = '[study]\nname = "b"\n[dataset]\nkind = "cub200"\npath = "{}"\n'
 @pytest.mark.parametrize(
     ("name", "study", "told"),
     [
-        ("paper-datasets", "photos", "paper-datasets is about cub-200 (200 classes, kind 'cub200') or caltech-256"),
+        ("paper-datasets", "photos", "paper-datasets needs cub-200 (200 classes, kind 'cub200') or caltech-256"),
         ("paper-datasets", "nine birds", "cub200' has 9 classes"),
-        ("paper-10pct", "birds", "paper-10pct is about imagenet-1k-10pct (1000 classes"),
+        ("paper-10pct", "birds", "paper-10pct needs imagenet-1k-10pct (1000 classes"),
         ("paper-domain-shift", "photos", "first trains its teachers on domainnet-infograph: add [fine_tuning.dataset]"),
         ("paper-domain-shift", "nine drawings", "[fine_tuning.dataset] has 9 classes, domainnet-infograph 345"),
         ("paper-full", "only val", "has no training samples; give [dataset] train"),

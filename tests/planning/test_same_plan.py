@@ -51,7 +51,7 @@ def test_a_fixed_study_keeps_its_digests(tmp_path: Path) -> None:
     pairs = plan(tmp_path / "pairs")
     tuned = '[fine_tuning]\nscope = "head"\nepochs = 2\n'
     trained = plan_of(
-        tmp_path / "tuned", DIGITS, tuned, *FOUR, wishes=PlanOptions(complementarity_pairs="all", pairs=0)
+        tmp_path / "tuned", DIGITS, tuned, *FOUR, options=PlanOptions(complementarity_pairs="all", pairs=0)
     )
     assert_sound(pairs)
     assert (by_kind(pairs), by_kind(trained)) == (GOLDEN_PAIRS, GOLDEN_TRAINED)

@@ -15,7 +15,7 @@ TRANSFER = '[transfer]\npairs = 5\nobjectives = ["kl", "labels"]\nviews = 1\n'
 
 
 def plan(folder: Path, more: str = "", **options: object) -> Plan:
-    found = plan_of(folder, DIGITS, TRANSFER + more, *FOUR, wishes=PlanOptions(**options))  # type: ignore[arg-type]
+    found = plan_of(folder, DIGITS, TRANSFER + more, *FOUR, options=PlanOptions(**options))  # type: ignore[arg-type]
     assert_sound(found)
     return found
 

@@ -1,4 +1,4 @@
-"""What is planned now and what was planned before, in either order: a transfer is one job, kept where somebody reads it."""
+"""What is planned now and what was planned before, in either order: a transfer is one job, kept if another job reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEAMS = 'teachers_per_student = 3\nteacher_order = "given"\naugment = "none"\n'
 
 
 class Planner(Protocol):
-    """Plans a study folder and says what came of it."""
+    """Plans a study folder and returns the counts."""
 
     def __call__(self, folder: Path, modes: str, *, more: str = TEAMS, objective: str = "kl") -> dict[str, Any]: ...
 
@@ -36,8 +36,8 @@ def plan(databases: Databases) -> Planner:
         write_study(folder, DIGITS, head, *FOUR)
         databases.settle(folder)
         done = CliRunner().invoke(command, ["--json", "--study", str(folder / "study.toml")], catch_exceptions=False)
-        told: dict[str, Any] = json.loads(done.stdout)
-        return told
+        planned: dict[str, Any] = json.loads(done.stdout)
+        return planned
 
     return plan
 
@@ -78,8 +78,8 @@ def test_either_order_of_planning_ends_in_the_same_jobs(modes: str, tmp_path: Pa
 def test_students_that_were_not_kept_are_made_again_for_those_who_read_them(tmp_path: Path, plan: Planner) -> None:
     plan(tmp_path, "[]")
     ask(tmp_path, "UPDATE jobs SET state = 'done'")
-    told = plan(tmp_path, '["soup"]')
-    assert (told["jobs"]["soup"], told["jobs"]["remake"], told["new"]) == (4, 12, 16)
+    planned = plan(tmp_path, '["soup"]')
+    assert (planned["jobs"]["soup"], planned["jobs"]["remake"], planned["new"]) == (4, 12, 16)
     waiting = "SELECT j.state, j.needs_open FROM jobs j WHERE j.kind = 'soup'"
     assert ask(tmp_path, waiting) == [("blocked", 3)] * 4
     assert ask(tmp_path, "SELECT DISTINCT state FROM jobs WHERE kind = 'remake'") == [("ready",)]
@@ -89,8 +89,8 @@ def test_students_that_were_not_kept_are_made_again_for_those_who_read_them(tmp_
 def test_a_first_stage_is_made_again_before_the_passes_of_its_student(tmp_path: Path, plan: Planner) -> None:
     plan(tmp_path, "[]")
     ask(tmp_path, "UPDATE jobs SET state = 'done'")
-    told = plan(tmp_path, '["sequential"]')
-    assert told["jobs"]["remake"] == 4
+    planned = plan(tmp_path, '["sequential"]')
+    assert planned["jobs"]["remake"] == 4
     waits = """SELECT count(*) FROM job_needs n JOIN jobs j ON j.id = n.job_id JOIN jobs m ON m.id = n.needs_id
         WHERE m.kind = 'remake' AND j.kind = 'logits'"""
     assert ask(tmp_path, waits) == [(4,)]
@@ -127,14 +127,14 @@ def test_a_student_that_was_made_again_and_removed_is_made_once_more_for_who_rea
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    told = plan(tmp_path, '["soup"]')
-    assert (told["jobs"]["soup"], told["jobs"]["remake"]) == (4, 4), (
+    planned = plan(tmp_path, '["soup"]')
+    assert (planned["jobs"]["soup"], planned["jobs"]["remake"]) == (4, 4), (
         "the third students, never kept; the others are there"
     )
     for file in files:
         file.unlink()
-    told = plan(tmp_path, '["soup"]')
-    assert (told["jobs"]["remake"], told["new"]) == (12, 0)
+    planned = plan(tmp_path, '["soup"]')
+    assert (planned["jobs"]["remake"], planned["new"]) == (12, 0)
     assert ask(tmp_path, "SELECT state, count(*) FROM jobs WHERE kind = 'remake' GROUP BY 1") == [("ready", 12)]
     waiting = "SELECT state, needs_open, count(*) FROM jobs WHERE kind = 'soup' AND state <> 'done' GROUP BY 1, 2"
     assert ask(tmp_path, waiting) == [("blocked", 3, 4)]
@@ -145,8 +145,10 @@ def test_a_later_stage_is_made_again_with_the_stages_before_it(tmp_path: Path, p
     pairs = TEAMS.replace("= 3", "= 2")
     plan(tmp_path, '["sequential"]', more=pairs)
     ask(tmp_path, "UPDATE jobs SET state = 'done'")
-    told = plan(tmp_path, '["sequential"]')
-    assert told["jobs"]["remake"] == 4 + 4  # the second stages, never kept, and the first ones, which they start from
+    planned = plan(tmp_path, '["sequential"]')
+    assert (
+        planned["jobs"]["remake"] == 4 + 4
+    )  # the second stages, never kept, and the first ones, which they start from
     assert ask(tmp_path, "SELECT count(*) FROM jobs WHERE kind = 'transfer'") == [(12 + 4 + 4,)]
 
 
@@ -177,8 +179,8 @@ def test_keep_best_on_a_finished_study_makes_each_students_best_again(
     best = TEAMS + 'keep = "best"\n'
     plan(tmp_path, "[]")
     _give_accuracies(tmp_path, lambda n: 50.0 if tied else 50.0 + 7 * n % 12)
-    told = plan(tmp_path, "[]", more=best)
-    assert (told["jobs"]["remake"], told["new"]) == (4, 4)
+    planned = plan(tmp_path, "[]", more=best)
+    assert (planned["jobs"]["remake"], planned["new"]) == (4, 4)
     digests = ask(tmp_path, "SELECT student, digest FROM jobs WHERE kind = 'transfer' ORDER BY digest")
     expected = {}
     for number, (student, digest) in enumerate(digests):
@@ -190,8 +192,8 @@ def test_keep_best_on_a_finished_study_makes_each_students_best_again(
     assert plan(tmp_path, "[]", more=best)["new"] == 0
     ask(tmp_path, "UPDATE jobs SET state = 'done', worker = 'w', started_at = 0 WHERE kind = 'remake'")
     assert "remake" not in plan(tmp_path, "[]", more=best)["jobs"]
-    told = plan(tmp_path, "[]", more=TEAMS + 'keep = "all"\n')
-    assert (told["jobs"]["remake"], told["new"]) == (12, 8), "kept as the best is not kept for good"
+    planned = plan(tmp_path, "[]", more=TEAMS + 'keep = "all"\n')
+    assert (planned["jobs"]["remake"], planned["new"]) == (12, 8), "kept as the best is not kept for good"
     kept = "SELECT count(*) FROM jobs WHERE kind = 'remake' AND state = 'ready' AND spec LIKE '%\"keep\":\"all\"%'"
     assert ask(tmp_path, kept) == [(12,)]
 
@@ -215,18 +217,18 @@ _SHARED_NEEDS = """SELECT count(*) FROM job_needs n JOIN jobs j ON j.id = n.job_
 
 def test_self_distillation_is_trained_once_a_student(tmp_path: Path, plan: Planner) -> None:
     """Four students, three teachers each: 12 rows of 4 trainings, without a teacher's pass over the training set."""
-    told = plan(tmp_path, "[]", objective="self_distillation")
-    assert (told["jobs"]["transfer"], told["jobs"]["shared"]) == (12, 4)
-    assert told["pairs_by_objective"] == {"self_distillation": 12}
+    planned = plan(tmp_path, "[]", objective="self_distillation")
+    assert (planned["jobs"]["transfer"], planned["jobs"]["shared"]) == (12, 4)
+    assert planned["pairs_by_objective"] == {"self_distillation": 12}
     assert ask(tmp_path, _SHARED_NEEDS) == [(12,)]
     assert ask(tmp_path, "SELECT DISTINCT teacher FROM jobs WHERE kind = 'shared'") == [(None,)]
     passes = "SELECT count(*) FROM jobs WHERE kind = 'logits' AND spec LIKE '%\"train\"%'"
     assert ask(tmp_path, passes) == [(4,)]
     assert plan(tmp_path, "[]", objective="self_distillation")["new"] == 0
     ask(tmp_path, "UPDATE jobs SET state = 'done'")
-    told = plan(tmp_path, "[]", objective="self_distillation")
-    assert "shared" not in told["jobs"]
-    assert told["new"] == 0
+    planned = plan(tmp_path, "[]", objective="self_distillation")
+    assert "shared" not in planned["jobs"]
+    assert planned["new"] == 0
 
 
 def test_a_study_that_was_begun_before_trainings_were_shared_goes_on(tmp_path: Path, plan: Planner) -> None:
@@ -262,7 +264,7 @@ def test_a_shared_training_keeps_its_student_where_a_transfer_does(tmp_path: Pat
 def test_single_transfers_are_kept_for_sequences_that_wait(tmp_path: Path, plan: Planner) -> None:
     """The accuracies that put teachers in order come with the first launch, and so do the single transfers."""
     ascending = TEAMS.replace("given", "ascending")
-    told = plan(tmp_path, '["sequential"]', more=ascending)
-    assert any("left out for now" in note for note in told["notes"])
+    planned = plan(tmp_path, '["sequential"]', more=ascending)
+    assert any("left out for now" in note for note in planned["notes"])
     kept = "SELECT count(*) FROM jobs WHERE kind = 'transfer' AND spec LIKE '%\"keep\":\"all\"%'"
     assert ask(tmp_path, kept) == [(12,)]

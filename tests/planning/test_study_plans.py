@@ -46,12 +46,12 @@ def timm_study(*, train: bool) -> str:
 
 def test_the_dry_run_of_the_papers_sample(tmp_path: Path) -> None:
     write_study(tmp_path, timm_study(train=False))
-    said = succeeds(tmp_path, "plan", "--dry-run")
-    assert "complementarity: 466 ordered pairs of 301 models" in said
-    assert "jobs: 466 complementarity, 301 logits" in said
-    assert f"cost: {301 * 200:,} images forwarded once" in said
-    assert "GPU-hours" in said
-    assert "no training samples" in said
+    output = succeeds(tmp_path, "plan", "--dry-run")
+    assert "complementarity: 466 ordered pairs of 301 models" in output
+    assert "jobs: 466 complementarity, 301 logits" in output
+    assert f"cost: {301 * 200:,} images forwarded once" in output
+    assert "GPU-hours" in output
+    assert "no training samples" in output
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
 
 
@@ -61,7 +61,7 @@ def test_the_whole_universe_is_planned_in_seconds(tmp_path: Path) -> None:
     assert {job.kind for job in sampled.jobs.values()} == {"complementarity", "logits", "transfer"}
     assert (len(sampled.complementarity_pairs), len(sampled.runs)) == (466, 2 * 400)
     assert plan_cost(sampled).complementarity_models == 301
-    every = plan_of(tmp_path, timm_study(train=True), wishes=PlanOptions(complementarity_pairs="all", pairs=0))
+    every = plan_of(tmp_path, timm_study(train=True), options=PlanOptions(complementarity_pairs="all", pairs=0))
     assert time.process_time() - began < 10
     n = sum(model.trained_head for model in by_name().values())
     assert dict(every.by_kind()) == {"all_pairs": 1, "logits": n}
@@ -80,14 +80,14 @@ def test_a_filter_by_published_top1_says_how_few_have_one(tmp_path: Path) -> Non
 
 def test_a_table_that_takes_the_place_of_a_model_of_timms_is_noted(tmp_path: Path) -> None:
     table = model_table("resnet18.a1_in1k", num_classes=1000)
-    plan = plan_of(tmp_path, timm_study(train=False), table, wishes=PlanOptions(complementarity_pairs=1, pairs=0))
-    assert "[[model]] 'resnet18.a1_in1k' takes the place of timm's own" in plan.notes
+    plan = plan_of(tmp_path, timm_study(train=False), table, options=PlanOptions(complementarity_pairs=1, pairs=0))
+    assert "[[model]] 'resnet18.a1_in1k' replaces timm's model of that name" in plan.notes
     (own,) = [model for model in plan.models if model.name == "resnet18.a1_in1k"]
     assert own.weights == "random:0"
 
 
 def test_zero_pairs_are_none(tmp_path: Path) -> None:
-    assert not plan_of(tmp_path, DIGITS, *FOUR, wishes=PlanOptions(complementarity_pairs=0, pairs=0)).jobs
+    assert not plan_of(tmp_path, DIGITS, *FOUR, options=PlanOptions(complementarity_pairs=0, pairs=0)).jobs
 
 
 def test_every_pass_is_planned_once_and_shared(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_side_columns_are_as_wide_as_the_cost_says() -> None:
 def test_a_grid_is_every_combination_that_the_objective_uses(tmp_path: Path) -> None:
     grid = {"lr": (1e-3, 1e-4), "temperature": (0.1, 1.0, 10.0)}
     transfer = '[transfer]\npairs = 2\nobjectives = ["kl", "cd"]\naugment = "none"\n'
-    plan = plan_of(tmp_path, DIGITS, transfer, *FOUR, wishes=PlanOptions(grid=grid))
+    plan = plan_of(tmp_path, DIGITS, transfer, *FOUR, options=PlanOptions(grid=grid))
     points = {objective: set() for objective in ("kl", "cd")}
     for spec in specs_of(plan, "transfer"):
         points[spec.objective].add((spec.settings.lr, spec.settings.temperature))
@@ -193,7 +193,7 @@ NO_TRANSFERS = "[transfer]\npairs = 0\n[complementarity]\npairs = 2\n"
 
 
 def _forwarded(folder: Path) -> dict[str, list[dict[str, object]]]:
-    """Rows of two tiny models forwarded here; their predictions lie in `folder`/p as files."""
+    """Rows of two tiny models forwarded here; their predictions are files in `folder`/p."""
     image_folder(folder / "photos", {"cat": 7, "dog": 9, "eel": 6, "fox": 8})
     np.save(folder / "e.npy", np.random.default_rng(0).normal(size=(4, 5)))
     head = '[study]\nname = "x"\n[dataset]\nkind = "imagefolder"\nval = "photos"\nclass_embeddings = "e.npy"\n'
@@ -263,7 +263,7 @@ def test_predictions_named_after_a_timm_model_have_its_family(tmp_path: Path) ->
     mine, vit = plan.models
     assert (mine.family, vit.family, vit.params) == ("unknown", "transformer", by_name()[vit.name].params)
     assert vit.weights.startswith("predictions:")
-    every = plan_of(tmp_path, head, wishes=PlanOptions(complementarity_pairs="all"))
+    every = plan_of(tmp_path, head, options=PlanOptions(complementarity_pairs="all"))
     assert dict(every.by_kind()) == {"all_pairs": 1, "logits": 2}
 
 
@@ -282,13 +282,13 @@ def test_what_measures_the_similarity_of_classes_is_a_setting_of_the_pairs_alone
     (tmp_path / "w").mkdir()
     (tmp_path / "clip.pt").touch()
     files = 'clip_weights = "clip.pt"\nwordnet = "w"\n'
-    asked = plan_of(tmp_path, DIGITS, 'class_similarity = "wordnet"\n', files, *FOUR)
-    changed = {asked.jobs[digest].kind for digest in set(asked.jobs) - set(unset.jobs)}
+    requested = plan_of(tmp_path, DIGITS, 'class_similarity = "wordnet"\n', files, *FOUR)
+    changed = {requested.jobs[digest].kind for digest in set(requested.jobs) - set(unset.jobs)}
     assert changed == {"complementarity"}
-    location = asked.datasets[0].location
+    location = requested.datasets[0].location
     assert (location["clip_weights"], location["wordnet"]) == (str(tmp_path / "clip.pt"), str(tmp_path / "w"))
     every = plan_of(
-        tmp_path, DIGITS, 'class_similarity = "none"\n', *FOUR, wishes=PlanOptions(complementarity_pairs="all")
+        tmp_path, DIGITS, 'class_similarity = "none"\n', *FOUR, options=PlanOptions(complementarity_pairs="all")
     )
     (job,) = [job for job in every.jobs.values() if job.kind == "all_pairs"]
     assert job.spec["class_similarity"] == "none"

@@ -33,8 +33,8 @@ from kt_study.store import JobStore, WorkerRecord
 from kt_study.study import DatasetSection, StudyFile, StudySection, TransferSection
 from orchestrator.planning import Sources
 from orchestrator.planning.model_records import FileDigests
-from orchestrator.results.recommend.advice import Question, recommend
-from orchestrator.results.recommend.record import Recommendation, Teacher
+from orchestrator.results.recommend.recommend import RecommendOptions, recommend
+from orchestrator.results.recommend.record import RankedTeacher, Recommendation
 from tests.results import synthetic
 from tests.results.synthetic import World, make_world, outcome, planned
 
@@ -106,12 +106,14 @@ def sources(folder: Path) -> Sources:
     return Sources(folder=folder, scratch=folder / "scratch", digests=FileDigests(folder / "digests.json"))
 
 
-def ask(url: str, folder: Path, student: str, study: StudyFile = STUDY, **question: Any) -> Recommendation:
+def ask(url: str, folder: Path, student: str, study: StudyFile = STUDY, **options: Any) -> Recommendation:
     """The recommendation for a student, given by key."""
-    return recommend(url, study, sources(folder), Question(student=WORLD.name(student), **{"top": 100, **question}))
+    return recommend(
+        url, study, sources(folder), RecommendOptions(student=WORLD.name(student), **{"top": 100, **options})
+    )
 
 
-def by_key(advice: Recommendation) -> dict[str, Teacher]:
+def by_key(advice: Recommendation) -> dict[str, RankedTeacher]:
     """The lines of a recommendation by the teacher's key."""
     return {line.teacher_key: line for line in advice.teachers}
 

@@ -12,17 +12,17 @@ IMAGENET = dict(enumerate(imagenet_synsets()))
 FRUIT = {0: "apple", 1: "Granny Smith", 2: "003.ak47", 3: "red-pear"}
 
 
-def indices(asked: str, names: dict[int, str]) -> list[int]:
-    return [one.index for one in find_classes(asked, names, {})]
+def indices(requested: str, names: dict[int, str]) -> list[int]:
+    return [one.index for one in find_classes(requested, names, {})]
 
 
 @pytest.mark.parametrize(
-    ("asked", "index"),
+    ("requested", "index"),
     [("golden_retriever", 207), ("Golden Retriever", 207), ("n02099601", 207), ("golden-retriever", 207), ("tench", 0)],
 )
-def test_words_for_synsets(asked: str, index: int) -> None:
+def test_words_for_synsets(requested: str, index: int) -> None:
     """ImageNet's class 207 is its golden retriever and class 0 its tench, whoever numbers them."""
-    assert indices(asked, IMAGENET) == [index]
+    assert indices(requested, IMAGENET) == [index]
 
 
 def test_digits_and_folder_names() -> None:
@@ -36,7 +36,7 @@ def test_a_class_counts_once_and_keeps_the_name_that_was_given() -> None:
 
 
 def test_a_word_of_two_classes_names_both() -> None:
-    with pytest.raises(UsageError, match="'crane' is n02012849 or n03126707; say which"):
+    with pytest.raises(UsageError, match="'crane' is ambiguous: n02012849 or n03126707; give one of these names"):
         indices("crane", IMAGENET)
     assert indices("n02012849", IMAGENET) == [134]
 
@@ -46,7 +46,7 @@ def test_a_name_that_differs_by_case_only_is_taken_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "names", "said"),
+    ("requested", "names", "message"),
     [
         ("golden_retreiver", IMAGENET, "no class 'golden_retreiver' among 1000; did you mean 'golden_retriever'?"),
         ("aple", FRUIT, "did you mean 'apple'?"),
@@ -54,7 +54,7 @@ def test_a_name_that_differs_by_case_only_is_taken_exactly() -> None:
         (" , ", FRUIT, "names no class"),
     ],
 )
-def test_an_unknown_name_is_one_line(asked: str, names: dict[int, str], said: str) -> None:
+def test_an_unknown_name_is_one_line(requested: str, names: dict[int, str], message: str) -> None:
     with pytest.raises(UsageError) as error:
-        indices(asked, names)
-    assert said in str(error.value) and "\n" not in str(error.value)
+        indices(requested, names)
+    assert message in str(error.value) and "\n" not in str(error.value)

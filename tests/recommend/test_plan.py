@@ -109,10 +109,10 @@ def test_the_commands_write_and_read_the_same_file(
         return runner.invoke(plan_command.command, ["--db", url, "--from-recommendation", *arguments])
 
     (folder / "recommendation.json").unlink()
-    asked = ["--db", url, "--student", WORLD.name(STUDENT), "--unmeasured", "--top", "3"]
-    told = runner.invoke(recommend_command.command, [*asked, "--out", "recommendation.json"])
-    assert told.exit_code == 0 and "written to recommendation.json" in told.output
-    machine = runner.invoke(recommend_command.command, [*asked, "--json"])
+    arguments = ["--db", url, "--student", WORLD.name(STUDENT), "--unmeasured", "--top", "3"]
+    result = runner.invoke(recommend_command.command, [*arguments, "--out", "recommendation.json"])
+    assert result.exit_code == 0 and "written to recommendation.json" in result.output
+    machine = runner.invoke(recommend_command.command, [*arguments, "--json"])
     assert json.loads(machine.output) == json.loads((folder / "recommendation.json").read_text())
 
     jobs = len(store.jobs())
@@ -158,19 +158,19 @@ def lose_training_set(folder: Path, store: JobStore) -> None:  # noqa: ARG001
 
 
 @pytest.mark.parametrize(
-    ("break_it", "error", "said"),
+    ("break_it", "error", "message"),
     [
         (remove, UsageError, "no such recommendation; `kt-study recommend --student NAME --out "),
         (spoil, UsageError, "not a recommendation"),
-        (rename, UsageError, "is about study 'another', and this one is 'invented'"),
-        (lose_index, DataError, "the index of data set 'synthetic' is not here"),
+        (rename, UsageError, "is for study 'another', not 'invented'"),
+        (lose_index, DataError, "the index of data set 'synthetic' is missing"),
         (lose_training_set, UsageError, "has no training samples"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(
-    folder: Path, store: JobStore, break_it: Callable[[Path, JobStore], None], error: type[Exception], said: str
+    folder: Path, store: JobStore, break_it: Callable[[Path, JobStore], None], error: type[Exception], message: str
 ) -> None:
     break_it(folder, store)
     with pytest.raises(error) as raised:
         planned(folder, store)
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)

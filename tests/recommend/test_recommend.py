@@ -21,7 +21,7 @@ from kt_study.multi_teacher import transfer_digest
 from kt_study.records import DatasetRecord
 from kt_study.store import JobStore
 from orchestrator.cli.commands.recommend import command
-from orchestrator.results.recommend.advice import Question, recommend
+from orchestrator.results.recommend.recommend import RecommendOptions, recommend
 from orchestrator.results.recommend.record import Recommendation, as_json, read_recommendation
 from orchestrator.results.recommend.text import as_text
 from tests.recommend.invented import (
@@ -163,10 +163,10 @@ def test_all_pairs_files_serve_as_pairs_do(store: JobStore, url: str, tmp_path: 
     with pytest.raises(UsageError, match="give the flips by class"):
         ask(url, tmp_path, STUDENT, classes="class 3")
     cache_predictions(tmp_path, KEYS)
-    asked = ask(url, tmp_path, STUDENT, classes="class 3")
-    for key, line in by_key(asked).items():
+    found = ask(url, tmp_path, STUDENT, classes="class 3")
+    for key, line in by_key(found).items():
         assert (line.classes[0].positive, line.classes[0].negative) == flips(key, STUDENT, 3)
-    assert asked.classes[0].n == int((WORLD.labels == 3).sum())
+    assert found.classes[0].n == int((WORLD.labels == 3).sum())
 
 
 def test_cached_predictions_stand_in_for_pairs(store: JobStore, url: str, tmp_path: Path) -> None:
@@ -293,22 +293,22 @@ def test_what_does_not_exist_is_one_line(store: JobStore, url: str, tmp_path: Pa
         ({"classes": "clas 3"}, f"no class 'clas 3' among {WORLD.classes}; did you mean 'class 3'?"),
         ({"objective": "kl_pd"}, "did you mean 'kl_dp'?"),
     ]
-    for question, said in cases:
+    for options, message in cases:
         with pytest.raises(UsageError) as error:
-            ask_named(url, tmp_path, **{"student": WORLD.name(STUDENT), **question})
-        assert said in str(error.value) and "\n" not in str(error.value)
+            ask_named(url, tmp_path, **{"student": WORLD.name(STUDENT), **options})
+        assert message in str(error.value) and "\n" not in str(error.value)
     elsewhere = msgspec.structs.replace(STUDY, study=msgspec.structs.replace(STUDY.study, name="invent"))
     with pytest.raises(UsageError, match="no study 'invent' in this database; did you mean 'invented'"):
         ask(url, tmp_path, STUDENT, elsewhere)
 
 
-def ask_named(url: str, folder: Path, **question: Any) -> Recommendation:
-    return recommend(url, STUDY, sources(folder), Question(**question))
+def ask_named(url: str, folder: Path, **options: Any) -> Recommendation:
+    return recommend(url, STUDY, sources(folder), RecommendOptions(**options))
 
 
 def test_a_study_that_has_not_run_says_so(store: JobStore, url: str, tmp_path: Path) -> None:
     fill(store, evaluated=[])
-    with pytest.raises(UsageError, match="has evaluated no model yet"):
+    with pytest.raises(UsageError, match="no model of study 'invented' has been evaluated yet"):
         ask(url, tmp_path, STUDENT)
     fill(store, evaluated=[FIRST])
     with pytest.raises(UsageError, match="'synthetic/cnn0' has not been evaluated in study 'invented' yet"):
@@ -353,9 +353,9 @@ def test_the_text_says_what_the_record_says(store: JobStore, url: str, tmp_path:
 def test_a_file_of_others_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text('[study]\nname = "x"\n[dataset]\nkind = "digits"\n')
     (tmp_path / "mine.json").write_text('{"teachers": "of mine"}')
-    asked = ["--student", "x", "--study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "mine.json")]
+    arguments = ["--student", "x", "--study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "mine.json")]
     with pytest.raises(
-        UsageError, match=r"mine\.json is there already and is no recommendation of kt-study's; give another"
+        UsageError, match=r"mine\.json already exists and is not a recommendation of kt-study; give another"
     ):
-        CliRunner().invoke(command, asked, catch_exceptions=False)
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert (tmp_path / "mine.json").read_text() == '{"teachers": "of mine"}'

@@ -108,7 +108,7 @@ def test_the_two_databases_give_the_same_bytes(world: World, tmp_path: Path, pos
 def test_in_steps_or_at_once_the_bytes_are_the_same(
     store: JobStore, url: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.results.rows.JOBS_A_PART", 16)
+    monkeypatch.setattr("orchestrator.results.rows.JOBS_PER_PART", 16)
     monkeypatch.setitem(MANY_ROWS, "class_flips", 8)
     monkeypatch.setitem(MANY_ROWS, "transfer_epochs", 8)
     fill(store, world, done=10)
@@ -124,7 +124,7 @@ def test_in_steps_or_at_once_the_bytes_are_the_same(
 def test_a_second_collect_writes_nothing_and_a_third_only_what_is_new(
     store: JobStore, url: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.results.rows.JOBS_A_PART", 16)
+    monkeypatch.setattr("orchestrator.results.rows.JOBS_PER_PART", 16)
     out = tmp_path / "results"
     fill(store, world, done=30)
     assert collect(url, out).written
@@ -258,7 +258,7 @@ def test_all_pairs_files_become_rows(store: JobStore, url: str, world: World, tm
     made = {"dataset": "synthetic", "n_models": len(keys), "n_pairs": len(rows), "file": "runs/pairs.parquet"}
     store.finish(claim, {"all_pairs": [made]})
     out = tmp_path / "elsewhere" / "results"
-    with pytest.raises(DiskError, match=r"runs/pairs\.parquet: the pairs of job 1 are not there"):
+    with pytest.raises(DiskError, match=r"runs/pairs\.parquet: file missing, with the pairs of job 1"):
         collect(url, out)
     assert collect(url, out, folder=tmp_path).rows["all_pairs"] == len(rows)
     found = kt_study.load(out).all_pairs

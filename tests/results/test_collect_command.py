@@ -1,4 +1,4 @@
-"""`kt-study collect` as it is typed: what it says, and what it leaves behind when it refuses."""
+"""`kt-study collect` on the command line: its output, and no files after a refusal."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.users import BOB, User, folder_of
 
 def collected(folder: Path, *arguments: str) -> str:
     (folder / "study.toml").write_text(f'[study]\nname = "{STUDY}"\n[dataset]\nkind = "digits"\n')
-    asked = ["--study", str(folder / "study.toml"), *arguments]
-    return CliRunner().invoke(command, asked, catch_exceptions=False).stdout
+    command_line = ["--study", str(folder / "study.toml"), *arguments]
+    return CliRunner().invoke(command, command_line, catch_exceptions=False).stdout
 
 
 def test_a_refusal_makes_no_folder(tmp_path: Path, url: str) -> None:
@@ -55,8 +55,8 @@ def test_what_a_training_starts_from_is_no_model_of_the_study(tmp_path: Path, ur
     store.add_models([model("k1", "ours"), model("k2", "theirs"), model("k3", "ours:untrained")])
     plan(store, job(1, teacher="k1", student="k2"), job(2, kind="train", student="k3"))
     store.finish(claim_one(store, kinds=["logits"]), row())
-    said = collected(tmp_path, "--db", url)
-    assert " 2 models (and 1 untrained start), " in said
+    output = collected(tmp_path, "--db", url)
+    assert " 2 models (and 1 untrained start), " in output
     assert json.loads(collected(tmp_path, "--db", url, "--json"))["rows"]["models"] == 3, "rows are counted as they are"
     plan(store, job(3, teacher="k1", student="k2"), study="other")
     assert " 4 models (and 1 untrained start), " in collected(

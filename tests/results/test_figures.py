@@ -1,4 +1,4 @@
-"""Figures, tables and findings of rows made up by hand: what is drawn, what is said, and what is not."""
+"""Figures, tables and findings of rows written by hand: what is drawn and reported, and what is not."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from orchestrator.results.report import write_report
 from orchestrator.results.report.charts import for_files
 from orchestrator.results.report.figures import FIGURES
 from orchestrator.results.report.findings import Finding, findings
-from orchestrator.results.report.material import Material
 from orchestrator.results.report.missing import Missing
+from orchestrator.results.report.overview import facts
 from orchestrator.results.report.palette import CYCLE, DARK, LIGHT, colours_of
-from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, PUBLISHED, Drawing
-from orchestrator.results.report.settings import facts
+from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, PUBLISHED, Plot
+from orchestrator.results.report.study_results import StudyResults
 from orchestrator.results.report.tables import TABLES
 from tests.results.published_parquet import transfer as published_transfer
 from tests.results.published_parquet import write_students, write_table
@@ -47,34 +47,31 @@ def transfer(student: str, teacher: str, objective: str, delta: float, **more: A
     return published_transfer("s", 1, student, teacher, objective, delta, **{"dataset": "d", **more})
 
 
-def study(folder: Path, tables: Mapping[str, list[Row]]) -> Material:
+def collected(folder: Path, tables: Mapping[str, list[Row]]) -> StudyResults:
     for name, rows in tables.items():
         write_table(folder, name, rows)
-    return Material(kt_study.load(folder, "s"), "s")
+    return StudyResults(kt_study.load(folder, "s"), "s")
 
 
-def figure(material: Material, key: str) -> Drawing | Missing:
-    return next(figure for figure in FIGURES if figure.key == key).build(material)
+def plot_of(study: StudyResults, key: str) -> Plot:
+    plot = next(figure for figure in FIGURES if figure.key == key).built(study)
+    assert isinstance(plot, Plot)
+    return plot
 
 
-def drawn(material: Material, key: str) -> Drawing:
-    drawing = figure(material, key)
-    assert isinstance(drawing, Drawing)
-    return drawing
-
-
-def why_not(material: Material, key: str) -> Missing:
-    found = figure(material, key)
+def why_missing(study: StudyResults, key: str) -> tuple[str, bool]:
+    """The reason, and whether another plan brings the rows."""
+    found = next(part for part in (*FIGURES, *TABLES) if part.key == key).built(study)
     assert isinstance(found, Missing)
-    return found
+    return found.reason, found.planned
 
 
-def table(material: Material, key: str) -> Any:
-    return next(table for table in TABLES if table.key == key).build(material)
+def table(study: StudyResults, key: str) -> Any:
+    return next(table for table in TABLES if table.key == key).build(study)
 
 
-def said(material: Material, part: str) -> Finding:
-    return next(finding for finding in findings(material) if part in finding.sentence)
+def finding_with(study: StudyResults, part: str) -> Finding:
+    return next(finding for finding in findings(study) if part in finding.sentence)
 
 
 def flips(classes: int) -> list[Row]:
@@ -87,46 +84,46 @@ def flips(classes: int) -> list[Row]:
 
 def test_classes_without_any_flip_count(tmp_path: Path) -> None:
     rows = {"complementarity": [pair("a", "b", n_classes=1000)], "class_flips": flips(30)}
-    material = study(tmp_path, rows)
-    (layer,) = drawn(material, "2a").panels[0].layers
+    study = collected(tmp_path, rows)
+    (layer,) = plot_of(study, "2a").panels[0].layers
     curve = layer.data[layer.data["pair"].str.startswith("equal")]
     assert len(curve) == 1000
     assert curve["rank"].tolist() == pytest.approx([100 * (at + 1) / 1000 for at in range(1000)])
     assert curve["share"].tolist() == [4.0] * 20 + [0.0] * 980
-    entropy = drawn(material, "1b")
+    entropy = plot_of(study, "1b")
     assert "1,000 classes" in entropy.sample
     (rule,) = (layer.data for layer in entropy.panels[0].layers if layer.mark == "rule")
     assert rule.to_dict("records") == [{"y": math.log(1000), "label": "uniform over 1,000 classes, 6.91"}]
 
 
 def test_an_unknown_number_of_classes_is_not_invented(tmp_path: Path) -> None:
-    material = study(tmp_path, {"complementarity": [pair("a", "b")], "class_flips": flips(30)})
-    entropy = drawn(material, "1b")
+    study = collected(tmp_path, {"complementarity": [pair("a", "b")], "class_flips": flips(30)})
+    entropy = plot_of(study, "1b")
     assert "unknown number of classes" in entropy.sample
     assert [layer.mark for layer in entropy.panels[0].layers if layer.mark == "rule"] == []
-    panel = drawn(material, "2a").panels[0]
+    panel = plot_of(study, "2a").panels[0]
     assert panel.x_label == "classes with a flip, sorted by their share"
     assert sorted(set(panel.layers[0].data["rank"])) == list(range(1, 31))
 
 
 def test_similarity_that_is_unknown_or_of_the_last_digit_is_not_drawn(tmp_path: Path) -> None:
     noise = dict.fromkeys(SIMILARITIES[1:], -3.33e-14)
-    alike = study(tmp_path / "alike", {"complementarity": [pair("a", "b", similarity="wordnet", **noise)]})
-    assert why_not(alike, "2b") == Missing(reason="All classes are equally alike by wordnet", planned=False)
-    unknown = study(tmp_path / "unknown", {"complementarity": [pair("a", "b", similarity="wordnet")]})
-    assert "unknown, or the same for all" in why_not(unknown, "2b").reason
+    alike = collected(tmp_path / "alike", {"complementarity": [pair("a", "b", similarity="wordnet", **noise)]})
+    assert why_missing(alike, "2b") == ("All classes are equally similar by wordnet", False)
+    unknown = collected(tmp_path / "unknown", {"complementarity": [pair("a", "b", similarity="wordnet")]})
+    assert "unknown, or the same for all" in why_missing(unknown, "2b")[0]
 
 
 def test_similarities_of_different_measures_are_not_mixed(tmp_path: Path) -> None:
     rows = [pair("a", f"b{at}", similarity="wordnet", **dict.fromkeys(SIMILARITIES, 10.0)) for at in range(3)]
     rows += [pair("a", f"c{at}", similarity="clip", **dict.fromkeys(SIMILARITIES, 90.0)) for at in range(2)]
-    drawing = drawn(study(tmp_path, {"complementarity": rows}), "2b")
-    assert set(drawing.panels[0].layers[0].data["similarity"]) == {10.0}
-    assert "3 pairs; similarity by wordnet (left out, as measured otherwise: clip 2)" in drawing.sample
+    plot = plot_of(collected(tmp_path, {"complementarity": rows}), "2b")
+    assert set(plot.panels[0].layers[0].data["similarity"]) == {10.0}
+    assert "3 pairs; similarity by wordnet (left out, as measured differently: clip 2)" in plot.sample
 
 
 @pytest.fixture
-def several(tmp_path: Path) -> Material:
+def several(tmp_path: Path) -> StudyResults:
     chain, at_once = {"multi_teacher": "sequential"}, {"multi_teacher": "parallel"}
     rows = [
         transfer("a", "b+c", "kl_dp", 1.0, stage=1, **chain),
@@ -137,12 +134,12 @@ def several(tmp_path: Path) -> Material:
         transfer("a", "b+d", "kl_dp", -7.0, **at_once, **{"lr": 0.5}),
         transfer("a", "b", "kl_dp", 0.5), transfer("a", "c", "kl_dp", 0.7), transfer("a", "d", "kl_dp", 1.0),
     ]  # fmt: skip
-    return study(
+    return collected(
         tmp_path, {"models": [model("a")], "transfers": [*rows, transfer("a", "c+d", "kl_dp", 0.0, **at_once)]}
     )
 
 
-def test_sets_of_teachers_stay_apart(several: Material) -> None:
+def test_sets_of_teachers_are_not_mixed(several: StudyResults) -> None:
     """Other data sets and settings, and earlier stages of a longer chain, are not counted; shorter sets are."""
     rows = table(several, "4").set_index("which")
     assert rows["teachers"].to_dict() == {"b, c": 2, "b, c, d": 3, "c, d": 2}
@@ -152,10 +149,10 @@ def test_sets_of_teachers_stay_apart(several: Material) -> None:
     assert rows["single mean"].tolist() == pytest.approx([0.6, 2.2 / 3, 0.85])
 
 
-def test_several_teachers_are_compared_with_the_best_of_the_same(several: Material) -> None:
-    finding = said(several, "from several")
+def test_several_teachers_are_compared_with_the_best_of_the_same(several: StudyResults) -> None:
+    finding = finding_with(several, "from several")
     sequential = ((1.5 - 0.7) + (3.0 - 1.0)) / 2
-    assert finding.figure == f"{sequential:+.2f}"
+    assert finding.number == f"{sequential:+.2f}"
     assert f"parallel {((2.0 - 0.7) + (0.0 - 1.0)) / 2:+.2f}" in finding.sentence
     assert f"{100 * ((1.5 / 0.7 - 1) + (3.0 / 1.0 - 1)) / 2:+.0f} %" in finding.sentence
     assert finding.paper == "sequential +0.20 points, +59 % (ImageNet, 3 students x 3 teachers)"
@@ -163,30 +160,30 @@ def test_several_teachers_are_compared_with_the_best_of_the_same(several: Materi
 
 def test_a_setting_that_some_rows_lack_is_a_setting(tmp_path: Path) -> None:
     rows = [transfer("a", "b", "kl", 1.0), transfer("a", "c", "kl", 2.0), transfer("a", "d", "kl", 3.0, augment=None)]
-    assert study(tmp_path / "some", {"transfers": rows}).single["teacher"].tolist() == ["b", "c"]
+    assert collected(tmp_path / "some", {"transfers": rows}).single["teacher"].tolist() == ["b", "c"]
     none = [{**row, "augment": None} for row in rows]
-    assert study(tmp_path / "none", {"transfers": none}).single["teacher"].tolist() == ["b", "c", "d"]
+    assert collected(tmp_path / "none", {"transfers": none}).single["teacher"].tolist() == ["b", "c", "d"]
 
 
 def test_reasons_name_what_is_missing(tmp_path: Path) -> None:
     rates = {f"transfer_rate_top{x}": 10.0 for x in (2, 5, 20, 50, 100)}
-    material = study(tmp_path, {"models": [model("a")], "transfers": [transfer("a", "b", "kl_dp", 1.0, **rates)]})
+    study = collected(tmp_path, {"models": [model("a")], "transfers": [transfer("a", "b", "kl_dp", 1.0, **rates)]})
     reason = "There are single-teacher transfers (1), but none has "
-    assert why_not(material, "5b") == Missing(reason=reason + "the size of its student", planned=False)
-    assert why_not(material, "4b") == Missing(reason=reason + "acc_teacher and acc_before", planned=False)
-    assert why_not(material, "1a") == Missing(reason="No measured pairs yet")
-    assert [panel.title for panel in drawn(material, "8").panels] == ["c) family"]
-    assert "No panel b) size: unknown here." in drawn(material, "8").notes
+    assert why_missing(study, "5b") == (reason + "the size of its student", False)
+    assert why_missing(study, "4b") == (reason + "acc_teacher and acc_before", False)
+    assert why_missing(study, "1a") == ("No measured pairs yet", True)
+    assert [panel.title for panel in plot_of(study, "8").panels] == ["c) family"]
+    assert "No panel b) size: unknown here." in plot_of(study, "8").notes
 
 
 def test_sizes_are_those_counted_where_the_catalogue_has_none(tmp_path: Path) -> None:
     counted = {"study": "s", "job_id": 1, "dataset": "d", "model": "a", "model_key": "a", "split": "val", "params": 2.5}
-    material = study(tmp_path, {"models": [model("a"), model("b", params=7.0)], "evaluations": [counted]})
-    assert material.models["params"].tolist() == [2.5, 7.0]
+    study = collected(tmp_path, {"models": [model("a"), model("b", params=7.0)], "evaluations": [counted]})
+    assert study.models["params"].tolist() == [2.5, 7.0]
 
 
 @pytest.mark.parametrize(("dataset", "classes", "fits"), [("digits", 10, False), ("mine", 1000, True)])
-def test_only_imagenet_is_told_of_the_papers_plans(tmp_path: Path, dataset: str, classes: int, fits: bool) -> None:
+def test_only_imagenet_has_the_papers_plans_suggested(tmp_path: Path, dataset: str, classes: int, fits: bool) -> None:
     write_table(tmp_path / "results", "complementarity", [pair("a", "b", dataset=dataset, n_classes=classes)])
     page = write_report(tmp_path / "results", tmp_path / "report").read_text(encoding="utf-8")
     assert ("--preset paper-10pct" in page) == fits
@@ -195,59 +192,59 @@ def test_only_imagenet_is_told_of_the_papers_plans(tmp_path: Path, dataset: str,
 
 def test_a_study_without_labels_has_no_table_of_complementary_pairs(tmp_path: Path) -> None:
     rows = [pair("a", "b", agreement=50.0, rho_pos=None, rho_neg=None, delta_acc=None)]
-    material = study(tmp_path, {"complementarity": rows})
-    assert "needs labels" in table(material, "pairs").reason
-    assert "needs labels" in why_not(material, "2a").reason
+    study = collected(tmp_path, {"complementarity": rows})
+    assert "needs labels" in why_missing(study, "pairs")[0]
+    assert "needs labels" in why_missing(study, "2a")[0]
 
 
-def test_weights_that_a_study_only_starts_from_are_no_models_of_it(tmp_path: Path) -> None:
+def test_weights_that_a_study_only_starts_from_are_not_its_models(tmp_path: Path) -> None:
     start, chance = model("a:untrained", weights="random:1", dataset=None), model("chance", weights="random:0")
-    material = study(tmp_path, {"models": [model("a", weights="train:1"), start, chance]})
-    assert facts(material)["models"] == "2"
+    study = collected(tmp_path, {"models": [model("a", weights="train:1"), start, chance]})
+    assert facts(study)["models"] == "2"
 
 
 def test_published_marks_follow_the_filters(tmp_path: Path) -> None:
     write_students(tmp_path, "s")
-    material = Material(kt_study.load(tmp_path, "s"), "s")
+    study = StudyResults(kt_study.load(tmp_path, "s"), "s")
     for key in ("7", "8"):
-        layers = [layer for panel in drawn(material, key).panels for layer in panel.layers if layer.fixed == PUBLISHED]
+        layers = [layer for panel in plot_of(study, key).panels for layer in panel.layers if layer.fixed == PUBLISHED]
         assert layers
         for layer in layers:
             assert set(layer.data["family"]) <= set(FAMILIES.values())
             assert set(layer.data["objective"]) <= set(OBJECTIVES.values())
 
 
-def test_diamonds_are_only_spoken_of_where_they_are(tmp_path: Path) -> None:
+def test_diamonds_are_only_mentioned_where_they_are(tmp_path: Path) -> None:
     write_students(tmp_path / "theirs", "s")
-    assert "Diamonds" in drawn(Material(kt_study.load(tmp_path / "theirs", "s"), "s"), "7").published
+    assert "Diamonds" in plot_of(StudyResults(kt_study.load(tmp_path / "theirs", "s"), "s"), "7").published
     ours = transfer("a", "b", "kl", 1.0, knowledge_gain=2.0, knowledge_loss=1.0)
-    assert drawn(study(tmp_path / "ours", {"transfers": [ours]}), "7").published == ""
+    assert plot_of(collected(tmp_path / "ours", {"transfers": [ours]}), "7").published == ""
 
 
-def test_baselines_stand_beside_what_the_paper_says_of_them(tmp_path: Path) -> None:
+def test_baselines_are_beside_the_numbers_of_the_paper(tmp_path: Path) -> None:
     rows = [transfer("a", "b", "kl", 1.0), transfer("a", "c", "kl", 2.0), transfer("a", "b", "soft_xe", -0.5)]
     rows += [transfer("a", "b", "kl", 1.25, top_k=10), transfer("a", "d", "kl", 9.0, top_k=10, lr=0.5)]
     rows += [transfer("a", "b", "kl_label_smoothing", 1.0)]
-    material = study(tmp_path, {"transfers": rows})
-    soft, top = said(material, "soft-target"), said(material, "ten highest")
-    assert (soft.figure, soft.paper) == ("-1.50", "-1.2 points (ImageNet, 60 pairs)")
-    assert (top.figure, top.paper) == ("+0.25", "+0.20 points (ImageNet, 6 pairs)")
-    assert "KL smoothed 54 %" in said(material, "raise the median student").paper
+    study = collected(tmp_path, {"transfers": rows})
+    soft, top = finding_with(study, "soft-target"), finding_with(study, "ten highest")
+    assert (soft.number, soft.paper) == ("-1.50", "-1.2 points (ImageNet, 60 pairs)")
+    assert (top.number, top.paper) == ("+0.25", "+0.20 points (ImageNet, 6 pairs)")
+    assert "KL smoothed 54 %" in finding_with(study, "raise the median student").paper
 
 
 def test_two_students_have_no_interval(tmp_path: Path) -> None:
-    material = study(tmp_path, {"transfers": [transfer("a", "b", "kl", 1.0)]})
-    assert drawn(material, "4a").sample == "KL: median 100.0 % of 1 student x 1 teacher"
-    assert "Over 1 student, too few for an interval." in said(material, "raise the median student").sentence
-    assert table(material, "success")[["95 % low", "95 % high", "delta low", "delta high"]].isna().all(axis=None)
+    study = collected(tmp_path, {"transfers": [transfer("a", "b", "kl", 1.0)]})
+    assert plot_of(study, "4a").sample == "KL: median 100.0 % of 1 student x 1 teacher"
+    assert "Over 1 student, too few for an interval." in finding_with(study, "raise the median student").sentence
+    assert table(study, "success")[["95 % low", "95 % high", "delta low", "delta high"]].isna().all(axis=None)
 
 
-def test_students_with_the_same_rate_lie_apart(tmp_path: Path) -> None:
+def test_students_with_the_same_rate_are_drawn_apart(tmp_path: Path) -> None:
     rows = [transfer(student, "t", "kl", 1.0) for student in "abc"] + [transfer("d", "t", "kl", -1.0)]
-    drawing = drawn(study(tmp_path, {"transfers": rows}), "4a")
-    students = drawing.panels[0].layers[1].data.set_index("student")["aside"]
+    plot = plot_of(collected(tmp_path, {"transfers": rows}), "4a")
+    students = plot.panels[0].layers[1].data.set_index("student")["shift"]
     assert students.to_dict() == pytest.approx({"a": -1 / 3, "b": 0.0, "c": 1 / 3, "d": 0.0})
-    (panel,) = panels(drawing)
+    (panel,) = panels(plot)
     middle = panel["width"] / 2
     places = sorted((round(point["x"] - middle, 1), point["y"]) for point in named(panel, "mark-symbol"))
     top, bottom = min(y for _, y in places), max(y for _, y in places)
@@ -255,7 +252,7 @@ def test_students_with_the_same_rate_lie_apart(tmp_path: Path) -> None:
     assert (0.0, bottom) in places
 
 
-def test_objectives_have_colours_of_their_own_as_far_as_there_are_any() -> None:
+def test_objectives_have_different_colours_as_far_as_there_are_any() -> None:
     names = colours_of(list(OBJECTIVES.values()))
     for ground in (LIGHT, DARK):
         colours = [ground[name] for name in names]
@@ -270,11 +267,11 @@ def apart(one: str, other: str) -> float:
     return math.sqrt((2 + red / 256) * (r1 - r2) ** 2 + 4 * (g1 - g2) ** 2 + (2 + (255 - red) / 256) * (b1 - b2) ** 2)
 
 
-def test_legends_lie_outside_the_axes_and_at_most_three_panels_in_a_row(tmp_path: Path) -> None:
+def test_legends_are_outside_the_axes_and_at_most_three_panels_in_a_row(tmp_path: Path) -> None:
     known = {"acc_teacher": 80.0, "acc_before": 75.0}
     rows = [transfer("a", f"t{at}", name, at, **known) for at in range(3) for name in OBJECTIVES]
-    drawing = drawn(study(tmp_path, {"transfers": rows}), "4b")
-    places = panels(Drawing(panels=drawing.panels * 7, sample=""))
+    plot = plot_of(collected(tmp_path, {"transfers": rows}), "4b")
+    places = panels(Plot(panels=plot.panels * 7, sample=""))
     assert len(places) == 7
     for panel in places:
         (legend,) = named(panel, "legend")
@@ -286,9 +283,9 @@ def test_legends_lie_outside_the_axes_and_at_most_three_panels_in_a_row(tmp_path
 def test_marks_keep_a_distance_from_the_frame(tmp_path: Path) -> None:
     """A point on an axis would lie on its labels, and half of one at the edge would be cut off."""
     write_students(tmp_path, "s")
-    material = Material(kt_study.load(tmp_path, "s"), "s")
+    study = StudyResults(kt_study.load(tmp_path, "s"), "s")
     for key in ("7", "8"):
-        for panel in panels(drawn(material, key)):
+        for panel in panels(plot_of(study, key)):
             points = named(panel, "mark-symbol")
             assert points
             for point in points:
@@ -298,7 +295,7 @@ def test_marks_keep_a_distance_from_the_frame(tmp_path: Path) -> None:
 
 def test_the_diagonal_of_figure_7_has_no_dots(tmp_path: Path) -> None:
     rows = [transfer("a", f"t{at}", "kl", 1.0, knowledge_gain=2.0 + at, knowledge_loss=1.0) for at in range(3)]
-    (panel,) = panels(drawn(study(tmp_path, {"transfers": rows}), "7"))
+    (panel,) = panels(plot_of(collected(tmp_path, {"transfers": rows}), "7"))
     assert len(named(panel, "mark-line")) == 2
     assert len(named(panel, "mark-symbol")) == len(rows)
 
@@ -315,8 +312,8 @@ def test_the_diagonal_of_figure_7_has_no_dots(tmp_path: Path) -> None:
 def test_sizes_have_ticks_on_both_sides(tmp_path: Path, sizes: tuple[float, ...], ticks: list[str]) -> None:
     models = [model(f"m{at}", params=size) for at, size in enumerate(sizes)]
     rows = [transfer(f"m{at}", "t", "kl_dp", at, transfer_rate_top100=50.0 + at) for at in range(len(sizes))]
-    material = study(tmp_path, {"models": models, "transfers": rows})
-    (panel,) = panels(drawn(material, "5b"))
+    study = collected(tmp_path, {"models": models, "transfers": rows})
+    (panel,) = panels(plot_of(study, "5b"))
     labels = named(panel, "axis-label")
     assert [label["text"] for label in labels][: len(ticks)] == ticks
     points = named(panel, "mark-symbol")
@@ -327,15 +324,15 @@ def test_sizes_have_ticks_on_both_sides(tmp_path: Path, sizes: tuple[float, ...]
 def test_files_show_the_numbers_of_the_rows(tmp_path: Path) -> None:
     rows = [transfer("a", f"t{at}", "kl", 1.0, knowledge_gain=gain, knowledge_loss=loss)
             for at, (gain, loss) in enumerate([(0.0, 0.0), (7.5, 2.0), (3.0, 10.0)])]  # fmt: skip
-    (panel,) = panels(drawn(study(tmp_path, {"transfers": rows}), "7"))
+    (panel,) = panels(plot_of(collected(tmp_path, {"transfers": rows}), "7"))
     (x0, y0), (x1, y1), (x2, y2) = ((point["x"], point["y"]) for point in named(panel, "mark-symbol"))
     assert ((x1 - x0) / (x2 - x0), (y1 - y0) / (y2 - y0)) == pytest.approx((2.0 / 10.0, 7.5 / 3.0))
 
 
-def panels(drawing: Drawing) -> list[Any]:
+def panels(plot: Plot) -> list[Any]:
     """The panels of a figure's files as they are drawn: what Vega calls its scene."""
-    whole = vl_convert.vegalite_to_scenegraph(for_files(drawing, "title"))
-    return [panel for at in range(len(drawing.panels)) for panel in named(whole["scenegraph"], f"concat_{at}_group")]
+    whole = vl_convert.vegalite_to_scenegraph(for_files(plot, "title"))
+    return [panel for at in range(len(plot.panels)) for panel in named(whole["scenegraph"], f"concat_{at}_group")]
 
 
 def named(scene: Mapping[str, Any], role: str) -> list[Any]:

@@ -141,11 +141,11 @@ def test_no_text_is_cut_off_also_when_the_phone_is_turned(browser: Chrome) -> No
 def test_a_choice_without_rows_shows_no_axes_and_no_warning(browser: Chrome) -> None:
     for chart in ("first-figure-7-0", "first-figure-7-1", "first-figure-4a-0"):
         draw(browser, chart)
-    told = "document.getElementById('first-figure-7-1').nextElementSibling"
-    assert browser.execute_script(f"return {told}.hidden")
+    note = "document.getElementById('first-figure-7-1').nextElementSibling"
+    assert browser.execute_script(f"return {note}.hidden")
     choose(browser, "objective", "KL")
-    wait(browser, f"!{told}.hidden")
-    assert browser.execute_script(f"return {told}.textContent") == "No rows for this choice."
+    wait(browser, f"!{note}.hidden")
+    assert browser.execute_script(f"return {note}.textContent") == "No rows for this choice."
     visible = "getComputedStyle(document.getElementById('first-figure-7-{}')).visibility"
     assert browser.execute_script(f"return [{visible.format(0)}, {visible.format(1)}]") == ["visible", "hidden"]
     assert browser.execute_script("return [...document.querySelectorAll('.whole')].every((e) => !e.hidden)")
@@ -154,7 +154,7 @@ def test_a_choice_without_rows_shows_no_axes_and_no_warning(browser: Chrome) -> 
     wait(browser, "!document.getElementById('first-figure-7-0').nextElementSibling.hidden")
     choose(browser, "family", "")
     choose(browser, "objective", "")
-    wait(browser, f"{told}.hidden")
+    wait(browser, f"{note}.hidden")
     assert browser.execute_script("return [...document.querySelectorAll('.whole')].every((e) => e.hidden)")
     assert browser.get_log("browser") == []
 
@@ -212,12 +212,12 @@ def test_light_and_dark(browser: Chrome) -> None:
     def ground() -> str:
         return str(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
 
-    def told(scheme: str) -> str:
+    def with_scheme(scheme: str) -> str:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         return ground()
 
-    light, dark = told("light"), told("dark")
+    light, dark = with_scheme("light"), with_scheme("dark")
     assert light == "rgb(255, 255, 255)" != dark
     draw(browser, "first-figure-1a-0")
     axis = browser.execute_script(
@@ -226,6 +226,6 @@ def test_light_and_dark(browser: Chrome) -> None:
     assert axis == "rgb(165, 175, 184)"
     browser.execute_script("document.getElementById('theme').click()")
     assert ground() == light
-    told("light")
+    with_scheme("light")
     browser.execute_script("document.getElementById('theme').click()")
     assert ground() == dark

@@ -22,7 +22,7 @@ from kt_study.errors import DatabaseError, UsageError
 from kt_study.records import AllPairsSpec, TransferSpec
 from kt_study.settings import Settings
 from kt_study.store import JobStore, open_store
-from orchestrator.results.query import Answer, named_queries, pairs_in_files, queries_folder, render, run_query
+from orchestrator.results.query import QueryResult, named_queries, pairs_in_files, queries_folder, render, run_query
 from tests.cli import kt_study, refused
 from tests.postgres import Server
 from tests.results import synthetic
@@ -49,7 +49,7 @@ def rows(url: str, query: str, **parameters: Any) -> list[dict[str, Any]]:
     return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
 
 
-def rounded(answer: Answer) -> list[list[Any]]:
+def rounded(answer: QueryResult) -> list[list[Any]]:
     """Rows without the last bits of averages, which depend on the order in which the database adds."""
     return [[round(value, 9) if isinstance(value, float) else value for value in row] for row in answer.rows]
 
@@ -333,7 +333,7 @@ def test_the_reader_has_no_more_rights_than_to_read(postgres_filled: str) -> Non
     assert rows(postgres_filled, "SELECT current_user AS who") == [{"who": "kt_study_reader"}]
     with connect_postgresql(parse_url(postgres_filled)) as connection:
         connection.execute("GRANT pg_read_all_data TO kt_study_reader")
-        with pytest.raises(UsageError, match="kt_study_reader may more than read; drop it"):
+        with pytest.raises(UsageError, match="kt_study_reader may do more than read; drop it"):
             run_query(postgres_filled, "SELECT 1")
         connection.execute("REVOKE pg_read_all_data FROM kt_study_reader")
         connection.execute("CREATE TABLE secrets (word text)")
@@ -388,13 +388,13 @@ def test_wrong_usage_is_one_clear_line(filled: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no_such_table"):
         run_query(filled, "SELECT * FROM no_such_table")
     with pytest.raises(UsageError, match="no format 'xml'"):
-        render(Answer(columns=("a",), rows=[]), "xml")
+        render(QueryResult(columns=("a",), rows=[]), "xml")
     with pytest.raises(DatabaseError, match=r"none\.db"):
         run_query(f"sqlite:///{tmp_path}/none.db", "SELECT 1")
 
 
 def test_formats_hold_the_same_values() -> None:
-    answer = Answer(columns=("name", "n", "delta"), rows=[("a,b", 3, 0.125), ("ü", None, -1.5), ("x", 12, 0.0001)])
+    answer = QueryResult(columns=("name", "n", "delta"), rows=[("a,b", 3, 0.125), ("ü", None, -1.5), ("x", 12, 0.0001)])
     assert render(answer, "csv").decode() == 'name,n,delta\n"a,b",3,0.125\nü,,-1.5\nx,12,0.0001\n'
     assert json.loads(render(answer, "json")) == [
         {"name": "a,b", "n": 3, "delta": 0.125}, {"name": "ü", "n": None, "delta": -1.5},
@@ -405,14 +405,16 @@ def test_formats_hold_the_same_values() -> None:
     assert render(answer, "table").decode() == (
         "name   n    delta\n----  --  -------\na,b    3     0.12\nü           -1.50\nx     12  1.0e-04\n"
     )
-    empty = Answer(columns=("a", "b"), rows=[])
+    empty = QueryResult(columns=("a", "b"), rows=[])
     assert render(empty, "table").decode() == "a  b\n-  -\n"
     assert json.loads(render(empty, "json")) == []
     assert pq.read_table(io.BytesIO(render(empty, "parquet"))).column_names == ["a", "b"]
 
 
 def test_values_that_a_format_has_no_word_for(url: str, store: JobStore) -> None:  # noqa: ARG001
-    odd = Answer(columns=("mixed", "number", "huge"), rows=[(1, math.inf, 2**70), ("x", 2.5, 1), (None, None, None)])
+    odd = QueryResult(
+        columns=("mixed", "number", "huge"), rows=[(1, math.inf, 2**70), ("x", 2.5, 1), (None, None, None)]
+    )
     table = pq.read_table(io.BytesIO(render(odd, "parquet")))
     assert table["mixed"].to_pylist() == ["1", "x", None]
     assert table["number"].to_pylist() == [math.inf, 2.5, None]
@@ -423,9 +425,7 @@ def test_values_that_a_format_has_no_word_for(url: str, store: JobStore) -> None
     twice = run_query(url, "SELECT 1 AS a, 2 AS a")
     assert render(twice, "csv") == b"a,a\n1,2\n"
     for style in ("json", "parquet"):
-        with pytest.raises(
-            UsageError, match=f"two columns of the query are called 'a'; name them apart with AS for {style}"
-        ):
+        with pytest.raises(UsageError, match=f"two columns of the query are named 'a'; rename one with AS for {style}"):
             render(twice, style)
 
 

@@ -25,19 +25,17 @@ from kt_study.store import open_store
 from orchestrator.results.collect import collect
 from orchestrator.results.report import write_report
 from orchestrator.results.report.figures import FIGURES
-from orchestrator.results.report.material import Material
-from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, Drawing, shown
+from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, Plot
 from orchestrator.results.report.statistics import (
     Interval,
     bootstrap,
     bootstrap_mean,
     by_student,
-    mean,
-    median,
     thinned,
     top_quarter_mean,
     wilson,
 )
+from orchestrator.results.report.study_results import StudyResults
 from orchestrator.results.report.tables import TABLES
 from tests.databases import Databases
 from tests.results import synthetic
@@ -62,8 +60,8 @@ def report(results: Path) -> Path:
 
 
 @pytest.fixture
-def material(results: Path) -> Material:
-    return Material(kt_study.load(results, "synthetic"), "synthetic")
+def study(results: Path) -> StudyResults:
+    return StudyResults(kt_study.load(results, "synthetic"), "synthetic")
 
 
 def test_every_figure_and_table_is_there_or_says_what_to_plan(report: Path) -> None:
@@ -154,7 +152,7 @@ def test_a_study_whose_jobs_failed_says_why_and_what_to_do(tmp_path: Path, url: 
     assert "No results yet" not in page
 
 
-def test_figures_without_rows_are_taken_away(report: Path, tmp_path: Path, url: str) -> None:
+def test_figures_without_rows_are_deleted(report: Path, tmp_path: Path, url: str) -> None:
     out = tmp_path / "report"
     shutil.copytree(report.parent, out)
     fill(open_store(url, create=True), WORLD, done=0)
@@ -168,8 +166,8 @@ def transfers() -> list[dict[str, Any]]:
     return [synthetic.outcome(WORLD, j.kind, j.spec)["transfers"][0] for j in jobs if j.kind == "transfer"]
 
 
-def test_success_rates_against_a_plain_loop(material: Material) -> None:
-    rates = by_student(material.single).set_index(["objective", "student"])["success_rate"]
+def test_success_rates_against_a_plain_loop(study: StudyResults) -> None:
+    rates = by_student(study.single).set_index(["objective", "student"])["success_rate"]
     rows = [row for row in transfers() if row["multi_teacher"] == "single"]
     for (objective, student), rate in rates.items():
         deltas = [r["delta_transf"] for r in rows if (OBJECTIVES[r["objective"]], r["student"]) == (objective, student)]
@@ -197,14 +195,14 @@ def test_changes_of_rho_add_up(report: Path) -> None:
     assert change.tolist() == pytest.approx(table["delta_transf mean"].tolist(), abs=1e-4)
 
 
-def test_figure_4b_is_the_mean_above_the_75th_percentile(material: Material) -> None:
+def test_figure_4b_is_the_mean_above_the_75th_percentile(study: StudyResults) -> None:
     figure = next(figure for figure in FIGURES if figure.key == "4b")
-    drawing = figure.build(material)
-    assert isinstance(drawing, Drawing)
-    points, lines, _ = drawing.panels[0].layers
+    plot = figure.build(study)
+    points, lines, _ = plot.panels[0].layers
     rows = points.data
+    shown = lines.data[lines.data["family"] == lines.defaults["family"]]
     edges = np.linspace(rows["difference"].min(), rows["difference"].max(), 11)
-    for line in shown(lines).to_dict("records"):
+    for line in shown.to_dict("records"):
         at = int(np.argmin(np.abs((edges[:-1] + edges[1:]) / 2 - line["difference"])))
         last = at == 9
         inside = rows[
@@ -223,11 +221,11 @@ def test_only_one_setting_of_an_objective_is_shown(tmp_path: Path, url: str) -> 
     fill(store, WORLD, objectives=("kl",), students=4)
     fill(store, WORLD, objectives=("kl",), students=2, settings=Settings(epochs=3, batchnorm="frozen"))
     collect(url, tmp_path / "results")
-    material = Material(kt_study.load(tmp_path / "results", "synthetic"), "synthetic")
-    assert set(material.single["batchnorm"]) == {"train"}
-    assert len(material.single) == 4 * 8
-    (choice,) = material.choices
-    assert (choice.rows, choice.of, choice.settings) == (32, 48, "batchnorm = train")
+    study = StudyResults(kt_study.load(tmp_path / "results", "synthetic"), "synthetic")
+    assert set(study.single["batchnorm"]) == {"train"}
+    assert len(study.single) == 4 * 8
+    (shown,) = study.shown_settings
+    assert (shown.rows, shown.of, shown.settings) == (32, 48, "batchnorm = train")
     page = write_report(tmp_path / "results", tmp_path / "report").read_text(encoding="utf-8")
     assert "KL: 32 of 48 transfers, with batchnorm = train" in page
     table = pd.read_csv(tmp_path / "report" / "tables" / "synthetic" / "table-settings.csv")
@@ -240,18 +238,18 @@ def test_random_teachers_are_a_baseline_of_their_own(tmp_path: Path, url: str) -
     first, *others = WORLD.models
     store.add_models([msgspec.structs.replace(first, weights="random:0")])
     collect(url, tmp_path / "results")
-    material = Material(kt_study.load(tmp_path / "results", "synthetic"), "synthetic")
-    assert set(material.baseline["teacher"]) == {first.name}
-    assert len(material.baseline) == len(others)
-    assert first.name not in set(material.pairs["teacher"])
-    drawing = next(figure for figure in FIGURES if figure.key == "1a").build(material)
-    assert isinstance(drawing, Drawing)
-    assert f"8 with a random teacher have {material.baseline['rho_pos'].mean():.2f} %" in drawing.sample
+    study = StudyResults(kt_study.load(tmp_path / "results", "synthetic"), "synthetic")
+    assert set(study.baseline["teacher"]) == {first.name}
+    assert len(study.baseline) == len(others)
+    assert first.name not in set(study.pairs["teacher"])
+    plot = next(figure for figure in FIGURES if figure.key == "1a").build(study)
+    assert isinstance(plot, Plot)
+    assert f"8 with a random teacher have {study.baseline['rho_pos'].mean():.2f} %" in plot.sample
 
 
-def test_pairs_come_once_from_jobs_and_files(material: Material, world: World = WORLD) -> None:
-    assert len(material.pairs) == len(world.models) * (len(world.models) - 1)
-    assert set(material.pairs["family"]) == {"CNN", "transformer", "MLP"}
+def test_pairs_come_once_from_jobs_and_files(study: StudyResults, world: World = WORLD) -> None:
+    assert len(study.pairs) == len(world.models) * (len(world.models) - 1)
+    assert set(study.pairs["family"]) == {"CNN", "transformer", "MLP"}
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -266,7 +264,7 @@ def test_wilson_against_scipy(counts: tuple[int, int]) -> None:
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=8, max_size=20))
 def test_bootstrap_against_scipy(values: list[float]) -> None:
-    found = bootstrap(values, mean)
+    found = bootstrap(values, np.mean)
     assert found.value == pytest.approx(statistics.fmean(values))
     assert found.low <= found.value + 1e-12
     assert found.high >= found.value - 1e-12
@@ -278,17 +276,17 @@ def test_bootstrap_against_scipy(values: list[float]) -> None:
 
 def test_bootstrap_draws_whole_groups() -> None:
     groups = [np.zeros(50), np.ones(50)] * 2
-    clustered, plain = bootstrap_mean(groups), bootstrap(np.concatenate(groups).tolist(), mean)
+    clustered, plain = bootstrap_mean(groups), bootstrap(np.concatenate(groups).tolist(), np.mean)
     assert (clustered.low, clustered.value, clustered.high) == (0.0, 0.5, 1.0)
     assert bootstrap_mean([np.zeros(30), np.ones(10)]).value == 0.25
     assert plain.high - plain.low < 0.3
-    assert bootstrap([3.0] * 3, median).text(" %") == "3.0 % [3.0, 3.0]"
+    assert bootstrap([3.0] * 3, np.median).text(" %") == "3.0 % [3.0, 3.0]"
 
 
 def test_one_or_two_values_have_no_interval() -> None:
-    assert bootstrap([3.0], median).text(" %") == "3.0 %"
-    assert bootstrap([3.0, 5.0], mean).text("", 2) == "4.00"
-    assert np.isnan([bootstrap_mean([np.ones(9), np.zeros(9)]).low, bootstrap([1.0, 2.0], median).high]).all()
+    assert bootstrap([3.0], np.median).text(" %") == "3.0 %"
+    assert bootstrap([3.0, 5.0], np.mean).text("", 2) == "4.00"
+    assert np.isnan([bootstrap_mean([np.ones(9), np.zeros(9)]).low, bootstrap([1.0, 2.0], np.median).high]).all()
 
 
 @given(st.lists(st.floats(-9, 9), min_size=1, max_size=30))
@@ -298,12 +296,12 @@ def test_top_quarter_mean_lies_at_the_top(values: list[float]) -> None:
 
 
 def test_thinning_keeps_the_same_rows_whatever_else_is_there() -> None:
-    frame = pd.DataFrame({"pair": [f"p{i}" for i in range(500)]})
-    kept = set(thinned(frame, 100, "pair")["pair"])
+    frame = pd.DataFrame({"teacher": [f"t{i}" for i in range(500)], "student": "s"})
+    kept = set(thinned(frame, 100)["teacher"])
     assert len(kept) == 100
-    fewer = frame[frame["pair"].isin(kept) | (frame.index < 300)]
-    assert set(thinned(fewer, 100, "pair")["pair"]) == kept
-    assert len(thinned(frame, 500, "pair")) == 500
+    fewer = frame[frame["teacher"].isin(kept) | (frame.index < 300)]
+    assert set(thinned(fewer, 100)["teacher"]) == kept
+    assert len(thinned(frame, 500)) == 500
 
 
 def test_numbers_in_sentences_are_not_rounded_twice_or_signed_zeros() -> None:

@@ -1,4 +1,4 @@
-"""docs/schema.md says what the files hold."""
+"""docs/schema.md describes the files."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from kt_study.published import read_table
 from kt_study.settings import Settings
 from orchestrator.planning.presets import Search, TransferPair, preset, presets
 from orchestrator.planning.universe.table import by_name
+from tests.universe.preset_counts import pairs_per_objective, runs_of
 
 CLAIMS = {row["id"]: float(row["value"]) for row in read_table("claims")}
 TABLE6_NAMES = {  # Table 7's spelling -> Table 6's
@@ -47,8 +48,8 @@ def timm_names(table: int) -> dict[tuple[str, str], str]:
     ],
 )
 def test_counts(name: str, per_objective: dict[str, int], runs: int) -> None:
-    assert preset(name).pairs_per_objective() == per_objective
-    assert preset(name).n_runs() == len(list(preset(name).runs())) == runs
+    assert pairs_per_objective(preset(name)) == per_objective
+    assert len(runs_of(preset(name))) == runs
 
 
 def test_all_presets_are_counted_above() -> None:
@@ -62,7 +63,7 @@ def test_every_preset_can_be_planned(name: str) -> None:
     assert set(chosen.models()) <= set(by_name())
     assert {arm.dataset for arm in chosen.arms} <= {dataset.name for dataset in chosen.datasets}
     assert {step.dataset for step in chosen.fine_tuning} <= {dataset.name for dataset in chosen.datasets}
-    for _, pair, settings in chosen.runs():
+    for _, pair, settings in runs_of(chosen):
         assert pair.student not in pair.teachers
         assert (settings["multi_teacher"] == "single") == (len(pair.teachers) == 1)
     for arm in chosen.arms:

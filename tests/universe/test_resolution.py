@@ -51,15 +51,15 @@ def test_weights_that_timm_dropped_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("resnet5O", "did you mean resnet50"),
         ("resnet50.a9_in1k", "a1_in1k, a1h_in1k"),
         ("qqqqqqqq", "1321 ImageNet-1k tags"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest(name: str, says: str) -> None:
-    with pytest.raises(UnknownModelError, match=says):
+def test_unknown_names_are_refused_with_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(UnknownModelError, match=message):
         resolve(name)
 
 

@@ -150,7 +150,7 @@ def test_no_state_that_a_draw_could_meet_underflows(n: int, m: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_pairs", "n_models", "says"),
+    ("n_pairs", "n_models", "message"),
     [
         (1, 3, "ask for 2 to 6 pairs"),
         (7, 3, "ask for 2 to 6 pairs"),
@@ -161,8 +161,8 @@ def test_no_state_that_a_draw_could_meet_underflows(n: int, m: int) -> None:
         (1, -1, "2 to 10"),
     ],
 )
-def test_impossible_samples_are_refused_with_the_bounds(n_pairs: int, n_models: int, says: str) -> None:
-    with pytest.raises(PairsError, match=says):
+def test_impossible_samples_are_refused_with_the_bounds(n_pairs: int, n_models: int, message: str) -> None:
+    with pytest.raises(PairsError, match=message):
         sample_pairs(names(10), n_pairs, n_models, seed=0)
 
 

@@ -70,5 +70,5 @@ def test_mistakes_are_refused() -> None:
         names(families=["trafo"])
     with pytest.raises(UnknownModelError, match="resnt"):
         names(include=["resnet*", "resnt*"])
-    with pytest.raises(UsageError, match="the params filter drops the last 18 of 1321"):
+    with pytest.raises(UsageError, match="the params filter excludes the last 18 of 1321"):
         names(include=["resnet50"], params_max=1)

@@ -45,17 +45,17 @@ def command(
       kt-study export --job 812 --out my-resnet18
       python -c 'import timm; timm.create_model("local-dir:my-resnet18", pretrained=True)'
     """
-    from orchestrator.results.export import Wanted, choose, export_student
+    from orchestrator.results.export import TransferFilter, export_student, select_transfer
     from orchestrator.results.export.folder import check_empty
 
     if job is None and (student is None or teacher is None):
         raise UsageError("export needs --student and --teacher, or --job")
     check_empty(out)
-    wanted = Wanted(student=student, teacher=teacher, objective=objective, seed=seed, job=job)
+    where = TransferFilter(student=student, teacher=teacher, objective=objective, seed=seed, job=job)
     store = context.store()
-    chosen = choose(store, context.name, context.paths, wanted)
-    exported = export_student(chosen, store, context.name, context.paths, out)
-    click.echo(f"{exported.folder}: {_description(chosen.row)}")
+    selected = select_transfer(store, context.name, context.paths, where)
+    exported = export_student(selected, store, context.name, context.paths, out)
+    click.echo(f"{exported.folder}: {_description(selected.row)}")
     for note in exported.notes:
         click.echo(f"  note: {note}")
     if exported.by_timm:

@@ -235,7 +235,7 @@ def _sources(context: StudyContext) -> Iterator[Sources]:
             folder=context.folder,
             scratch=Path(scratch),
             accuracies=lookups.accuracies,
-            ran=lookups.ran,
+            recorded=lookups.recorded,
             acc_after=lookups.acc_after,
             progress=show_scanned,
             digests=FileDigests(context.paths.cache / "digests.json"),

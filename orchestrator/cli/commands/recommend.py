@@ -43,19 +43,19 @@ def command(
     from kt_study.files import write_bytes
     from orchestrator.planning import Sources
     from orchestrator.planning.model_records import FileDigests
-    from orchestrator.results.recommend.advice import Question, recommend
+    from orchestrator.results.recommend.recommend import RecommendOptions, recommend
     from orchestrator.results.recommend.record import as_json as encoded
     from orchestrator.results.recommend.record import require_ours
     from orchestrator.results.recommend.text import as_text
 
     if out is not None:
         require_ours(out)
-    question = Question(student=student, objective=objective, classes=classes, top=top, unmeasured=unmeasured)
+    options = RecommendOptions(student=student, objective=objective, classes=classes, top=top, unmeasured=unmeasured)
     cache = context.paths.cache
     sources = Sources(folder=context.folder, scratch=cache, digests=FileDigests(cache / "digests.json"))
-    advice = recommend(context.database_url, context.study, sources, question)
-    click.echo(encoded(advice) if as_json else as_text(advice), nl=not as_json)
+    recommendation = recommend(context.database_url, context.study, sources, options)
+    click.echo(encoded(recommendation) if as_json else as_text(recommendation), nl=not as_json)
     if out is not None:
-        write_bytes(out, encoded(advice))
+        write_bytes(out, encoded(recommendation))
         if not as_json:
             click.echo(f"written to {out}; kt-study plan --from-recommendation {out} plans it")

@@ -7,7 +7,7 @@ from orchestrator.planning.presets.record import Preset, TransferPair
 
 
 def pairs() -> tuple[TransferPair, ...]:
-    """Table 5: its 400 pairs less ResMLP-36 with itself."""
+    """The 400 pairs of Table 5 without ResMLP-36 with itself."""
     return cross(names_of(5, "student"), names_of(5, "teacher"))
 
 
@@ -21,7 +21,7 @@ def build() -> Preset:
         arms=arms_of(objectives, pairs(), IMAGENET_SUBSET),
         datasets=(IMAGENET_SUBSET,),
         notes=(
-            "Table 5 lists ResMLP-36 as a student and as a teacher: that one pair is left out, 399 of 400 remain.",
-            "The two contrastive objectives run over the same pairs in paper-contrastive.",
+            "Table 5 lists ResMLP-36 as a student and as a teacher. This pair is left out: 399 of 400 pairs remain.",
+            "paper-contrastive has the two contrastive objectives, over the same pairs.",
         ),
     )

@@ -16,7 +16,7 @@ def build() -> Preset:
         arms=arms_of(("cd", "crd"), paper_10pct.pairs(), IMAGENET_SUBSET),
         datasets=(IMAGENET_SUBSET,),
         notes=(
-            "To compare with XE-KL and KL+DP plan paper-10pct too: the two share models, logits and pairs.",
-            "The learning rate is that of the other objectives, 1e-4: the released configuration gives no other.",
+            "For a comparison with XE-KL and KL+DP, also plan paper-10pct: both share models, logits and pairs.",
+            "The learning rate is that of the other objectives, 1e-4; the released configuration has no other.",
         ),
     )

@@ -7,14 +7,7 @@ from orchestrator.planning.presets.record import DatasetNeed, FineTuning, Preset
 
 DATASETS = (
     DatasetNeed(name="cub-200", kind="cub200", classes=200, train=5_994, val=5_794),
-    DatasetNeed(
-        name="caltech-256",
-        kind="caltech256",
-        classes=257,
-        train=24_486,
-        val=6_121,
-        note="256 categories and clutter; 30,607 images, of each class four fifths to train on",
-    ),
+    DatasetNeed(name="caltech-256", kind="caltech256", classes=257, train=24_486, val=6_121),  # clutter is a class
     DatasetNeed(name="stanford-cars", kind="stanford_cars", classes=196, train=8_144, val=8_041),
 )
 HEAD_LR = {"cub-200": 0.1, "caltech-256": 0.1, "stanford-cars": 0.01}
@@ -55,9 +48,9 @@ def build() -> Preset:
         notes=(
             "The nine students are those of the authors' scripts: the eight of Table 6 and Mixer-L16. The four "
             "teachers are those of Table 6.",
-            "Students and teachers get a new last layer, trained alone; the transfer has the settings of ImageNet.",
-            "While the last layer learns, the rest of the model stays in eval mode and as it was; the released code "
-            "leaves batch norm in train mode, so that its statistics move.",
+            "Students and teachers get a new last layer, which alone is trained; the transfers have the settings of ImageNet.",
+            "During this training, the rest of the model is frozen and in eval mode. The released code leaves batch norm in "
+            "train mode, so that its statistics change.",
             "A study has one data set: plan the preset once for each of the three.",
         ),
     )

@@ -27,10 +27,10 @@ def build() -> Preset:
             FineTuning(models=teachers, dataset=INFOGRAPH.name, scope="body", epochs=50, batch_size=BATCH, lr=LR),
         ),
         notes=(
-            "The teacher is fine-tuned as a whole on Infograph and then keeps its ImageNet last layer, as the released "
-            "main_distillation.py loads it. The script trains every layer; the released configuration file would train "
-            "the last one alone, which would leave no trace in such a teacher.",
+            "All layers of the teacher are fine-tuned on Infograph; then its ImageNet last layer is restored, as the released "
+            "main_distillation.py loads it. The script trains every layer. The released configuration file would train only "
+            "the last layer, which would not change such a teacher.",
             "Infograph is the study file's [fine_tuning.dataset]; its name is added to that of the teachers.",
-            "Students, teachers and objectives are those that the authors' plots/rebuttal.py draws.",
+            "Students, teachers and objectives are those in the figures of the authors' plots/rebuttal.py.",
         ),
     )

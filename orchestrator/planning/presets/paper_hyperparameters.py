@@ -33,8 +33,8 @@ NAMED_PAIRS = (
     ("resmlp_36_224.fb_in1k", "coat_lite_tiny.in1k"),
     ("resnext50_32x4d.fb_ssl_yfcc100m_ft_in1k", "dla34.in1k"),
 )
-"""(teacher, student) of the authors' random search for XE-KL+MCL: hyperparameters.py of ExplainableML/FantasticGains,
-its bare names of timm 0.6 as the weights they loaded then."""
+"""(teacher, student) of the authors' random search for XE-KL+MCL, in hyperparameters.py of ExplainableML/FantasticGains,
+with the weights that timm 0.6 loaded for its names."""
 
 
 def build() -> Preset:
@@ -59,13 +59,12 @@ def build() -> Preset:
         arms=arms,
         datasets=(IMAGENET_SUBSET,),
         notes=(
-            "The paper does not list its 33 pairs: they are drawn here from the 399 of Table 5 uniformly, seed 0.",
-            "The six pairs of A.3 are those that the authors' hyperparameters.py names for their XE-KL+MCL search; the "
-            "KL+DP temperatures are searched over the same six.",
-            "The weights of XE-KL's KL term are those that A.3 names for XE-KL+MCL, 0.5 and 0.7; 0.5 is also that of "
-            "the released configuration.",
-            "A.3's random search: 16 of the 48 combinations of its values, drawn with seed 0; how many the authors "
-            "drew is not known here.",
+            "The paper does not list its 33 pairs. They are drawn uniformly from the 399 of Table 5, with seed 0.",
+            "The six pairs of A.3 are those of the XE-KL+MCL search in the authors' hyperparameters.py; the KL+DP "
+            "temperatures are searched over the same six.",
+            "The weights of XE-KL's KL term are those of XE-KL+MCL in A.3, 0.5 and 0.7; the released configuration has 0.5.",
+            "A.3's random search has 16 of the 48 combinations of its values, drawn with seed 0; the authors' number is "
+            "unknown.",
         ),
     )
 

@@ -13,7 +13,7 @@ MODES = {"kl_dp": ("sequential", "parallel", "soup"), "kl": ("sequential", "soup
 
 
 def build() -> Preset:
-    """For each objective the nine single-teacher runs, and one run a student for each multi-teacher mode."""
+    """For each objective the nine single-teacher runs, and one run per student for each multi-teacher mode."""
     students = (
         *names_of(6, "student", ["XCiT-large-24-p16"]),
         *names_of(5, "teacher", ["TWINS"]),
@@ -36,10 +36,10 @@ def build() -> Preset:
         arms=tuple(arms),
         datasets=(IMAGENET,),
         notes=(
-            "The teachers are read off Table 7: for XCiT-P16 and PiT-B its KL+DP deltas of SWSL-ResNext101, VOLO-D2 "
+            "The teachers are inferred from Table 7: for XCiT-P16 and PiT-B, the KL+DP deltas of SWSL-ResNext101, VOLO-D2 "
             "and ResMLP-36 have the mean, minimum and maximum that Table 4 prints (0.73, 0.36, 0.93 and 0.64, 0.31, "
-            "0.86). The released main_multidist.py names three teachers, ResMLP-36 first when ascending.",
-            "Twins is Table 4's 83.68 %, 99.27 M student: the teacher TWINS of Table 5.",
-            "Table 9's single runs are not those of Table 7: XCiT-P16 has the mean 0.47 there and 0.60 in Table 7.",
+            "0.86). The released main_multidist.py has three teachers, with ResMLP-36 first in ascending order.",
+            "Twins, Table 4's student with 83.68 % and 99.27 M parameters, is the teacher TWINS of Table 5.",
+            "Table 9's single runs are not those of Table 7: the mean of XCiT-P16 is 0.47 in Table 9 and 0.60 in Table 7.",
         ),
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
-from math import prod
 
 from kt_study.hashing import hash64
 from kt_study.records import Record
@@ -13,14 +11,14 @@ Setting = str | int | float
 
 
 class TransferPair(Record, frozen=True):
-    """A student and its teacher, or its teachers in the order in which they are given to it. Full timm names."""
+    """A student and its teacher, or its teachers in the order of the transfer. Full timm names."""
 
     student: str
     teachers: tuple[str, ...]
 
 
 class Search(Record, frozen=True):
-    """A search over settings: every combination of the axes, or a seeded draw of `draws` different ones."""
+    """A search over settings: every combination of the axes, or a seeded draw of `draws` of them."""
 
     axes: dict[str, tuple[Setting, ...]]  # name of a field of kt_study.settings.Settings -> values
     draws: int = 0  # 0: every combination
@@ -34,10 +32,6 @@ class Search(Record, frozen=True):
         order = sorted(range(len(grid)), key=lambda index: hash64("search", self.seed, index))
         return tuple(grid[index] for index in sorted(order[: self.draws]))
 
-    def size(self) -> int:
-        """How many settings `points` gives."""
-        return self.draws or prod(len(values) for values in self.axes.values())
-
 
 class Arm(Record, frozen=True):
     """One objective over a list of pairs, on one data set."""
@@ -45,36 +39,24 @@ class Arm(Record, frozen=True):
     objective: str
     pairs: tuple[TransferPair, ...]
     dataset: str  # name of one of the preset's data sets
-    settings: dict[
-        str, Setting
-    ]  # by the names of kt_study.settings.Settings; multi_teacher and teacher_order among them
+    settings: dict[str, Setting]  # by the names of kt_study.settings.Settings, with multi_teacher and teacher_order
     search: Search | None = None
 
     def points(self) -> tuple[dict[str, Setting], ...]:
-        """The full settings of each run of a pair: one, or one for each point of the search."""
+        """The full settings of each run of a pair: one, or one per point of the search."""
         points = self.search.points() if self.search else ({},)
         return tuple({**self.settings, **point} for point in points)
-
-    def runs(self) -> int:
-        """Number of transfers."""
-        return len(self.pairs) * (self.search.size() if self.search else 1)
 
 
 class DatasetNeed(Record, frozen=True):
     """A data set that the user must have to run the preset."""
 
     name: str
-    kind: str  # of kt_study.datasets; for an image folder any other kind with as many classes will do
+    kind: str  # of kt_study.datasets; instead of an image folder, any kind with as many classes
     classes: int
     train: int  # samples
     val: int
     train_fraction: float = 1.0  # stratified by class
-    note: str = ""
-
-    @property
-    def any_kind(self) -> bool:
-        """Whether only the classes matter."""
-        return self.kind == "imagefolder"
 
 
 class FineTuning(Record, frozen=True):
@@ -82,7 +64,7 @@ class FineTuning(Record, frozen=True):
 
     models: tuple[str, ...]
     dataset: str
-    scope: str  # head: the last layer only; body: every layer, and the old last layer put back at the end
+    scope: str  # head: the last layer only; body: every layer, then the old last layer is restored
     epochs: int
     batch_size: int
     lr: float
@@ -97,36 +79,12 @@ class Preset(Record, frozen=True):
     arms: tuple[Arm, ...]
     datasets: tuple[DatasetNeed, ...]
     fine_tuning: tuple[FineTuning, ...] = ()
-    notes: tuple[str, ...] = ()  # what the paper leaves open, and how it is read here
+    notes: tuple[str, ...] = ()  # decisions on points that the paper leaves open
 
     def pairs(self) -> tuple[TransferPair, ...]:
         """The different pairs of all arms, in their order."""
         return tuple(dict.fromkeys(pair for arm in self.arms for pair in arm.pairs))
 
-    def objectives(self) -> tuple[str, ...]:
-        """The different objectives, in their order."""
-        return tuple(dict.fromkeys(arm.objective for arm in self.arms))
-
-    def pairs_per_objective(self) -> dict[str, int]:
-        """Different (data set, pair) for each objective; pairs with several teachers count apart from single ones."""
-        return {
-            objective: len(
-                {(arm.dataset, pair) for arm in self.arms if arm.objective == objective for pair in arm.pairs}
-            )
-            for objective in self.objectives()
-        }
-
     def models(self) -> tuple[str, ...]:
         """Full names of every student and teacher, sorted."""
         return tuple(sorted({name for pair in self.pairs() for name in (pair.student, *pair.teachers)}))
-
-    def runs(self) -> Iterator[tuple[Arm, TransferPair, dict[str, Setting]]]:
-        """Every transfer: its arm, its pair and its settings."""
-        for arm in self.arms:
-            for pair in arm.pairs:
-                for settings in arm.points():
-                    yield arm, pair, settings
-
-    def n_runs(self) -> int:
-        """Number of transfers."""
-        return sum(arm.runs() for arm in self.arms)

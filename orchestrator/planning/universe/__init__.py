@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from orchestrator.planning.universe.families import FAMILIES, family_of
 from orchestrator.planning.universe.resolution import note, resolve
-from orchestrator.planning.universe.selection import select
+from orchestrator.planning.universe.selection import ModelTraits, select
 from orchestrator.planning.universe.table import TIMM_VERSION, CatalogueModel, catalogue
 
-__all__ = ["FAMILIES", "TIMM_VERSION", "CatalogueModel", "catalogue", "family_of", "note", "resolve", "select"]
+__all__ = [
+    "FAMILIES",
+    "TIMM_VERSION",
+    "CatalogueModel",
+    "ModelTraits",
+    "catalogue",
+    "family_of",
+    "note",
+    "resolve",
+    "select",
+]

@@ -2,13 +2,13 @@
 
 The family depends on how information is mixed between positions of the image:
 
-* cnn: convolution, or another fixed local window (pooling), with at most attention over channels beside it;
-* transformer: attention between positions in every stage, whatever the patch embedding or position encoding is made of;
+* cnn: convolution, or another fixed local window (pooling), with at most attention over channels in addition;
+* transformer: attention between positions in every stage, with any patch embedding or position encoding;
 * mlp: dense layers over positions;
 * hybrid: stages of more than one kind, or a kind that is none of these (recurrence, state spaces).
 
-timm groups architectures in modules of one family each, with the exceptions of `EXCEPTIONS`. The paper's Tables 5 and
-6 agree with this on every model but MixNet, which Table 5 prints as an MLP. MixNet is a convolutional network with
+timm's modules have one family each, except those of `EXCEPTIONS`. The paper's Tables 5 and 6 agree for every model but
+MixNet, which Table 5 prints as an MLP. MixNet is a convolutional network with
 kernels of several sizes in a layer (Tan and Le 2019), and is a cnn here.
 """
 
@@ -52,7 +52,7 @@ EXCEPTIONS = (
     ("metaformer", "poolformer*", "cnn"),
     ("mobilenetv3", "mobilenetv4_hybrid*", "hybrid"),
 )
-"""(module, glob over architectures, family) where a module mixes families; the first that matches holds."""
+"""(module, glob over architectures, family) for modules with several families; the first match counts."""
 
 
 def family_of(architecture: str, module: str) -> str:

@@ -13,10 +13,10 @@ def resolve(name: str) -> CatalogueModel:
     """The model that `name` stands for.
 
     * `architecture.tag` is that model.
-    * A bare architecture is timm's default tag for it, or its first ImageNet-1k tag where timm's default has other
-      classes. `note` says so.
-    * A deprecated timm name is the weights it stood for, also where timm's alias leads elsewhere: timm maps
-      ig_resnext101_32x16d (194.0 M parameters) to the weights of 32x8d (88.8 M).
+    * A bare architecture is timm's default tag for it, or its first ImageNet-1k tag if the default has other classes;
+      `note` reports it.
+    * A deprecated timm name is its former weights, even if timm's alias is another model: timm maps ig_resnext101_32x16d
+      (194.0 M parameters) to the weights of 32x8d (88.8 M).
 
     Raises:
         UnknownModelError: no such name, with the nearest ones; or weights that timm no longer provides.
@@ -31,7 +31,7 @@ def resolve(name: str) -> CatalogueModel:
 
 
 def note(name: str) -> str:
-    """One line about how `name` was read; empty when it is a full name.
+    """One line on the model that `name` stands for; empty for a full name.
 
     Raises:
         UnknownModelError: as `resolve`.
@@ -40,7 +40,7 @@ def note(name: str) -> str:
     if name == model.name:
         return ""
     if name == model.architecture:
-        return f"{name}: read as {model.name}; write the full name to choose among {len(_tags_of(name))} tag(s)"
+        return f"{name}: read as {model.name}; write the full name to select one of {len(_tags_of(name))} tag(s)"
     timm_alias = aliases()[name][1]
     if timm_alias == model.name:
         return f"{name}: deprecated, read as {model.name}"

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from kt_study.errors import UnknownModelError, UsageError
 from kt_study.nearest import nearest
+from kt_study.records import ModelRecord
 from orchestrator.planning.universe.families import FAMILIES
+from orchestrator.planning.universe.table import CatalogueModel
 
 
-class Selectable(Protocol):
-    """What the filters look at: a model of the catalogue, or of a study file."""
+@dataclass(frozen=True, kw_only=True)
+class ModelTraits:
+    """The fields that the filters use, of a model of a study file."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def architecture(self) -> str: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def license(self) -> str: ...
-    @property
-    def params(self) -> float | None: ...
-    @property
-    def gmacs(self) -> float | None: ...
-    @property
-    def top1(self) -> float | None: ...
-    @property
-    def trained_head(self) -> bool: ...
+    record: ModelRecord
+    name: str
+    architecture: str
+    family: str
+    license: str
+    params: float | None
+    gmacs: float | None
+    top1: float | None
+    trained_head: bool = True
 
 
-Model = TypeVar("Model", bound=Selectable)
+Model = TypeVar("Model", CatalogueModel, ModelTraits)
 
 
 def select(
@@ -49,8 +46,8 @@ def select(
     gmacs_max: float | None = None,
     untrained_heads: bool = False,
 ) -> list[Model]:
-    """The models that pass every filter, in their order. A filter left empty lets everything pass,
-    but weights that classify nothing pass only when asked for.
+    """The models that pass every filter, in their order. Every model passes an empty filter, except weights with an
+    untrained head.
 
     Args:
         models: the catalogue, a part of it, or other models.
@@ -61,14 +58,19 @@ def select(
         params_min, params_max: millions of parameters, inclusive. A model without a count does not pass.
         top1_min, top1_max: published top-1 in %, inclusive. A model without a published one does not pass.
         gmacs_max: 1e9 multiply-accumulates, inclusive. A model without a count does not pass.
-        untrained_heads: whether the tags pass whose 1,000 outputs were never trained (two, of ResMLP with DINO).
+        untrained_heads: include tags whose 1,000 outputs were never trained (two, of ResMLP with DINO).
 
     Raises:
         UnknownModelError: an include glob that matches no model.
         UsageError: an unknown family, or no model passes.
     """
-    _check_families(families)
-    _check_globs(models, include)
+    for family in families:
+        if family not in FAMILIES:
+            raise UsageError(f"{family}: not a family{nearest(family, FAMILIES)} (there are {', '.join(FAMILIES)})")
+    for glob in include:
+        if not any(_matches(model, [glob]) for model in models):
+            hint = nearest(glob, [model.name for model in models]) or "; correct or remove it"
+            raise UnknownModelError(f"{glob}: this include pattern matches none of {len(models)} models{hint}")
     tests: list[tuple[str, Callable[[Model], bool]]] = [
         ("include", lambda m: not include or _matches(m, include)),
         ("exclude", lambda m: not _matches(m, exclude)),
@@ -84,11 +86,13 @@ def select(
         before = len(kept)
         kept = [model for model in kept if passes(model)]
         if before and not kept:
-            raise UsageError(f"no model is left: the {name} filter drops the last {before} of {len(models)}; widen it")
+            raise UsageError(
+                f"no model is left: the {name} filter excludes the last {before} of {len(models)}; widen it"
+            )
     return kept
 
 
-def _matches(model: Selectable, globs: Iterable[str]) -> bool:
+def _matches(model: CatalogueModel | ModelTraits, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(model.name, glob) or fnmatchcase(model.architecture, glob) for glob in globs)
 
 
@@ -96,16 +100,3 @@ def _within(value: float | None, low: float | None, high: float | None) -> bool:
     if low is None and high is None:
         return True
     return value is not None and (low is None or value >= low) and (high is None or value <= high)
-
-
-def _check_families(families: Sequence[str]) -> None:
-    for family in families:
-        if family not in FAMILIES:
-            raise UsageError(f"{family}: not a family{nearest(family, FAMILIES)} (there are {', '.join(FAMILIES)})")
-
-
-def _check_globs(models: Sequence[Selectable], globs: Sequence[str]) -> None:
-    for glob in globs:
-        if not any(_matches(model, [glob]) for model in models):
-            hint = nearest(glob, [model.name for model in models]) or "; correct or drop it"
-            raise UnknownModelError(f"{glob}: this include pattern matches none of {len(models)} models{hint}")

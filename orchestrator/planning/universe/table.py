@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from kt_study.records import Record
 
@@ -22,13 +23,13 @@ class CatalogueModel(Record, frozen=True):
     name: str  # architecture.tag, what timm.create_model takes
     architecture: str
     tag: str
-    is_default: bool  # what the bare architecture name stands for, see `resolve`
+    is_default: bool  # the model of the bare architecture name, see `resolve`
     module: str  # timm.models.<module>
     family: str  # cnn | transformer | mlp | hybrid
     params: float  # millions
-    gmacs: float | None  # 1e9 multiply-accumulates of one image of input_size; None where they could not be counted
+    gmacs: float | None  # 1e9 multiply-accumulates of one image of input_size; None if they could not be counted
     input_size: tuple[int, int, int]  # channels, height, width in pixels
-    test_input_size: tuple[int, int, int] | None  # timm's larger evaluation size, where it names one
+    test_input_size: tuple[int, int, int] | None  # timm's larger evaluation size, if any
     interpolation: str
     crop_pct: float
     test_crop_pct: float | None
@@ -36,8 +37,8 @@ class CatalogueModel(Record, frozen=True):
     mean: tuple[float, ...]  # of each channel, pixels in [0, 1]
     std: tuple[float, ...]
     top1: float | None  # published ImageNet-1k top-1, %
-    top1_source: str  # where `top1` was published; empty without one
-    license: str  # as timm states it; empty where it states none
+    top1_source: str  # source of `top1`; empty without one
+    license: str  # as timm states it; empty if it states none
     hf_hub_id: str
     url: str
     weights: str  # identity: "timm:<name>@<hub id, or address>"
@@ -58,9 +59,9 @@ def by_name() -> dict[str, CatalogueModel]:
 
 @cache
 def aliases() -> dict[str, tuple[str, str]]:
-    """Deprecated timm name to (full name of the weights it stood for, full name that timm maps it to).
+    """Deprecated timm name -> (full name of its former weights, full name of timm's alias for it).
 
-    The two differ where timm's alias leads to other weights; the first is empty where timm no longer provides them.
+    The two differ if timm's alias has other weights; the first is empty if timm no longer provides the weights.
     """
     return {row["name"]: (row["weights_of"], row["timm_alias"]) for row in _rows(ALIASES_FILE)}
 
@@ -74,31 +75,8 @@ def _rows(file: str) -> Iterator[dict[str, str]]:
 
 
 def _model(row: dict[str, str]) -> CatalogueModel:
-    return CatalogueModel(
-        name=row["name"],
-        architecture=row["architecture"],
-        tag=row["tag"],
-        is_default=row["is_default"] == "1",
-        module=row["module"],
-        family=row["family"],
-        params=int(row["params"]) / 1e6,
-        gmacs=_number(row["gmacs"]),
-        input_size=_size(row["input_size"]),
-        test_input_size=_size(row["test_input_size"]) if row["test_input_size"] else None,
-        interpolation=row["interpolation"],
-        crop_pct=float(row["crop_pct"]),
-        test_crop_pct=_number(row["test_crop_pct"]),
-        crop_mode=row["crop_mode"],
-        mean=_numbers(row["mean"]),
-        std=_numbers(row["std"]),
-        top1=_number(row["top1"]),
-        top1_source=row["top1_source"],
-        license=row["license"],
-        hf_hub_id=row["hf_hub_id"],
-        url=row["url"],
-        weights=row["weights"],
-        trained_head=row["trained_head"] == "1",
-    )
+    fields: dict[str, Any] = {name: _PARSERS.get(name, str)(text) for name, text in row.items()}
+    return CatalogueModel(**fields)
 
 
 @cache
@@ -112,6 +90,21 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 @cache
-def _size(text: str) -> tuple[int, int, int]:
-    channels, height, width = (int(part) for part in text.split("x"))
-    return channels, height, width
+def _size(text: str) -> tuple[int, ...] | None:
+    return tuple(int(part) for part in text.split("x")) if text else None
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "is_default": "1".__eq__,
+    "params": lambda text: int(text) / 1e6,
+    "gmacs": _number,
+    "input_size": _size,
+    "test_input_size": _size,
+    "crop_pct": float,
+    "test_crop_pct": _number,
+    "mean": _numbers,
+    "std": _numbers,
+    "top1": _number,
+    "trained_head": "1".__eq__,
+}
+"""Columns of the table that are not text."""

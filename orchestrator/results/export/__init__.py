@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.results.export.choice import Chosen, Wanted, choose
 from orchestrator.results.export.folder import Exported, export_student
+from orchestrator.results.export.selection import SelectedTransfer, TransferFilter, select_transfer
 
-__all__ = ["Chosen", "Exported", "Wanted", "choose", "export_student"]
+__all__ = ["Exported", "SelectedTransfer", "TransferFilter", "export_student", "select_transfer"]

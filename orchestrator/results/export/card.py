@@ -14,13 +14,13 @@ from kt_study.settings import SETTINGS
 from orchestrator.results.export.licences import card_licence, licence_of, remark, warnings
 from orchestrator.results.report.statistics import wilson
 
-_ALWAYS = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "views", "augment", "batchnorm", "reading")
-"""Settings that every card names; others where the objective reads them or they are not at their default."""
+_ALWAYS_LISTED = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "views", "augment", "batchnorm", "reading")
+"""Settings in every card; others are listed if the objective uses them or they are not at their default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card is written from. `row` is of the table `transfers`; `folder` is the name of the exported folder."""
+    """The content of a card. `row` is of the table `transfers`; `folder` is the name of the exported folder."""
 
     study: str
     digest: str
@@ -30,38 +30,38 @@ class CardFacts:
     dataset: DatasetRecord
     matches: int
     folder: str
-    acc_remade: float | None = None  # %, where these weights were made again and are not, to the bit, the row's
+    acc_reproduced: float | None = None  # %, if these weights were reproduced and are not bit-identical to the row's
 
 
-def remade(facts: CardFacts) -> str:
-    """What to know of weights that were made again, on another machine than the row's."""
+def reproduction_note(facts: CardFacts) -> str:
+    """A note on weights that were reproduced after the measurement, with different rounding."""
     return (
-        f"these weights were made again after the measurement and came out otherwise by rounding: {facts.acc_remade:.2f} %"
-        f" on the same samples, where the measured ones had {facts.row['acc_after']:.2f} %"
+        "these weights were reproduced after the measurement and differ from the measured ones by rounding: their accuracy "
+        f"is {facts.acc_reproduced:.2f} % on the same samples, instead of {facts.row['acc_after']:.2f} %"
     )
 
 
 def model_card(facts: CardFacts) -> str:
-    """The card as Markdown with the head that model hubs read. Equal facts give equal bytes."""
+    """The card as Markdown with the header that model hubs read. Equal facts give equal bytes."""
     names = " and ".join(teacher.name for teacher in facts.teachers)
     parts = [
-        _head(facts),
+        _header(facts),
         f"# {facts.student.name}, taught by {names}",
         f"An image classifier ({facts.student.num_classes} classes) after knowledge transfer with the objective "
         f"`{facts.row['objective']}`, made by kt-study {kt_study.__version__}.",
-        "## How to load it",
-        _loading(facts),
-        "## How good it is",
+        "## Loading",
+        _timm_code(facts.folder) if facts.student.timm else _factory_code(facts),
+        "## Accuracy",
         _accuracy(facts),
-        "## How it was made",
-        _making(facts),
+        "## Training",
+        _training(facts),
         "## Licences",
         _licences(facts),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(facts: CardFacts) -> str:
+def _header(facts: CardFacts) -> str:
     library = "timm" if facts.student.timm else "pytorch"
     return "\n".join(
         [
@@ -78,11 +78,7 @@ def _head(facts: CardFacts) -> str:
     )
 
 
-def _loading(facts: CardFacts) -> str:
-    return _by_timm(facts.folder) if facts.student.timm else _by_factory(facts)
-
-
-def _by_timm(folder: str) -> str:
+def _timm_code(folder: str) -> str:
     return f"""```python
 import timm
 
@@ -99,7 +95,7 @@ timm = "local-dir:{folder}"
 ```"""
 
 
-def _by_factory(facts: CardFacts) -> str:
+def _factory_code(facts: CardFacts) -> str:
     student, folder = facts.student, facts.folder
     module, _, name = student.factory.partition(":")
     arguments = ", ".join(f"{key}={value!r}" for key, value in sorted(student.arguments.items()))
@@ -118,7 +114,7 @@ def _by_factory(facts: CardFacts) -> str:
         f"num_classes = {student.num_classes}",
     ]
     size = "x".join(map(str, student.input_size))
-    return f"""timm has no such architecture: it comes from `{student.factory}`.
+    return f"""timm does not have this architecture: `{student.factory}` builds it.
 
 ```python
 from safetensors.torch import load_file
@@ -141,7 +137,7 @@ def _accuracy(facts: CardFacts) -> str:
     row = facts.row
     if row["acc_after"] is None:
         return (
-            f"Not known: data set {row['dataset']} ({row['n']} validation samples) has no labels. The transfer changed "
+            f"Unknown: data set {row['dataset']} ({row['n']} validation samples) has no labels. The transfer changed "
             f"{row['changed']:.2f} % of the predictions; student and teacher agreed on {row['agreement_before']:.2f} % "
             f"before and on {row['agreement_after']:.2f} % after it."
         )
@@ -161,27 +157,27 @@ def _accuracy(facts: CardFacts) -> str:
     if row["acc_teacher"] is not None:
         lines.append(f"| accuracy of the (best) teacher | {row['acc_teacher']:.2f} % | |")
     lines += ["", "Accuracies have Wilson's interval. " + _selection(facts)]
-    if facts.acc_remade is not None:
-        lines += ["", f"Mind that {remade(facts)}."]
+    if facts.acc_reproduced is not None:
+        lines += ["", f"Note: {reproduction_note(facts)}."]
     return "\n".join(lines)
 
 
 def _selection(facts: CardFacts) -> str:
     if facts.matches == 1:
-        return "No other transfer of this choice was there to select from."
+        return "It was the only matching transfer."
     return (
-        f"This is the most accurate of {facts.matches} transfers of this choice on these same samples, which flatters "
-        "it: measure it on others before you rely on the figure."
+        f"This is the most accurate of {facts.matches} matching transfers on these same samples, so its accuracy is biased "
+        "upwards: measure it on other samples before you rely on the number."
     )
 
 
 def _wilson(percent: float, n: int) -> str:
-    """The 95 % score interval: what accuracies the counted samples are likely under."""
+    """The 95 % score interval of an accuracy."""
     share = wilson(round(percent * n / 100), n)
     return f"{share.low:.2f} to {share.high:.2f} %"
 
 
-def _making(facts: CardFacts) -> str:
+def _training(facts: CardFacts) -> str:
     row = facts.row
     lines = [
         f"| study | {facts.study}, job {row['job_id']} (`{facts.digest}`) |",
@@ -190,18 +186,18 @@ def _making(facts: CardFacts) -> str:
         f"| data set | {row['dataset']} (`{facts.dataset.key}`), {row['n_train']} training samples |",
         f"| objective | {row['objective']} |",
         f"| seed | {row['seed']} |",
-        *(f"| {name} | {row[name]} |" for name in _telling_settings(row)),
+        *(f"| {name} | {row[name]} |" for name in _listed_settings(row)),
         f"| device | {row['device']} |",
         f"| versions | {row['versions']} |",
     ]
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
 
-def _telling_settings(row: dict[str, Any]) -> Iterator[str]:
+def _listed_settings(row: dict[str, Any]) -> Iterator[str]:
     used = facts_of(row["objective"]).uses
     for name in SETTINGS:
         changed = row[name] is not None and row[name] != SETTINGS[name].default
-        if SETTINGS[name].role != "output" and (changed or name in _ALWAYS or name in used):
+        if SETTINGS[name].role != "output" and (changed or name in _ALWAYS_LISTED or name in used):
             yield name
 
 
@@ -211,10 +207,10 @@ def _licences(facts: CardFacts) -> str:
         licence = licence_of(model)
         lines.append(f"| {role} {model.name} | {licence} | {remark(licence)} |")
     noted = [f"{line[0].upper()}{line[1:]}." for line in warnings(facts.student, facts.teachers)]
-    told = "These weights start from the student's and learned from the teacher's outputs: mind both licences."
-    return "\n".join([*lines, "", " ".join([told, *noted])])
+    start = "Training started from the student's weights and used the teacher's outputs: both licences apply."
+    return "\n".join([*lines, "", " ".join([start, *noted])])
 
 
 def _toml(arguments: dict[str, Any]) -> str:
-    """An inline table; arguments are numbers, texts, flags and lists of them, which TOML spells as JSON does."""
+    """An inline table; arguments are numbers, texts, flags and lists of them, which TOML writes like JSON."""
     return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in sorted(arguments.items())) + " }"

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from kt_study.datasets.index import read_listing
 from kt_study.errors import DataError, DiskError, UsageError
+from kt_study.files import current_umask
 from kt_study.paths import StudyPaths
 from kt_study.records import DatasetRecord, ModelRecord
-from orchestrator.results.export.card import CardFacts, model_card, remade
-from orchestrator.results.export.choice import Chosen
+from orchestrator.results.export.card import CardFacts, model_card, reproduction_note
 from orchestrator.results.export.licences import warnings
+from orchestrator.results.export.selection import SelectedTransfer
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore
@@ -25,41 +26,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written, and what the user should know about it, a line each."""
+    """The written folder, and notes of one line each for the user."""
 
     folder: Path
     by_timm: bool
     notes: tuple[str, ...]
 
 
-def export_student(chosen: Chosen, store: JobStore, study: str, paths: StudyPaths, out: Path) -> Exported:
+def export_student(selected: SelectedTransfer, store: JobStore, study: str, paths: StudyPaths, out: Path) -> Exported:
     """Write model.safetensors, README.md and, where timm has the architecture, config.json into a new folder.
 
-    The folder is whole or absent. What timm loads from it is compared with the kept student, tensor by tensor.
+    The folder is complete or absent. The tensors that timm loads from it are compared with those of the kept student.
 
     Raises:
         UsageError: `out` exists and is not an empty folder.
-        WeightsError, UnknownModelError: the kept student is damaged, or timm cannot build it any more.
+        WeightsError, UnknownModelError: the kept student is damaged, or timm can no longer build it.
         DiskError: the folder cannot be written.
     """
     check_empty(out)
-    row = chosen.row
+    row = selected.row
     student = store.model(row["student_key"])
     teachers = [store.model(key) for key in row["teacher_key"].split("+")]
     dataset = store.dataset(row["dataset_key"])
     facts = CardFacts(
         study=study,
-        digest=chosen.digest,
+        digest=selected.digest,
         row=row,
         student=student,
         teachers=teachers,
         dataset=dataset,
-        matches=chosen.matches,
+        matches=selected.matches,
         folder=out.resolve().name,
     )
     with _written_aside(out) as scratch:
-        shutil.copyfile(chosen.weights, scratch / "model.safetensors")
-        facts = replace(facts, acc_remade=_remade(scratch / "model.safetensors", row))
+        shutil.copyfile(selected.weights, scratch / "model.safetensors")
+        facts = replace(facts, acc_reproduced=_acc_reproduced(scratch / "model.safetensors", row))
         if student.timm:
             from worker.pilot.entry import write_timm_config
 
@@ -69,23 +70,23 @@ def export_student(chosen: Chosen, store: JobStore, study: str, paths: StudyPath
 
 
 def check_empty(out: Path) -> None:
-    """Refuse a folder that something is in already. Raises UsageError."""
+    """Refuse a folder that is not empty. Raises UsageError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: already there and not an empty folder; remove it or give another --out")
+        raise UsageError(f"{out}: already exists and is not an empty folder; remove it or give another --out")
 
 
 def _notes(facts: CardFacts) -> Iterator[str]:
     if facts.matches > 1:
-        yield f"the most accurate of {facts.matches} transfers that fit; --objective, --seed or --job choose another"
-    if facts.acc_remade is not None:
-        yield remade(facts)
+        yield f"the most accurate of {facts.matches} matching transfers; --objective, --seed or --job select another"
+    if facts.acc_reproduced is not None:
+        yield reproduction_note(facts)
     if not facts.student.timm:
-        yield f"timm cannot build {facts.student.factory!r}: README.md says how to load model.safetensors without it"
+        yield f"timm cannot build {facts.student.factory!r}: README.md has the code to load model.safetensors without it"
     yield from warnings(facts.student, facts.teachers)
 
 
-def _remade(weights: Path, row: dict[str, Any]) -> float | None:
-    """Accuracy in % of a student that was made again and came out otherwise than in its row; None for all others."""
+def _acc_reproduced(weights: Path, row: dict[str, Any]) -> float | None:
+    """Accuracy in % of a student that was reproduced and differs from its row; None for all others."""
     from worker.pilot.entry import kept_facts
 
     found: float | None = kept_facts(weights).get("acc_after")
@@ -93,7 +94,7 @@ def _remade(weights: Path, row: dict[str, Any]) -> float | None:
 
 
 def _class_names(dataset: DatasetRecord, student: ModelRecord, paths: StudyPaths) -> list[str]:
-    """What the student's outputs are called; empty where the data set's index is gone, or does not say."""
+    """Names of the student's outputs; empty if the data set's index is missing or has other classes."""
     try:
         _, names = read_listing(paths.dataset_index(dataset.key), "val", dataset.name)
     except DataError:
@@ -109,7 +110,7 @@ def _written_aside(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         yield scratch
-        scratch.chmod(0o777 & ~_umask())
+        scratch.chmod(0o777 & ~current_umask())
         for path in (*scratch.iterdir(), scratch):
             _flush(path)
         scratch.replace(out)
@@ -119,12 +120,6 @@ def _written_aside(out: Path) -> Iterator[Path]:
     finally:
         if scratch is not None and scratch.exists():
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _flush(path: Path) -> None:

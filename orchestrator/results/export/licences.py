@@ -1,4 +1,4 @@
-"""The licences of a student and its teachers, and what they mean for the transferred student; not legal advice."""
+"""The licences of a student and its teachers, and what they imply for the transferred student; not legal advice."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def licence_of(model: ModelRecord) -> str:
 
 
 def is_non_commercial(licence: str) -> bool:
-    """Whether the licence's name says that commercial use is excluded, e.g. cc-by-nc-4.0."""
+    """Whether the licence's name excludes commercial use, e.g. cc-by-nc-4.0."""
     return any(mark in licence.lower() for mark in _NON_COMMERCIAL)
 
 
 def remark(licence: str) -> str:
     """One remark about a licence for the table of a card."""
     if licence == UNKNOWN:
-        return "unknown: ask who published these weights before you use or share them"
+        return "unknown: ask the publisher of these weights before you use or share them"
     if is_non_commercial(licence):
         return "non-commercial use only"
-    return "permissive" if licence.lower() in _PERMISSIVE else "a licence of its own: read it before you use or share"
+    return "permissive" if licence.lower() in _PERMISSIVE else "a custom licence: read it before you use or share"
 
 
 def warnings(student: ModelRecord, teachers: Sequence[ModelRecord]) -> list[str]:
-    """One line for each model whose licence restricts the student, or is not known."""
+    """One line for each model whose licence restricts the student, or is unknown."""
     found = []
     for role, model in [("student", student), *(("teacher", teacher) for teacher in teachers)]:
         licence = licence_of(model)
@@ -43,7 +43,7 @@ def warnings(student: ModelRecord, teachers: Sequence[ModelRecord]) -> list[str]
 
 
 def card_licence(student: ModelRecord, teachers: Sequence[ModelRecord]) -> str:
-    """The `license` of a card's head: the one that all share if it is permissive, else `other`."""
+    """The `license` of a card's header: that of all the models if they have the same permissive one, else `other`."""
     licences = {licence_of(model) for model in (student, *teachers)}
     (first, *others) = sorted(licences)
     return first if not others and first.lower() in _PERMISSIVE else "other"

@@ -1,4 +1,4 @@
-"""recommend: ranks teachers for one student, from the measurements of a study.
+"""recommend: ranks teachers for one student by the measurements of a study.
 
-database and cached predictions -> flips of each teacher -> forecast of the change -> one ranked list
+database and cached predictions -> flips of each teacher -> forecast of the change -> ranking
 """

@@ -1,4 +1,4 @@
-"""delta_transf of transfers that were not run, predicted from those that were.
+"""Predicts delta_transf of transfers that were not run from those that were.
 
 A ridge regression on features of a pair that are known before a transfer. docs/recommend.md describes the model.
 """
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from orchestrator.results.recommend.ridge import Floats
 
 LEAST_TRANSFERS = 12
-"""Fewer say nothing about a model with a dozen coefficients."""
+"""Fewer are too few for a model with a dozen coefficients."""
 
 LEAST_GROUPS = 3
-"""Students, or else teachers, that must be there for one of them to be left out."""
+"""Smallest number of students, or else teachers, of which one can be left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairFacts:
-    """What is known of a pair before its transfer."""
+    """A pair as it is known before its transfer."""
 
     teacher: ModelRecord
     student: ModelRecord
@@ -36,14 +36,14 @@ class PairFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecaster:
-    """Predicts delta_transf. `summary` says how well."""
+    """Predicts delta_transf. `summary` has its error."""
 
     families: tuple[str, ...]
     ridge: Ridge
     summary: Forecast
 
     def predict(self, pairs: Sequence[PairFacts]) -> list[float]:
-        """delta_transf of each pair, points; the study's mean for all where the regression is no better than that."""
+        """delta_transf of each pair, points; the study's mean for all if the regression is no better than that."""
         if not pairs:
             return []
         if not self.summary.is_better:
@@ -52,9 +52,9 @@ class Forecaster:
 
 
 def make_forecaster(pairs: Sequence[PairFacts], deltas: Sequence[float]) -> Forecaster | None:
-    """Fit the model to transfers that were run, a row for each pair; None where they are too few to be fitted.
+    """Fit the model to transfers that were run, a row per pair; None if there are too few.
 
-    Its error is measured on students that a fit has not seen or, with fewer than three students, on such teachers.
+    Its error is measured on held-out students or, with fewer than three students, on held-out teachers.
     """
     import numpy as np
 
@@ -88,7 +88,7 @@ def feature_names(families: Sequence[str]) -> list[str]:
 def features_of(pairs: Sequence[PairFacts], families: Sequence[str]) -> Floats:
     """float64 [pairs, 4 + 2 * families]: accuracies, knowledge, sizes, and whether each model is of each family.
 
-    Parameters that are not known are nan.
+    Unknown parameter counts are nan.
     """
     import numpy as np
 
@@ -107,7 +107,7 @@ def features_of(pairs: Sequence[PairFacts], families: Sequence[str]) -> Floats:
 
 
 def _held_out(pairs: Sequence[PairFacts]) -> str:
-    """Which role is left out to measure the error; empty where there are too few of both."""
+    """The role that is left out to measure the error; empty if there are too few of both."""
     for role in ("student", "teacher"):
         if len({getattr(pair, role).key for pair in pairs}) >= LEAST_GROUPS:
             return role

@@ -1,6 +1,6 @@
-"""A plan of the transfers that `kt-study recommend` recommends.
+"""A plan of the transfers of a recommendation.
 
-Models and data set are read from the database: nothing is sampled or scanned.
+Models and data set are read from the database; nothing is sampled or scanned.
 """
 
 from __future__ import annotations
@@ -27,33 +27,34 @@ if TYPE_CHECKING:
 def recommended_plan(path: Path, study: StudyFile, sources: Sources, store: JobStore) -> Plan:
     """Lay out a transfer from each teacher of the recommendation in `path`, with the study file's settings.
 
-    One that was measured with these very settings is left out.
+    Transfers that were measured with these settings are left out.
 
     Raises:
-        UsageError: no such file, another study's, or models that this database does not have.
+        UsageError: no such file, one of another study, or models that this database does not have.
         DataError: the data set's index is not in the study folder.
     """
-    advice = read_recommendation(path)
-    if advice.study != study.study.name:
+    recommendation = read_recommendation(path)
+    if recommendation.study != study.study.name:
         raise UsageError(
-            f"{path} is about study {advice.study!r}, and this one is {study.study.name!r}; recommend anew"
+            f"{path} is for study {recommendation.study!r}, not {study.study.name!r}; run `kt-study recommend` again"
         )
-    dataset = store.dataset(advice.dataset_key)
+    dataset = store.dataset(recommendation.dataset_key)
     _check(dataset, sources)
-    student, teachers = store.model(advice.student_key), [store.model(one.teacher_key) for one in advice.teachers]
-    settings = study_settings(study, dataset, advice.objective, sources)
+    student = store.model(recommendation.student_key)
+    teachers = [store.model(one.teacher_key) for one in recommendation.teachers]
+    settings = study_settings(study, dataset, recommendation.objective, sources)
     runs = [
         TransferSpec(
             dataset=dataset.key,
             student=student.key,
             teachers=(teacher.key,),
-            objective=advice.objective,
+            objective=recommendation.objective,
             settings=settings,
             seed=study.study.seed,
         )
         for teacher in teachers
     ]
-    measured = {one.job for one in advice.teachers}
+    measured = {one.job for one in recommendation.teachers}
     plan = Plan(
         name=study.study.name,
         settings=store.study(study.study.name),
@@ -63,15 +64,15 @@ def recommended_plan(path: Path, study: StudyFile, sources: Sources, store: JobS
     )
     if left_out := len(runs) - len(plan.runs):
         plan.notes.append(f"{left_out} of {len(runs)} recommended pairs are measured already and left out")
-    layout = Layout(sources.ran, sources.acc_after)
-    layout.know(plan.datasets, plan.models)
+    layout = Layout(sources.recorded, sources.acc_after)
+    layout.add_records(plan.datasets, plan.models)
     layout.transfers(plan.runs)
     plan.jobs, plan.others = layout.jobs, list(layout.others.values())
     return plan
 
 
 def study_settings(study: StudyFile, dataset: DatasetRecord, objective: str, sources: Sources) -> Settings:
-    """The settings that the study file gives to a transfer of this objective. Raises UsageError when they clash."""
+    """The settings of the study file for a transfer with this objective. Raises UsageError if they conflict."""
     return settings_for(objective, common_settings(study.transfer, study.dataset, dataset, sources))
 
 
@@ -80,4 +81,4 @@ def _check(dataset: DatasetRecord, sources: Sources) -> None:
         raise UsageError(f"no transfers can be planned: {obstacle}")
     index = sources.paths.dataset_index(dataset.key)
     if not index.exists():
-        raise DataError(f"{index}: the index of data set {dataset.name!r} is not here; plan in the study's own folder")
+        raise DataError(f"{index}: the index of data set {dataset.name!r} is missing; plan in the study's own folder")

@@ -1,4 +1,4 @@
-"""GPU-hours of a transfer to the student: measured, else as estimated by `kt-study plan`."""
+"""GPU-hours of a transfer into the student: measured, else estimated as by `kt-study plan`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from msgspec.structs import replace
 from kt_study.errors import UsageError
 from kt_study.hashing import job_digest
 from kt_study.objectives import needed_logits
-from kt_study.records import DatasetRecord, JobState, LogitsSpec, ModelRecord, TransferSpec, as_spec
+from kt_study.records import JobState, ModelRecord, TransferSpec, as_spec
 from kt_study.settings import Settings
 from kt_study.tables import jobs
 from orchestrator.planning import cost
+from orchestrator.results.recommend.evaluated import EvaluatedStudent
 from orchestrator.results.recommend.measured import Measured
 from orchestrator.results.streaming import Reader, Select
 
 Hours = tuple[float | None, str]
-"""GPU-hours, and where they come from: measured, student or estimate."""
+"""GPU-hours, and their source: measured, student (mean of its transfers) or estimate."""
 
 
 def done_passes(reader: Reader) -> set[str]:
-    """Digests of the forward passes that need not be paid for again."""
+    """Digests of the forward passes that are done, which cost nothing more."""
     select: Select = sa.select(jobs.c.digest).where(jobs.c.kind == "logits", jobs.c.state == JobState.DONE.value)
     return {digest for (digest,) in reader.rows(select)}
 
@@ -33,31 +34,34 @@ class TransferHours:
 
     def __init__(
         self,
-        dataset: DatasetRecord,
-        student: ModelRecord,
+        evaluated: EvaluatedStudent,
         objective: str,
         settings: Settings,
-        *,
+        seed: int,
         measured: Sequence[Measured],
         done: Collection[str],
-        seed: int,
     ) -> None:
-        """`measured` are transfers; of them those into the student count. `done` are digests of existing passes."""
-        self._dataset, self._student, self._done = dataset, student, done
+        """`measured`: transfers into the student, and others. `done`: digests of existing passes."""
+        self._dataset, self._student, self._done = evaluated.dataset, evaluated.student, done
         self._run = TransferSpec(
-            dataset=dataset.key, student=student.key, teachers=(), objective=objective, settings=settings, seed=seed
+            dataset=self._dataset.key,
+            student=self._student.key,
+            teachers=(),
+            objective=objective,
+            settings=settings,
+            seed=seed,
         )
-        mine = [one for one in measured if one.student == student.key and one.seconds]
-        self._seconds = {one.teacher: one.seconds for one in mine if one.seconds}
-        self._devices = {one.device for one in mine if one.device}
+        into_student = [one for one in measured if one.student == self._student.key]
+        self._seconds = {one.teacher: one.seconds for one in into_student if one.seconds}
+        self._devices = {one.device for one in into_student if one.seconds}
 
     @property
     def note(self) -> str:
-        """Where the hours are not those of a GPU."""
-        return "hours are of the CPU, which ran this student's transfers" if "cpu" in self._devices else ""
+        """A note if the hours are not those of a GPU; else empty."""
+        return "hours are of the CPU that ran this student's transfers" if "cpu" in self._devices else ""
 
     def of(self, teacher: ModelRecord) -> Hours:
-        """Hours of a transfer from this teacher, with the forward passes that are still missing for it."""
+        """Hours of a transfer from this teacher, with the forward passes that it still needs."""
         if teacher.key in self._seconds:
             return self._seconds[teacher.key] / 3600, "measured"
         try:
@@ -72,9 +76,5 @@ class TransferHours:
         run = replace(self._run, teachers=(teacher.key,))
         models = {teacher.key: teacher, self._student.key: self._student}
         needed = needed_logits(run, dataset=self._dataset, model=models.__getitem__)
-        missing = [one for one in needed if _digest(one) not in self._done]
+        missing = [one for one in needed if job_digest("logits", as_spec(one)) not in self._done]
         return sum(cost.forward_s(models[one.model], self._dataset, one.split, one.loader) for one in missing)
-
-
-def _digest(spec: LogitsSpec) -> str:
-    return job_digest("logits", as_spec(spec))

@@ -1,10 +1,11 @@
-"""The transfers that a study has run with one objective, and those of them that are comparable."""
+"""The transfers that a study has run with one objective, and those that are comparable."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -13,7 +14,8 @@ from msgspec.structs import replace
 from kt_study.records import TransferSpec
 from kt_study.settings import SETTINGS, Settings, named
 from kt_study.tables import jobs, results
-from orchestrator.results.recommend.known import Known
+from orchestrator.results.recommend.evaluated import EvaluatedStudent
+from orchestrator.results.rows import of_study
 from orchestrator.results.streaming import Reader, Select
 
 _NUMBERS = (
@@ -29,7 +31,7 @@ _NUMBERS = (
 )
 
 _SAME_RESULT = {name: SETTINGS[name].default for name in named("execution", "output")}
-"""Settings that move a result by less than another seed would."""
+"""Settings that change a result less than another seed does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +54,13 @@ class Measured:
     diverged: bool
 
 
-def read_measured(reader: Reader, known: Known, objective: str) -> list[Measured]:
+def read_measured(reader: Reader, evaluated: EvaluatedStudent, objective: str) -> list[Measured]:
     """Every transfer of this objective from one teacher on the student's data set, oldest job first."""
     rows = results["transfers"]
     columns = [rows.c[name] for name in ("teacher_key", "student_key", "device", "diverged", *_NUMBERS)]
     select: Select = sa.select(jobs.c.digest, jobs.c.spec, *columns).join(jobs, jobs.c.id == rows.c.job_id)
-    select = known.of_study(select, rows.c.job_id).where(
-        rows.c.dataset_key == known.dataset.key,
+    select = of_study(select, evaluated.study, rows.c.job_id).where(
+        rows.c.dataset_key == evaluated.dataset.key,
         rows.c.objective == objective,
         rows.c.multi_teacher == Settings().multi_teacher,
         rows.c.delta_transf.is_not(None),
@@ -67,36 +69,33 @@ def read_measured(reader: Reader, known: Known, objective: str) -> list[Measured
 
 
 def comparable(found: Sequence[Measured], wanted: Settings) -> tuple[list[Measured], str]:
-    """The transfers of one setting, the last one of each pair, and a note where others were passed over.
+    """The transfers with one set of settings, the last one of each pair, and a note if others are left out.
 
-    The setting is the study file's or, where nothing was run with it, the one with the most transfers.
+    The settings are the study file's or, if nothing was run with them, those with the most transfers.
     """
-    counts = Counter(comparison_key(one.settings) for one in found)
+    counts = Counter(_comparison_key(one.settings) for one in found)
     if not counts:
         return [], ""
-    own = comparison_key(wanted)
+    own = _comparison_key(wanted)
     chosen = own if own in counts else counts.most_common(1)[0][0]
-    last = {(one.student, one.teacher): one for one in found if comparison_key(one.settings) == chosen}
-    return list(last.values()), _note(counts, chosen, own)
+    last = {(one.student, one.teacher): one for one in found if _comparison_key(one.settings) == chosen}
+    note = ""
+    if chosen != own:
+        note = (
+            f"no transfers with the study file's settings ({_difference(own, chosen)}); used instead: {counts[chosen]} "
+            f"transfers run with {_difference(chosen, own)}"
+        )
+    elif len(counts) > 1:
+        note = f"{counts.total() - counts[chosen]} transfers with other settings than the study file's are left out"
+    return list(last.values()), note
 
 
-def comparison_key(settings: Settings) -> Settings:
-    """The settings with all that does not change what is measured at its default."""
+def _comparison_key(settings: Settings) -> Settings:
+    """The settings, with those that do not change a result at their default."""
     return replace(settings, **_SAME_RESULT)
 
 
-def _note(counts: Counter[Settings], chosen: Settings, own: Settings) -> str:
-    if chosen != own:
-        return (
-            f"{counts[chosen]} transfers were run with {difference(chosen, own)}, none as the study file says "
-            f"({difference(own, chosen)}); they are taken"
-        )
-    if len(counts) > 1:
-        return f"{counts.total() - counts[chosen]} transfers with other settings than the study file's are left out"
-    return ""
-
-
-def difference(settings: Settings, other: Settings) -> str:
+def _difference(settings: Settings, other: Settings) -> str:
     """Where settings differ from others: `epochs = 20, lr = 0.001`."""
     names = [name for name in Settings.__struct_fields__ if getattr(settings, name) != getattr(other, name)]
     return ", ".join(f"{name} = {getattr(settings, name)}" for name in names)
@@ -105,26 +104,20 @@ def difference(settings: Settings, other: Settings) -> str:
 def _measured(
     digest: str, spec: str, teacher: str, student: str, device: str | None, diverged: object, *numbers: float | None
 ) -> Measured:
-    at = dict(zip(_NUMBERS, numbers, strict=True))
+    at: dict[str, Any] = dict(zip(_NUMBERS, numbers, strict=True))  # none of those below that are float is missing
     return Measured(
         job=digest,
         teacher=teacher,
         student=student,
         settings=msgspec.json.decode(spec, type=TransferSpec).settings,
-        delta=_number(at["delta_transf"]),
+        delta=at["delta_transf"],
         delta_low=at["delta_transf_low"],
         delta_high=at["delta_transf_high"],
-        delta_acc=_number(at["acc_teacher"]) - _number(at["acc_before"]),
-        rho_pos=_number(at["rho_pos_before"]),
-        rho_neg=_number(at["rho_neg_before"]),
+        delta_acc=at["acc_teacher"] - at["acc_before"],
+        rho_pos=at["rho_pos_before"],
+        rho_neg=at["rho_neg_before"],
         rate=at["transfer_rate_strict_top100"],
         seconds=at["seconds"],
         device=device,
         diverged=bool(diverged),
     )
-
-
-def _number(value: float | None) -> float:
-    """A column that every transfer with a delta has."""
-    assert value is not None
-    return value

@@ -1,4 +1,4 @@
-"""The record of a recommendation, and its file for `kt-study recommend` and `kt-study plan`."""
+"""The record of a recommendation, and its file, which `kt-study recommend` writes and `kt-study plan` reads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kt_study.errors import UsageError
 from kt_study.records import Record
 
 MEASURED, PREDICTED, MEAN = "measured", "predicted", "mean"
-"""Where a teacher's delta comes from: its transfer was run; the forecast; the study's mean, which forecasts better."""
+"""Sources of a teacher's delta: its own transfer; the forecast; the mean of the study, if that is the better forecast."""
 
 
-class AskedClass(Record, frozen=True, kw_only=True):
-    """A class as the user named it. `n` is its validation samples, None where the data set's index is not here."""
+class RequestedClass(Record, frozen=True, kw_only=True):
+    """A class by the name that the user gave. `n`: its validation samples; None if unknown."""
 
     name: str
     index: int
@@ -30,7 +30,7 @@ class ClassFlips(Record, frozen=True, kw_only=True):
     negative: int  # teacher wrong and student right
 
 
-class Teacher(Record, frozen=True, kw_only=True):
+class RankedTeacher(Record, frozen=True, kw_only=True):
     """One line of a recommendation."""
 
     teacher: str
@@ -40,33 +40,33 @@ class Teacher(Record, frozen=True, kw_only=True):
     delta_acc: float  # acc(teacher) - acc(student), points
     rho_pos: float  # teacher right and student wrong, % of the validation samples
     rho_neg: float  # teacher wrong and student right, %
-    flips_from: str  # pairs, all_pairs, transfers or predictions: what the flips were read from
-    classes: list[ClassFlips]  # in the order in which they were asked for; empty without --classes
+    flips_from: str  # source of the flips: pairs, all_pairs, transfers or predictions
+    classes: list[ClassFlips]  # in the order of --classes; empty without it
     class_gain: float | None  # samples of these classes expected to be newly right; None without --classes
     delta: float | None  # delta_transf, points
     delta_low: float | None  # 95 % interval; measured transfers only
     delta_high: float | None
-    basis: str  # measured, predicted or mean; empty where nothing is known of delta
-    gpu_hours: float | None  # None where no transfer can be run
+    basis: str  # measured, predicted or mean; empty if delta is unknown
+    gpu_hours: float | None  # None if no transfer can be run
     hours_from: str  # measured, student (mean of its transfers), or estimate
     job: str = ""  # digest of the job that measured it
 
 
 class Forecast(Record, frozen=True, kw_only=True):
-    """How delta was predicted, and how far off such predictions are. Errors are root mean squares, in points."""
+    """The forecast of delta and its error on held-out transfers: root mean squares, in points."""
 
     transfers: int  # fitted
     students: int  # among them
-    held_out: str  # student or teacher: what the error was measured on without having seen it
+    held_out: str  # student or teacher: the role that was left out to measure the error
     folds: int
     error: float
-    error_of_mean: float  # of predicting the mean of the transfers that were seen
+    error_of_mean: float  # of predicting the mean of the fitted transfers
     weights: dict[str, float]  # points for each standard deviation of the feature
     intercept: float  # points
 
     @property
     def is_better(self) -> bool:
-        """Whether it beats the mean where it was tested."""
+        """Whether its error is below that of the mean."""
         return self.error < self.error_of_mean
 
 
@@ -79,15 +79,15 @@ class Recommendation(Record, frozen=True, kw_only=True):
     student: str
     student_key: str
     objective: str
-    classes: list[AskedClass]
-    forecast: Forecast | None  # None where there are too few transfers
-    candidates: int  # teachers of which enough is known to rank them
-    teachers: list[Teacher]
+    classes: list[RequestedClass]
+    forecast: Forecast | None  # None with too few transfers
+    candidates: int  # teachers with enough data to be ranked
+    teachers: list[RankedTeacher]
     notes: list[str]
 
 
 def read_recommendation(path: Path) -> Recommendation:
-    """The recommendation in a file. Raises UsageError when there is none."""
+    """The recommendation in a file. Raises UsageError if there is none."""
     advice = f"`kt-study recommend --student NAME --out {path}` writes one"
     try:
         return msgspec.json.decode(path.read_bytes(), type=Recommendation)
@@ -98,17 +98,15 @@ def read_recommendation(path: Path) -> Recommendation:
 
 
 def require_ours(path: Path) -> None:
-    """Refuse to write over a file that is no recommendation. Raises UsageError."""
+    """Refuse to overwrite a file that is not a recommendation. Raises UsageError."""
     if not os.path.lexists(path):
         return
     try:
         read_recommendation(path)
     except UsageError:
-        raise UsageError(
-            f"{path} is there already and is no recommendation of kt-study's; give another --out"
-        ) from None
+        raise UsageError(f"{path} already exists and is not a recommendation of kt-study; give another --out") from None
 
 
 def as_json(recommendation: Recommendation) -> bytes:
-    """The recommendation as it is kept in a file: indented JSON, fields in a fixed order."""
+    """The content of a recommendation's file: indented JSON, fields in a fixed order."""
     return msgspec.json.format(msgspec.json.encode(recommendation), indent=1) + b"\n"

@@ -17,7 +17,7 @@ ALPHA = 1.0
 """Weight of the penalty on squared coefficients of standardised features, beside the sum of squared errors."""
 
 MOST_FOLDS = 20
-"""Up to so many groups each is left out once; more groups are left out several at a time, in so many folds."""
+"""With up to this many groups, each is left out once; more groups share this many folds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def fit(features: Floats, target: Floats, alpha: float = ALPHA) -> Ridge:
 
 
 def held_out_predictions(features: Floats, target: Floats, fold: Ints) -> tuple[Floats, Floats]:
-    """What each row is predicted to be by a fit on the other folds, and by the mean of the other folds.
+    """The prediction for each row by a fit on the other folds, and by the mean of the other folds.
 
     Args:
         features: float64 [n, p].
@@ -74,9 +74,9 @@ def held_out_predictions(features: Floats, target: Floats, fold: Ints) -> tuple[
 
 
 def folds_of(groups: Sequence[str], most: int = MOST_FOLDS) -> Ints:
-    """A fold for each row, rows of one group together: a fold each, or `most` folds of about equally many rows.
+    """A fold per row; rows of one group share a fold: a fold per group, or `most` folds of about equally many rows.
 
-    The largest groups are dealt first, each to the fold with the fewest rows; groups of one size in sorted order.
+    The largest groups are assigned first, each to the fold with the fewest rows; groups of one size in sorted order.
     """
     import numpy as np
 
@@ -98,7 +98,7 @@ def root_mean_square(errors: Floats) -> float:
 
 
 def _mean_and_scale(features: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation (ddof = 0) of what is there; 0 and 1 for a column without values, 1 for a constant."""
+    """Mean and standard deviation (ddof = 0), ignoring nan; 0 and 1 for a column without values, scale 1 for a constant."""
     import numpy as np
 
     there = ~np.isnan(features)

@@ -1,8 +1,8 @@
 """`kt-study report`: every figure and table of the paper from a study's own parquet, on one page that needs no network.
 
-Rows become a `Material` (one study), a `Drawing` for each module of `figures`, a frame for each module of `tables`. A
-drawing is described once (`plot`) and made into Vega-Lite (`charts`), which the page draws in the browser and
-vl-convert in the files. Importing this package imports no pandas; `write_report` does.
+The rows of a study are a `StudyResults`. From it `figures` makes a `Plot` each and `tables` a frame each. A plot is
+described once (`plot`) and converted to Vega-Lite (`charts`), which the page draws in the browser and vl-convert in the
+files. Importing this package imports no pandas; `write_report` does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 Progress = Callable[[str], None]
-"""Told what is being made, one line each."""
+"""Called with one line for each study, figure and page written."""
 
 
 def write_report(results: Path, out: Path, study: str | None = None, progress: Progress | None = None) -> Path:
@@ -21,13 +21,13 @@ def write_report(results: Path, out: Path, study: str | None = None, progress: P
         results: what `kt-study collect` wrote; nothing else is read.
         out: index.html, figures/<study>/*.png and *.svg, and tables/<study>/*.csv go here.
         study: report this study only; all of them when None.
-        progress: called for every figure and table.
+        progress: called for every study, figure and page.
 
     Returns:
         The path of index.html.
 
     Raises:
-        UsageError: no results, no such study in them, or a page, figure or table of others in `out`.
+        UsageError: no results, no such study in them, or a page, figure or table in `out` that kt-study did not make.
         DiskError: `out` cannot be written.
     """
     from orchestrator.results.report.write import write

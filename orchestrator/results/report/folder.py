@@ -1,4 +1,4 @@
-"""The report folder; files in it that are not the report's are never overwritten."""
+"""The report folder. Only files of a report are overwritten in it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,13 @@ _MARKER = ".kt-study-report"
 _TITLE = b"<title>kt-study: "
 
 
-def figures_folder(out: Path, study: str) -> Path:
-    """Where the figures of a study go."""
-    return out / "figures" / quote(study, safe="")
+def part_path(out: Path, study: str, kind: str, key: str, suffix: str) -> Path:
+    """The file of a figure or table (`kind`) of a study, such as figures/STUDY/figure-4a.svg."""
+    return out / f"{kind}s" / quote(study, safe="") / f"{kind}-{key}.{suffix}"
 
 
-def tables_folder(out: Path, study: str) -> Path:
-    """Where the tables of a study go."""
-    return out / "tables" / quote(study, safe="")
-
-
-def claim(out: Path, studies: Iterable[str]) -> None:
-    """Mark the folder as a report of kt-study's, if it is one already or none of our files' names is taken.
+def mark(out: Path, studies: Iterable[str]) -> None:
+    """Mark the folder as a report of kt-study's. It must be one already, or have none of a report's files.
 
     Raises:
         UsageError: a page, figure or table that kt-study did not make.
@@ -38,11 +33,12 @@ def claim(out: Path, studies: Iterable[str]) -> None:
             raise UsageError(
                 f"{page} is there already and kt-study did not make it; give another --out, or move it away"
             )
-        taken = [path for study in studies for path in figures_folder(out, study).glob("figure-*.*")]
-        taken += [path for study in studies for path in tables_folder(out, study).glob("table-*.csv")]
-        require_ours(marker, taken)
+        patterns = [
+            part_path(out, study, *kind) for study in studies for kind in (("figure", "*", "*"), ("table", "*", "csv"))
+        ]
+        require_ours(marker, [path for pattern in patterns for path in pattern.parent.glob(pattern.name)])
     if not marker.exists():
-        write_text(marker, "The page, figures and tables beside this file are written anew by kt-study report.\n")
+        write_text(marker, "kt-study report overwrites the page, figures and tables in this folder.\n")
 
 
 def _is_our_page(page: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from kt_study import objectives
@@ -19,13 +20,16 @@ FAMILIES = {"cnn": "CNN", "transformer": "transformer", "mlp": "MLP", "hybrid": 
 PUBLISHED = "paper"
 """Colour name of the published values, and their name in a legend."""
 
+FILTERS = ("family", "objective")
+"""Columns by which the page can filter; `family` is the student's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """One kind of mark over one frame.
 
-    `points` one mark a row; `line` joins rows of one colour, with a band where `low` and `high` are columns; `box` the
-    quartiles and 1.5 times their distance; `rule` a dashed line across at the value of `y` (or of `x` if `y` is empty),
+    `points`: one mark per row. `line`: rows of one colour joined, with a band where `low` and `high` are columns. `box`:
+    the quartiles and 1.5 times their distance. `rule`: a dashed line at the value of `y` (or of `x` if `y` is empty),
     named by the column `label`.
     """
 
@@ -33,16 +37,16 @@ class Layer:
     data: pd.DataFrame
     x: str = ""
     y: str = ""
-    colour: str = ""  # column whose values are told apart by colour
+    colour: str = ""  # column whose values have different colours
     fixed: str = ""  # a palette name, where all marks have one colour
     low: str = ""
     high: str = ""
     label: str = ""
     tooltip: tuple[str, ...] = ()
-    offset: str = ""  # column of shifts sideways, -0.5 to 0.5 of a category's room, so that equal points lie apart
+    offset: str = ""  # column of shifts sideways, -0.5 to 0.5 of a category's width, that keep equal points apart
     size: float = 22.0  # of points, in square pixels
     defaults: Mapping[str, str] = field(default_factory=dict)
-    """Column of a filter -> the value shown while the filter is not set. Without one, all rows are."""
+    """Column of a filter -> the value shown while the filter is not set. Without one, all rows are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,29 +62,33 @@ class Panel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """What a figure became for one study: panels to draw, and what to say beside them."""
+class Plot:
+    """A figure of one study: its panels and the texts beside them."""
 
     panels: tuple[Panel, ...]
     sample: str  # what was counted: pairs, models, validation samples
-    notes: tuple[str, ...] = ()  # where a reading matters
-    published: str = ""  # what the paper prints, in words
+    notes: tuple[str, ...] = ()  # cautions for readers
+    published: str = ""  # what the paper reports, as text
 
 
-FILTERS = ("family", "objective")
-"""Columns by which the page can filter; `family` is the student's."""
+def horizontal(y: float, label: str = "") -> Layer:
+    """A dashed line across the panel."""
+    import pandas as pd
+
+    return Layer(mark="rule", data=pd.DataFrame({"y": [y], "label": [label]}), y="y", label="label" if label else "")
 
 
-def shown(layer: Layer) -> pd.DataFrame:
-    """The rows of a layer that show while no filter is set, in their order."""
-    rows = layer.data
-    for column, value in layer.defaults.items():
-        rows = rows[rows[column] == value]
-    return rows
+def published_points(
+    rows: pd.DataFrame, x: str, y: str, *tooltip: str, defaults: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Layer, ...]:
+    """The paper's values as diamonds; no layer without rows."""
+    if rows.empty:
+        return ()
+    return (Layer(mark="points", data=rows, x=x, y=y, fixed=PUBLISHED, tooltip=tooltip, defaults=defaults),)
 
 
 def colour_names(panel: Panel) -> list[str]:
-    """Values that the panel tells apart by colour: known ones in their lasting order, others as they come."""
+    """Values with a colour in the panel: families and objectives in their fixed order, others as they come."""
     seen: dict[str, None] = {}
     for layer in panel.layers:
         if layer.colour:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from kt_study.published import read_table
+from orchestrator.results.report.plot import FAMILIES, OBJECTIVES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OLD_NAMES = {
     "ig_resnext101_32x16d": "resnext101_32x16d.fb_wsl_ig1b_ft_in1k",
@@ -18,27 +23,27 @@ OLD_NAMES = {
     "resmlp_24_224": "resmlp_24_224.fb_in1k",
     "resmlp_24_distilled_224": "resmlp_24_224.fb_distilled_in1k",
 }
-"""Names of students_20x7.csv that begin no tag of Table 5, or that begin two."""
+"""Names of students_20x7.csv that are the beginning of no tag of Table 5, or of two."""
 
 SETTING = "ImageNet, 10 % of it for training, 20 students x 20 teachers"
-"""What the paper's success rates, deltas and gains are of: Table 5's models, as in students_20x7.csv."""
+"""Data and models of the paper's success rates, deltas and gains: those of Table 5, as in students_20x7.csv."""
 
 Row = Mapping[str, str]
 
 
 def claim(name: str) -> float:
-    """A single figure of the text, by its id in claims.csv."""
+    """A single number of the text, by its id in claims.csv."""
     return next(float(row["value"]) for row in read_table("claims") if row["id"] == name)
 
 
 @functools.cache
 def models() -> tuple[Row, ...]:
-    """Rows of Tables 5 and 6; a model of both comes twice."""
+    """Rows of Tables 5 and 6; a model in both appears twice."""
     return (*read_table("table6_models"), *read_table("table5_models"))
 
 
 def student_of(row: Row) -> str:
-    """The timm tag of a printed table's student, told by its accuracy; the printed name where none fits."""
+    """The timm tag of a printed table's student, found by its accuracy; the printed name where none fits."""
     return next((model["timm_name"] for model in models() if model["acc"] == row["acc"]), row["student"])
 
 
@@ -64,27 +69,28 @@ def old_tag(name: str) -> str:
 
 
 @functools.cache
-def students() -> tuple[dict[str, str | float], ...]:
-    """students_20x7.csv: objective, student (timm tag), family, params, and its figures over 20 teachers as numbers."""
+def students() -> pd.DataFrame:
+    """students_20x7.csv: objective and family by label, student (timm tag), and its figures over 20 teachers."""
+    import pandas as pd
+
     families = {"Trafo": "transformer", "CNN": "cnn", "MLP": "mlp"}
-    words = ("objective", "student", "type")
-    return tuple(
-        {
-            "objective": row["objective"],
-            "student": old_tag(row["student"]),
-            "family": families[row["type"]],
-            **{name: float(value) for name, value in row.items() if name not in words},
-        }
-        for row in read_table("students_20x7")
+    texts = ("objective", "student", "type")
+    return pd.DataFrame(
+        [
+            {
+                "objective": OBJECTIVES[row["objective"]],
+                "student": old_tag(row["student"]),
+                "family": FAMILIES[families[row["type"]]],
+                **{name: float(value) for name, value in row.items() if name not in texts},
+            }
+            for row in read_table("students_20x7")
+        ]
     )
 
 
 @functools.cache
 def success_medians() -> dict[str, float]:
-    """Objective -> median over the paper's 20 students of the success rate, %."""
-    import statistics
-
-    rates: dict[str, list[float]] = {}
-    for row in students():
-        rates.setdefault(str(row["objective"]), []).append(float(row["success_rate"]))
-    return {objective: statistics.median(values) for objective, values in rates.items()}
+    """Label of an objective -> median over the paper's 20 students of the success rate, %."""
+    return {
+        str(name): rate for name, rate in students().groupby("objective", sort=False)["success_rate"].median().items()
+    }

@@ -1,5 +1,4 @@
-"""The figures' statistics, each in one place. Percentiles are linear (Hyndman and Fan's type 7), ± is of the "
-"population."""
+"""The statistics of the figures. Percentiles are linear (Hyndman and Fan's type 7), ± is of the population."""
 
 from __future__ import annotations
 
@@ -13,18 +12,18 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
+    from pandas.core.groupby import SeriesGroupBy
 
     Values = NDArray[np.float64]
-    Statistic = Callable[[Values], Any]
 
 DRAWS = 2000  # of a bootstrap
-FEWEST = 3  # to draw from: the draws from one or two values say nothing of how far others may lie
+FEWEST = 3  # values for an interval: draws from one or two values do not show the spread
 ALL = "*"
-"""Family of a row that stands for all families together."""
+"""Family of a row that is for all families together."""
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """A value with its 95 % interval; the bounds are nan where too few were drawn from to know them."""
+    """A value with its 95 % interval; the bounds are nan where there are too few values."""
 
     value: float
     low: float
@@ -32,7 +31,7 @@ class Interval(msgspec.Struct, frozen=True):
 
     def text(self, unit: str, digits: int = 1) -> str:
         """Such as `32.5 % [20.0, 45.0]`, or `32.5 %` without bounds."""
-        # rounded first, so that -0.001 does not read -0.00
+        # rounded first, so that -0.001 is not shown as -0.00
         numbers = [f"{round(number, digits) + 0.0:.{digits}f}" for number in (self.value, self.low, self.high)]
         return f"{numbers[0]}{unit}" + ("" if math.isnan(self.low) else f" [{numbers[1]}, {numbers[2]}]")
 
@@ -46,56 +45,43 @@ def wilson(successes: int, n: int) -> Interval:
     return Interval(100 * share, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
 
 
-def bootstrap(values: Sequence[float], statistic: Statistic, seed: int = 0) -> Interval:
-    """`mean` or `median` of values with its percentile bootstrap interval.
+def bootstrap(values: Sequence[float], statistic: Callable[..., Any]) -> Interval:
+    """A statistic of values with its percentile bootstrap interval.
 
     Args:
         values: not empty; fewer than three have no interval.
-        statistic: applied to the values and, along the last axis, to the draws from them.
-        seed: of the draws; the same values give the same interval.
+        statistic: numpy's mean or median.
     """
     import numpy as np
 
     known = np.asarray(values, dtype=np.float64)
-    return _interval(float(statistic(known)), len(known), lambda chosen: statistic(known[chosen]), seed)
+    return _interval(float(statistic(known)), len(known), lambda chosen: statistic(known[chosen], axis=-1))
 
 
-def bootstrap_mean(groups: Sequence[Values], seed: int = 0) -> Interval:
-    """Mean of all values of all groups; whole groups are drawn, so that the transfers of one student stay together."""
+def bootstrap_mean(groups: Sequence[Values]) -> Interval:
+    """Mean of all values of all groups. Whole groups are drawn, so that the transfers of one student stay together."""
     import numpy as np
 
     sums, counts = np.array([group.sum() for group in groups]), np.array([len(group) for group in groups])
     whole = float(sums.sum() / counts.sum())
-    return _interval(whole, len(groups), lambda chosen: sums[chosen].sum(-1) / counts[chosen].sum(-1), seed)
+    return _interval(whole, len(groups), lambda chosen: sums[chosen].sum(-1) / counts[chosen].sum(-1))
 
 
-def _interval(value: float, n: int, statistic: Callable[[NDArray[np.int64]], Values], seed: int) -> Interval:
-    """Bounds by percentiles of a statistic of indices int64[DRAWS, n], drawn with replacement."""
+def _interval(value: float, n: int, statistic: Callable[[NDArray[np.int64]], Values]) -> Interval:
+    """Bounds by percentiles of a statistic of indices int64[DRAWS, n], drawn with replacement from a fixed seed."""
     import numpy as np
 
     if n < FEWEST:
         return Interval(value, math.nan, math.nan)
-    drawn = statistic(np.random.Generator(np.random.PCG64(seed)).integers(0, n, (DRAWS, n)))
+    drawn = statistic(np.random.Generator(np.random.PCG64(0)).integers(0, n, (DRAWS, n)))
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(value, float(low), float(high))
 
 
-def median(values: Values) -> Any:
-    """Along the last axis."""
-    import numpy as np
-
-    return np.median(values, axis=-1)
-
-
-def mean(values: Values) -> Any:
-    """Along the last axis."""
-    return values.mean(axis=-1)
-
-
 def by_student(transfers: pd.DataFrame) -> pd.DataFrame:
-    """Over the teachers of each (objective, student): success rate in %, quartiles of the delta in points, means.
+    """A row per (objective, student): success rate in %, quartiles of the delta in points, means over the teachers.
 
-    Success rate is the share of teachers with delta_transf > 0 (paper, Figure 4a).
+    The success rate is the share of teachers with delta_transf > 0 (paper, Figure 4a).
     """
     keys = ["objective", "student", "family", "student_params"]
     groups = transfers.groupby(keys, sort=False, dropna=False)
@@ -114,33 +100,41 @@ def by_student(transfers: pd.DataFrame) -> pd.DataFrame:
     return frame.reset_index()
 
 
-def with_everyone(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every row twice, the second time in the family `*` that stands for all of them."""
+def with_all_families(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every row twice, once in the family `*` that is for all families together."""
     import pandas as pd
 
     return pd.concat([frame.assign(family=ALL), frame], ignore_index=True)
 
 
-def binned(frame: pd.DataFrame, x: str, y: str, by: Sequence[str], bins: int = 10, at_least: int = 1) -> pd.DataFrame:
-    """Mean and quartiles of `y` in equal bins of `x`, for each group of `by`; bins are those of all groups together.
+def quartiles(grouped: SeriesGroupBy[Any, Any], count: str = "n") -> pd.DataFrame:
+    """Mean, quartiles (`low`, `high`) and number of the values of each group, as columns beside the keys."""
+    parts: Any = grouped.agg(mean="mean", low=lambda v: v.quantile(0.25), high=lambda v: v.quantile(0.75), n="size")
+    found: pd.DataFrame = parts.rename(columns={"n": count}).reset_index()
+    return found
+
+
+def bin_middles(values: pd.Series[float], bins: int) -> NDArray[np.float64]:
+    """The middle of the bin of each value, float64 [n]: equal bins between the lowest and the highest value."""
+    import numpy as np
+
+    edges = np.linspace(values.min(), values.max(), bins + 1)
+    middles: NDArray[np.float64] = (edges[:-1] + edges[1:]) / 2
+    return middles[np.clip(np.searchsorted(edges, values.to_numpy(dtype=float), side="right") - 1, 0, bins - 1)]
+
+
+def binned(frame: pd.DataFrame, x: str, y: str, by: Sequence[str], bins: int) -> pd.DataFrame:
+    """Mean and quartiles of `y` in equal bins of `x`, for each group of `by`. All groups have the same bins.
+
+    Args:
+        frame: at least one row has a value in `x` and `y`.
 
     Returns:
-        columns `by`, x (middle of the bin), mean, low, high, n; bins with fewer than `at_least` rows are left out.
+        columns `by`, x (middle of the bin), mean, low, high, n; bins with a single row are left out.
     """
-    import numpy as np
-    import pandas as pd
-
-    known = frame.dropna(subset=[x, y])
-    if known.empty:
-        return pd.DataFrame(columns=[*by, x, "mean", "low", "high", "n"])
-    edges = np.linspace(known[x].min(), known[x].max(), bins + 1)
-    middles = (edges[:-1] + edges[1:]) / 2
-    place = np.clip(np.searchsorted(edges, known[x].to_numpy(dtype=float), side="right") - 1, 0, bins - 1)
-    grouped = known.assign(**{x: middles[place]}).groupby([*by, x], sort=True)[y]
-    found = grouped.agg(
-        mean="mean", low=lambda v: v.quantile(0.25), high=lambda v: v.quantile(0.75), n="size"
-    ).reset_index()
-    return found[found["n"] >= at_least]
+    rows = frame.dropna(subset=[x, y])
+    found = quartiles(rows.assign(**{x: bin_middles(rows[x], bins)}).groupby([*by, x], sort=True)[y])
+    return found[found["n"] >= 2]
 
 
 def top_quarter_mean(values: pd.Series[float]) -> float:
@@ -150,13 +144,14 @@ def top_quarter_mean(values: pd.Series[float]) -> float:
     return float((above if len(above) else values[values >= cut]).mean())
 
 
-def thinned(frame: pd.DataFrame, keep: int, key: str) -> pd.DataFrame:
-    """At most `keep` rows, chosen by the hash of the column `key`: the same rows whatever else is there."""
+def thinned(pairs: pd.DataFrame, keep: int) -> pd.DataFrame:
+    """At most `keep` rows, chosen by a hash of teacher and student: the same rows whatever others there are."""
     import numpy as np
 
     from kt_study.hashing import hash64
 
-    if len(frame) <= keep:
-        return frame
-    order = np.argsort([hash64(value) for value in frame[key]], kind="stable")
-    return frame.iloc[np.sort(order[:keep])]
+    if len(pairs) <= keep:
+        return pairs
+    names = pairs["teacher"].astype(str) + "/" + pairs["student"].astype(str)
+    order = np.argsort([hash64(name) for name in names], kind="stable")
+    return pairs.iloc[np.sort(order[:keep])]

@@ -12,27 +12,26 @@ from kt_study.nearest import nearest
 from orchestrator.results.report.charts import for_files
 from orchestrator.results.report.figures import FIGURES
 from orchestrator.results.report.findings import findings
-from orchestrator.results.report.folder import PAGE, claim, figures_folder, tables_folder
-from orchestrator.results.report.material import Material
+from orchestrator.results.report.folder import PAGE, mark, part_path
 from orchestrator.results.report.missing import Missing
-from orchestrator.results.report.page import render
-from orchestrator.results.report.settings import commands, facts, failures, fixed_settings
-from orchestrator.results.report.study_report import StudyReport
+from orchestrator.results.report.overview import commands, facts, failures, fixed_settings
+from orchestrator.results.report.page import StudyReport, render
+from orchestrator.results.report.study_results import StudyResults
 from orchestrator.results.report.tables import TABLES
 
-PIXELS = 2.0  # of a PNG, to one of the SVG
+PNG_SCALE = 2.0  # pixels of a PNG per pixel of the SVG
 
 
 def write(results: Path, out: Path, study: str | None, progress: Callable[[str], None]) -> Path:
     """See `orchestrator.results.report.write_report`."""
     reports = []
     names = _studies(results, study)
-    claim(out, names)
+    mark(out, names)
     for name in names:
         progress(f"study {name}")
-        report = _prepare(Material(load(results, name), name))
-        _write_figures(report, figures_folder(out, name), progress)
-        _write_tables(report, tables_folder(out, name))
+        report = _prepare(StudyResults(load(results, name), name))
+        _write_figures(report, out, progress)
+        _write_tables(report, out)
         reports.append(report)
     page = out / PAGE
     write_text(page, render(reports))
@@ -50,43 +49,42 @@ def _studies(results: Path, study: str | None) -> list[str]:
     return there if study is None else [study]
 
 
-def _prepare(material: Material) -> StudyReport:
-    choices = [
-        f"{choice.objective}: {choice.rows:,} of {choice.of:,} transfers, with {choice.settings}"
-        for choice in material.choices
-    ]
+def _prepare(study: StudyResults) -> StudyReport:
     return StudyReport(
-        study=material.study,
-        findings=findings(material),
-        failures=failures(material),
-        figures=[(figure, figure.build(material)) for figure in FIGURES],
-        tables=[(table, table.build(material)) for table in TABLES],
-        facts=facts(material),
-        settings=fixed_settings(material),
-        choices=choices,
-        commands=commands(material),
-        is_imagenet=material.is_imagenet,
+        study=study.name,
+        findings=findings(study),
+        failures=failures(study),
+        figures=[(figure, figure.built(study)) for figure in FIGURES],
+        tables=[(table, table.built(study)) for table in TABLES],
+        facts=facts(study),
+        settings=fixed_settings(study),
+        shown_settings=[
+            f"{shown.objective}: {shown.rows:,} of {shown.of:,} transfers, with {shown.settings}"
+            for shown in study.shown_settings
+        ],
+        commands=commands(study),
+        is_imagenet=study.is_imagenet,
     )
 
 
-def _write_figures(report: StudyReport, folder: Path, progress: Callable[[str], None]) -> None:
+def _write_figures(report: StudyReport, out: Path, progress: Callable[[str], None]) -> None:
     import vl_convert
 
-    for figure, drawing in report.figures:
-        png, svg = (folder / f"figure-{figure.key}.{suffix}" for suffix in ("png", "svg"))
-        if isinstance(drawing, Missing):
+    for figure, plot in report.figures:
+        png, svg = (part_path(out, report.study, "figure", figure.key, suffix) for suffix in ("png", "svg"))
+        if isinstance(plot, Missing):
             png.unlink(missing_ok=True)
             svg.unlink(missing_ok=True)
             continue
-        drawn = vl_convert.vegalite_to_svg(for_files(drawing, f"Figure {figure.key}. {figure.title}"))
+        drawn = vl_convert.vegalite_to_svg(for_files(plot, f"Figure {figure.key}. {figure.title}"))
         write_text(svg, drawn)
-        write_bytes(png, vl_convert.svg_to_png(drawn, scale=PIXELS))
+        write_bytes(png, vl_convert.svg_to_png(drawn, scale=PNG_SCALE))
         progress(f"figure {figure.key}")
 
 
-def _write_tables(report: StudyReport, folder: Path) -> None:
+def _write_tables(report: StudyReport, out: Path) -> None:
     for table, rows in report.tables:
-        path = folder / f"table-{table.key}.csv"
+        path = part_path(out, report.study, "table", table.key, "csv")
         if isinstance(rows, Missing):
             path.unlink(missing_ok=True)
         else:

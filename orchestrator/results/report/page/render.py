@@ -13,12 +13,12 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from orchestrator.results.report.charts import for_page
-from orchestrator.results.report.figures.figure import Figure
+from orchestrator.results.report.findings import Finding
 from orchestrator.results.report.missing import Missing
+from orchestrator.results.report.overview import FailureGroup
 from orchestrator.results.report.palette import DARK, FONT, LIGHT
-from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, Drawing
-from orchestrator.results.report.study_report import StudyReport
-from orchestrator.results.report.tables.table import Table
+from orchestrator.results.report.parts import Figure, Part, Table
+from orchestrator.results.report.plot import FAMILIES, OBJECTIVES, Plot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,13 +31,29 @@ SECTIONS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyReport:
+    """One study, ready for the page."""
+
+    study: str
+    findings: list[Finding]
+    failures: list[FailureGroup]
+    figures: list[tuple[Figure, Plot | Missing]]
+    tables: list[tuple[Table, pd.DataFrame | Missing]]
+    facts: dict[str, str]
+    settings: dict[str, str]
+    shown_settings: list[str]
+    commands: list[str]
+    is_imagenet: bool  # the paper's own plans fit it
+
+
 @dataclass(frozen=True)
 class Head:
     """A table's column: its name, whether the paper printed it, and its classes in the style sheet."""
 
     name: str
     printed: bool
-    kind: str
+    classes: str
 
 
 def render(reports: Sequence[StudyReport]) -> str:
@@ -50,25 +66,25 @@ def render(reports: Sequence[StudyReport]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "prose": _prose, "numbered": _numbered, "place": _place, "beside": _beside, "heads": _heads, "cell": _cell,
+        "prose": _prose, "heading": _heading, "id": _id, "folder": _folder, "heads": _heads, "cell": _cell,
     }  # fmt: skip
     environment.tests["missing"] = lambda found: isinstance(found, Missing)
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    drawn = [(report.study, figure, d) for report in reports for figure, d in report.figures if isinstance(d, Drawing)]
-    drawings = [drawing for _, _, drawing in drawn]
+    drawn = [(report.study, figure, p) for report in reports for figure, p in report.figures if isinstance(p, Plot)]
+    plots = [plot for _, _, plot in drawn]
     return environment.get_template("page.html").render(
         reports=reports,
         sections=SECTIONS,
-        families=_values(drawings, "family", FAMILIES.values()),
-        objectives=_values(drawings, "objective", OBJECTIVES.values()),
+        families=_values(plots, "family", FAMILIES.values()),
+        objectives=_values(plots, "objective", OBJECTIVES.values()),
         palette=Markup(_palette()),
         style=Markup(_resource("page.css")),
         script=Markup(_resource("page.js")),
         library=Markup(_library()),
         charts={
-            f"{_place(study, f'figure-{figure.key}')}-{at}": chart
-            for study, figure, drawing in drawn
-            for at, chart in enumerate(for_page(drawing))
+            f"{_id(study, f'figure-{figure.key}')}-{at}": chart
+            for study, figure, plot in drawn
+            for at, chart in enumerate(for_page(plot))
         },
     )
 
@@ -78,7 +94,7 @@ def _library() -> str:
     """Vega, Vega-Lite and vega-embed as one script, from the package vl-convert-python."""
     import vl_convert
 
-    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub asks for what may be left out
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the stub requires an optional argument
     return str(bundle).replace("</script", "<\\/script")
 
 
@@ -94,12 +110,12 @@ def _palette() -> str:
     return f":root{{--sans:{FONT};{light}}}{scheme}{chosen}"
 
 
-def _values(drawings: Sequence[Drawing], column: str, known: Iterable[str]) -> list[str]:
+def _values(plots: Sequence[Plot], column: str, known: Iterable[str]) -> list[str]:
     """The values of a filter that appear in any figure."""
     there = {
         str(value)
-        for drawing in drawings
-        for panel in drawing.panels
+        for plot in plots
+        for panel in plot.panels
         for layer in panel.layers
         if column in layer.data
         for value in layer.data[column].dropna().unique()
@@ -108,23 +124,22 @@ def _values(drawings: Sequence[Drawing], column: str, known: Iterable[str]) -> l
 
 
 def _prose(text: str) -> Markup:
-    """Text in which no line begins with a per cent sign or breaks within XE-KL."""
+    """Text in which no line starts with a percent sign or breaks within XE-KL."""
     return Markup(escape(text).replace(" %", "\N{NO-BREAK SPACE}%").replace("XE-KL", "XE\N{NON-BREAKING HYPHEN}KL"))
 
 
-def _numbered(named: tuple[str, Figure | Table]) -> str:
-    """Its title, after its number in the paper if it has one."""
-    kind, one = named
-    return f"{kind} {one.key}. {one.title}" if one.key[0].isdigit() else one.title
+def _heading(part: Part) -> str:
+    """The title, after the number in the paper if there is one."""
+    return f"{type(part).__name__} {part.key}. {part.title}" if part.key[0].isdigit() else part.title
 
 
-def _place(study: str, key: str) -> str:
+def _id(study: str, key: str) -> str:
     """The id of a part of a study's report."""
     return f"{study}-{key}".replace(" ", "-")
 
 
-def _beside(study: str, folder: str) -> str:
-    """Link to a study's files beside the page; its folder is called after the study, quoted, so that counts twice."""
+def _folder(study: str, folder: str) -> str:
+    """Link to a study's files beside the page. The folder's name is the quoted name of the study, which a link quotes again."""
     return f"{folder}/{quote(quote(study, safe=''), safe='')}"
 
 
@@ -138,10 +153,9 @@ def _heads(rows: pd.DataFrame) -> list[Head]:
 
 def _cell(value: Any, head: Head, digits: int) -> Markup:
     if value is None or value != value:
-        return Markup('<td class="{}"></td>').format(head.kind)
+        return Markup('<td class="{}"></td>').format(head.classes)
     if isinstance(value, str):
-        return Markup('<td class="{}">{}</td>').format(head.kind, _prose(value))
-    whole = float(value).is_integer() and not isinstance(value, float)
-    text = f"{value:,}" if whole else f"{value:.{digits}f}"
-    kind = "number printed" if head.printed else "number"
-    return Markup('<td class="{}" data-value="{}">{}</td>').format(kind, f"{float(value):.9g}", text)
+        return Markup('<td class="{}">{}</td>').format(head.classes, _prose(value))
+    text = f"{value:.{digits}f}" if isinstance(value, float) else f"{value:,}"
+    classes = "number printed" if head.printed else "number"
+    return Markup('<td class="{}" data-value="{}">{}</td>').format(classes, f"{float(value):.9g}", text)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
-from orchestrator.results.report.material import SETTINGS, Material
-from orchestrator.results.report.missing import Missing, missing
-from orchestrator.results.report.tables.table import Table
+from orchestrator.results.report.missing import SINGLE, complete
+from orchestrator.results.report.parts import Table
+from orchestrator.results.report.study_results import SETTINGS, StudyResults
 
 
-def build(material: Material) -> pd.DataFrame | Missing:
-    """A row a data set, objective and combination of the settings that vary."""
-    rows = material.all_single
-    if rows.empty:
-        return missing(rows, "single-teacher transfers")
+def build(study: StudyResults) -> pd.DataFrame:
+    """A row per data set, objective and combination of the settings that vary."""
+    rows = complete(study.all_single, SINGLE)
     varying = [name for name in (*SETTINGS, "seed") if rows[name].astype(str).nunique() > 1]
     keys = ["dataset", "objective", *varying]
     grouped = rows.assign(**{name: rows[name].astype(str) for name in varying}).groupby(keys, sort=False)
@@ -28,11 +26,10 @@ def build(material: Material) -> pd.DataFrame | Missing:
     return table.rename(columns={"success": "success %", "delta": "mean delta"})
 
 
-TABLE = Table(
+TABLE_SETTINGS = Table(
     key="settings",
     title="By setting",
-    caption="Single-teacher transfers under each combination of the settings that vary in this study. Figures and "
-    "tables "
+    caption="Single-teacher transfers under each combination of the settings that vary in this study. Figures and tables "
     "above show the one marked for each objective.",
     section="settings",
     plan="kt-study plan --grid lr=1e-3,1e-4",

@@ -1,4 +1,4 @@
-"""Several teachers against one, shared by Tables 4 and 9 and by the finding."""
+"""Tables 4 and 9: several teachers against one."""
 
 from __future__ import annotations
 
@@ -6,53 +6,81 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from orchestrator.results.report.material import Material
-from orchestrator.results.report.missing import Missing, missing
+from orchestrator.results.report.missing import complete
+from orchestrator.results.report.parts import Table
 from orchestrator.results.report.plot import OBJECTIVES
-from orchestrator.results.report.tables.common import beside, printed
+from orchestrator.results.report.study_results import StudyResults
+from orchestrator.results.report.tables.per_student import beside_printed
 
 SETTING = "ImageNet, 3 students x 3 teachers"
+MODES = ("sequential", "parallel", "soup")
 
 
-def several_teachers(material: Material, objective: str, table: str, modes: Sequence[str]) -> pd.DataFrame | Missing:
-    """A row a student and set of teachers, beside the paper's row of that student."""
-    ours = against_single(material, objective, modes)
-    if ours.empty:
-        return missing(ours, f"transfers from several teachers with {OBJECTIVES[objective]}")
+def with_kl_dp(study: StudyResults) -> pd.DataFrame:
+    """Table 4."""
+    return _several_teachers(study, "kl_dp", "table4_multi_teacher_kl_dp", MODES)
+
+
+def with_kl(study: StudyResults) -> pd.DataFrame:
+    """Table 9."""
+    return _several_teachers(study, "kl", "table9_multi_teacher_kl", ("sequential", "soup"))
+
+
+def _several_teachers(study: StudyResults, objective: str, table: str, modes: Sequence[str]) -> pd.DataFrame:
+    """A row per student and set of teachers, beside the paper's row of that student."""
+    ours = complete(
+        against_single(study, objective, modes), f"transfers from several teachers with {OBJECTIVES[objective]}"
+    )
     columns = {f"single_{name}": f"paper single {name}" for name in ("mean", "min", "max")}
-    theirs = printed(table, columns | {mode: f"paper {mode}" for mode in modes})
-    return beside(ours.set_index("student"), theirs).reset_index()
+    columns |= {mode: f"paper {mode}" for mode in modes}
+    return beside_printed(ours.set_index("student"), table, columns).reset_index()
 
 
-def against_single(material: Material, objective: str, modes: Sequence[str]) -> pd.DataFrame:
-    """Each set of teachers that a student had: its single transfers from these very teachers, and each mode.
+def against_single(study: StudyResults, objective: str, modes: Sequence[str]) -> pd.DataFrame:
+    """A row per student and set of teachers that it had: its single transfers from these teachers, and each mode.
 
     Returns:
-        student, teachers (how many), single mean, min and max, a column a mode (points, the mean of its runs with this
+        student, teachers (how many), single mean, min and max, a column per mode (points, the mean of its runs with this
         set), which (the teachers' names).
     """
     label = OBJECTIVES[objective]
-    runs = material.several[material.several["objective"] == label]
-    single = material.single[material.single["objective"] == label]
-    rows = [
-        _row(str(student), str(teachers), of_them, single, modes)
-        for (student, teachers), of_them in runs.groupby(["student", "teacher_set"], sort=True)
-    ]
+    runs = study.several[study.several["objective"] == label]
+    single = study.single[study.single["objective"] == label]
+    rows = []
+    for (student, teachers), of_set in runs.groupby(["student", "teacher_set"], sort=True):
+        keys = str(teachers).split("+")
+        alone = single[(single["student"] == student) & single["teacher_key"].isin(keys)]["delta_transf"]
+        by_mode = of_set.groupby("multi_teacher")["delta_transf"].mean()
+        rows.append(
+            {
+                "student": str(student),
+                "teachers": len(keys),
+                "single mean": alone.mean(),
+                "single min": alone.min(),
+                "single max": alone.max(),
+                **{mode: by_mode.get(mode, float("nan")) for mode in modes},
+                "which": ", ".join(sorted(str(of_set["teacher"].iloc[0]).split("+"))),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def _row(
-    student: str, teachers: str, runs: pd.DataFrame, single: pd.DataFrame, modes: Sequence[str]
-) -> dict[str, object]:
-    keys = teachers.split("+")
-    alone = single[(single["student"] == student) & single["teacher_key"].isin(keys)]["delta_transf"]
-    by_mode = runs.groupby("multi_teacher")["delta_transf"].mean()
-    return {
-        "student": student,
-        "teachers": len(keys),
-        "single mean": alone.mean(),
-        "single min": alone.min(),
-        "single max": alone.max(),
-        **{mode: by_mode.get(mode, float("nan")) for mode in modes},
-        "which": ", ".join(sorted(str(runs["teacher"].iloc[0]).split("+"))),
-    }
+TABLE_4 = Table(
+    key="4",
+    title="Several teachers, KL+DP",
+    caption="delta_transf in points of a student's single transfers from these teachers, and of transfers from all of "
+    "them: sequential, parallel, and as a soup of the single ones.",
+    section="multi-teacher",
+    plan="kt-study plan --preset paper-multi",
+    build=with_kl_dp,
+    published=SETTING,
+)
+TABLE_9 = Table(
+    key="9",
+    title="Several teachers, KL",
+    caption="As Table 4, without the partition. The paper has no parallel mode here.",
+    section="multi-teacher",
+    plan="kt-study plan --preset paper-multi",
+    build=with_kl,
+    published=SETTING,
+)

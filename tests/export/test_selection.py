@@ -1,4 +1,4 @@
-"""Which transfer is exported: the best that fits, and what to do when its student was not kept."""
+"""Which transfer is exported: the best match, and the advice if its student was not kept."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from kt_study.errors import UsageError
 from kt_study.paths import StudyPaths
-from orchestrator.results.export.choice import Wanted, choose
+from orchestrator.results.export.selection import TransferFilter, select_transfer
 
 
 class Store:
-    """Stands for a job store that has these rows of `transfers`."""
+    """A fake job store with these rows of `transfers`."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = rows
@@ -35,7 +35,7 @@ class Store:
 
 
 def keep(folder: Path, *jobs: int) -> StudyPaths:
-    """A study folder in which these jobs left their student."""
+    """A study folder with the students of these jobs."""
     paths = StudyPaths(root=folder)
     for job in jobs:
         paths.weights(f"job{job}").parent.mkdir(parents=True, exist_ok=True)
@@ -48,14 +48,14 @@ def row(job_id: int, acc: float | None, **given: Any) -> dict[str, Any]:
             "keep": "none", **given}  # fmt: skip
 
 
-def chosen(rows: list[dict[str, Any]], paths: StudyPaths, **wanted: Any) -> int:
-    found = choose(Store(rows), "s", paths, Wanted(**wanted))  # type: ignore[arg-type]
+def selected(rows: list[dict[str, Any]], paths: StudyPaths, **where: Any) -> int:
+    found = select_transfer(Store(rows), "s", paths, TransferFilter(**where))  # type: ignore[arg-type]
     return int(found.row["job_id"])
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([50.0, 60.0, 70.0]), st.booleans(), st.integers(0, 2)), min_size=1))
-def test_the_most_accurate_is_chosen_and_of_equals_the_first_kept(made: list[tuple[float, bool, int]]) -> None:
+def test_the_most_accurate_is_selected_and_of_equals_the_first_kept(made: list[tuple[float, bool, int]]) -> None:
     rows = [row(number, acc, seed=seed) for number, (acc, _, seed) in enumerate(made)]
     with tempfile.TemporaryDirectory() as folder:
         paths = keep(Path(folder), *(number for number, (_, kept, _) in enumerate(made) if kept))
@@ -63,48 +63,48 @@ def test_the_most_accurate_is_chosen_and_of_equals_the_first_kept(made: list[tup
             top = max(acc for acc, _, own in made if own == seed)
             there = [n for n, (acc, kept, own) in enumerate(made) if own == seed and acc == top and kept]
             if there:
-                assert chosen(rows, paths, student="a", seed=seed) == there[0]
+                assert selected(rows, paths, student="a", seed=seed) == there[0]
             else:
                 with pytest.raises(UsageError, match="was not kept"):
-                    chosen(rows, paths, student="a", seed=seed)
+                    selected(rows, paths, student="a", seed=seed)
 
 
-def test_what_was_not_kept_says_what_to_do_and_what_is_there(tmp_path: Path) -> None:
+def test_the_error_for_a_student_not_kept_has_advice_and_lists_those_kept(tmp_path: Path) -> None:
     paths = keep(tmp_path, 4)
     with pytest.raises(UsageError) as refusal:
-        chosen([row(3, 61.0), row(4, 60.0, seed=1, keep="all")], paths, student="a", teacher="b")
+        selected([row(3, 61.0), row(4, 60.0, seed=1, keep="all")], paths, student="a", teacher="b")
     line = str(refusal.value)
     assert "job 3" in line and 'set keep = "all" in [transfer]' in line and "--job 4" in line
     assert "\n" not in line
-    with pytest.raises(UsageError, match="beaten"):
-        chosen([row(5, 61.0, keep="best")], paths)
-    with pytest.raises(UsageError, match="is gone"):
-        chosen([row(5, 61.0, keep="all")], paths)
+    with pytest.raises(UsageError, match="replaced by a better one"):
+        selected([row(5, 61.0, keep="best")], paths)
+    with pytest.raises(UsageError, match="was kept, but its file is missing"):
+        selected([row(5, 61.0, keep="all")], paths)
 
 
-def test_without_accuracies_the_user_chooses(tmp_path: Path) -> None:
+def test_without_accuracies_the_user_selects(tmp_path: Path) -> None:
     rows, paths = [row(3, None), row(4, None, seed=1)], keep(tmp_path, 3, 4)
     with pytest.raises(UsageError, match=r"without labels .* --job 3 .* --job 4"):
-        chosen(rows, paths, student="a")
-    assert chosen(rows, paths, job=4) == 4
+        selected(rows, paths, student="a")
+    assert selected(rows, paths, job=4) == 4
     with pytest.raises(UsageError, match="no finished transfers yet"):
-        chosen([], paths)
+        selected([], paths)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "hint"),
+    ("where", "hint"),
     [
-        ({"teacher": "digits/vit_a"}, ""),  # a model of the study, which has taught nobody
+        ({"teacher": "digits/vit_a"}, ""),  # a model of the study, which taught no other
         ({"teacher": "digits/deits"}, "; did you mean 'digits/deit'?"),
         ({"objective": "kl_dp"}, ""),
         ({"objective": "kll"}, "; did you mean 'kl'?"),
     ],
 )
 def test_another_name_is_suggested_only_for_one_that_nothing_has(
-    tmp_path: Path, wanted: dict[str, str], hint: str
+    tmp_path: Path, where: dict[str, str], hint: str
 ) -> None:
-    ((column, wish),) = wanted.items()
+    ((column, value),) = where.items()
     with pytest.raises(UsageError) as refusal:
-        chosen([row(3, 61.0, student="digits/gmlp", teacher="digits/deit")], keep(tmp_path, 3), **wanted)
+        selected([row(3, 61.0, student="digits/gmlp", teacher="digits/deit")], keep(tmp_path, 3), **where)
     there = {"teacher": "digits/deit", "objective": "kl"}[column]
-    assert str(refusal.value) == f"no finished transfer with --{column} {wish}{hint} (there: {there})"
+    assert str(refusal.value) == f"no finished transfer with --{column} {value}{hint} (there: {there})"

@@ -1,27 +1,26 @@
-"""Figure 11: one teacher after the other."""
+"""Figure 11: sequential transfers."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from orchestrator.results.report.figures.figure import Figure
-from orchestrator.results.report.material import Material
-from orchestrator.results.report.missing import Missing, missing
-from orchestrator.results.report.plot import Drawing, Layer, Panel
+from orchestrator.results.report.missing import Missing, complete
+from orchestrator.results.report.parts import Figure
+from orchestrator.results.report.plot import Layer, Panel, Plot
+from orchestrator.results.report.study_results import StudyResults
 
-STUDENTS = 6  # with a line of their own
+STUDENTS = 6  # drawn, each as a line
 
 
-def build(material: Material) -> Drawing | Missing:
+def build(study: StudyResults) -> Plot:
     """The curve over all epochs of all stages, for each student and objective."""
-    runs = material.several[material.several["multi_teacher"] == "sequential"]
-    if runs.empty:
-        return missing(runs, "sequential transfers from several teachers")
-    longest = runs["teacher"].astype(str).str.count(r"\+")
-    runs = runs.assign(teachers=longest).sort_values(["student", "teachers", "teacher"], ascending=[True, False, True])
+    sequential = study.several[study.several["multi_teacher"] == "sequential"]
+    runs = complete(sequential, "sequential transfers from several teachers")
+    runs = runs.assign(teachers=runs["teacher"].astype(str).str.count(r"\+"))
+    runs = runs.sort_values(["student", "teachers", "teacher"], ascending=[True, False, True])
     students = list(dict.fromkeys(runs["student"].astype(str)))[:STUDENTS]
     runs = runs[runs["student"].isin(students)].drop_duplicates(["student", "objective"])
-    curves = material.results.transfer_epochs.merge(
+    curves = study.results.transfer_epochs.merge(
         runs[["job_id", "family", "objective"]].rename(columns={"objective": "label"}), on="job_id"
     ).dropna(subset=["delta_transf"])
     curves = curves.assign(objective=curves["label"], epoch=curves["epoch"].astype(int))
@@ -29,10 +28,10 @@ def build(material: Material) -> Drawing | Missing:
         _panel(rows, str(objective)) for objective, rows in curves.groupby("objective", sort=False) if len(rows)
     )
     if not panels:
-        return Missing(reason=f"There are sequential transfers ({len(runs):,}), but no curve of any", planned=False)
+        raise Missing(f"There are sequential transfers ({len(runs):,}), but none has a curve", planned=False)
     teachers = "; ".join(f"{run['student']}: {str(run['teacher']).replace('+', ', ')}" for _, run in
                          runs.drop_duplicates("student").iterrows())  # fmt: skip
-    return Drawing(
+    return Plot(
         panels=panels,
         sample=f"{len(runs)} sequences, the longest of each student and objective. Teachers in order: {teachers}",
         published="The paper (ImageNet) draws PiT-B with KL+DP, 20 epochs for each of ResMLP-36, SWSL-ResNext101 and VOLO-D2.",
@@ -51,7 +50,7 @@ def _panel(curves: pd.DataFrame, objective: str) -> Panel:
     return Panel(x_label="epoch", y_label="delta_transf, points", layers=layers, title=objective)
 
 
-FIGURE = Figure(
+FIGURE_11 = Figure(
     key="11",
     title="One teacher after the other",
     caption="Transfer delta over the epochs of a sequential transfer. Dashed: the next teacher begins.",

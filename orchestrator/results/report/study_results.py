@@ -20,48 +20,47 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown family"
 
 SETTINGS = (*named("objective", "training", "execution"), "teacher_order")
-"""Settings that may tell two transfers of one pair apart."""
+"""Settings in which two transfers of one pair may differ."""
 
 
-class Choice(msgspec.Struct, frozen=True):
-    """Of an objective planned under several settings, or seeds: what the figures show and how much they leave out."""
+class ShownSettings(msgspec.Struct, frozen=True):
+    """The settings that figures show of an objective that was planned with several settings or seeds."""
 
     objective: str
-    rows: int
-    of: int
+    rows: int  # with these settings
+    of: int  # in all
     settings: str  # the settings that vary, at the values shown
 
 
 @dataclass(frozen=True)
-class Material:
-    """One study. Frames carry `family` (of the student), `teacher_family`, `student_params` and `objective` by label."""
+class StudyResults:
+    """The rows of one study.
+
+    Its frames have the columns `family` (of the student), `teacher_family`, `student_params` and, by label, `objective`.
+    """
 
     results: Results
-    study: str
+    name: str
 
     @functools.cached_property
     def models(self) -> pd.DataFrame:
-        """A row a model, families by their label.
+        """A row per model, families by label.
 
-        Students that a transfer left are no models of the study, and neither are random weights that nothing has
-        evaluated: the study trains from them.
+        Without students that transfers made, and without random weights that were never evaluated: the study only
+        trains from these.
         """
         models = self.results.models
         weights = models["weights"].fillna("").astype(str)
         start = weights.str.startswith("random:") & models["dataset"].isna()
         models = models[~weights.str.startswith("transfer:") & ~start].drop_duplicates("model_key")
-        params = models["params"].fillna(models["model_key"].map(self._counted_params))
+        built = self.results.evaluations.dropna(subset=["params"]).drop_duplicates("model_key")
+        counted = built.set_index("model_key")["params"]  # when the models were built
+        params = models["params"].fillna(models["model_key"].map(counted))
         return models.assign(family=models["family"].map(FAMILIES), params=params)
-
-    @property
-    def _counted_params(self) -> pd.Series[float]:
-        """Millions of parameters by model key, as they were counted when the model was built."""
-        rows = self.results.evaluations.dropna(subset=["params"])
-        return rows.drop_duplicates("model_key").set_index("model_key")["params"]
 
     @functools.cached_property
     def _every_pair(self) -> pd.DataFrame:
-        """Of the pair jobs and of the all-pairs files, which agree where both have a pair."""
+        """Pairs of the pair jobs and of the all-pairs files, which agree where both have a pair."""
         import pandas as pd
 
         frames = [frame for frame in (self.results.complementarity, self.results.all_pairs) if len(frame)]
@@ -71,14 +70,14 @@ class Material:
 
     @functools.cached_property
     def baseline(self) -> pd.DataFrame:
-        """The pairs whose teacher has random weights: how much agreement by chance looks like knowledge."""
+        """The pairs whose teacher has random weights: the complementary knowledge that chance alone gives."""
         weights = self.results.models.set_index("model_key")["weights"].fillna("").astype(str)
         random = weights[weights.str.startswith("random:")].index
         return self._every_pair[self._every_pair["teacher_key"].isin(random)]
 
     @functools.cached_property
     def pairs(self) -> pd.DataFrame:
-        """Every measured ordered pair once, but those with a teacher of random weights, on the main data set."""
+        """Every measured ordered pair once, on the main data set, without teachers that have random weights."""
         return self._every_pair[~self._every_pair.index.isin(self.baseline.index)]
 
     @functools.cached_property
@@ -97,7 +96,7 @@ class Material:
     def several(self) -> pd.DataFrame:
         """Transfers from several teachers on the main data set, under the main settings of each objective and mode.
 
-        Of a chain of teachers its last stage. `teacher_set` is the keys of the teachers, sorted and joined by +.
+        Of a sequence of teachers only its last stage. `teacher_set`: the keys of the teachers, sorted and joined by +.
         """
         frame = self.results.transfers
         frame = self._on_main_dataset(frame[frame["multi_teacher"].fillna("single") != "single"])
@@ -106,19 +105,21 @@ class Material:
         return frame.assign(teacher_set=sets)[frame["shown"]]
 
     @functools.cached_property
-    def choices(self) -> list[Choice]:
-        """Where an objective has more than one setting on the main data set: which one is shown."""
+    def shown_settings(self) -> list[ShownSettings]:
+        """The settings shown of each objective that has several on the main data set."""
         frame = self._on_main_dataset(self.all_single)
         found = []
         for objective, rows in frame.groupby("objective", sort=False):
             kept = rows[rows["shown"]]
             if len(kept) < len(rows):
-                found.append(Choice(str(objective), len(kept), len(rows), _spelled(rows, kept)))
+                varying = [name for name in (*SETTINGS, "seed") if rows[name].nunique(dropna=False) > 1]
+                values = ", ".join(f"{name} = {kept[name].iloc[0]}" for name in varying)
+                found.append(ShownSettings(str(objective), len(kept), len(rows), values))
         return found
 
     @functools.cached_property
     def dataset(self) -> str:
-        """The main data set: that of most transfers, else of most pairs."""
+        """The main data set: the one with most transfers, else with most pairs."""
         for frame in (self.results.transfers, self.results.complementarity, self.results.all_pairs):
             if len(frame):
                 return str(frame["dataset"].mode().iloc[0])
@@ -126,7 +127,7 @@ class Material:
 
     @functools.cached_property
     def classes(self) -> int:
-        """Classes of the main data set; 0 where the rows do not say, as those of earlier versions."""
+        """Classes of the main data set; 0 if unknown, as in rows of earlier versions."""
         counted = [
             frame.loc[frame["dataset"] == self.dataset, "n_classes"].dropna()
             for frame in (self.results.complementarity, self.results.all_pairs)
@@ -153,40 +154,34 @@ class Material:
         return frame
 
     def _mark_main(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Mark, for each data set, objective and mode, the rows of the combination of settings that has most of them."""
+        """Mark, for each data set, objective and mode, the combination of settings with most rows."""
         import pandas as pd
 
         shown = pd.Series(False, index=frame.index)
-        spelled_out = _joined(frame, *SETTINGS, "seed")
+        joined = _joined(frame, *SETTINGS, "seed")
         for _, rows in frame.groupby(["dataset", "objective", frame["multi_teacher"].fillna("single")], sort=False):
-            spelled = spelled_out[rows.index]
-            counts = spelled.value_counts()
-            best = sorted(counts[counts == counts.max()].index)[0]
-            shown.loc[rows.index[spelled == best]] = True
+            combinations = joined[rows.index]
+            most = sorted(combinations.mode())[0]
+            shown.loc[rows.index[combinations == most]] = True
         return frame.assign(shown=shown)
 
 
 def _without_earlier_stages(transfers: pd.DataFrame) -> pd.DataFrame:
-    """Without the stages of a chain after which another one follows, of the same student, objective and settings."""
+    """Drop the stages of a sequence that a later stage of the same student, objective and settings follows."""
     named = _joined(transfers, "student_key", "objective", *SETTINGS, "seed", "teacher_key")
-    chained = (transfers["multi_teacher"] == "sequential").fillna(False).astype(bool)
-    followed = {name.rpartition("+")[0] for name in named[chained]}
-    return transfers[~(chained & named.isin(followed))]
+    sequential = (transfers["multi_teacher"] == "sequential").fillna(False).astype(bool)
+    followed = {name.rpartition("+")[0] for name in named[sequential]}
+    return transfers[~(sequential & named.isin(followed))]
 
 
 def _joined(frame: pd.DataFrame, first: str, *others: str) -> pd.Series[str]:
-    """The values of these columns as one text a row; a missing one as nothing."""
+    """The values of these columns as one text per row; missing values are empty."""
     columns = frame[[first, *others]].astype("string").fillna("")
     return columns[first].str.cat(columns[list(others)], sep="\x1f")
 
 
 def order_of(labels: pd.Series[str]) -> tuple[str, ...]:
-    """Objectives that appear, in their lasting order."""
+    """Objectives that appear, in their fixed order."""
     there = set(labels)
     known = [label for label in OBJECTIVES.values() if label in there]
     return (*known, *sorted(there - set(known)))
-
-
-def _spelled(rows: pd.DataFrame, kept: pd.DataFrame) -> str:
-    varying = [name for name in (*SETTINGS, "seed") if rows[name].nunique(dropna=False) > 1]
-    return ", ".join(f"{name} = {kept[name].iloc[0]}" for name in varying)
