@@ -101,7 +101,7 @@ def test_changed_files_are_noticed(tmp_path: Path, paths: StudyPaths) -> None:
     [
         ("sample_index,predicted\n0,1\n", "column 'label' is missing; it has sample_index, predicted"),
         ("sample_index,predicted,label\n", "no rows"),
-        ("sample_index,predicted,label\n0,1,0\n0,1,0\n", "sample '0' stands twice"),
+        ("sample_index,predicted,label\n0,1,0\n0,1,0\n", "sample '0' is in it twice"),
         ("sample_index,predicted,label\n0,,0\n", "empty cells in column 'predicted'"),
         ("sample_index,predicted,label\n0,0,0\n1,1,1\n2,2,2\n3,2,2\n", "not the samples of good.csv: '4' is only in"),
         ("sample_index,predicted,label\n0,0,0\n1,1,1\n2,2,2\n3,2,2\n4,1,2\n", "sample '4' has another label"),
@@ -158,10 +158,10 @@ def test_a_list_of_classes_counts_those_that_do_not_occur(tmp_path: Path, paths:
         got = predictions.predicted_classes(record, "m", split.listing.names, split.class_names)
         assert split.labels is not None
         assert (split.labels.tolist(), got.tolist()) == (([2, 0], [2, 4]) if name == "numbers" else ([2, 3], [2, 1]))
-    for predicted, told in (([5], "'5' is none of them"), (["crane"], "'crane' stands twice"), (["emu"], "'emu' is")):
+    for predicted, told in (([5], "'5' is none of them"), (["crane"], "'crane' is in it twice"), (["emu"], "'emu' is")):
         with pytest.raises(DataError, match=rf"classes\.txt: .*{told}"):
             _prepare(_write_csv(tmp_path / "p", "m", predicted, ["dog"]), paths, **listed)
-    with pytest.raises(DataError, match=r"gone\.txt: cannot be read; mend \[dataset\] class_names"):
+    with pytest.raises(DataError, match=r"gone\.txt: cannot be read; fix \[dataset\] class_names"):
         _prepare(tmp_path / "numbers", paths, class_names="gone.txt")
     with pytest.raises(DataError, match="class_names is for kind = 'predictions'"):
         prepare(DatasetSection(kind="digits", **listed), seed=0, folder=tmp_path, paths=paths)
