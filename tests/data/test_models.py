@@ -26,11 +26,11 @@ from worker.models.build import (
     build_model,
     check_model,
     initialised,
-    read_state,
     save_state,
     weights_digest,
     with_features,
 )
+from worker.models.weights_file import read_weights
 
 ARCHITECTURE = "test_resnet"
 
@@ -187,20 +187,20 @@ def test_unreadable_checkpoints(tmp_path: Path, paths: StudyPaths, trained: nn.M
         build_model(tiny_model(weights="0" * 32, checkpoint=str(file)), paths, CPU)
     torch.save(trained, file)  # a whole module: loading it would run code
     with pytest.raises(WeightsError, match=r"could run code; save its state_dict\(\) alone"):
-        read_state(file)
+        read_weights(file)
     file.write_bytes(pickle.dumps(print))
     with pytest.raises(WeightsError, match=r"w\.pth"):
-        read_state(file)
+        read_weights(file)
     torch.save(trained.state_dict(), file)
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(WeightsError, match="not a readable checkpoint"):
-        read_state(file)
+        read_weights(file)
     torch.save({"epoch": 3}, file)
     with pytest.raises(WeightsError, match="no tensors"):
-        read_state(file)
+        read_weights(file)
     (tmp_path / "w.safetensors").write_bytes(b"12")
     with pytest.raises(WeightsError, match="not a readable checkpoint"):
-        read_state(tmp_path / "w.safetensors")
+        read_weights(tmp_path / "w.safetensors")
 
 
 def test_a_checkpoint_changed_after_planning(tmp_path: Path, paths: StudyPaths, trained: nn.Module) -> None:
@@ -298,7 +298,7 @@ def test_an_archive_that_inflates_past_its_size_is_refused_unread(
     inflated = _deflated(file, **longer)
     assert inflated > 2**26 > 100 * file.stat().st_size
     with pytest.raises(WeightsError, match=rf"whose members inflate to {inflated / 1e6:.1f} MB"):
-        read_state(file, lazily=lazily)
+        read_weights(file, lazily=lazily)
 
 
 def test_members_that_share_their_bytes_are_refused_too(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_members_that_share_their_bytes_are_refused_too(tmp_path: Path) -> None:
             archive.filelist[-1].filename = f"w/data/{number}"
         archive._didModify = True  # type: ignore[attr-defined]
     with pytest.raises(WeightsError, match=r"a file of 1\.1 MB whose members inflate to 64\.0 MB"):
-        read_state(file)
+        read_weights(file)
 
 
 def test_a_member_longer_than_its_archive_says_is_not_inflated(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_a_member_longer_than_its_archive_says_is_not_inflated(tmp_path: Path) -
     file.write_bytes(content.replace((2**28).to_bytes(4, "little"), (40).to_bytes(4, "little")))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
     with pytest.raises(WeightsError, match="not a readable checkpoint"):
-        read_state(file)
+        read_weights(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
 
 
@@ -332,7 +332,7 @@ def test_an_archive_packed_again_without_gain_is_read(tmp_path: Path, trained: n
     file = tmp_path / "w.pth"
     torch.save(trained.state_dict(), file)
     _deflated(file)
-    assert read_state(file).keys() == trained.state_dict().keys()
+    assert read_weights(file).keys() == trained.state_dict().keys()
 
 
 @pytest.mark.parametrize("save", ["zip", "legacy", "safetensors"])
