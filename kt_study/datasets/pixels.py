@@ -65,9 +65,10 @@ def _upper_bits(image: Image.Image, name: str) -> Image.Image:
         values = values.view(np.uint32)  # Pillow reads unsigned values as signed ones
     lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or 0 < highest < 1 << (bits - 8):
+        what = "has values below 0" if lowest < 0 else "would be black with 8 bits"
         raise DataError(
-            f"{name}: mode {image.mode}, integers of {bits} bits, but its values are {lowest} to {highest}: as 8-bit "
-            "greyscale it would be black; save it with 8 bits, or scaled to the full range, and plan again"
+            f"{name}: mode {image.mode}, integers up to {2**bits - 1:,}, but its values are {lowest:,} to {highest:,} and it "
+            f"{what}; save it with 8 bits, or scaled to the full range, and plan again"
         )
     grey = (values >> (bits - 8)).astype(np.uint8)
     return Image.fromarray(~grey if _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO else grey)

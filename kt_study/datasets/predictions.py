@@ -191,11 +191,11 @@ def _read_csv(file: Path, compression: Any) -> pd.DataFrame:
 
 
 def _check_single_values(file: Path, column: pd.Series[Any]) -> None:
-    """Refuse lists, bytes and the like in a column."""
+    """Refuse lists and the like in a column."""
     if column.dtype != object:
         return
     for row, value in enumerate(column):
-        if not isinstance(value, str | Number):
+        if not isinstance(value, str | bytes | Number):
             raise DataError(
                 f"{file}: column {column.name!r} holds {type(value).__name__} values (row {row}: {str(value)[:40]!r}); "
                 "give one class or sample per row, as a name or a number"
@@ -224,6 +224,8 @@ def _class(value: Any) -> str:
     """A class or sample as text: 3, 3.0 and "3" are the same."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, bytes):  # text of other writers of parquet
+        value = value.decode("utf-8", "replace")
     return str(value).strip()
 
 
@@ -258,27 +260,34 @@ def _some(values: pd.Series[Any]) -> str:
 
 def _advice(predicted: pd.Series[Any], labels: pd.Series[Any]) -> str:
     """What to do about a file none of whose predictions is a label."""
-    if _are_numbers(predicted) and not _are_numbers(labels):
+    if predicted.str.contains(r"[\[({]", regex=True).any():
+        return "give one class per row, as a name or a number"
+    if _are_numbers(predicted) != _are_numbers(labels):
         return "list the names in the order of these numbers in [dataset] class_names"
-    same = float((_mapped(predicted, _loosely) == _mapped(labels, _loosely)).mean())
+    same = 100 * float((_mapped(predicted, _loosely) == _mapped(labels, _loosely)).mean())
     if same:
-        return f"without regard to case, spaces and underscores {same:.1%} would be right: spell both alike"
+        return f"without regard to case, spaces and underscores {same:.1f} % would be right: spell both alike"
     return "give the classes in both columns in the same way"
 
 
 def _misread(model: str, predicted: pd.Series[Any], labels: pd.Series[Any], *, right: int) -> Iterator[str]:
-    """A note for each other reading of the classes by which far more predictions would be right."""
-    readings = {"case, spaces and underscores made no difference": _mapped(predicted, _loosely) == _mapped(labels, _loosely)}
+    """A note for each other reading of the classes that is plainly meant, or makes far more predictions right."""
+    readings = {}
+    spelled = (_mapped(predicted, _loosely) == _mapped(labels, _loosely)) & ~predicted.isin(labels.unique())
+    if spelled.any():
+        readings["case, spaces and underscores made no difference"] = right + int(spelled.sum())
     if _are_numbers(predicted) and _are_numbers(labels) and len({*predicted, *labels}) > 2:
         shift = _mapped(labels, int) - _mapped(predicted, int)
-        readings |= {"the predicted numbers were one higher": shift == 1, "the predicted numbers were one lower": shift == -1}
-    for reading, fits in readings.items():
-        would = int(fits.sum())
-        if would >= _FAR_BETTER * right and would - right >= max(_AT_LEAST, len(labels) / 20):
-            yield (
-                f"model {model!r}: {right / len(labels):.1%} of its predictions are right, and {would / len(labels):.1%} "
-                f"would be if {reading}; correct its file if that is meant"
-            )
+        shifted = {"the predicted numbers were one higher": shift == 1, "the predicted numbers were one lower": shift == -1}
+        for reading, fits in shifted.items():
+            would = int(fits.sum())
+            if would >= _FAR_BETTER * right and would - right >= max(_AT_LEAST, len(labels) / 20):
+                readings[reading] = would
+    for reading, would in readings.items():
+        yield (
+            f"model {model!r}: {100 * right / len(labels):.1f} % of its predictions are right, and "
+            f"{100 * would / len(labels):.1f} % would be if {reading}; correct its file if that is meant"
+        )
 
 
 def _are_numbers(classes: pd.Series[Any]) -> bool:

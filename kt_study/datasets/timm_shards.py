@@ -150,10 +150,17 @@ def _samples(shard: Path, left_out: LeftOut) -> Iterator[tuple[str, dict[str, Me
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{shard}: not a readable tar file without compression ({error}); fetch it again") from error
     files = [member for member in members if _is_of_a_sample(shard, member, left_out)]
-    if twice := [name for name, count in Counter(member.name for member in files).items() if count > 1]:
-        raise DataError(f"{shard}: {twice[0]!r} is in it twice ({len(twice)} such members); write the shard again")
-    for key, group in itertools.groupby(files, key=lambda member: _key(member.name)):
-        yield key, {m.name[len(key) + 1 :].lower(): (m.offset_data, m.size) for m in group}
+    samples = [(key, list(group)) for key, group in itertools.groupby(files, key=lambda member: _key(member.name))]
+    if apart := [key for key, count in Counter(key for key, _ in samples).items() if count > 1]:
+        raise DataError(
+            f"{shard}: the members of sample {apart[0]!r} are not next to one another, or are in it twice; write the shard "
+            "again with tar --sort=name"
+        )
+    for key, group in samples:
+        members = {member.name[len(key) + 1 :].lower(): (member.offset_data, member.size) for member in group}
+        if len(members) < len(group):
+            raise DataError(f"{shard}: sample {key!r} has a member twice; write the shard again")
+        yield key, members
 
 
 def _is_of_a_sample(shard: Path, member: tarfile.TarInfo, left_out: LeftOut) -> bool:

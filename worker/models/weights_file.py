@@ -13,7 +13,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -151,9 +151,9 @@ class _Fit:
         parts = [
             f"the state dict under {'.'.join(self.path)!r}" if self.path else "",
             f"the names behind {self.prefix!r}" if self.prefix else "",
-            f"names without {', '.join(inner)}" if inner else "",
+            "names without " + ", ".join(repr(f"{part}.") for part in inner) if inner else "",
             "the averaged weights, not the plain ones" if beaten else "",
-            f"without {len(others)} other tensors ({_some(others)})" if others else "",
+            f"without {len(others)} other tensor{'s' if len(others) > 1 else ''} ({_some(others)})" if others else "",
         ]
         return ", ".join(filter(None, parts))
 
@@ -235,7 +235,7 @@ def _quantised(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor
     if not wrong:
         return ""
     kind = str(state[wrong[0]].dtype).removeprefix("torch.")
-    return f"{len(wrong)} tensors are {kind} ({_some(wrong)}), as in quantised models; save the floating-point weights"
+    return f"{len(wrong)} tensors are {kind} ({_some(wrong)}) where the model has floating-point numbers; save those"
 
 
 def _misfit(content: Mapping[Any, Any], own: Mapping[str, torch.Tensor]) -> str:
@@ -349,7 +349,13 @@ def _plain_values() -> list[Any]:
 
     scalar: Any = np.float64(0).__reduce__()[0]
     kinds = [np.dtype, *{type(np.dtype(name)) for name in "?bhilqBHILQefd"}]
-    return [argparse.Namespace, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
+    scalars = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+    paths = [
+        (kind, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for kind, name in ((PurePosixPath, "PosixPath"), (PureWindowsPath, "WindowsPath"))
+    ]
+    return [argparse.Namespace, *kinds, *scalars, *paths]
 
 
 def _is_archive(file: Path) -> bool:
