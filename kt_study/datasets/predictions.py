@@ -33,7 +33,8 @@ _FILE = re.compile(r"(?P<model>.+)\.(?P<format>csv|parquet)(?P<compression>(?<=c
 _COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
 
 _FAR_BETTER, _AT_LEAST = 2, 3
-"""Another reading of the classes is pointed out where it makes so many times as many predictions right, and so many more."""
+"""Another numbering is pointed out where it makes so many times as many predictions right as the file's own, and as chance, and
+at least so many more, and more by a twentieth of the samples."""
 
 MOSTLY_THERE = 1_000
 """Classes by whole numbers are taken for 0..max below this maximum, and wherever at least half of them occur."""
@@ -281,7 +282,8 @@ def _misread(model: str, predicted: pd.Series[Any], labels: pd.Series[Any], *, r
         shifted = {"the predicted numbers were one higher": shift == 1, "the predicted numbers were one lower": shift == -1}
         for reading, fits in shifted.items():
             would = int(fits.sum())
-            if would >= _FAR_BETTER * right and would - right >= max(_AT_LEAST, len(labels) / 20):
+            chance = len(labels) / labels.nunique()
+            if would >= _FAR_BETTER * max(right, chance) and would - right >= max(_AT_LEAST, len(labels) / 20):
                 readings[reading] = would
     for reading, would in readings.items():
         yield (
