@@ -176,9 +176,7 @@ def _split_contents(split: str, listing: Listing, found: Found) -> SplitContents
         classes=len(sizes),
         fewest=int(sizes.min(initial=len(listing.names))) if len(sizes) else 0,
         most=int(sizes.max(initial=0)),
-        left_out=tuple(
-            Skipped(why=why, count=count, first=first) for why, (count, first) in sorted(reasons.items())
-        ),
+        left_out=tuple(Skipped(why=why, count=count, first=first) for why, (count, first) in sorted(reasons.items())),
     )
 
 

@@ -11,19 +11,92 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .jpx .qoi"
-    " .tga .pcx .sgi .ras".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".qoi",
+        ".tga",
+        ".pcx",
+        ".sgi",
+        ".ras",
+    ]
 )
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "QOI", "SGI", "SUN")
 """Formats by which Pillow may recognise a file of another suffix: those with an unmistakable beginning."""
 
 _OTHER_SUFFIXES = frozenset(
-    ".txt .json .jsonl .xml .csv .tsv .yaml .yml .md .html .htm .url .log .db .ini .py .npy .npz .mat .pkl .pdf .svg .eps .ps"
-    " .psd .ai .mp4 .mov .avi .mkv .webm .zip .gz .bz2 .xz .zst .tar .tgz .7z .rar .aae .xmp .thm".split()
+    [
+        ".txt",
+        ".json",
+        ".jsonl",
+        ".xml",
+        ".csv",
+        ".tsv",
+        ".yaml",
+        ".yml",
+        ".md",
+        ".html",
+        ".htm",
+        ".url",
+        ".log",
+        ".db",
+        ".ini",
+        ".py",
+        ".npy",
+        ".npz",
+        ".mat",
+        ".pkl",
+        ".pdf",
+        ".svg",
+        ".eps",
+        ".ps",
+        ".psd",
+        ".ai",
+        ".mp4",
+        ".mov",
+        ".avi",
+        ".mkv",
+        ".webm",
+        ".zip",
+        ".gz",
+        ".bz2",
+        ".xz",
+        ".zst",
+        ".tar",
+        ".tgz",
+        ".7z",
+        ".rar",
+        ".aae",
+        ".xmp",
+        ".thm",
+    ]
 )
-_RAW_SUFFIXES = frozenset(".dng .cr2 .cr3 .nef .arw .orf .rw2 .pef .srw .raf .raw .3fr .iiq .x3f".split())
-_COPY_SUFFIXES = frozenset(".part .partial .crdownload .download .tmp .temp .bak .old .orig .swp".split())
+_RAW_SUFFIXES = frozenset(
+    [".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".pef", ".srw", ".raf", ".raw", ".3fr", ".iiq", ".x3f"]
+)
+_COPY_SUFFIXES = frozenset(
+    [".part", ".partial", ".crdownload", ".download", ".tmp", ".temp", ".bak", ".old", ".orig", ".swp"]
+)
 
 _FOREIGN_FOLDERS = frozenset(
     ["@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "@__thumb", "$recycle.bin", "recycler", "__macosx",
@@ -75,7 +148,11 @@ def file_left_out(path: Path, beside: Collection[str]) -> str:
         return FOREIGN
     if suffix in IMAGE_SUFFIXES:
         return ""
-    if suffix in _COPY_SUFFIXES or name.endswith("~") or (name.endswith("_original") and name.removesuffix("_original") in beside):
+    if (
+        suffix in _COPY_SUFFIXES
+        or name.endswith("~")
+        or (name.endswith("_original") and name.removesuffix("_original") in beside)
+    ):
         return _COPY
     if suffix in _RAW_SUFFIXES:
         return _RAW

@@ -108,7 +108,8 @@ def _none_because(folder: Path) -> str:
 
 
 def _class_folders(root: Path, left_out: LeftOut) -> list[str]:
-    folders, others = [], []
+    folders: list[str] = []
+    others: list[str] = []
     with os.scandir(root) as entries:
         for entry in entries:
             (folders if entry.is_dir() else others).append(entry.name)

@@ -78,7 +78,7 @@ def _bits(image: Image.Image) -> int:
     """Bits that hold a pixel, without the sign. Where the format does not say, those of Pillow's mode."""
     stored = _tag(image, _BITS_PER_SAMPLE)
     if stored is not None:
-        return int(stored) - (_tag(image, _SAMPLE_FORMAT) == _SIGNED)
+        return int(stored) - int(_tag(image, _SAMPLE_FORMAT) == _SIGNED)
     if image.mode != "I" or image.format in ("PNG", "PPM"):  # PPM is scaled to 16 bits by Pillow, whatever its maximum
         return 16
     return 31

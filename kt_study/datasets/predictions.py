@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("sample_index", "predicted", "label")
 
-_FILE = re.compile(r"(?P<model>.+)\.(?P<format>csv|parquet)(?P<compression>(?<=csv)\.(gz|bz2|xz|zst|zip))?", re.IGNORECASE)
+_FILE = re.compile(
+    r"(?P<model>.+)\.(?P<format>csv|parquet)(?P<compression>(?<=csv)\.(gz|bz2|xz|zst|zip))?", re.IGNORECASE
+)
 _COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
 
 _FAR_BETTER, _AT_LEAST = 2, 3
@@ -279,7 +281,10 @@ def _misread(model: str, predicted: pd.Series[Any], labels: pd.Series[Any], *, r
         readings["case, spaces and underscores made no difference"] = right + int(spelled.sum())
     if _are_numbers(predicted) and _are_numbers(labels) and len({*predicted, *labels}) > 2:
         shift = _mapped(labels, int) - _mapped(predicted, int)
-        shifted = {"the predicted numbers were one higher": shift == 1, "the predicted numbers were one lower": shift == -1}
+        shifted = {
+            "the predicted numbers were one higher": shift == 1,
+            "the predicted numbers were one lower": shift == -1,
+        }
         for reading, fits in shifted.items():
             would = int(fits.sum())
             chance = len(labels) / labels.nunique()

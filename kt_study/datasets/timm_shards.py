@@ -51,7 +51,9 @@ def scan_split(place: SplitPlace, *, labelled: bool) -> SplitFound:
 
     if unknown := set(place.arguments) - _ARGUMENTS:
         raise DataError(f"{place}: [dataset] arguments of wds/ are input_key and target_key, not {sorted(unknown)[0]}")
-    names, sizes, labels = [], [], []
+    names: list[str] = []
+    sizes: list[int] = []
+    labels: list[int] = []
     left_out = LeftOut()
     for shard, promised in _shards(place).items():
         before = len(names)
@@ -157,10 +159,10 @@ def _samples(shard: Path, left_out: LeftOut) -> Iterator[tuple[str, dict[str, Me
             "again with tar --sort=name"
         )
     for key, group in samples:
-        members = {member.name[len(key) + 1 :].lower(): (member.offset_data, member.size) for member in group}
-        if len(members) < len(group):
+        by_suffix = {member.name[len(key) + 1 :].lower(): (member.offset_data, member.size) for member in group}
+        if len(by_suffix) < len(group):
             raise DataError(f"{shard}: sample {key!r} has a member twice; write the shard again")
-        yield key, members
+        yield key, by_suffix
 
 
 def _is_of_a_sample(shard: Path, member: tarfile.TarInfo, left_out: LeftOut) -> bool:
@@ -190,7 +192,9 @@ def _require_end(shard: Path, at: int) -> None:
         stream.seek(at)
         end = stream.read(_END)
         if len(end) < _END or any(end):
-            raise DataError(f"{shard}: cut off or not closed, it has no end after {at:,} bytes; fetch or write it again")
+            raise DataError(
+                f"{shard}: cut off or not closed, it has no end after {at:,} bytes; fetch or write it again"
+            )
         while rest := stream.read(1 << 20):
             if any(rest):
                 raise DataError(

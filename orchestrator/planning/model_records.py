@@ -297,7 +297,9 @@ def _weights(
             f"[[model]] {table.name!r} needs a checkpoint, or random_weights = true for a baseline without knowledge"
         )
     path = folder / Path(table.checkpoint).expanduser()
-    path = path.parent.resolve() / path.name  # the name is kept: links of the hub's cache lead to names without a suffix
+    path = (
+        path.parent.resolve() / path.name
+    )  # the name is kept: links of the hub's cache lead to names without a suffix
     if not path.is_file():
         raise WeightsError(f"[[model]] {table.name!r}: no checkpoint at {path}; correct `checkpoint` in the study file")
     if not path.name.lower().endswith(_WEIGHTS_FILES):

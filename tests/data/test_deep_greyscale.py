@@ -28,7 +28,9 @@ GREY = np.linspace(0, 255, 96).round().astype(np.uint8).reshape(8, 12)
 """The original. Its deeper versions below are written by hand, from the formats' own descriptions."""
 
 
-def tiff(values: NDArray[Any], dtype: str, *, bits: int = 0, sample_format: int = 1, white_is_zero: bool = False) -> bytes:
+def tiff(
+    values: NDArray[Any], dtype: str, *, bits: int = 0, sample_format: int = 1, white_is_zero: bool = False
+) -> bytes:
     """An uncompressed greyscale TIFF of one strip, in the byte order of `dtype`."""
     end, content = dtype[0], values.astype(dtype).tobytes() if not bits else packed_12(values)
     height, width = GREY.shape
@@ -146,7 +148,11 @@ def test_ffcvs_file_has_the_same_pixels(tmp_path: Path, paths: StudyPaths) -> No
 @pytest.mark.parametrize(
     ("suffix", "content", "told"),
     [
-        (".tif", tiff(GREY / 255, "<f4", sample_format=3), "mode F, floating-point values whose range is unknown; save it"),
+        (
+            ".tif",
+            tiff(GREY / 255, "<f4", sample_format=3),
+            "mode F, floating-point values whose range is unknown; save it",
+        ),
         (".tif", tiff(WIDE * 257 - 32768, "<i2", sample_format=2), "-32,768 to 32,767 and it has values below 0"),
         (".tif", tiff(WIDE * 257, "<i4", sample_format=2), "mode I, .* 0 to 65,535 and it would be black with 8 bits"),
         (".png", png_16(WIDE), "mode I;16, .* 0 to 255 and it would be black with 8 bits; save it with 8 bits"),

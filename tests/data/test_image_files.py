@@ -100,10 +100,19 @@ def test_what_pillow_reads_is_listed_and_what_is_no_data_is_not(crowded: Path, p
         "images outside of the class folders": 1,
     }
     firsts = {skipped.first for skipped in contents.left_out}
-    assert {"loose.png", "#recycle/", ".trash/", "ant/k.PNG_original", "ant/p.dng", "ant/r.heic", "ant/Thumbs.db"} == firsts
+    assert {
+        "loose.png",
+        "#recycle/",
+        ".trash/",
+        "ant/k.PNG_original",
+        "ant/p.dng",
+        "ant/r.heic",
+        "ant/Thumbs.db",
+    } == firsts
 
 
-def test_plan_says_what_each_split_has_and_what_was_left_out(crowded: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("crowded")
+def test_plan_says_what_each_split_has_and_what_was_left_out(tmp_path: Path) -> None:
     image_folder(tmp_path / "train", {"ant": 3, "bee": 3})
     models = "".join(
         f'[[model]]\nname = "{seed}"\ntimm = "test_{name}"\nrandom_weights = true\ninput_size = [3, 32, 32]\n'
@@ -126,7 +135,9 @@ def test_plan_says_what_each_split_has_and_what_was_left_out(crowded: Path, tmp_
 
 def test_a_class_of_other_files_says_what_it_has(tmp_path: Path, paths: StudyPaths) -> None:
     write(tmp_path / "val" / "ant" / "a.heic", b"\0\0\0\x18ftypheic")
-    with pytest.raises(DataError, match=r"ant: no images in this class folder \(1 not images that Pillow can read, first a.h"):
+    with pytest.raises(
+        DataError, match=r"ant: no images in this class folder \(1 not images that Pillow can read, first a.h"
+    ):
         prepare(DatasetSection(kind="imagefolder", val="val"), seed=0, folder=tmp_path, paths=paths)
 
 
@@ -152,7 +163,9 @@ def test_images_without_labels_are_listed_alike(crowded: Path, paths: StudyPaths
     assert (found[0].splits[0].classes, found[0].splits[0].fewest) == (0, 0)
 
 
-def test_pillow_is_not_asked_about_images_by_name(tmp_path: Path, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_is_not_asked_about_images_by_name(
+    tmp_path: Path, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A scan of a million images opens none."""
     write_image(tmp_path / "val" / "ant" / "a.png", 1)
     write_image(tmp_path / "val" / "ant" / "b.JPEG", 1)

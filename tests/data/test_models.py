@@ -200,7 +200,10 @@ def _inside(state: Mapping[str, torch.Tensor], wrapper: str) -> dict[str, torch.
 
 WRAPPINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "compiled, distributed, of a framework": (_wrapped("_orig_mod", "module", "model"), "'_orig_mod.module.model.'"),
-    "the other way round": (lambda s: {"state_dict": _wrapped("model", "module", "_orig_mod")(s)}, "under 'state_dict', the"),
+    "the other way round": (
+        lambda s: {"state_dict": _wrapped("model", "module", "_orig_mod")(s)},
+        "under 'state_dict', the",
+    ),
     "beside a loss and a metric": (
         lambda s: {"state_dict": {**_wrapped("model")(s), "loss.weight": torch.ones(3), "acc.total": torch.ones(1)}},
         "behind 'model.', without 2 other tensors (loss.weight, acc.total)",
@@ -221,7 +224,10 @@ WRAPPINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda s: {**_wrapped("module")(s), "n_averaged": torch.tensor(3)},
         "behind 'module.', without 1 other tensor (n_averaged)",
     ),
-    "a counter of operations": (lambda s: {**s, "fc.total_ops": torch.ones(1)}, "without 1 other tensor (fc.total_ops)"),
+    "a counter of operations": (
+        lambda s: {**s, "fc.total_ops": torch.ones(1)},
+        "without 1 other tensor (fc.total_ops)",
+    ),
     "a distributed part": (lambda s: _inside(s, "module"), "names without 'module.'"),
     "a compiled part": (lambda s: _wrapped("module")(_inside(s, "_orig_mod")), "'module.', names without '_orig_mod.'"),
     "options and scores beside it": (
@@ -283,18 +289,39 @@ def test_a_network_may_use_the_names_of_wrappers(
     ("wrap", "told"),
     [
         (lambda s: {"net": s, "acc": 0.9}, r"tensors are under 'net' \(keys: net, acc\); save that state dict alone"),
-        (lambda s: {"weights": s, "optimizer": {"state": {}}}, r"tensors are under 'weights' \(keys: weights, optimizer\)"),
+        (
+            lambda s: {"weights": s, "optimizer": {"state": {}}},
+            r"tensors are under 'weights' \(keys: weights, optimizer\)",
+        ),
         (lambda s: {"model": {"a": torch.ones(1)}, "net": s}, "the entry 'net' would fit, save it alone"),
-        (lambda s: {"state_dict": _wrapped("backbone")(s)}, "the names behind 'backbone.' would fit, save the state_dict"),
-        (lambda s: {**_wrapped("model")(s), **_wrapped("module")(_zeros(s))}, "two state dicts that fit, behind 'model.' and"),
-        (lambda s: {"state_dict": s, "model": _zeros(s)}, "two state dicts that fit, under 'state_dict' and under 'model'"),
+        (
+            lambda s: {"state_dict": _wrapped("backbone")(s)},
+            "the names behind 'backbone.' would fit, save the state_dict",
+        ),
+        (
+            lambda s: {**_wrapped("model")(s), **_wrapped("module")(_zeros(s))},
+            "two state dicts that fit, behind 'model.' and",
+        ),
+        (
+            lambda s: {"state_dict": s, "model": _zeros(s)},
+            "two state dicts that fit, under 'state_dict' and under 'model'",
+        ),
         (lambda s: list(s.values()), "holds a list and not a state dict"),
-        (lambda s: torch.ones(3), "holds a Tensor and not a state dict"),
-        (lambda s: {"epoch": 3}, r"no tensors in it \(keys: epoch\)"),
-        (lambda s: {n: (9 * v).to(torch.int8) for n, v in s.items()}, r"tensors are int8 \(conv1\.0\.weight, .* floating-point"),
+        (lambda _: torch.ones(3), "holds a Tensor and not a state dict"),
+        (lambda _: {"epoch": 3}, r"no tensors in it \(keys: epoch\)"),
+        (
+            lambda s: {n: (9 * v).to(torch.int8) for n, v in s.items()},
+            r"tensors are int8 \(conv1\.0\.weight, .* floating-point",
+        ),
         (lambda s: {n: v.to(torch.complex64) for n, v in s.items()}, r"tensors are complex64 \(conv1"),
-        (lambda s: {**s, "fc.weight": (9 * s["fc.weight"]).to(torch.int8), "fc.SCB": torch.ones(1)}, "1 tensors are int8"),
-        (lambda s: {"state_dict": s, "hyper_parameters": nn.ReLU()}, r"pickled objects \(torch\.nn\S*ReLU\) beside tensors"),
+        (
+            lambda s: {**s, "fc.weight": (9 * s["fc.weight"]).to(torch.int8), "fc.SCB": torch.ones(1)},
+            "1 tensors are int8",
+        ),
+        (
+            lambda s: {"state_dict": s, "hyper_parameters": nn.ReLU()},
+            r"pickled objects \(torch\.nn\S*ReLU\) beside tensors",
+        ),
     ],
 )
 def test_what_cannot_be_chosen_is_refused_by_name(
@@ -309,7 +336,9 @@ def test_what_cannot_be_chosen_is_refused_by_name(
 
 def test_equal_copies_are_no_choice(tmp_path: Path, paths: StudyPaths, trained: nn.Module) -> None:
     state = trained.state_dict()
-    torch.save({"state_dict": state, "model": {name: value.clone() for name, value in state.items()}}, tmp_path / "w.pth")
+    torch.save(
+        {"state_dict": state, "model": {name: value.clone() for name, value in state.items()}}, tmp_path / "w.pth"
+    )
     assert _same(build_model(_record(tmp_path / "w.pth"), paths, CPU), trained)
 
 
@@ -347,7 +376,11 @@ def test_archives_that_torch_did_not_write_are_named(tmp_path: Path) -> None:
             archive.writestr(f"net/{name}", b"")
     with zipfile.ZipFile(tmp_path / "other.bin", "w") as archive:
         archive.writestr("readme.txt", b"x")
-    for name, told in (("numpy.pth", "a NumPy archive"), ("script.pt", "a TorchScript archive"), ("other.bin", "a zip archive")):
+    for name, told in (
+        ("numpy.pth", "a NumPy archive"),
+        ("script.pt", "a TorchScript archive"),
+        ("other.bin", "a zip archive"),
+    ):
         with pytest.raises(WeightsError, match=rf"{name}: {told}"):
             read_weights(tmp_path / name)
 

@@ -205,11 +205,19 @@ def _named(numbers: Sequence[int]) -> list[str]:
 @pytest.mark.parametrize(
     ("predicted", "labels", "told"),
     [
-        (_named(MOSTLY), RIGHT, r"none of its predictions is one of the labels: .*'ox', .*; list the names in the order"),
+        (
+            _named(MOSTLY),
+            RIGHT,
+            r"none of its predictions is one of the labels: .*'ox', .*; list the names in the order",
+        ),
         (MOSTLY, _named(RIGHT), r"predicted are '0', '1', '2', \.\., labels .*\[dataset\] class_names"),
         ([f"[{n}]" for n in MOSTLY], RIGHT, r"predicted are '\[0\]', .*; give one class per row"),
         ([f"tensor({n})" for n in MOSTLY], RIGHT, r"predicted are 'tensor\(0\)', .*; give one class per row"),
-        ([name.upper() for name in _named(MOSTLY)], [name.lower() for name in _named(RIGHT)], r"80\.0 % would be right"),
+        (
+            [name.upper() for name in _named(MOSTLY)],
+            [name.lower() for name in _named(RIGHT)],
+            r"80\.0 % would be right",
+        ),
         ([0.1, 0.9] * 10, [0, 1] * 10, r"column 'predicted' holds 0\.1, which is none of the labels; .*probability"),
         ([0.0, 1.0, 0.93, 0.2] * 5, [0, 1, 1, 0] * 5, r"column 'predicted' holds 0\.93"),
     ],
@@ -235,9 +243,17 @@ def test_the_advice_about_names_and_numbers_works(tmp_path: Path, paths: StudyPa
 @pytest.mark.parametrize(
     ("predicted", "labels", "told"),
     [
-        ([n + 1 for n in MOSTLY], RIGHT, r"'m': \d+\.\d % .* and 80\.0 % would be if the predicted numbers were one lower;"),
+        (
+            [n + 1 for n in MOSTLY],
+            RIGHT,
+            r"'m': \d+\.\d % .* and 80\.0 % would be if the predicted numbers were one lower;",
+        ),
         (MOSTLY, [n + 1 for n in RIGHT], r"80\.0 % would be if the predicted numbers were one higher;"),
-        ([NAMES[n].replace(" ", "_") for n in MOSTLY], _named(RIGHT), r"'m': 40\.0 % .* 80\.0 % would be if case, spaces"),
+        (
+            [NAMES[n].replace(" ", "_") for n in MOSTLY],
+            _named(RIGHT),
+            r"'m': 40\.0 % .* 80\.0 % would be if case, spaces",
+        ),
         ([NAMES[n].lower() for n in MOSTLY], _named(RIGHT), r"'m': 60\.0 % .* 80\.0 % would be if case, spaces"),
     ],
 )
@@ -272,7 +288,9 @@ def test_columns_of_lists_are_refused_in_one_line(
     value = [list(each) if isinstance(each, set) else each for each in value]
     frame = pd.DataFrame({"sample_index": [0, 1], "predicted": [0, 1], "label": [0, 1], column: value})
     frame.to_parquet(tmp_path / "p" / "m.parquet")
-    with pytest.raises(DataError, match=rf"m\.parquet: column '{column}' holds \w+ values \(row 0: .*; give one") as caught:
+    with pytest.raises(
+        DataError, match=rf"m\.parquet: column '{column}' holds \w+ values \(row 0: .*; give one"
+    ) as caught:
         _prepare(tmp_path / "p", paths)
     assert "\n" not in str(caught.value)
 

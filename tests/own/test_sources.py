@@ -33,9 +33,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     yield
 
 
-def prepared(
-    folder: Path, contents: Callable[[Contents], None] = lambda _: None, **section: Any
-) -> DatasetRecord:
+def prepared(folder: Path, contents: Callable[[Contents], None] = lambda _: None, **section: Any) -> DatasetRecord:
     paths = StudyPaths(root=folder / "study")
     return prepare(DatasetSection(kind="timm", **section), seed=0, folder=folder, paths=paths, contents=contents)
 

@@ -199,7 +199,10 @@ def _readings(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, dict[s
         if len(short) < len(tensors) or (dropped and short.keys() == tensors.keys()):
             continue
         for prefix in sorted({prefix for name in short for prefix in _prefixes(name)}, key=_preference):
-            yield prefix, {name.removeprefix(prefix): stored for name, stored in short.items() if name.startswith(prefix)}
+            yield (
+                prefix,
+                {name.removeprefix(prefix): stored for name, stored in short.items() if name.startswith(prefix)},
+            )
 
 
 def _prefixes(name: str) -> Iterator[str]:
