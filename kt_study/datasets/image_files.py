@@ -11,86 +11,19 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".mpo",
-        ".png",
-        ".apng",
-        ".webp",
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".qoi",
-        ".tga",
-        ".pcx",
-        ".sgi",
-        ".ras",
-    ]
-)
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif",
+     ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".qoi", ".tga", ".pcx", ".sgi", ".ras"]
+)  # fmt: skip
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "QOI", "SGI", "SUN")
 """Formats by which Pillow may recognise a file of another suffix: those with an unmistakable beginning."""
 
 _OTHER_SUFFIXES = frozenset(
-    [
-        ".txt",
-        ".json",
-        ".jsonl",
-        ".xml",
-        ".csv",
-        ".tsv",
-        ".yaml",
-        ".yml",
-        ".md",
-        ".html",
-        ".htm",
-        ".url",
-        ".log",
-        ".db",
-        ".ini",
-        ".py",
-        ".npy",
-        ".npz",
-        ".mat",
-        ".pkl",
-        ".pdf",
-        ".svg",
-        ".eps",
-        ".ps",
-        ".psd",
-        ".ai",
-        ".mp4",
-        ".mov",
-        ".avi",
-        ".mkv",
-        ".webm",
-        ".zip",
-        ".gz",
-        ".bz2",
-        ".xz",
-        ".zst",
-        ".tar",
-        ".tgz",
-        ".7z",
-        ".rar",
-        ".aae",
-        ".xmp",
-        ".thm",
-    ]
-)
+    [".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".md", ".html", ".htm", ".url", ".log",
+     ".db", ".ini", ".py", ".npy", ".npz", ".mat", ".pkl", ".pdf", ".svg", ".eps", ".ps", ".psd", ".ai", ".mp4",
+     ".mov", ".avi", ".mkv", ".webm", ".zip", ".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z", ".rar", ".aae",
+     ".xmp", ".thm"]
+)  # fmt: skip
 _RAW_SUFFIXES = frozenset(
     [".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".pef", ".srw", ".raf", ".raw", ".3fr", ".iiq", ".x3f"]
 )

@@ -359,6 +359,7 @@ PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
         (b"\x89HDF\r\n\x1a\n" + bytes(600), "an HDF5 file, such as Keras writes"),
         (b"name.txt".ljust(257, b"\0") + b"ustar\x0000" + bytes(800), "a tar archive; unpack it"),
     ],
+    ids=["pointer", "page", "xml", "json", "empty", "gzip", "hdf5", "tar"],
 )
 def test_what_is_no_checkpoint_is_named(tmp_path: Path, suffix: str, content: bytes, told: str) -> None:
     file = tmp_path / f"w{suffix}"

@@ -182,6 +182,23 @@ END, FOUR_SAMPLES = sum(BLOCKS), sum(BLOCKS[:8])
         (archive([*SIX, ("6.png", (tarfile.SYMTYPE, "0.png"))]), r"'6.png' is not a plain file but a link"),
         (archive([*SIX, ("6.png", (tarfile.LNKTYPE, "0.png"))]), r"'6.png' is not a plain file but a link"),
     ],
+    ids=[
+        "not closed",
+        "one block",
+        "cut between members",
+        "cut in a header",
+        "cut in a member",
+        "damaged header",
+        "two archives",
+        "no class",
+        "no image",
+        "unsorted",
+        "twice in a row",
+        "twice",
+        "suffix in two cases",
+        "symbolic link",
+        "hard link",
+    ],
 )
 def test_an_archive_that_would_lose_samples_is_refused(tmp_path: Path, shard: bytes, line: str) -> None:
     (tmp_path / "shards").mkdir()
