@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -72,6 +73,21 @@ def test_the_key_is_what_is_in_it_and_not_where_it_lies(tmp_path: Path) -> None:
         write_parquet(tmp_path / name, train=train, val=4)
     keys = [prepared(tmp_path, source=f"hfds/{name}", train="train", val="validation").key for name in "abc"]
     assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize("name", ["exp#1", "50%20off", "exp[1]", "what?"])
+def test_a_table_is_the_one_in_its_own_folder(tmp_path: Path, name: str) -> None:
+    """Not those beside it that the name fits as a pattern."""
+    for folder, val in ((name, 2), ("exp1", 3), ("whatX", 4)):
+        write_parquet(tmp_path / folder, train=1, val=val)
+    if name in ("exp#1", "50%20off"):
+        assert prepared(tmp_path, source=f"hfds/{name}", val="validation").splits == {"val": 2}
+        return
+    with pytest.raises(DataError, match=r"takes \*, \? and \[\] in a path for a pattern; rename the folder"):
+        prepared(tmp_path, source=f"hfds/{name}", val="validation")
+    shutil.rmtree(tmp_path / "whatX")
+    if name == "what?":  # nothing else fits now
+        assert prepared(tmp_path, source="hfds/what?", val="validation").splits == {"val": 2}
 
 
 def test_a_table_without_labels_says_so_or_does_without(tmp_path: Path) -> None:
