@@ -15,9 +15,9 @@ import hypothesis
 import pytest
 
 from tests.databases import databases
-from tests.postgres import either_url, postgres_server, postgres_url
+from tests.postgres import either_url, postgres_server, postgres_url, sqlite_template
 
-__all__ = ["databases", "either_url", "postgres_server", "postgres_url"]
+__all__ = ["databases", "either_url", "postgres_server", "postgres_url", "sqlite_template"]
 
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
