@@ -123,7 +123,7 @@ def _places(section: DatasetSection, folder: Path) -> dict[str, SplitPlace]:
 
 def _require_plain(folder: Path) -> None:
     """Refuse a folder that the package datasets, which reads its path as a pattern, would take for others. Raises DataError."""
-    if glob.glob(str(folder)) != [str(folder)]:
+    if glob.glob(str(folder)) != [str(folder)]:  # noqa: PTH207 -- the path itself is the pattern
         raise DataError(f"{folder}: the package datasets takes *, ? and [] in a path for a pattern; rename the folder")
 
 
