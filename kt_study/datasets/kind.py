@@ -197,5 +197,5 @@ def section_folder(section: DatasetSection, key: str, folder: Path) -> Path:
     path = (folder / Path(value).expanduser()).resolve()
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "no such folder"
-        raise DataError(f"{path}: {what}; mend [dataset] {key} in the study file")
+        raise DataError(f"{path}: {what}; fix [dataset] {key} in the study file")
     return path

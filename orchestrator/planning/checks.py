@@ -73,7 +73,7 @@ def check_embeddings(dataset: DatasetRecord) -> None:
     try:
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a matrix in .npy format; mend [dataset] class_embeddings") from error
+        raise DataError(f"{path}: not a matrix in .npy format; fix [dataset] class_embeddings") from error
     if len(shape) != 2 or shape[0] != dataset.n_classes:
         raise DataError(
             f"{path}: has shape {list(shape)}, and data set {dataset.name!r} {dataset.n_classes} classes; "

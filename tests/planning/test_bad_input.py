@@ -148,7 +148,7 @@ def test_one_line_and_nothing_written(
         image.write_bytes(b"x")
     (tmp_path / "p").mkdir()
     for predicted in (0, 1):
-        (tmp_path / "p" / f"{predicted}.csv").write_text(f"sample_index,predicted,label\n0,{predicted},1\n")
+        (tmp_path / "p" / f"{predicted}.csv").write_text(f"sample_index,predicted,label\n0,{predicted},1\n1,1,0\n")
     np.save(tmp_path / "nine.npy", np.zeros((9, 4)))
     before = _files(tmp_path)
     line = said(*arguments)
