@@ -39,7 +39,7 @@ _SHOWN = 3  # names in a message
 _BEGINNINGS = (
     (rb"version https://git-lfs\.github\.com/", "a Git LFS pointer and not the weights; run `git lfs pull` in its repository"),
     (rb"\s*<(!doctype html|html|\?xml)", "an HTML or XML page and not the weights; download the file itself"),
-    (rb"\s*[{\[]", "a JSON file and not the weights; give the file with the tensors"),
+    (rb'\s*[{\[]\s*["{}\[\]\w-]', "a JSON file and not the weights; give the file with the tensors"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ\0|7z\xbc\xaf|Rar!", "a compressed file; unpack it"),
     (rb"\x89HDF", "an HDF5 file, such as Keras writes; convert it to safetensors"),
     (rb"\x93NUMPY", "a NumPy array; save a state_dict with torch.save or as safetensors"),
