@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kt_study.datasets import prepare
+from kt_study.datasets import Contents, prepare
 from kt_study.paths import StudyPaths
 from kt_study.records import DatasetRecord, ModelRecord, PlannedJob, TransferSpec
 from kt_study.study import DatasetSection
@@ -54,6 +54,7 @@ class Sources:
     acc_after: Callable[[str], float | None] = lambda _: None  # % of a transfer that is done, by digest
     progress: Callable[[int], None] = lambda _: None  # samples seen while a data set is scanned
     digests: FileDigests
+    contents: dict[str, Contents] = field(default_factory=dict)  # of the data sets scanned so far, by key
 
     @property
     def paths(self) -> StudyPaths:
@@ -63,7 +64,12 @@ class Sources:
     def dataset(self, section: DatasetSection, *, seed: int) -> DatasetRecord:
         """The data set of a section, its index stored under `scratch`. Raises DataError."""
         scratch = StudyPaths(root=self.scratch)
-        return prepare(section, seed=seed, folder=self.folder, paths=scratch, progress=self.progress)
+        return prepare(
+            section, seed=seed, folder=self.folder, paths=scratch, progress=self.progress, contents=self._remember
+        )
+
+    def _remember(self, contents: Contents) -> None:
+        self.contents[contents.key] = contents
 
 
 @dataclass(kw_only=True)

@@ -119,7 +119,8 @@ def command(
             plan = _plan(context, preset_name, sources, options, dry_run=dry_run)
         else:
             plan = _recommended(context, recommendation, preset_name, sources, options)
-        check_own_models([*plan.models, *plan.others], context.folder)
+        plan.notes += check_own_models([*plan.models, *plan.others], context.folder)
+        plan.notes += [note for scanned in sources.contents.values() for note in scanned.notes]
         store = _store_if_any(context) if dry_run else context.store(create=True)
         command_line = None if dry_run else _command_line(preset_name, options, grid, recommendation)
         summary = _write_or_estimate(plan, sources, store, command_line)
@@ -161,6 +162,11 @@ def _write_or_estimate(plan: Plan, sources: Sources, store: JobStore | None, com
     done = {digest for digest, state in states.items() if state == JobState.DONE}
     counts = {str(state): list(states.values()).count(state) for state in JobState}
     summary: dict[str, Any] = msgspec.to_builtins(plan_cost(plan, done=done)) | msgspec.to_builtins(written) | counts
+    summary["data"] = [
+        {"dataset": scanned.dataset, **msgspec.to_builtins(split)}
+        for scanned in sources.contents.values()
+        for split in scanned.splits
+    ]
     return summary
 
 
@@ -280,7 +286,7 @@ def _grid_axis(text: str) -> tuple[str, tuple[Any, ...]]:
 
 def _as_text(name: str, preset_name: str | None, cost: dict[str, Any], *, dry_run: bool) -> str:
     head = f"study {name}" if preset_name is None else f"study {name}, preset {preset_name}"
-    lines = [f"{head}: {counted(cost['models'], 'model')}", *_pair_lines(cost)]
+    lines = [f"{head}: {counted(cost['models'], 'model')}", *_data_lines(cost), *_pair_lines(cost)]
     lines.append("  jobs: " + ", ".join(f"{count:,} {kind}" for kind, count in cost["jobs"].items()))
     lines += _cost_lines(cost)
     lines += [f"  note: {printable(note)}" for note in cost["notes"]]
@@ -323,6 +329,17 @@ def _cost_lines(cost: dict[str, Any]) -> Iterator[str]:
 
 def _planned(cost: dict[str, Any]) -> int:
     return sum(cost["jobs"].values())
+
+
+def _data_lines(cost: dict[str, Any]) -> Iterator[str]:
+    """How many images each split has, over how many classes, and what was left out."""
+    for split in cost["data"]:
+        fewest, most = split["fewest"], split["most"]
+        per_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        classes = f", {counted(split['classes'], 'class', 'classes')} of {per_class}" if split["classes"] else ""
+        yield f"  {split['split']} of {printable(split['dataset'])}: {counted(split['images'], 'image')}{classes}"
+        for skipped in split["left_out"]:
+            yield f"    left out: {skipped['count']:,} {skipped['why']}, first {printable(skipped['first'])}"
 
 
 def _pair_lines(cost: dict[str, Any]) -> Iterator[str]:
