@@ -177,7 +177,7 @@ class Claim(Record, frozen=True, kw_only=True):
         return hash((self.job_id, self.fence))
 
 
-class Progress(Record, frozen=True, kw_only=True):
+class Progress(Record, frozen=True, kw_only=True, forbid_unknown_fields=False):  # a newer program may add fields
     """Where a running job is, sent with its heartbeat."""
 
     epoch: int = 0

@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 # A process that finds the SQLite file busy sleeps long at first, so that the writer can continue with its pages in memory.
 # One that has waited for a while sleeps briefly, so that it does not starve.
-LONG_NAPS_S, SHORT_NAPS_S, LONG_WAIT_S = (0.008, 0.050), (0.0005, 0.002), 0.06
+LONG_PAUSES_S, SHORT_PAUSES_S, LONG_WAIT_S = (0.008, 0.050), (0.0005, 0.002), 0.06
 QUEUE_S = 0.25  # the longest wait for SQLite's write lock on one connection: a fork waits for it
-SERVER_NAPS_S = (0.05, 1.0)  # the first pause while a server is away, and the longest
+SERVER_PAUSES_S = (0.05, 1.0)  # the first pause while a server is away, and the longest
 FORK_WAITS_S = 10.0
 
 # A worker that is stopped within a transaction must not keep the rows locked that it holds.
 _SESSION = "SET idle_in_transaction_session_timeout = '60s'; SET jit = off"
-_PASSING = ("08", "40", "53", "57")  # classes of SQLSTATE: no connection, rolled back, no resources, shut down
-_LASTING = ("53100", "57014")  # disk full, cancelled by the user
+_TRANSIENT = ("08", "40", "53", "57")  # classes of SQLSTATE: no connection, rolled back, no resources, shut down
+_FINAL = ("53100", "57014")  # disk full, cancelled by the user
 _IDLE_TOO_LONG = "25P03"
 
 
@@ -66,14 +66,14 @@ class Database:
             DatabaseError: the database stayed away longer than the store's patience.
             SchemaMismatch: it lacks a table or column.
         """
-        return self._patiently(lambda: self._once(work, "BEGIN IMMEDIATE"))
+        return self._with_retries(lambda: self._once(work, "BEGIN IMMEDIATE"))
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work`, which only reads, on one consistent state of the database. Raises as `write` does."""
-        return self._patiently(lambda: self._once(work, "BEGIN", isolation_level="REPEATABLE READ"))
+        return self._with_retries(lambda: self._once(work, "BEGIN", isolation_level="REPEATABLE READ"))
 
     def revision(self, wait_s: float) -> str | None:
-        """The migration at which the database stands, None without our tables; waits for a server that is away.
+        """The migration of the database, None without our tables; waits for a server that is away.
 
         Raises:
             DatabaseError: it stayed away.
@@ -81,7 +81,7 @@ class Database:
         version = sa.select(sa.column("version_num", sa.Text)).select_from(sa.table("alembic_version"))
         patience_s = self._patience_s if self.address.is_sqlite else wait_s  # a file is there or not
         try:
-            return self._patiently(
+            return self._with_retries(
                 lambda: self._once(lambda connection: connection.scalar(version), "BEGIN"), patience_s
             )
         except SchemaMismatch:
@@ -90,13 +90,13 @@ class Database:
     @contextlib.contextmanager
     def private(self) -> Iterator[sa.Connection]:
         """A connection for one long piece of work with temporary tables, closed after it. Raises DatabaseError."""
-        with self._told(), self._engine.connect() as connection:
+        with self._own_errors(), self._engine.connect() as connection:
             connection.detach()
             yield connection
 
     def write_on(self, connection: sa.Connection, work: Callable[[sa.Connection], T]) -> T:
-        """`write` on a connection of one's own."""
-        return self._patiently(lambda: _within(connection, work, "BEGIN IMMEDIATE"))
+        """`write` on a connection of `private`."""
+        return self._with_retries(lambda: _within(connection, work, "BEGIN IMMEDIATE"))
 
     def _once(self, work: Callable[[sa.Connection], T], begin: str, isolation_level: str | None = None) -> T:
         with self._gate:
@@ -114,27 +114,27 @@ class Database:
                     self._closer = threading.Thread(target=self._close_when_idle, name="kt-study-idle", daemon=True)
                     self._closer.start()
 
-    def _patiently(self, step: Callable[[], T], patience_s: float | None = None) -> T:
+    def _with_retries(self, step: Callable[[], T], patience_s: float | None = None) -> T:
         began = time.monotonic()
         patience_s = self._patience_s if patience_s is None else patience_s
-        longest = SERVER_NAPS_S[0]
+        longest = SERVER_PAUSES_S[0]
         while True:
-            with self._told():
+            with self._own_errors():
                 try:
                     return step()
                 except sa.exc.DBAPIError as error:
                     waited = time.monotonic() - began
-                    if not _is_passing(error) or waited > patience_s:
+                    if not _is_transient(error) or waited > patience_s:
                         raise
             if self.address.is_sqlite:
-                _nap(waited)
+                _pause(waited)
             else:
                 time.sleep(longest * random.uniform(0.5, 1.5))
-                longest = min(2 * longest, SERVER_NAPS_S[1])
+                longest = min(2 * longest, SERVER_PAUSES_S[1])
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """The drivers' errors as ours."""
+    def _own_errors(self) -> Iterator[None]:
+        """Turn the drivers' errors into ours."""
         try:
             yield
         except (sa.exc.IntegrityError, sa.exc.DataError):
@@ -152,7 +152,7 @@ class Database:
         self._engine.dispose()
 
     def before_fork(self) -> None:
-        """Wait until no connection is in use, close the idle ones, and prevent new ones."""
+        """Wait until no connection is in use, close the idle ones, and block new ones."""
         deadline = time.monotonic() + FORK_WAITS_S
         self._gate.acquire()
         while self._in_use and time.monotonic() < deadline:
@@ -162,19 +162,22 @@ class Database:
         self._engine.dispose()
 
     def after_fork_in_parent(self) -> None:
-        """Go on as before."""
+        """Allow new connections again."""
         self._gate.release()
 
     def after_fork_in_child(self) -> None:
-        """Begin again, without the threads that the child does not have."""
+        """Start anew: the child has none of the parent's threads."""
         self._engine.dispose(close=False)
         self._gate, self._in_use, self._closer = threading.Lock(), 0, None
 
 
 class Store:
-    """What the parts of a `JobStore` share: the database."""
+    """What the parts of a `JobStore` share: the database, and when a job fails."""
 
     _database: Database
+    _max_attempts: int
+    _max_crashes: int
+    _first_backoff_s: float
 
     @property
     def url(self) -> str:
@@ -187,7 +190,7 @@ P = ParamSpec("P")
 
 
 def reads(method: Callable[Concatenate[S, sa.Connection, P], T]) -> Callable[Concatenate[S, P], T]:
-    """A method that reads: it runs in a transaction on a connection, which its callers do not give."""
+    """Run a method in a transaction that reads, on a connection that its callers do not pass."""
 
     @functools.wraps(method)
     def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -197,7 +200,7 @@ def reads(method: Callable[Concatenate[S, sa.Connection, P], T]) -> Callable[Con
 
 
 def writes(method: Callable[Concatenate[S, sa.Connection, P], T]) -> Callable[Concatenate[S, P], T]:
-    """A method that writes, whole or not at all; it may run several times before it succeeds."""
+    """Run a method in a transaction that writes; it may run several times before it succeeds."""
 
     @functools.wraps(method)
     def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -264,19 +267,19 @@ def _begin(connection: sa.Connection, begin: str) -> None:
         except sqlite3.Error as error:
             if not _is_busy(error):
                 break
-        _nap(waited)
+        _pause(waited)
     connection.exec_driver_sql(begin)  # whose error is one of SQLAlchemy's
 
 
-def _nap(waited: float) -> None:
-    time.sleep(random.uniform(*(LONG_NAPS_S if waited < LONG_WAIT_S else SHORT_NAPS_S)))
+def _pause(waited: float) -> None:
+    time.sleep(random.uniform(*(LONG_PAUSES_S if waited < LONG_WAIT_S else SHORT_PAUSES_S)))
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _is_passing(error: sa.exc.DBAPIError) -> bool:
+def _is_transient(error: sa.exc.DBAPIError) -> bool:
     """Whether the same call may succeed a little later: busy, away, starting, or a deadlock that was broken up."""
     cause = error.orig
     if isinstance(cause, sqlite3.Error):
@@ -284,7 +287,7 @@ def _is_passing(error: sa.exc.DBAPIError) -> bool:
     state = getattr(cause, "sqlstate", None)
     if state is None:  # no answer at all
         return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
-    return state == _IDLE_TOO_LONG or (state[:2] in _PASSING and state not in _LASTING)
+    return state == _IDLE_TOO_LONG or (state[:2] in _TRANSIENT and state not in _FINAL)
 
 
 def _is_mismatch(cause: BaseException) -> bool:

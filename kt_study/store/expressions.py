@@ -52,16 +52,6 @@ def _started_sqlite(*_: Any, **__: Any) -> str:
     return "0.0"
 
 
-def parameter(name: str, kind: type[sa.types.TypeEngine[Any]] | None = None) -> sa.BindParameter[Any]:
-    """A value that is given when the statement runs."""
-    return sa.bindparam(name, type_=None if kind is None else kind())
-
-
-def parameters(name: str) -> sa.BindParameter[Any]:
-    """A list of values that is given when the statement runs, for `column.in_`."""
-    return sa.bindparam(name, expanding=True)
-
-
 def chunks(items: Iterable[T], size: int = MOST_VALUES) -> Iterator[list[T]]:
     """Lists of up to `size` items, in order."""
     rest = iter(items)
@@ -71,8 +61,9 @@ def chunks(items: Iterable[T], size: int = MOST_VALUES) -> Iterator[list[T]]:
 
 def of_study(name: sa.ColumnElement[str] | str) -> sa.ColumnElement[bool]:
     """Whether the job belongs to the study."""
-    held = sa.select(study_jobs.c.job_id).join(studies, studies.c.id == study_jobs.c.study_id)
-    return held.where(study_jobs.c.job_id == jobs.c.id, studies.c.name == name).correlate(jobs).exists()
+    study_id = sa.select(studies.c.id).where(studies.c.name == name).scalar_subquery()  # found once, not per job
+    held = sa.select(study_jobs.c.job_id).where(study_jobs.c.study_id == study_id, study_jobs.c.job_id == jobs.c.id)
+    return held.correlate(jobs).exists()
 
 
 def fits_glob(column: sa.ColumnElement[str], pattern: str) -> sa.ColumnElement[bool]:

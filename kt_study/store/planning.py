@@ -18,11 +18,10 @@ import sqlalchemy as sa
 from kt_study.errors import UsageError
 from kt_study.hashing import canonical_json
 from kt_study.records import PlannedJob
-from kt_study.store.connections import Database
+from kt_study.store.connections import Store
 from kt_study.store.expressions import chunks, now
 from kt_study.store.records import Planned
-from kt_study.store.reopening import BLOCKED_IF_READY, reopen
-from kt_study.store.selections import WAITING_STATE
+from kt_study.store.transitions import AFRESH, add_needs, reopen
 from kt_study.tables import job_needs, jobs, studies, study_jobs
 
 CHUNK = 10_000  # jobs in memory at a time
@@ -34,43 +33,43 @@ PREPARE = {
 }
 
 _staging = sa.MetaData()
-planned = sa.Table(
-    "planned",
-    _staging,
-    sa.Column("position", sa.BigInteger),
-    *(sa.Column(name, jobs.c[name].type) for name in ("kind", "digest", "spec", "priority", "estimate_s", "teacher", "student")),
-    prefixes=["TEMPORARY"],
-)  # fmt: skip
-planned_needs = sa.Table(
-    "planned_needs", _staging, sa.Column("digest", sa.Text), sa.Column("needs", sa.Text), prefixes=["TEMPORARY"]
-)
-known_needs = sa.Table(
-    "known_needs",
-    _staging,
-    sa.Column("id", sa.BigInteger),
-    sa.Column("digest", sa.Text),
-    sa.Column("done", sa.Boolean),
-    prefixes=["TEMPORARY"],
-)
+
+
+def _temporary(name: str, **columns: Any) -> sa.Table:
+    return sa.Table(name, _staging, *(sa.Column(*each) for each in columns.items()), prefixes=["TEMPORARY"])
+
+
+_COPIED = ("kind", "digest", "spec", "priority", "estimate_s", "teacher", "student")
+planned = _temporary("planned", position=sa.BigInteger, **{name: jobs.c[name].type for name in _COPIED})
+planned_needs = _temporary("planned_needs", digest=sa.Text, needs=sa.Text)
+known_needs = _temporary("known_needs", id=sa.BigInteger, digest=sa.Text, done=sa.Boolean)
 _INDEXES = (sa.Index("planned_digest", planned.c.digest), sa.Index("planned_needs_digest", planned_needs.c.digest))
 
 _needed = jobs.alias("needed")
 _IN_PLAN = sa.and_(planned.c.digest == jobs.c.digest, planned.c.kind == jobs.c.kind)
 _PLANNED_JOBS = sa.select(jobs.c.id).join(planned, _IN_PLAN).order_by(jobs.c.id)
-# Locked, so that a pause or cancellation at this moment comes before the plan or finds its jobs.
-_STUDY = sa.select(studies.c.id, studies.c.paused).with_for_update(key_share=True)
 _LAST = sa.bindparam("last", type_=sa.BigInteger)  # the highest id of a job planned before
 
 
-def plan(database: Database, study: str, given: Iterable[PlannedJob]) -> Planned:
-    """See JobStore.plan."""
-    with database.private() as connection:
-        distinct = _stage(connection, given)
-        done = database.write_on(connection, lambda open_one: _write(open_one, study, distinct))
-        if done.new >= ANALYSE_FROM and connection.dialect.name == "postgresql":
-            # Not on SQLite: our indexes serve every statement, and figures about them could only turn it away from them.
-            _run(connection, "ANALYZE jobs, job_needs, study_jobs")
-    return done
+class Planning(Store):
+    """Adding jobs."""
+
+    def plan(self, study: str, jobs: Iterable[PlannedJob]) -> Planned:
+        """Add jobs to a study: new ones as rows, known ones as shared; cancelled ones and done remakes are reopened.
+
+        A need may be planned in the same call, before or after the job that needs it, or be in the database already; one
+        that is done blocks nothing. The jobs may come from a generator: a million of them take a few hundred MB here.
+
+        Raises:
+            UsageError: an unknown study, or a need that does not exist. Nothing is added then.
+        """
+        with self._database.private() as connection:
+            distinct = _stage(connection, jobs)
+            done = self._database.write_on(connection, lambda open_one: _write(open_one, study, distinct))
+            if done.new >= ANALYSE_FROM and connection.dialect.name == "postgresql":
+                # Not on SQLite: our indexes serve every statement, and statistics could only keep it from using them.
+                _run(connection, "ANALYZE jobs, job_needs, study_jobs")
+        return done
 
 
 def _run(connection: sa.Connection, *commands: str) -> None:
@@ -126,21 +125,26 @@ def _write(connection: sa.Connection, study: str, distinct: int) -> Planned:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(PLANNING_LOCK)))
     study_id, paused = _study(connection, study)
     last = connection.execute(sa.select(sa.func.coalesce(sa.func.max(jobs.c.id), 0))).scalar_one()
-    _reopen_remakes(connection, paused)
+    # Planned remakes that are done are done once more.
+    remakes = _PLANNED_JOBS.where(planned.c.kind == "remake", jobs.c.state == "done").with_for_update(of=jobs)
+    reopen(connection, connection.scalars(remakes).all(), paused=paused)
     _find_needs(connection)
     new = _add_jobs(connection, paused)
     if new:
         _add_needs(connection, last)
     links = _link(connection, study_id, paused)
     _settle(connection, last)
-    _let_wait(connection, last)
+    _add_needs_to_known_jobs(connection, last)
     _keep_more(connection)
-    _reopen_cancelled(connection, paused)
+    for chunk in chunks(connection.scalars(_PLANNED_JOBS.where(jobs.c.state == "cancelled")).all()):
+        connection.execute(sa.update(jobs).where(jobs.c.id.in_(chunk)).values(**AFRESH, paused=paused))
     return Planned(new=new, linked=links - new, existing=distinct - links)
 
 
 def _study(connection: sa.Connection, name: str) -> tuple[int, bool]:
-    found = connection.execute(_STUDY.where(studies.c.name == name)).first()
+    # Locked, so that a pause or cancellation at this moment comes before the plan or finds its jobs.
+    locked = sa.select(studies.c.id, studies.c.paused).with_for_update(key_share=True)
+    found = connection.execute(locked.where(studies.c.name == name)).first()
     if found is None:
         raise UsageError(f"no study {name!r} in the database; add it before its jobs")
     wanted = sa.update(studies).where(studies.c.id == found.id, studies.c.cancelled)
@@ -226,13 +230,7 @@ def _settle(connection: sa.Connection, last: int) -> None:
     connection.execute(settled.values(needs_open=jobs.c.needs_open - done.c.number, state=state), {"last": last})
 
 
-def _reopen_remakes(connection: sa.Connection, paused: bool) -> None:
-    """Open the planned remakes that are done, and block the jobs that need them until they are done once more."""
-    done = _PLANNED_JOBS.where(planned.c.kind == "remake", jobs.c.state == "done").with_for_update(of=jobs)
-    reopen(connection, connection.scalars(done).all(), paused=paused)
-
-
-def _let_wait(connection: sa.Connection, last: int) -> None:
+def _add_needs_to_known_jobs(connection: sa.Connection, last: int) -> None:
     """Let jobs planned before wait for the remakes and shared trainings that they need too from now on."""
     kinds = planned.c.kind.in_(["remake", "shared"])
     if connection.execute(sa.select(planned.c.kind).where(kinds).limit(1)).first() is None:
@@ -246,17 +244,12 @@ def _let_wait(connection: sa.Connection, last: int) -> None:
         .join(jobs, jobs.c.digest == planned_needs.c.digest)
         .where(kinds, _needed.c.state != "done", jobs.c.id <= _LAST, jobs.c.state.not_in(["running", "done"]), ~known)
     )
-    found = [{"job": job_id, "needs": needs_id} for job_id, needs_id in connection.execute(pairs, {"last": last})]
-    if found:
-        waits = sa.update(jobs).where(jobs.c.id == sa.bindparam("job"))
-        connection.execute(waits.values(needs_open=jobs.c.needs_open + 1, state=BLOCKED_IF_READY), found)
-        rows = [{"job_id": each["job"], "needs_id": each["needs"]} for each in found]
-        connection.execute(sa.insert(job_needs), rows)
+    add_needs(connection, [(job_id, needs_id) for job_id, needs_id in connection.execute(pairs, {"last": last})])
 
 
 def _keep_more(connection: sa.Connection) -> None:
-    """A student's file is no part of a job's identity (`kt_study.hashing.job_digest`): a job that no worker has taken yet
-    is told to keep more than it was planned with, and never less, for another study may rely on it."""
+    """What a job keeps of its student is no part of its digest (`kt_study.hashing.job_digest`): one that has not started yet
+    may be changed to keep more, and never less, for another study may rely on it."""
     any_of_it, all_of_it = '"keep":"', '"keep":"all"'
     more = sa.or_(
         ~jobs.c.spec.contains(any_of_it),
@@ -265,15 +258,3 @@ def _keep_more(connection: sa.Connection) -> None:
     unkept = _PLANNED_JOBS.where(jobs.c.state.not_in(["running", "done"]), planned.c.spec.contains(any_of_it), more)
     for chunk in chunks(connection.scalars(unkept.with_for_update(of=jobs)).all()):
         connection.execute(sa.update(jobs).where(_IN_PLAN, jobs.c.id.in_(chunk)).values(spec=planned.c.spec))
-
-
-def _reopen_cancelled(connection: sa.Connection, paused: bool) -> None:
-    _reopen(connection, connection.scalars(_PLANNED_JOBS.where(jobs.c.state == "cancelled")).all(), paused)
-
-
-def _reopen(connection: sa.Connection, ids: Iterable[int], paused: bool) -> None:
-    opened = sa.update(jobs).values(
-        state=WAITING_STATE, attempts=0, crashes=0, not_before=0.0, paused=paused, changed_at=now()
-    )
-    for chunk in chunks(ids):
-        connection.execute(opened.where(jobs.c.id.in_(chunk)))

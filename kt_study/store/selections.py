@@ -6,14 +6,13 @@ import sqlalchemy as sa
 
 from kt_study.store.connections import Store, reads, writes
 from kt_study.store.expressions import chunks, fits_glob, now, of_study
-from kt_study.store.leases import close_attempts
 from kt_study.store.records import Selection
+from kt_study.store.transitions import AFRESH, record_attempts
 from kt_study.tables import jobs, models, past_attempts, studies, study_jobs
 
 OPEN = ("blocked", "ready", "running")
 UNFINISHED = (*OPEN, "failed")
 
-WAITING_STATE = sa.case((jobs.c.needs_open == 0, "ready"), else_="blocked")  # of a job that is opened
 LAST_ATTEMPT = sa.and_(past_attempts.c.job_id == jobs.c.id, past_attempts.c.fence == jobs.c.fence)
 
 
@@ -77,7 +76,7 @@ class Selections(Store):
         if selection.study is not None:
             terms.append(~_wanted_elsewhere(selection.study))
         picked = _pick(connection, *terms)
-        close_attempts(connection, [job.id for job in picked if job.state == "running"], "cancelled")
+        record_attempts(connection, [job.id for job in picked if job.state == "running"], "cancelled")
         return _change(connection, picked, state="cancelled", lease_until=None, changed_at=now())
 
     @reads
@@ -112,4 +111,4 @@ class Selections(Store):
         if selection.job_ids is not None:
             states.append(jobs.c.state == "cancelled")
         picked = _pick(connection, condition(selection), sa.or_(*states))
-        return _change(connection, picked, state=WAITING_STATE, attempts=0, crashes=0, not_before=0.0, changed_at=now())
+        return _change(connection, picked, **AFRESH)

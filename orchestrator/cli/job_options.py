@@ -86,7 +86,7 @@ def told(store: JobStore, selection: Selection, count: int, done: str) -> str:
 
 
 def _check_kind(store: JobStore, study: str, kind: str) -> None:
-    there = {kind for kind, _ in store.counts(study)}
+    there = {kind for kind, _ in store.summary(study).counts}
     if there and kind not in there:
         hint = nearest(kind, there)
         raise UsageError(f"--kind {kind}: study {study!r} has no such jobs{hint} (it has {', '.join(sorted(there))})")

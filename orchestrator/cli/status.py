@@ -33,26 +33,23 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
     Raises:
         UsageError: the database has no such study.
     """
-    counts = store.counts(study)
-    if not counts:
+    summary = store.summary(study, window_s=_RATE_WINDOW_S)
+    if not summary.counts:
         raise UsageError(f"study {study!r} has no jobs in this database; kt-study plan adds them")
-    pace = store.pace(study, window_s=_RATE_WINDOW_S)
-    slurm = slurm_status.slurm_part(files, store, study, eta_s=pace.eta_s)  # first: it takes ended workers off the list
+    slurm = slurm_status.slurm_part(files, store, study, eta_s=summary.eta_s)  # it unregisters ended workers
     leases_s = [record.lease_s for record in records.launches(files, study)]
     workers = store.workers(alive_within_s=alive_within_s(*leases_s))
-    if not workers:
-        pace = msgspec.structs.replace(pace, eta_s=None)
-    workload = store.workload(study)
     running = store.jobs(Selection(study=study, state=JobState.RUNNING), limit=200)
     return {
         "study": study,
-        "counts": _nested(counts),
-        "workload": msgspec.to_builtins(workload),
+        "counts": _nested(summary.counts),
+        "workload": msgspec.to_builtins(summary.workload),
         "running": [_running(job) for job in running],
         "workers": [msgspec.to_builtins(worker) for worker in workers],
         "failures": [msgspec.to_builtins(group) for group in store.failures(study)],
         "slurm": msgspec.to_builtins(slurm),
-        **msgspec.to_builtins(pace),
+        "jobs_per_s": summary.jobs_per_s,
+        "eta_s": summary.eta_s if workers else None,
     }
 
 

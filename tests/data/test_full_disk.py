@@ -19,10 +19,10 @@ from kt_study.files import written_aside
 from kt_study.paths import StudyPaths
 from kt_study.records import Claim
 from kt_study.store import JobStore, open_store
-from kt_study.store.spool import Spool
 from tests.store.making import claim_one, job, plan
 from worker.models.build import save_state
 from worker.models.kept import keep_student
+from worker.pilot.spool import Spool
 from worker.training.checkpoints import save_checkpoint
 
 LARGE = {"weight": torch.zeros(1_000_000)}

@@ -497,7 +497,7 @@ def test_importing_the_store_is_light() -> None:
     """A login node waits for every import: nothing that a command does not need."""
     heavy = ["torch", "pandas", "pyarrow", "numpy", "sqlalchemy", "alembic"]
     code = (
-        "import sys, tempfile; from kt_study.store import open_store; import kt_study.store.spool, kt_study.failures; "
+        "import sys, tempfile; from kt_study.store import open_store; import worker.pilot.spool, kt_study.failures; "
         f"print([m for m in {heavy!r} + ['psycopg'] if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -249,7 +249,7 @@ def test_several_make_the_tables_at_once(empty: str) -> None:
     for maker in makers:
         maker.join()
     assert [maker.exitcode for maker in makers] == [0, 0, 0, 0]
-    assert open_store(empty).counts() == {}
+    assert open_store(empty).summary().counts == {}
 
 
 def test_a_migration_that_fails_changes_nothing(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from kt_study.database import parse_url, sqlalchemy_url
 from kt_study.errors import SchemaMismatch
 from kt_study.failures import is_transient
 from kt_study.store import JobStore
-from kt_study.store.spool import Spool
 from tests.store.making import claim_one, job, plan
+from worker.pilot.spool import Spool
 
 
 def test_a_missing_column_is_said_at_once_and_nothing_is_spooled(store: JobStore, tmp_path: Path) -> None:

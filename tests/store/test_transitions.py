@@ -241,7 +241,7 @@ def test_heartbeats_carry_progress_and_bring_orders(store: JobStore) -> None:
     assert store.job(lost.job_id).progress is None
     store.heartbeat("worker", {kept: None})  # nothing new to say
     assert store.job(kept.job_id).progress == Progress(epoch=2, epochs=20, note="x")
-    assert store.heartbeat("worker", []).lost == frozenset()
+    assert store.heartbeat("worker", {}).lost == frozenset()
 
 
 def test_a_finished_attempt_keeps_its_last_progress(store: JobStore) -> None:

@@ -17,13 +17,13 @@ from kt_study.job_kinds import BATCHED, RESUMABLE
 from kt_study.pilots import PilotOptions, time_left_s
 from kt_study.records import Claim, Failure
 from kt_study.store import JobStore, WorkerRecord, Workload
-from kt_study.store.spool import Spool
 from worker.job.context import JobContext, Rows, Stopped, WorkerOptions
 from worker.kinds import job_kind
 from worker.pilot.allocation import Allocation, leave_allocation, this_allocation
 from worker.pilot.heartbeat import Heartbeat, ReleaseDeadline
 from worker.pilot.probe import GpuLost, check_gpu
 from worker.pilot.signals import END_OF_ALLOCATION, StopRequest
+from worker.pilot.spool import Spool
 from worker.pilot.study_watch import StudyWatch
 
 if TYPE_CHECKING:

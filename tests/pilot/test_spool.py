@@ -12,9 +12,9 @@ import pytest
 from kt_study.database import parse_url
 from kt_study.errors import DatabaseError, DiskError, LeaseLost
 from kt_study.store import JobStore, open_store
-from kt_study.store.spool import Spool
 from tests.postgres import Server, new_server
 from tests.store.making import claim_one, job, plan, result_rows, row, states
+from worker.pilot.spool import Spool
 
 
 class Away:
