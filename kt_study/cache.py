@@ -25,7 +25,7 @@ from kt_study.records import Record
 
 MANIFEST = "manifest.json"
 ABANDONED_S = 24 * 3600.0
-"""Seconds without a write after which an unfinished entry is taken for abandoned."""
+"""Seconds without a write after which an unfinished entry counts as abandoned."""
 SIDE_BYTES = 28
 """Bytes of the side columns of one sample: five float32 and two int32."""
 
@@ -62,7 +62,7 @@ class CacheEntry(Record, frozen=True, kw_only=True):
     view: int = -1
     loader: str = ""
     problem: str = ""
-    foreign: str = ""  # the name of something in its folder that kt-study did not make; `cache gc` leaves it alone then
+    foreign: str = ""  # name of a file in its folder that kt-study did not make; `cache gc` then leaves the entry alone
 
 
 def entries(paths: StudyPaths, *, deep: bool = False) -> list[CacheEntry]:
@@ -86,7 +86,7 @@ def collect_garbage(paths: StudyPaths, *, max_size: int, keep: Collection[str] =
         keep: digests that must stay, for instance those that unfinished jobs need.
 
     Returns:
-        the entries that were removed. They are made again when a job asks for them.
+        the deleted entries. They are made again when a job needs them.
     """
     for leftover in _leftovers(paths):
         remove_files(leftover)
@@ -117,10 +117,10 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def problem_of(folder: Path, manifest: Manifest | None, *, deep: bool) -> str:
-    """Why an entry cannot be used, in a few words; empty when it can.
+    """Why an entry cannot be used; empty when it can.
 
-    `deep` compares checksums as well as sizes, and looks for rows beyond those of the split: a pass that was gone on with
-    in batches of another size was once stored with some samples twice.
+    `deep` compares checksums as well as sizes, and checks for extra rows: a pass that was resumed with another batch size
+    was once stored with some samples twice.
     """
     if manifest is None:
         return "no readable manifest"
@@ -151,7 +151,7 @@ def _npy_bytes(file: Path) -> int:
 
 
 def remove_entry(folder: Path) -> None:
-    """Take an entry away: out of sight in one step, then from the disk. Raises DiskError."""
+    """Delete an entry: renamed in one step, then removed from the disk. Raises DiskError."""
     aside = folder.with_name(f".gone-{folder.name}-{os.getpid()}")
     try:
         folder.rename(aside)
@@ -171,14 +171,14 @@ def remove_files(folder: Path) -> None:
         folder.rmdir()
 
 
-def note_forward(paths: StudyPaths, digest: str, spec: dict[str, Any], n: int) -> None:
-    """Add one finished forward pass to the log that `forwards` reads."""
+def log_forward(paths: StudyPaths, digest: str, spec: dict[str, Any], n: int) -> None:
+    """Append a finished forward pass to the log that `forwards` reads."""
     line = canonical_json({"digest": digest, "n": n, **spec}) + "\n"
     log = _log(paths)
     make_folder(log.parent)
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(handle, line.encode())  # one short write in append mode: lines of several makers do not mix
+        os.write(handle, line.encode())  # one short write in append mode: lines of several processes do not mix
     finally:
         os.close(handle)
 

@@ -33,13 +33,8 @@ CONNECT_TIMEOUT_S = 10
 OLDEST_SQLITE = (3, 35, 0)  # UPDATE ... RETURNING
 
 _WHOLE_NUMBERS = (
-    "connect_timeout",
-    "keepalives",
-    "keepalives_idle",
-    "keepalives_interval",
-    "keepalives_count",
-    "tcp_user_timeout",
-)
+    "connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout",
+)  # fmt: skip
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 """Options of a URL that no log, argument list, script or pickle may hold."""
 _OUR_TABLES = frozenset(["studies", "models", "jobs"])  # in every version of the schema
@@ -49,40 +44,12 @@ _THIS_MACHINE = ("", "localhost", "ip6-localhost", "::1", "::", "0.0.0.0")
 # Names of file systems, as the kernel spells them, on which SQLite's locks or its shared memory cannot be trusted.
 NETWORK_FILE_SYSTEMS = frozenset(
     [
-        "nfs",
-        "nfs4",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "9p",
-        "afs",
-        "ceph",
-        "glusterfs",
-        "pvfs2",
-        "orangefs",
-        "panfs",
-        "davfs",
-        "wekafs",
-        "ocfs2",
-        "gfs2",
-        "mmfs",
-        "fuse.sshfs",
-        "fuse.glusterfs",
-        "fuse.ceph",
-        "fuse.cephfs",
-        "fuse.s3fs",
-        "fuse.rclone",
-        "fuse.juicefs",
-        "fuse.beegfs",
-        "fuse.gcsfuse",
-        "fuse.davfs2",
-        "fuse.orangefs",
-        "fuse.weed",
+        "nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "pvfs2",
+        "orangefs", "panfs", "davfs", "wekafs", "ocfs2", "gfs2", "mmfs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph",
+        "fuse.cephfs", "fuse.s3fs", "fuse.rclone", "fuse.juicefs", "fuse.beegfs", "fuse.gcsfuse", "fuse.davfs2",
+        "fuse.orangefs", "fuse.weed",
     ]
-)
+)  # fmt: skip
 
 
 class Address(Record, frozen=True, kw_only=True):
@@ -111,7 +78,7 @@ def parse_url(url: str) -> Address:
             conninfo = _conninfo(parts)
             _require_known(conninfo)
             return Address(url=_without_secrets(parts), conninfo=conninfo)
-    except ValueError:  # which quotes what it stumbled over: it may be a piece of the password
+    except ValueError:  # whose message quotes what is wrong: it may be a piece of the password
         raise DatabaseError(
             f"cannot read the database URL {without_password(url)!r}: after the host may come a port number and the "
             "database's name; in a password, write / as %2F, @ as %40, and so on"
@@ -128,9 +95,9 @@ def sqlite_url(path: str | Path) -> str:
 
 
 def without_password(url: str) -> str:
-    """The URL with every password taken out, fit for logs, also where it cannot be read.
+    """The URL without any password, for logs, even if it cannot be parsed.
 
-    Of such a URL rather too much goes than too little: a password that is not percent-encoded may hold any sign.
+    Of such a URL it removes too much rather than too little: a password that is not percent-encoded may contain anything.
     """
     if not re.match(r"\w[\w+.-]*:/", url):  # libpq's other form, `host=... password=...`
         return re.sub(r"=.*", "=...", url, flags=re.DOTALL)
@@ -202,7 +169,7 @@ def _require_known(conninfo: dict[str, str]) -> None:
                 )
             raise DatabaseError(f"the database URL has the option {key!r}, which PostgreSQL does not know{hint}")
         if key in _WHOLE_NUMBERS and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
-            raise DatabaseError(f"the database URL has {key}={value!r}, which is no whole number; correct it")
+            raise DatabaseError(f"the database URL has {key}={value!r}, which is not a whole number; correct it")
 
 
 @functools.cache
@@ -214,7 +181,7 @@ def _options() -> frozenset[str]:
 
 
 def files_of(address: Address) -> list[str]:
-    """The files that a database goes by: SQLite's own, and the password file of a URL."""
+    """The files of a database: SQLite's own, or the password file of the URL."""
     return [file for file in (address.path, address.conninfo.get("passfile", "")) if file]
 
 
@@ -239,7 +206,7 @@ def _service(address: Address) -> str:
 
 
 def place(address: Address) -> str:
-    """The database in words: its file, or its name, hosts and ports."""
+    """The database for messages: its file, or its name, hosts and ports."""
     if address.is_sqlite:
         return address.path
     info = address.conninfo
@@ -253,7 +220,7 @@ def place(address: Address) -> str:
 
 
 def sqlalchemy_url(address: Address) -> sa.URL:
-    """The address for SQLAlchemy, through psycopg 3; what it leaves out, libpq finds as for every other connection."""
+    """The address for SQLAlchemy, through psycopg 3; what it leaves out, libpq looks up itself."""
     import sqlalchemy as sa
 
     if address.is_sqlite:
@@ -272,7 +239,7 @@ def sqlalchemy_url(address: Address) -> sa.URL:
 
 
 def sqlalchemy_engine(address: Address) -> sa.Engine:
-    """An engine that keeps no connection; those to PostgreSQL are `connect_postgresql`'s, with all that it sees to."""
+    """An engine without a pool; its connections to PostgreSQL come from `connect_postgresql`."""
     import sqlalchemy as sa
 
     if address.is_sqlite:
@@ -323,9 +290,9 @@ def connect_postgresql(address: Address, *, autocommit: bool = True) -> psycopg.
     """A psycopg connection that notices a dead peer.
 
     Raises:
-        DatabaseError: an option of the URL that no waiting puts right.
+        DatabaseError: a wrong option in the URL: waiting does not fix it.
         UntrustedFile: another account may have written the password file.
-        psycopg.OperationalError: the server does not answer, or does not let us in.
+        psycopg.OperationalError: the server does not answer, or refuses the connection.
     """
     import psycopg
 
@@ -354,10 +321,10 @@ _WRONG_OPTION = re.compile(
 
 
 def _reason(address: Address, error: BaseException) -> str:
-    """The line of an error of libpq that says why, without the password."""
+    """The line with the reason in an error of libpq, without the password."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = re.sub(r"^connection (failed|is bad): ", "", lines[0]) if lines else type(error).__name__
-    return _scrubbed(said, address)
+    reason = re.sub(r"^connection (failed|is bad): ", "", lines[0]) if lines else type(error).__name__
+    return _scrubbed(reason, address)
 
 
 def unreachable(address: Address, error: BaseException) -> DatabaseError:
@@ -369,7 +336,7 @@ def unreachable(address: Address, error: BaseException) -> DatabaseError:
 
 
 def _how_to_start(address: Address) -> str:
-    """What starts the server: for one of `kt-study db`, which its password file tells, the command and the machine."""
+    """How to start the server: the command and the machine for one of `kt-study db`, known by its password file."""
     folder = Path(address.conninfo.get("passfile", "")).parent
     try:
         machine = json.loads((folder / "server.json").read_text())["machine"]
@@ -379,10 +346,10 @@ def _how_to_start(address: Address) -> str:
 
 
 def mismatch(address: Address, error: BaseException) -> SchemaMismatch:
-    """The error of a statement that the database understands but cannot carry out as it is made."""
-    said = _scrubbed(str(error).strip().splitlines()[0], address)
+    """The error for a statement that does not fit the tables of this database."""
+    reason = _scrubbed(str(error).strip().splitlines()[0], address)
     return SchemaMismatch(
-        f"database {place(address)}: {said}; another version of kt-study made it: run kt-study plan with this one"
+        f"database {place(address)}: {reason}; another version of kt-study made it: run kt-study plan with this one"
     )
 
 
@@ -393,7 +360,7 @@ def _scrubbed(text: str, address: Address) -> str:
 
 
 def file_system(path: str | Path) -> str:
-    """The kernel's name of the file system on which `path` lies or would lie; empty where the kernel does not say."""
+    """The kernel's name of the file system of `path`, which need not exist; empty if the kernel gives none."""
     target = os.path.realpath(path)
     best, kind = "", ""
     for line in mount_table().splitlines():
@@ -416,13 +383,13 @@ def require_local_disk(path: str | Path, what: str) -> None:
     kind = file_system(path)
     if kind in NETWORK_FILE_SYSTEMS:
         raise DatabaseError(
-            f"{what} {path} lies on a network file system ({kind}), where file locks are not reliable; put it on a local disk "
+            f"{what} {path} is on a network file system ({kind}), where file locks are not reliable; put it on a local disk "
             "of one machine, or run `kt-study db start --dir FOLDER` with a folder on such a disk and use the URL it prints"
         )
 
 
 def require_single_node(address: Address, nodes: int) -> None:
-    """Refuse SQLite when workers would sit on more than one node. Raises DatabaseError."""
+    """Refuse SQLite when workers would run on more than one node. Raises DatabaseError."""
     if address.is_sqlite and nodes > 1:
         raise DatabaseError(
             f"{nodes} nodes cannot share the SQLite database {address.path}: its locks hold on one machine only; "
@@ -484,13 +451,13 @@ def _require_ours(address: Address, engine: sa.Engine) -> None:
         versions = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() \
             if "alembic_version" in there else []  # fmt: skip
     if versions and not (len(versions) == 1 and re.fullmatch(r"[0-9]{4}", versions[0]) and there >= _OUR_TABLES):
-        found = f"its alembic_version says {', '.join(versions)[:60]!r}"
+        found = f"its alembic_version is {', '.join(versions)[:60]!r}"
     elif not versions and (taken := sorted(there.intersection(metadata.tables))):
         found = f"it has a table {taken[0]!r} that kt-study did not make"
     else:
         return
     raise DatabaseError(
-        f"database {place(address)} belongs to another program: {found}; give kt-study a database of its own with --db"
+        f"database {place(address)} belongs to another program: {found}; give kt-study another database with --db"
     )
 
 
@@ -499,7 +466,9 @@ def prepare_sqlite(path: str) -> None:
     require_local_disk(path, "the SQLite database")
     if not Path(path).parent.is_dir():
         raise DatabaseError(f"cannot make the database {path}: there is no folder {Path(path).parent}; correct the URL")
-    with contextlib.suppress(OSError):  # which sqlite3 explains; under umask 002 it would let a group write
+    with contextlib.suppress(
+        OSError
+    ):  # which sqlite3 reports; sqlite3 itself would let the group write under umask 002
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
     connection = connect_sqlite(path, create=True)
     try:

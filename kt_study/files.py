@@ -16,16 +16,13 @@ from kt_study.errors import DiskError, UsageError
 from kt_study.trust import require_owner
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""How a file system says that it has no locks."""
+"""Errors of file systems without locks."""
 
 _never_made: set[Path] = set()
 
 
 def never_make(folder: Path) -> None:
-    """From now on `make_folder` makes `folder` no more in this process, nor anything in its place once it is gone.
-
-    So that a worker does not recreate the folder of a study that was deleted.
-    """
+    """Forbid `make_folder` in this process to make `folder`: a worker must not recreate the folder of a deleted study."""
     _never_made.add(folder)
 
 
@@ -92,10 +89,10 @@ def write_private(target: Path, content: bytes, *, below: Path) -> None:
 
 
 def require_ours(marker: Path, targets: Iterable[Path]) -> None:
-    """Refuse to write over what others put into a folder to which kt-study has written nothing yet.
+    """Refuse to overwrite foreign files in a folder to which kt-study has written nothing yet.
 
     Args:
-        marker: the file that kt-study leaves in every folder of the kind.
+        marker: the file that kt-study writes to every folder of this kind.
         targets: the files that it would write or remove there.
 
     Raises:
@@ -128,7 +125,7 @@ def private_folder(folder: Path, *, below: Path) -> None:
 
 
 def locked(file: Path) -> int:
-    """Open and lock a file that only its owner can open: anybody who may read a file may hold its lock.
+    """Open and lock a file that only its owner can open: any account that may read a file can lock it.
 
     An older file that others can open is replaced, since one of them may hold its lock already.
 

@@ -37,9 +37,8 @@ log = logging.getLogger("kt-study.notify")
 
 Event = Literal["finished", "failure"]
 
-TRIES = 2
-PATIENCE_S = 10.0
-"""Seconds that a webhook or a command may take."""
+TIMEOUT_S = 10.0
+"""Of a webhook or a command."""
 _REDIRECTED = "it answered with a redirect"
 
 
@@ -52,7 +51,7 @@ class Channels(Record, frozen=True, kw_only=True):
 
 
 class Message(Record, frozen=True, kw_only=True):
-    """What a webhook gets as JSON. `text` is for people; a command gets it on standard input."""
+    """The JSON for a webhook. `text` is for people; a command gets it on standard input."""
 
     event: Event
     study: str
@@ -70,14 +69,16 @@ def channels_of(section: NotifySection, folder: Path) -> Channels | None:
     """
     webhook = os.environ.get("KT_STUDY_WEBHOOK") or section.webhook or _read(section.webhook_file, folder)
     if webhook and not is_web_address(webhook):
-        raise StudyFileError("[notify] the webhook is no https:// address; correct it in the study file or its file")
+        raise StudyFileError(
+            "[notify] the webhook is not an https:// address; correct it in the study file or its file"
+        )
     if not webhook and not section.command:
         return None
     return Channels(webhook=webhook, command=section.command, on=tuple(section.on))
 
 
 def arm(files: LaunchFiles, study: str, channels: Channels | None, workload: Workload) -> None:
-    """Before workers start: leave the channels where they find them, and forget events that a new run may bring again.
+    """Before workers start: store the channels for them, and forget events that the new run may cause again.
 
     Raises:
         DiskError: the study folder cannot be written.
@@ -89,9 +90,9 @@ def arm(files: LaunchFiles, study: str, channels: Channels | None, workload: Wor
     _require_own_command(channels.command, files.root)
     write_private(files.channels(study), msgspec.json.encode(channels), below=files.root)
     if workload.ready_now or workload.ready_later:
-        files.told(study, "finished").unlink(missing_ok=True)
+        files.sent(study, "finished").unlink(missing_ok=True)
     if not workload.failed:
-        files.told(study, "failure").unlink(missing_ok=True)
+        files.sent(study, "failure").unlink(missing_ok=True)
 
 
 def look(store: JobStore, study: str, files: LaunchFiles) -> None:
@@ -110,23 +111,23 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> None:
         log.warning("no message is sent: %s", error)
         return
     try:
-        _tell(store, study, channels, files)
+        _send_due(store, study, channels, files)
     except (OSError, DatabaseError, DiskError, UntrustedFile) as error:
         log.warning("no message could be sent: %s", error)
 
 
-def _tell(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -> None:
+def _send_due(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -> None:
     workload = store.workload(study)
     failures = store.failures(study) if workload.failed else []
     for event in events(workload):
         if event in channels.on and _claim(files, study, event):
             outcome = deliver(channels, message(event, study, workload, failures), files.root)
             with contextlib.suppress(DiskError, UntrustedFile):
-                write_private(files.told(study, event), f"{outcome}\n".encode(), below=files.root)
+                write_private(files.sent(study, event), f"{outcome}\n".encode(), below=files.root)
 
 
 def events(workload: Workload) -> list[Event]:
-    """What a study's workload amounts to."""
+    """The events that a study's workload shows."""
     found: list[Event] = ["failure"] if workload.failed else []
     if workload.done + workload.failed and not (workload.running or workload.ready_now or workload.ready_later):
         found.append("finished")
@@ -139,43 +140,38 @@ def message(event: Event, study: str, workload: Workload, failures: list[Failure
     counts = {name: count for name, count in msgspec.to_builtins(workload).items() if count and name != "next_s"}
     lines = [f"kt-study: study {study} {head[event]}", ", ".join(f"{n} {name}" for name, n in counts.items())]
     lines += [f"{group.count} x {group.error}: {group.message}" for group in failures[:5]]
-    lines += ["kt-study status says more; kt-study retry tries failed jobs again"] if failures else []
-    told = [
-        {"group": group.group, "error": group.error, "message": group.message, "count": group.count}
-        for group in failures
-    ]
-    return Message(event=event, study=study, text="\n".join(lines), workload=counts, failures=told)
+    lines += ["kt-study status shows more; kt-study retry runs failed jobs again"] if failures else []
+    causes = [{name: getattr(group, name) for name in ("group", "error", "message", "count")} for group in failures]
+    return Message(event=event, study=study, text="\n".join(lines), workload=counts, failures=causes)
 
 
 def deliver(channels: Channels, message: Message, folder: Path) -> str:
-    """Send one message to every channel. Returns "sent", or what went wrong, without addresses."""
-    troubles = []
-    if channels.webhook and (trouble := _patiently(lambda: _post(channels.webhook, message))):
-        troubles.append(f"webhook: {trouble}")
-    if channels.command and (trouble := _patiently(lambda: _run(channels.command, message, folder))):
-        troubles.append(f"command: {trouble}")
-    for trouble in troubles:
-        log.warning("message %r was not sent: %s", message.event, trouble)
-    return "; ".join(troubles) or "sent"
+    """Send one message to every channel. Returns "sent", or the errors, without addresses."""
+    errors = []
+    if channels.webhook and (error := _with_retry(lambda: _post(channels.webhook, message))):
+        errors.append(f"webhook: {error}")
+    if channels.command and (error := _with_retry(lambda: _run(channels.command, message, folder))):
+        errors.append(f"command: {error}")
+    for error in errors:
+        log.warning("message %r was not sent: %s", message.event, error)
+    return "; ".join(errors) or "sent"
 
 
-def _patiently(send: Callable[[], str]) -> str:
-    trouble = ""
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(1.0)
-        if not (trouble := send()) or trouble.startswith(_REDIRECTED):
-            break
-    return trouble
+def _with_retry(send: Callable[[], str]) -> str:
+    error = send()
+    if error and not error.startswith(_REDIRECTED):
+        time.sleep(1.0)
+        error = send()
+    return error
 
 
 def _post(url: str, message: Message) -> str:
-    """Why a webhook did not take the message; errors of urllib may carry the address, so only their kind is told."""
+    """Why a webhook did not take the message. Errors of urllib may contain the address, so only their class is given."""
     from urllib.error import HTTPError
     from urllib.request import HTTPRedirectHandler, Request, build_opener
 
     class NoRedirects(HTTPRedirectHandler):
-        """urllib would go on with a GET, which brings the other address a call without the message."""
+        """urllib would follow with a GET, without the message."""
 
         def redirect_request(self, *_: object) -> None:
             return None
@@ -183,7 +179,7 @@ def _post(url: str, message: Message) -> str:
     body = json.dumps({**msgspec.to_builtins(message), "content": message.text}).encode()
     try:
         request = Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")
-        with build_opener(NoRedirects).open(request, timeout=PATIENCE_S):
+        with build_opener(NoRedirects).open(request, timeout=TIMEOUT_S):
             return ""
     except HTTPError as error:
         if 300 <= error.code < 400:
@@ -202,7 +198,7 @@ def _run(command: str, message: Message, folder: Path) -> str:
             text=True,
             cwd=folder,
             env=environment,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=False,
@@ -219,7 +215,7 @@ def _require_own_command(command: str, folder: Path) -> None:
         UntrustedFile: it names the file.
     """
     try:
-        named = [folder / word for word in shlex.split(command)]
+        named = [folder / argument for argument in shlex.split(command)]
     except ValueError:
         return  # it cannot be run either, which is reported when it is tried
     for file in named:
@@ -229,7 +225,7 @@ def _require_own_command(command: str, folder: Path) -> None:
 
 def _claim(files: LaunchFiles, study: str, event: Event) -> bool:
     """Whether this process is the first to see the event."""
-    marker = files.told(study, event)
+    marker = files.sent(study, event)
     private_folder(marker.parent, below=files.root)
     try:
         os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

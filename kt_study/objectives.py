@@ -23,7 +23,7 @@ of the label; the more confident one; the teacher on positive flips only; the fr
 
 
 class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What everything but the loss itself has to know of an objective; the fields without a default must be given.
+    """Everything about an objective but its loss; the fields without a default must be given.
 
     `uses` names the settings of the role "objective" that it reads; the others of that role stay at their default in its
     specifications, so that a row never claims a temperature that nothing used.
@@ -44,8 +44,8 @@ class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if unknown := self.uses - set(named("objective")):
             raise ValueError(f"objective {self.name!r} uses {sorted(unknown)}: no settings of the role 'objective'")
-        if strangers := self.defaults.keys() - SETTINGS.keys():
-            raise ValueError(f"objective {self.name!r} has defaults for {sorted(strangers)}, which are no settings")
+        if unknown_defaults := self.defaults.keys() - SETTINGS.keys():
+            raise ValueError(f"objective {self.name!r} has defaults for {sorted(unknown_defaults)}: no such settings")
 
 
 _KL = frozenset({"temperature", "top_k", "flips"})
@@ -155,7 +155,7 @@ _FACTS = (
 OBJECTIVES = {facts.name: facts for facts in _FACTS}
 
 AUTHORS = {"weight_decay": 1e-4}
-"""Defaults under `reading = "authors"`: config/distillation/distillation.yaml of ExplainableML/FantasticGains; the paper says 1e-3."""
+"""Defaults under `reading = "authors"`: config/distillation/distillation.yaml of ExplainableML/FantasticGains. The paper has 1e-3."""
 
 OWN_DEFAULTS = frozenset(AUTHORS).union(*(facts.defaults for facts in _FACTS))
 """Settings whose default depends on the objective or the reading."""
@@ -197,11 +197,10 @@ def check(objective: str, settings: Settings) -> None:
     """Refuse options that do not combine with an objective.
 
     Raises:
-        UsageError: one line that names the two that clash and what to do.
+        UsageError: one line that names the conflict and what to do.
     """
-    facts = facts_of(objective)
-    for clash in _clashes(facts, settings):
-        raise UsageError(f"objective {objective!r}: {clash}")
+    for conflict in _conflicts(facts_of(objective), settings):
+        raise UsageError(f"objective {objective!r}: {conflict}")
 
 
 def supports(objective: str, mode: str) -> bool:
@@ -214,7 +213,7 @@ def _unused(facts: ObjectiveFacts) -> list[str]:
     return [name for name in named("objective") if name not in facts.uses]
 
 
-def _clashes(facts: ObjectiveFacts, settings: Settings) -> list[str]:
+def _conflicts(facts: ObjectiveFacts, settings: Settings) -> list[str]:
     found = []
     for name in _unused(facts):
         value = getattr(settings, name)
@@ -243,7 +242,7 @@ def partition_of(objective: str, settings: Settings) -> Partition:
 
 
 def label_use(objective: str, settings: Settings) -> str:
-    """What in a transfer reads the labels of the training samples; empty where nothing does."""
+    """The part of a transfer that reads the labels of the training samples; empty if none does."""
     facts = facts_of(objective)
     if partition_of(objective, settings) in ("label", "positive_flips", "negative_flips"):
         return "its data partition"
@@ -255,8 +254,8 @@ def needs_frozen_student(objective: str, settings: Settings) -> bool:
     return partition_of(objective, settings) != "teacher"
 
 
-def asks_teacher(objective: str, settings: Settings) -> bool:
-    """Whether a teacher has a part in the training, and not only in what is measured of it."""
+def uses_teacher(objective: str, settings: Settings) -> bool:
+    """Whether the training uses a teacher, and not only the measurement."""
     return partition_of(objective, settings) != "frozen"
 
 
@@ -265,7 +264,7 @@ def shared_training(spec: TransferSpec) -> TransferSpec | None:
 
     None where the training is this transfer's own. The student is kept where a transfer keeps one, for it to copy.
     """
-    if asks_teacher(spec.objective, spec.settings) or spec.settings.multi_teacher != "single":
+    if uses_teacher(spec.objective, spec.settings) or spec.settings.multi_teacher != "single":
         return None
     keep = "none" if spec.settings.keep == "none" else "all"
     return replace(spec, teachers=(), settings=replace(spec.settings, keep=keep))
@@ -273,7 +272,7 @@ def shared_training(spec: TransferSpec) -> TransferSpec | None:
 
 def needs_live_teacher(objective: str, settings: Settings) -> bool:
     """Whether the teacher must be forwarded beside the student: the released code keeps contrastive teachers in train
-    mode, where batch norm sees the batch, so that no cache can stand for it."""
+    mode, where batch norm sees the batch, so that its outputs cannot be cached."""
     return facts_of(objective).contrastive and settings.reading == "authors"
 
 
@@ -314,7 +313,7 @@ def transfer_logits(
     facts = facts_of(spec.objective)
     crop = _crop_pct(spec, model)
     trains = spec.settings.multi_teacher != "soup"
-    asks = asks_teacher(spec.objective, spec.settings)
+    asks = uses_teacher(spec.objective, spec.settings)
 
     def views(key: str, features: bool) -> list[LogitsSpec]:
         return [_train_view(spec, key, view, crop, features) for view in range(spec.settings.views)]
@@ -366,9 +365,7 @@ def _check_dataset(spec: TransferSpec, dataset: DatasetRecord) -> None:
             f"kl_dp_unsupervised is made for that (of {', '.join(without)}, which read none)"
         )
     if not dataset.has_labels("val") and spec.settings.keep == "best":
-        raise DataError(
-            f"keep = 'best' goes by accuracy, and data set {dataset.name!r} has no labels in val; set keep = 'all'"
-        )
+        raise DataError(f"keep = 'best' needs labels in val, and data set {dataset.name!r} has none; set keep = 'all'")
 
 
 def _crop_pct(spec: TransferSpec, model: Callable[[str], ModelRecord]) -> float:

@@ -74,13 +74,7 @@ JOBS = ResultTable(
     name="jobs",
     meaning="One job, in its state when it was collected.",
     columns=(
-        Column(
-            "kind",
-            "text",
-            "",
-            ", ".join(JOB_KINDS),
-            nullable=False,
-        ),
+        Column("kind", "text", "", ", ".join(JOB_KINDS), nullable=False),
         Column("digest", "text", "", "digest of kind and specification", nullable=False),
         Column("state", "text", "", "blocked, ready, running, done, failed or cancelled", nullable=False),
         Column("priority", "int", "", "higher first"),

@@ -28,7 +28,7 @@ LEASE_S = 60.0
 """Seconds without a heartbeat before a job is requeued, unless a launch says otherwise."""
 
 HOLD_BAD_NODE_S = 20
-"""Seconds that a pilot stays after a failed check: otherwise its node would use up a whole array."""
+"""Seconds that a pilot waits after a failed check: otherwise its node would use up a whole array."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,8 @@ class LaunchFiles:
         """Where messages about a study go."""
         return self.folder / "notify" / f"{study}.json"
 
-    def told(self, study: str, event: str) -> Path:
-        """Marks that the message about an event of a study was sent, or is being sent."""
+    def sent(self, study: str, event: str) -> Path:
+        """Marker: the message about an event of a study was sent, or is being sent."""
         return self.folder / "notify" / f"{study}.{event}"
 
     def launch(self, token: str) -> Path:
@@ -90,7 +90,7 @@ class LaunchFiles:
 
 
 class Probe(Record, frozen=True, kw_only=True):
-    """Result of a pilot's check of its node: `trouble` is empty, or one line."""
+    """Result of a pilot's check of its node: `trouble` is the error, one line, or empty."""
 
     node: str
     slurm_job: str
@@ -107,7 +107,7 @@ class PilotOptions(Record, frozen=True, kw_only=True):
     threads: int = 0  # torch threads; 0 for the cores this process may use
     lease_s: float = LEASE_S
     idle_s: float = 600.0  # how long to wait for work that others must finish first
-    grace_s: float = 20.0  # from the first signal to the last word to the database
+    grace_s: float = 20.0  # from the first signal to the release of its jobs
     margin_s: float = 60.0  # time left to the allocation in which no job is claimed
     linger_s: float = 120.0  # under Slurm, how long a stopped pilot waits to be killed, so that it is requeued
     eval_batch_size: int = 64
@@ -117,9 +117,7 @@ class PilotOptions(Record, frozen=True, kw_only=True):
     gpus: int = 0  # GPUs that each allocation has; its pilots share them evenly
     token: str = ""  # names the launch in Slurm's job list
     umask: int | None = None  # for files that the study makes; what is in `logs` is private before it is set
-    after_stop: str = (
-        ""  # the last `kt-study stop` before the launch, as `last_stop` gives it; a later one ends the pilot
-    )
+    after_stop: str = ""  # `last_stop` at the launch; a later `kt-study stop` ends the pilot
 
     @property
     def paths(self) -> StudyPaths:
@@ -135,7 +133,7 @@ class PilotOptions(Record, frozen=True, kw_only=True):
         """Where the job table is.
 
         Raises:
-            DatabaseError: the file that says so cannot be read.
+            DatabaseError: the file that names it cannot be read.
             UntrustedFile: another account may have written it.
         """
         if self.database:

@@ -140,8 +140,8 @@ _TYPES: dict[type, Type] = {int: "int", float: "float", bool: "bool"}
 
 
 def _setting(setting: Setting) -> Column:
-    words = f" ({', '.join(setting.words)})" if setting.words else ""
-    meaning = setting.sentence[0].lower() + setting.sentence[1:].removesuffix(".") + words
+    choices = f" ({', '.join(setting.choices)})" if setting.choices else ""
+    meaning = setting.description[0].lower() + setting.description[1:].removesuffix(".") + choices
     return Column(setting.name, _TYPES.get(setting.bare_type, "text"), setting.unit, meaning, setting.source)
 
 

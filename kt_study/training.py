@@ -24,7 +24,7 @@ _IDENTITY = (
 
 
 def keyed(**fields: Any) -> ModelRecord:
-    """A model record with its key: the digest of what it computes, whatever it is called and wherever it lies."""
+    """A model record with its key: the digest of what it computes, independent of its name and location."""
     record = ModelRecord(key="", **fields)
     key = digest({name: getattr(record, name) for name in _IDENTITY})
     return ModelRecord(key=key, **fields)

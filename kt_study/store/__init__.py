@@ -65,12 +65,12 @@ def open_store(
         url: `sqlite:///FILE` or `postgresql://USER@HOST:PORT/NAME?passfile=FILE`.
         create: make the tables, or bring older ones up to date.
         max_attempts: tries after which a transient error is final.
-        max_crashes: workers that a job may take down with it before it fails.
+        max_crashes: workers that may die while they run a job, before it fails.
         first_backoff_s: pause before the second try; it doubles with each further one.
         patience_s: how long a call keeps retrying while the database is away or busy.
         idle_s: how long an unused connection stays open.
-        wait_s: how long to wait, in opening, for a server that does not answer: a user at a terminal would rather know
-            at once, a pilot on a node would rather not be lost to a restart.
+        wait_s: how long to wait for a server that does not answer: no time for a user at a terminal, some for a pilot on a
+            node, which should survive a restart of the server.
 
     Raises:
         DatabaseError: unreachable, absent (without `create`), newer than this program, older than it (without

@@ -21,8 +21,8 @@ from kt_study.errors import SchemaMismatch
 
 T = TypeVar("T")
 
-# A process that finds the SQLite file busy sleeps long at first, so that the writer can continue with its pages in memory.
-# One that has waited for a while sleeps briefly, so that it does not starve.
+# A process that finds the SQLite file busy sleeps long at first, so that the writer can continue with its pages in memory,
+# and briefly after a while, so that it does not starve.
 LONG_PAUSES_S, SHORT_PAUSES_S, LONG_WAIT_S = (0.008, 0.050), (0.0005, 0.002), 0.06
 QUEUE_S = 0.25  # the longest wait for SQLite's write lock on one connection: a fork waits for it
 SERVER_PAUSES_S = (0.05, 1.0)  # the first pause while a server is away, and the longest
@@ -38,8 +38,8 @@ _IDLE_TOO_LONG = "25P03"
 class Database:
     """A database and its connections. It may be used from several threads, and after a fork.
 
-    No connection is open while the process forks: SQLite keeps its locks by process, so that a child would write over its
-    parent's commits (seen), and two processes would talk on one socket to PostgreSQL.
+    No connection is open while the process forks: SQLite keeps its locks per process, so a child would overwrite its
+    parent's commits (observed), and two processes would share one socket to PostgreSQL.
     """
 
     def __init__(self, address: Address, *, patience_s: float, idle_s: float) -> None:
@@ -60,10 +60,10 @@ class Database:
         self._engine.dispose()
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run `work` in one transaction. It runs again when the database was busy, went away or chose another.
+        """Run `work` in one transaction. It runs again if the database was busy or unreachable, or broke up a deadlock.
 
         Raises:
-            DatabaseError: the database stayed away longer than the store's patience.
+            DatabaseError: the database was unreachable for longer than `patience_s`.
             SchemaMismatch: it lacks a table or column.
         """
         return self._with_retries(lambda: self._once(work, "BEGIN IMMEDIATE"))
@@ -73,13 +73,13 @@ class Database:
         return self._with_retries(lambda: self._once(work, "BEGIN", isolation_level="REPEATABLE READ"))
 
     def revision(self, wait_s: float) -> str | None:
-        """The migration of the database, None without our tables; waits for a server that is away.
+        """The migration of the database, None without our tables; waits for a server that does not answer.
 
         Raises:
-            DatabaseError: it stayed away.
+            DatabaseError: it is unreachable.
         """
         version = sa.select(sa.column("version_num", sa.Text)).select_from(sa.table("alembic_version"))
-        patience_s = self._patience_s if self.address.is_sqlite else wait_s  # a file is there or not
+        patience_s = self._patience_s if self.address.is_sqlite else wait_s  # a file exists or not
         try:
             return self._with_retries(
                 lambda: self._once(lambda connection: connection.scalar(version), "BEGIN"), patience_s
@@ -89,7 +89,7 @@ class Database:
 
     @contextlib.contextmanager
     def private(self) -> Iterator[sa.Connection]:
-        """A connection for one long piece of work with temporary tables, closed after it. Raises DatabaseError."""
+        """A connection for a long task with temporary tables, closed after it. Raises DatabaseError."""
         with self._own_errors(), self._engine.connect() as connection:
             connection.detach()
             yield connection
@@ -172,7 +172,7 @@ class Database:
 
 
 class Store:
-    """What the parts of a `JobStore` share: the database, and when a job fails."""
+    """Base of the parts of a `JobStore`: its database and limits."""
 
     _database: Database
     _max_attempts: int
@@ -210,7 +210,7 @@ def writes(method: Callable[Concatenate[S, sa.Connection, P], T]) -> Callable[Co
 
 
 def _engine(address: Address) -> sa.Engine:
-    # Idle connections are closed by `Database`; a moment's need for more than these is met.
+    # `Database` closes idle connections; more than these are opened on demand.
     pool: dict[str, Any] = {"pool_size": 4, "max_overflow": -1, "pool_use_lifo": True, "poolclass": sa.QueuePool}
     if not address.is_sqlite:
         return sa.create_engine("postgresql+psycopg://", creator=lambda: _to_server(address), **pool)
@@ -222,7 +222,7 @@ def _engine(address: Address) -> sa.Engine:
 
     @sa.event.listens_for(engine, "checkout")
     def require_same_file(_: object, record: sa.pool.ConnectionPoolEntry, __: object) -> None:
-        """The file that has the name now may not be the one that had it a moment ago."""
+        """The file may have been replaced by another of the same name."""
         if record.info["file"] != _identity(address.path):
             raise sa.exc.DisconnectionError
 
@@ -245,7 +245,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _within(connection: sa.Connection, work: Callable[[sa.Connection], T], begin: str) -> T:
-    """Run `work` in a transaction. `begin` is how SQLite begins it, whose driver is told to leave that to us."""
+    """Run `work` in a transaction. `begin` is SQLite's statement: its driver is in autocommit."""
     with connection.begin():
         if connection.dialect.name == "sqlite":
             _begin(connection, begin)
@@ -255,8 +255,8 @@ def _within(connection: sa.Connection, work: Callable[[sa.Connection], T], begin
 def _begin(connection: sa.Connection, begin: str) -> None:
     """Begin, waiting up to `QUEUE_S` for other writers.
 
-    The tries are the driver's: through SQLAlchemy each takes as long as a whole claim, and with eight workers on a busy
-    machine the tries of seven kept the one that held the lock from the processor.
+    By the driver, not by SQLAlchemy, where each try takes as long as a whole claim: with eight workers on a busy machine,
+    the tries of seven took the processor from the one with the lock.
     """
     driver: Any = connection.connection.dbapi_connection
     began = time.monotonic()
@@ -268,7 +268,7 @@ def _begin(connection: sa.Connection, begin: str) -> None:
             if not _is_busy(error):
                 break
         _pause(waited)
-    connection.exec_driver_sql(begin)  # whose error is one of SQLAlchemy's
+    connection.exec_driver_sql(begin)  # raises SQLAlchemy's error
 
 
 def _pause(waited: float) -> None:
@@ -280,12 +280,12 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 
 def _is_transient(error: sa.exc.DBAPIError) -> bool:
-    """Whether the same call may succeed a little later: busy, away, starting, or a deadlock that was broken up."""
+    """Whether the same call may succeed later: busy, unreachable, starting, or a deadlock that was broken up."""
     cause = error.orig
     if isinstance(cause, sqlite3.Error):
         return _is_busy(cause)
     state = getattr(cause, "sqlstate", None)
-    if state is None:  # no answer at all
+    if state is None:  # no reply
         return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
     return state == _IDLE_TOO_LONG or (state[:2] in _TRANSIENT and state not in _FINAL)
 
@@ -313,5 +313,5 @@ os.register_at_fork(
     after_in_parent=_all(Database.after_fork_in_parent),
     after_in_child=_all(Database.after_fork_in_child),
 )
-# Python leaves them open at its end, and only the last connection that is closed brings SQLite's log back into the file.
+# Python does not close them at exit, and only closing the last connection moves SQLite's log into the file.
 atexit.register(_all(Database.close))

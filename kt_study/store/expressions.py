@@ -26,7 +26,7 @@ class now(FunctionElement[float]):
 
 
 class server_started(FunctionElement[float]):
-    """When the database server was started, by its clock; SQLite, which has no server, was always there."""
+    """When the database server was started, by its clock; 0 for SQLite, which has no server."""
 
     type = sa.Double()
     inherit_cache = True
@@ -34,7 +34,7 @@ class server_started(FunctionElement[float]):
 
 @compiles(now, "postgresql")
 def _now_postgresql(*_: Any, **__: Any) -> str:
-    return "date_part('epoch', clock_timestamp())"  # now() stands still within a transaction
+    return "date_part('epoch', clock_timestamp())"  # now() does not advance within a transaction
 
 
 @compiles(now, "sqlite")

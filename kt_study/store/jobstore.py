@@ -40,7 +40,7 @@ class JobStore(Planning, Claims, Leases, Selections, Listings):
     * A job is added once, even if it is planned repeatedly, in several studies or by concurrent planners.
     * A released or orphaned attempt is not a failure. Attempts that end with a transient error count against
       `max_attempts`, attempts whose worker died against `max_crashes`.
-    * Times are the database's own. The clocks of the workers' nodes do not matter.
+    * Times are the database's own. The clocks of the nodes do not matter.
     * A lease counts only time in which the database was seen to respond: a database that was frozen or unreachable while
       leases ran out takes no job from a live worker.
     * The effect of a method that returned is durable: it survives a crash of the machine. A method that raised DatabaseError

@@ -27,9 +27,9 @@ from kt_study.tables import RUNNING, job_needs, jobs, lease_checks, past_attempt
 
 LONGEST_BACKOFF_S = 1800.0
 MOST_WAITS = 10
-"""How often a job may find a file gone before it fails: a disk that loses every file would keep workers busy for ever."""
-# The longest time between two checks that counts: more than the third of a lease after which workers send heartbeats, and
-# so little that two thirds of a lease, the least that a live worker has left, outlast it.
+"""How often a job may wait for missing files before it fails: a disk that loses every file would keep workers busy forever."""
+# The longest time between two checks that counts: more than a third of a lease, after which workers send heartbeats, and
+# less than two thirds, which a live worker has left at least.
 COUNTED_SHARE, COUNTED_S = 0.4, 1.0
 
 PlainRows = dict[str, list[dict[str, Any]]]  # by table
@@ -173,7 +173,7 @@ class Leases(Store):
             if connection.execute(_HOLD_DEPENDENTS, {"ids": ids}).first():
                 connection.execute(_FREE_DEPENDENTS, {"ids": ids})
         others = [(claim, found.get(claim.job_id)) for claim, _ in finished if claim.job_id not in held]
-        # One that this very claim ended was committed before, and only the reply got lost.
+        # A job that this very claim finished was committed before, and only the reply was lost.
         return [JobLost(claim, job) for claim, job in others if not _ended_as("done", claim, job)]
 
     @writes
@@ -204,7 +204,7 @@ class Leases(Store):
         found = rows.get(claim.job_id)
         if not _is_held(claim, found):
             if _outcome(connection, claim) == "blocked":
-                return  # it was committed before, and the reply got lost
+                return  # it was committed before, and the reply was lost
             raise JobLost(claim, found)
         _refuse_endless(connection, claim, reason)
         _end_attempts(connection, [claim.job_id], "blocked", {"message": reason}, state="blocked")
@@ -228,7 +228,7 @@ class Leases(Store):
             outcome = _outcome(connection, claim)
             if outcome not in ("retried", "failed"):
                 raise JobLost(claim, found)
-            return JobState.READY if outcome == "retried" else JobState.FAILED  # the reply had got lost
+            return JobState.READY if outcome == "retried" else JobState.FAILED  # the reply was lost
         attempts = found.attempts + 1
         again = failure.transient and attempts < self._max_attempts
         state = JobState.READY if again else JobState.FAILED

@@ -90,7 +90,7 @@ def _attempts(connection: sa.Connection, job_id: int) -> tuple[AttemptRow, ...]:
 
 
 def _why(job: JobRow, moment: float) -> str:
-    """One line that says why a job is where it is."""
+    """The reason for a job's state, one line."""
     if job.state == JobState.BLOCKED:
         waits = [f"{need.job_id} ({need.kind}, {need.state})" for need in job.needs if need.state != JobState.DONE]
         return f"waits for job {', '.join(waits[:3])}{f' and {len(waits) - 3} more' if len(waits) > 3 else ''}"
@@ -163,7 +163,7 @@ class Listings(Store):
         )
 
     def workload(self, study: str | None = None) -> Workload:
-        """How many jobs are in each state, told apart by whether they can be claimed now."""
+        """Number of jobs by state, and of ready ones by whether they can be claimed now."""
         return self.summary(study).workload
 
     @reads
@@ -177,7 +177,7 @@ class Listings(Store):
 
     @reads
     def error_groups(self, connection: sa.Connection, study: str) -> list[str]:
-        """Every group of causes that a selection by `error_group` finds jobs of, in alphabetical order."""
+        """Every group of causes that a selection by `error_group` matches, in alphabetical order."""
         group = past_attempts.c.error_group
         groups = sa.select(group).distinct().join(jobs, LAST_ATTEMPT).where(group.is_not(None), of_study(study))
         return list(connection.scalars(groups.order_by(group)))
@@ -202,7 +202,7 @@ class Listings(Store):
 
     @reads
     def job(self, connection: sa.Connection, job_id: int) -> JobRow:
-        """One job with its attempts, needs, studies and the reason why it is where it is. Raises UsageError."""
+        """One job with its attempts, needs, studies and the reason for its state. Raises UsageError."""
         row = connection.execute(_JOB.add_columns(now().label("moment")).where(jobs.c.id == job_id)).first()
         if row is None:
             raise UsageError(f"no job {job_id} in {self.url}; `kt-study status` lists them")
@@ -220,8 +220,8 @@ class Listings(Store):
     @reads
     def failures(self, connection: sa.Connection, study: str | None = None) -> list[FailureGroup]:
         """Failed jobs grouped by cause, the most frequent first."""
-        told = [past_attempts.c[name] for name in ("error_group", "error", "message", "ended_at")]
-        failed = sa.select(*told, jobs.c.kind, jobs.c.id).join(past_attempts, LAST_ATTEMPT)
+        error = [past_attempts.c[name] for name in ("error_group", "error", "message", "ended_at")]
+        failed = sa.select(*error, jobs.c.kind, jobs.c.id).join(past_attempts, LAST_ATTEMPT)
         groups: dict[str, list[Any]] = {}
         for row in connection.execute(failed.where(jobs.c.state == "failed", _of(study)).order_by(jobs.c.id)):
             groups.setdefault(row.error_group or "", []).append(row)
@@ -241,7 +241,7 @@ class Listings(Store):
 
     @reads
     def needed_by_open_jobs(self, connection: sa.Connection, kind: str) -> set[str]:
-        """Digests of the jobs of one kind whose results an open job may still read."""
+        """Digests of the jobs of one kind that are open, or whose results an open job may still read."""
         user = jobs.alias("user")
         needed = sa.select(job_needs.c.job_id).join(user, user.c.id == job_needs.c.job_id)
         needed = needed.where(job_needs.c.needs_id == jobs.c.id, user.c.state.in_(OPEN)).correlate(jobs)
@@ -250,7 +250,7 @@ class Listings(Store):
 
     @reads
     def workers(self, connection: sa.Connection, alive_within_s: float | None = None) -> list[WorkerRow]:
-        """Worker processes, oldest first; with `alive_within_s` only those heard of within so many seconds."""
+        """Worker processes, oldest first; with `alive_within_s` only those with a heartbeat in so many seconds."""
         held: dict[str, list[int]] = {}
         running = sa.select(jobs.c.worker, jobs.c.id).where(RUNNING).order_by(jobs.c.id)
         for worker, job_id in connection.execute(running):
@@ -272,8 +272,8 @@ class Listings(Store):
     def results(self, table: str, study: str | None = None, after_id: int = 0) -> Iterator[list[dict[str, Any]]]:
         """Result rows in chunks, by id: id, job_id, study and the schema's columns. A job of two studies comes twice.
 
-        On PostgreSQL ids are given before rows are committed: a row may appear later with a lower id than one seen. Who
-        collects piecemeal must therefore go by job and not by the highest id seen while workers run.
+        On PostgreSQL ids are assigned before rows are committed: a row may appear later with a lower id than one that was
+        read. So, while workers run, collect incrementally by job, not by the highest id.
 
         Raises:
             UsageError: an unknown table.

@@ -4,8 +4,8 @@ The jobs are first copied into temporary tables, in chunks and without a lock, a
 excludes other planners. Sets of digests are compared with joins and NOT EXISTS: for NOT IN, and for an IN in the column list,
 PostgreSQL reads the whole set for each row once the set exceeds work_mem, which takes days for a million jobs.
 
-What jobs planned before may come to need: planning names a `remake` only while its student's file is missing, so one that
-is done is done again, and jobs wait for the remakes and shared trainings that they need from now on.
+Jobs planned before may get new needs: planning names a `remake` only while its student's file is missing, so one that is
+done is done again, and jobs wait for the remakes and shared trainings that they need from now on.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from kt_study.store.records import Planned
 from kt_study.store.transitions import AFRESH, add_needs, reopen
 from kt_study.tables import job_needs, jobs, studies, study_jobs
 
-CHUNK = 10_000  # jobs in memory at a time
-ANALYSE_FROM = 5_000  # new jobs from which the database's figures are worth renewing
+CHUNK = 10_000  # jobs in memory
+ANALYSE_FROM = 5_000  # new jobs after which the database's statistics are renewed
 PLANNING_LOCK = 5_730_412  # key of PostgreSQL's advisory lock that keeps two planners apart
 PREPARE = {
     "postgresql": ("SET work_mem = '128MB'", "SET maintenance_work_mem = '128MB'", "SET temp_buffers = '64MB'"),
@@ -95,7 +95,7 @@ def _stage(connection: sa.Connection, given: Iterable[PlannedJob]) -> int:
 
 
 def _load(connection: sa.Connection, table: sa.Table, rows: list[tuple[Any, ...]]) -> None:
-    if connection.dialect.name == "postgresql":  # COPY, which Core cannot say, takes a fifth of the time
+    if connection.dialect.name == "postgresql":  # COPY, which Core lacks, takes a fifth of the time
         with connection.connection.cursor() as cursor, cursor.copy(f"COPY {table.name} FROM STDIN") as copy:  # type: ignore[attr-defined]
             for row in rows:
                 copy.write_row(row)
@@ -120,7 +120,7 @@ def _staged_rows(chunk: list[PlannedJob], seen: set[str]) -> tuple[list[tuple[An
 
 
 def _write(connection: sa.Connection, study: str, distinct: int) -> Planned:
-    """The plan's one transaction. While it writes, workers go on."""
+    """The plan's one transaction. Workers continue meanwhile."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(PLANNING_LOCK)))
     study_id, paused = _study(connection, study)
@@ -133,7 +133,7 @@ def _write(connection: sa.Connection, study: str, distinct: int) -> Planned:
     if new:
         _add_needs(connection, last)
     links = _link(connection, study_id, paused)
-    _settle(connection, last)
+    _count_finished_needs(connection, last)
     _add_needs_to_known_jobs(connection, last)
     _keep_more(connection)
     for chunk in chunks(connection.scalars(_PLANNED_JOBS.where(jobs.c.state == "cancelled")).all()):
@@ -154,7 +154,7 @@ def _study(connection: sa.Connection, name: str) -> tuple[int, bool]:
 
 def _find_needs(connection: sa.Connection) -> None:
     """Needed jobs that the database has, and whether they were done at this moment. Raises UsageError for other needs."""
-    connection.execute(sa.delete(known_needs))  # a first try may have filled it
+    connection.execute(sa.delete(known_needs))  # an earlier try may have filled it
     wanted = sa.select(jobs.c.id, jobs.c.digest, jobs.c.state == "done")
     wanted = wanted.where(jobs.c.digest.in_(sa.select(planned_needs.c.needs)))
     connection.execute(sa.insert(known_needs).from_select(["id", "digest", "done"], wanted))
@@ -168,7 +168,7 @@ def _find_needs(connection: sa.Connection) -> None:
 
 
 def _add_jobs(connection: sa.Connection, paused: bool) -> int:
-    """Add those that are not there. One planner at a time writes, so it stays so: no ON CONFLICT, which takes longer."""
+    """Add the new jobs. Only one planner writes, so NOT EXISTS suffices; ON CONFLICT takes longer."""
     met = sa.exists().where(known_needs.c.digest == planned_needs.c.needs, known_needs.c.done)
     unmet = sa.select(planned_needs.c.digest, sa.func.count().label("number")).where(~met)
     unmet_needs = unmet.group_by(planned_needs.c.digest).subquery("unmet")
@@ -201,18 +201,18 @@ def _add_needs(connection: sa.Connection, last: int) -> None:
 
 
 def _link(connection: sa.Connection, study_id: int, paused: bool) -> int:
-    """Give the study the jobs that it has not. Paused ones of other studies go on for it."""
+    """Link the study to those of its jobs that it lacks; those that other studies have paused continue for it."""
     held = sa.exists().where(study_jobs.c.study_id == study_id, study_jobs.c.job_id == jobs.c.id)
     if not paused:
-        going_on = sa.update(jobs).where(jobs.c.paused, jobs.c.state.in_(["blocked", "ready", "running"]), ~held)
-        connection.execute(going_on.where(jobs.c.id.in_(_PLANNED_JOBS.order_by(None))).values(paused=False))
+        resumed = sa.update(jobs).where(jobs.c.paused, jobs.c.state.in_(["blocked", "ready", "running"]), ~held)
+        connection.execute(resumed.where(jobs.c.id.in_(_PLANNED_JOBS.order_by(None))).values(paused=False))
     rows = _PLANNED_JOBS.with_only_columns(sa.literal(study_id), jobs.c.id).where(~held)
     return _insert(connection, study_jobs, ["study_id", "job_id"], rows)
 
 
-def _settle(connection: sa.Connection, last: int) -> None:
-    """A needed job that was open when `_find_needs` looked may be done now: count it. The rest are kept from ending until
-    this plan is committed, after which ending them sees the new needs."""
+def _count_finished_needs(connection: sa.Connection, last: int) -> None:
+    """Count needed jobs that were finished since `_find_needs`. The others are locked: who finishes them waits until this
+    plan is committed, and then sees the new needs."""
     open_needs = sa.select(known_needs.c.id).where(~known_needs.c.done)
     connection.execute(
         sa.select(jobs.c.id).where(jobs.c.id.in_(open_needs)).order_by(jobs.c.id).with_for_update(key_share=True)
@@ -226,15 +226,15 @@ def _settle(connection: sa.Connection, last: int) -> None:
         .subquery("met")
     )
     state = sa.case((jobs.c.needs_open == done.c.number, "ready"), else_=jobs.c.state)
-    settled = sa.update(jobs).where(jobs.c.id == done.c.job_id)
-    connection.execute(settled.values(needs_open=jobs.c.needs_open - done.c.number, state=state), {"last": last})
+    counted = sa.update(jobs).where(jobs.c.id == done.c.job_id)
+    connection.execute(counted.values(needs_open=jobs.c.needs_open - done.c.number, state=state), {"last": last})
 
 
 def _add_needs_to_known_jobs(connection: sa.Connection, last: int) -> None:
-    """Let jobs planned before wait for the remakes and shared trainings that they need too from now on."""
+    """Let jobs planned before wait for the remakes and shared trainings that they need from now on."""
     kinds = planned.c.kind.in_(["remake", "shared"])
     if connection.execute(sa.select(planned.c.kind).where(kinds).limit(1)).first() is None:
-        return  # few plans have any: the next statement takes its time
+        return  # as in most plans: the next statement is slow
     known = sa.exists().where(job_needs.c.job_id == jobs.c.id, job_needs.c.needs_id == _needed.c.id)
     pairs = (
         sa.select(jobs.c.id, _needed.c.id)

@@ -89,7 +89,7 @@ class JobRow(Record, frozen=True, kw_only=True):
     crashes: int  # attempts whose worker died
     fence: int
     not_before: float
-    worker: str | None  # who runs it, or ran it last
+    worker: str | None  # that runs it, or ran it last
     lease_until: float | None
     created_at: float
     changed_at: float
@@ -106,14 +106,14 @@ class FailureGroup(Record, frozen=True, kw_only=True):
 
     group: str
     error: str
-    message: str  # of the latest of them
+    message: str  # of the latest
     count: int
     job_ids: tuple[int, ...]  # some examples, lowest first
     kinds: tuple[str, ...]
 
 
 class Workload(Record, frozen=True, kw_only=True):
-    """How much work there is. A pilot that finds nothing to claim waits if `ready_later` or `running`, else exits."""
+    """Numbers of jobs. A pilot that can claim none waits if any is `ready_later` or `running`, else exits."""
 
     ready_now: int = 0
     ready_later: int = 0  # backing off
@@ -123,7 +123,7 @@ class Workload(Record, frozen=True, kw_only=True):
     failed: int = 0
     done: int = 0
     cancelled: int = 0
-    paused: int = 0  # open jobs that are paused; they count nowhere else
+    paused: int = 0  # open jobs that are paused; not counted elsewhere
 
 
 class Summary(Record, frozen=True, kw_only=True):

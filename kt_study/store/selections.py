@@ -29,7 +29,7 @@ def condition(selection: Selection) -> sa.ColumnElement[bool]:
         terms.append(jobs.c.id.in_(selection.job_ids))
     if selection.pair is not None:
         for column, pattern in zip((jobs.c.teacher, jobs.c.student), selection.pair, strict=True):
-            if pattern != "*":  # a model is meant by its key or by its name
+            if pattern != "*":  # of a key or a name
                 named = sa.select(models.c.key).where(fits_glob(models.c.name, pattern))
                 terms.append(fits_glob(column, pattern) | column.in_(named))
     if selection.error_group is not None:
@@ -38,20 +38,20 @@ def condition(selection: Selection) -> sa.ColumnElement[bool]:
 
 
 def _wanted_elsewhere(study: str, *, unpaused: bool = False) -> sa.ColumnElement[bool]:
-    """Whether another study still needs the job, which then continues for it."""
+    """Whether another study still needs the job, so that it must continue."""
     others = sa.select(study_jobs.c.job_id).join(studies, studies.c.id == study_jobs.c.study_id)
     others = others.where(study_jobs.c.job_id == jobs.c.id, studies.c.name != study, ~studies.c.cancelled)
     return (others.where(~studies.c.paused) if unpaused else others).correlate(jobs).exists()
 
 
 def _pick(connection: sa.Connection, *terms: sa.ColumnElement[bool]) -> list[sa.Row[tuple[int, str]]]:
-    """(id, state) of these jobs, their rows locked in one order, so that two commands do not deadlock."""
+    """(id, state) of these jobs, locked in one order, so that two commands do not deadlock."""
     picked = sa.select(jobs.c.id, jobs.c.state).where(*terms).order_by(jobs.c.id).with_for_update()
     return list(connection.execute(picked))
 
 
 def _mark_study(connection: sa.Connection, selection: Selection, **values: bool) -> None:
-    """What is done to a whole study holds for the jobs that it may be given later, too."""
+    """A change to a whole study applies to jobs that are added later, too."""
     if selection.study is not None and selection == Selection(study=selection.study):
         connection.execute(sa.update(studies).where(studies.c.name == selection.study).values(**values))
 
@@ -63,11 +63,11 @@ def _change(connection: sa.Connection, picked: list[sa.Row[tuple[int, str]]], **
 
 
 class Selections(Store):
-    """What users do to the jobs that they pick out."""
+    """Commands of users on selected jobs."""
 
     @writes
     def cancel(self, connection: sa.Connection, selection: Selection) -> int:
-        """Open and failed jobs to cancelled; workers that run them learn it with their next heartbeat. Returns how many.
+        """Open and failed jobs to cancelled; their workers stop at the next heartbeat. Returns how many.
 
         Selected by study, a job that another study still needs stays open. Planning opens cancelled jobs again.
         """
@@ -88,7 +88,7 @@ class Selections(Store):
 
     @writes
     def pause(self, connection: sa.Connection, selection: Selection) -> int:
-        """Open jobs are no longer claimed; workers that run them hand them back. Returns how many were not paused before."""
+        """Open jobs are no longer claimed; their workers release them. Returns how many were not paused before."""
         _mark_study(connection, selection, paused=True)
         terms = [condition(selection), jobs.c.state.in_(OPEN), ~jobs.c.paused]
         if selection.study is not None:
@@ -103,7 +103,7 @@ class Selections(Store):
 
     @writes
     def retry(self, connection: sa.Connection, selection: Selection) -> int:
-        """Failed jobs start afresh with all their attempts, backing-off ones start now. Returns how many.
+        """Failed jobs start again with all their attempts; those that back off start now. Returns how many.
 
         Cancelled jobs come back only when they are selected by their ids.
         """

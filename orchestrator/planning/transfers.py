@@ -14,7 +14,7 @@ from kt_study.multi_teacher import order_teachers
 from kt_study.objectives import check, settings_for
 from kt_study.records import DatasetRecord, ModelRecord, TransferSpec
 from kt_study.settings import Settings
-from kt_study.study import DatasetSection, StudyFile, TransferSection, said_settings
+from kt_study.study import DatasetSection, StudyFile, TransferSection, given_settings
 from orchestrator.planning.checks import check_can_transfer
 from orchestrator.planning.model_records import matching
 from orchestrator.planning.record import PlanOptions, Sources
@@ -31,7 +31,7 @@ class StudyTransfers:
         self, study: StudyFile, dataset: DatasetRecord, models: list[ModelRecord], wishes: PlanOptions, sources: Sources
     ) -> None:
         self.notes: list[str] = []
-        self._order: str = said_settings(study.transfer, study.dataset)["teacher_order"]
+        self._order: str = given_settings(study.transfer, study.dataset)["teacher_order"]
         self._study, self._dataset, self._wishes, self._sources = study, dataset, wishes, sources
         self._students = matching(models, study.transfer.students, where="[transfer] students")
         self._teachers = matching(models, study.transfer.teachers, where="[transfer] teachers")
@@ -170,7 +170,7 @@ def common_settings(
 ) -> dict[str, Any]:
     """The settings that the study file gives to every transfer, by name; without those left to the objective."""
     loader = loader_of(section, dataset, sources)
-    return {**said_settings(section, wanted), "teacher_order": Settings().teacher_order, "loader": loader}
+    return {**given_settings(section, wanted), "teacher_order": Settings().teacher_order, "loader": loader}
 
 
 def loader_of(section: TransferSection, dataset: DatasetRecord, sources: Sources) -> str:

@@ -61,7 +61,7 @@ def test_a_pilot_whose_gpu_is_lost_fails_one_job_and_leaves_the_others(
     monkeypatch.setattr(torch.cuda, "synchronize", dead)
     monkeypatch.setattr(torch.cuda, "empty_cache", dead)
     with pytest.raises(
-        GpuLost, match=r"the GPU answers no more \(CUDA error: an illegal .* encountered\); look at dmesg"
+        GpuLost, match=r"the GPU no longer responds \(CUDA error: an illegal .* encountered\); check dmesg"
     ):
         pilot_on("cuda", store, tmp_path).run()
     assert kind.ran == 1
@@ -135,7 +135,7 @@ def test_slurm_gets_an_exit_code_for_a_lost_gpu(
 ) -> None:
     class Lost:
         def run(self) -> str:
-            raise GpuLost("the GPU answers no more")
+            raise GpuLost("the GPU no longer responds")
 
     quiet_entry.setattr("worker.pilot.allocation.this_allocation", lambda: Allocation(node="n1", job=job))
     quiet_entry.setattr(entry, "_pilot", lambda *_: Lost())

@@ -132,13 +132,13 @@ def test_the_thread_looks_up_every_second_however_long_the_lease() -> None:
 def test_the_last_word_waits_for_the_grace_and_comes_whatever_the_store_says(store: FakeStore) -> None:
     ended: list[bool] = []
     word = ReleaseDeadline(store, grace_s=1.0, end=lambda: ended.append(True))  # type: ignore[arg-type]
-    word.say_if_due(0.0, [claim(1)], "")
-    word.say_if_due(time.monotonic(), [claim(1)], "SIGTERM")
+    word.release_if_due(0.0, [claim(1)], "")
+    word.release_if_due(time.monotonic(), [claim(1)], "SIGTERM")
     assert (store.released, ended) == ([], [])
-    word.say_if_due(time.monotonic() - 1.5, [claim(1)], "SIGTERM")
+    word.release_if_due(time.monotonic() - 1.5, [claim(1)], "SIGTERM")
     assert store.released == [(1, "SIGTERM; the job did not stop within 1 s")]
     store.error = LeaseLost("gone")
-    word.say_if_due(time.monotonic() - 1.5, [claim(2)], "SIGTERM")
+    word.release_if_due(time.monotonic() - 1.5, [claim(2)], "SIGTERM")
     assert ended == [True, True]
 
 

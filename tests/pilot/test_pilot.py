@@ -52,7 +52,7 @@ def test_a_job_that_hears_nothing_is_given_back_after_the_grace(
 ) -> None:
     plan(store, 1)
     ended = threading.Event()
-    monkeypatch.setattr(Pilot, "_end_abruptly", lambda _pilot: ended.set())
+    monkeypatch.setattr(Pilot, "_exit_from_thread", lambda _pilot: ended.set())
     pilot = make(store, tmp_path, grace_s=1.0)
 
     def deaf(_context: JobContext) -> None:

@@ -9,7 +9,6 @@ import msgspec
 from kt_study.datasets import list_split
 from kt_study.records import ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord
 from worker.job.context import JobContext, Rows
-from worker.job.rows import plain
 from worker.logits.entry import CachedLogits
 from worker.logits.forward import cached_logits
 from worker.measures.class_similarity import ClassSimilarity, class_similarity
@@ -40,7 +39,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
         "source": of_teacher.manifest.source,
     }
     return {
-        "complementarity": [plain(row)],
+        "complementarity": [row],
         "class_flips": list(_class_flips(pair, measures, of_student.labels, names)),
     }
 

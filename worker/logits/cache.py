@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kt_study.cache import MANIFEST, note_forward, problem_of, read_manifest
+from kt_study.cache import MANIFEST, log_forward, problem_of, read_manifest
 from kt_study.errors import DiskError
 from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
@@ -87,7 +87,7 @@ class LogitsCache:
             except DiskError:
                 writer.discard()
                 raise
-            note_forward(self._paths, folder.name, as_spec(spec), n)
+            log_forward(self._paths, folder.name, as_spec(spec), n)
         made = self.open(spec, make_again=make_again)
         if made is None:
             raise DiskError(f"{folder}: written but not read back whole; check the disk")

@@ -34,7 +34,7 @@ _WORKER_ID = re.compile(r"^(?P<node>.*)-(?P<job>\d+(?:_\d+)?)r(?P<run>\d+)-[0-9a
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """The Slurm allocation of this process. `job` is empty outside Slurm, and then nothing else but `node` is known."""
+    """The Slurm allocation of this process. Outside Slurm `job` is empty, and only `node` is known."""
 
     node: str
     job: str = ""  # as squeue prints it: 123 or 123_4
@@ -51,16 +51,16 @@ class Allocation:
 
     @property
     def lacks_times(self) -> bool:
-        """Whether Slurm, which knows them, has not said when this allocation began and ends."""
+        """Whether Slurm has not yet given the begin and end of this allocation."""
         return bool(self.job) and not self.began_at
 
     def with_times(self) -> Allocation:
-        """The same with its beginning and end, for which Slurm is asked; unchanged where it does not answer."""
+        """The same with its begin and end from Slurm; unchanged if Slurm does not answer."""
         facts = slurm_facts(self.job)
         return replace(self, began_at=_moment(facts.get("StartTime", "")), ends_at=_moment(facts.get("EndTime", "")))
 
     def new_worker_id(self) -> str:
-        """A name for one worker process, which says under Slurm which run of which job it belongs to."""
+        """A name for one worker process; under Slurm it contains the job and its run."""
         middle = f"{self.job}r{self.restarts}" if self.job else str(os.getpid())
         return f"{self.node}-{middle}-{uuid.uuid4().hex[:8]}"
 
@@ -76,7 +76,7 @@ class Allocation:
         ]
 
     def is_over(self) -> bool:
-        """Whether Slurm says that this run of the job has ended, although this process lives. No answer is no."""
+        """Whether this run of the job has ended for Slurm, although this process lives. False without an answer."""
         if not self.job:
             return False
         now = slurm_facts(self.job)
@@ -84,7 +84,7 @@ class Allocation:
 
 
 def this_allocation() -> Allocation:
-    """The allocation of this process, from Slurm's environment and one call of scontrol, which may come to nothing."""
+    """The allocation of this process, from Slurm's environment and one call of scontrol, which may fail."""
     job = slurm_job()
     if not job:
         return Allocation(node=socket.gethostname())
@@ -104,15 +104,15 @@ def slurm_job() -> str:
 
 
 def slurm_facts(job: str) -> dict[str, str]:
-    """What `scontrol show job` says; empty when it does not answer."""
-    said = _scontrol("-o", "show", "job", job)
-    found = scontrol.records(said.stdout) if said and not said.returncode else []
+    """The fields of `scontrol show job`; empty if it does not answer."""
+    done = _scontrol("-o", "show", "job", job)
+    found = scontrol.records(done.stdout) if done and not done.returncode else []
     return found[0] if found else {}
 
 
 def leave_allocation(allocation: Allocation, stop: StopRequest, options: PilotOptions, *, work_left: bool) -> None:
-    """Leave an allocation whose end was announced, so that the study goes on: requeue what Slurm will not, wait for the
-    kill where Slurm requeues. Returns at once outside Slurm, and otherwise if nobody ends this process.
+    """Leave an allocation whose end was announced, so that the study continues: requeue the job if Slurm will not, else
+    wait for Slurm to kill this process. Returns at once outside Slurm, and if Slurm does not kill it.
 
     Args:
         work_left: whether a further run of this pilot would have something to do.
@@ -124,7 +124,7 @@ def leave_allocation(allocation: Allocation, stop: StopRequest, options: PilotOp
     elif not _is_time_limit(allocation, stop):
         _linger(options.linger_s)
     elif work_left and allocation.task == 0:
-        if allocation.tasks > 1:  # the others' last word comes first: requeuing kills them
+        if allocation.tasks > 1:  # the others release their jobs first: requeuing kills them
             time.sleep(max(0.0, stop.since + options.grace_s - time.monotonic()))
         if _requeue(allocation.job):
             _linger(options.linger_s)
@@ -133,7 +133,7 @@ def leave_allocation(allocation: Allocation, stop: StopRequest, options: PilotOp
 
 
 def _is_time_limit(allocation: Allocation, stop: StopRequest) -> bool:
-    """Whether Slurm will not requeue: the user's signal without a preemption, however far the end that was known."""
+    """Whether Slurm will not requeue: the user's signal without a preemption, whatever the known end."""
     if stop.reason in _WARNINGS:
         return True
     return bool(allocation.ends_at) and time.time() >= allocation.ends_at - 1.0
@@ -148,16 +148,16 @@ def _is_ended(facts: dict[str, str]) -> bool:
 
 
 def _requeue(job: str) -> bool:
-    said = _scontrol("requeue", job)
-    if said and not said.returncode:
+    done = _scontrol("requeue", job)
+    if done and not done.returncode:
         log.info("Slurm job %s: requeued at its time limit", job)
         return True
-    log.warning("Slurm job %s could not be requeued: %s", job, said.stderr.strip() if said else "scontrol is away")
+    log.warning("Slurm job %s could not be requeued: %s", job, done.stderr.strip() if done else "no answer")
     return False
 
 
 def _linger(seconds: float) -> None:
-    """Stay alive: a job that ends by itself is not requeued. Ended by SIGKILL."""
+    """Stay alive until SIGKILL: Slurm does not requeue a job that exits."""
     log.info("waiting up to %.0f s for Slurm to end this process", seconds)
     time.sleep(seconds)
 

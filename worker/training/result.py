@@ -18,7 +18,6 @@ from kt_study.files import written_aside
 from kt_study.multi_teacher import stage_number
 from kt_study.objectives import facts_of
 from worker.job.context import JobContext, Rows
-from worker.job.rows import plain
 from worker.logits.forward import device_name, versions
 from worker.measures.transfer import flips_given_to_teacher, measure_transfer, measure_without_labels
 from worker.models.kept import keep_student
@@ -61,8 +60,8 @@ def result_rows(opened: OpenedTransfer, job: str, student: TrainedStudent, conte
         "weights": context.paths.relative(weights) if weights else None,
     }
     return {
-        "transfers": [plain(row)],
-        "transfer_epochs": [plain(epoch) for epoch in _epochs(opened, student, measured)],
+        "transfers": [row],
+        "transfer_epochs": _epochs(opened, student, measured),
     }
 
 
