@@ -18,38 +18,33 @@ T = TypeVar("T")
 MOST_VALUES = 10_000  # in one statement: SQLite takes 32,766 and PostgreSQL 65,535
 
 
-class now(FunctionElement[float]):
+class _Clock(FunctionElement[float]):
+    type = sa.Double()
+    inherit_cache = True
+
+
+class now(_Clock):
     """The database's clock, seconds since 1970."""
 
-    type = sa.Double()
-    inherit_cache = True
 
-
-class server_started(FunctionElement[float]):
+class server_started(_Clock):
     """When the database server was started, by its clock; 0 for SQLite, which has no server."""
 
-    type = sa.Double()
-    inherit_cache = True
+
+# PostgreSQL's now() does not advance within a transaction; SQLite's unixepoch('subsec') needs version 3.42.
+_SQL = {
+    (now, "postgresql"): "date_part('epoch', clock_timestamp())",
+    (now, "sqlite"): "((julianday('now') - 2440587.5) * 86400.0)",  # to the millisecond
+    (server_started, "postgresql"): "date_part('epoch', pg_postmaster_start_time())",
+    (server_started, "sqlite"): "0.0",
+}
+for (_clock, _dialect), _sql in _SQL.items():
+    compiles(_clock, _dialect)(lambda *_, sql=_sql, **__: sql)
 
 
-@compiles(now, "postgresql")
-def _now_postgresql(*_: Any, **__: Any) -> str:
-    return "date_part('epoch', clock_timestamp())"  # now() does not advance within a transaction
-
-
-@compiles(now, "sqlite")
-def _now_sqlite(*_: Any, **__: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"  # to the millisecond; unixepoch('subsec') needs SQLite 3.42
-
-
-@compiles(server_started, "postgresql")
-def _started_postgresql(*_: Any, **__: Any) -> str:
-    return "date_part('epoch', pg_postmaster_start_time())"
-
-
-@compiles(server_started, "sqlite")
-def _started_sqlite(*_: Any, **__: Any) -> str:
-    return "0.0"
+def larger(one: Any, other: Any) -> sa.Case[Any]:
+    """The larger of two values: SQLite's max is PostgreSQL's greatest."""
+    return sa.case((one > other, one), else_=other)
 
 
 def chunks(items: Iterable[T], size: int = MOST_VALUES) -> Iterator[list[T]]:

@@ -19,7 +19,7 @@ from kt_study.errors import DataError, LeaseLost
 from kt_study.failures import WORKER_DIED
 from kt_study.records import Claim, Failure, JobState, Progress
 from kt_study.store.connections import Store, writes
-from kt_study.store.expressions import now, server_started
+from kt_study.store.expressions import larger, now, server_started
 from kt_study.store.records import HeartbeatReply
 from kt_study.store.results import Rows, plain_rows
 from kt_study.store.transitions import add_needs, maker_of, record_attempts, reopen
@@ -85,14 +85,8 @@ _LAST_CHECK = sa.select(lease_checks.c.checked_at, now().label("moment"), server
 _CHECKED = sa.update(lease_checks).values(checked_at=sa.bindparam("moment"))
 _UNCOUNTED = (
     sa.bindparam("moment", type_=sa.Double)
-    - sa.case(
-        (
-            jobs.c.lease_until - jobs.c.lease_s > sa.bindparam("before", type_=sa.Double),
-            jobs.c.lease_until - jobs.c.lease_s,
-        ),
-        else_=sa.bindparam("before", type_=sa.Double),
-    )
-    - sa.case((jobs.c.lease_s * COUNTED_SHARE > COUNTED_S, jobs.c.lease_s * COUNTED_SHARE), else_=COUNTED_S)
+    - larger(jobs.c.lease_until - jobs.c.lease_s, sa.bindparam("before", type_=sa.Double))
+    - larger(jobs.c.lease_s * COUNTED_SHARE, sa.literal(COUNTED_S))
 )
 _FROZEN = sa.select(jobs.c.id).where(RUNNING, _UNCOUNTED > 0).with_for_update(skip_locked=True, key_share=True)
 _EXTEND = sa.update(jobs).where(_CHOSEN).values(lease_until=jobs.c.lease_until + _UNCOUNTED)

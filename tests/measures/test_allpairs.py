@@ -165,7 +165,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 
 def test_input_that_does_not_fit_is_refused() -> None:
     labels, predictions = draw_models(3, 50, 4, seed=1)
-    with pytest.raises(DataError, match="one row a model"):
+    with pytest.raises(DataError, match="one row per model"):
         list(iter_all_pairs(labels, predictions[0], 4))
     with pytest.raises(DataError, match=r"shape \(5, 5\) for 4 classes"):
         list(iter_all_pairs(labels, predictions, 4, similarity=np.ones((5, 5))))

@@ -44,22 +44,22 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
         DataError: the data set has no labels, or an image is unreadable.
         UsageError: the loss stopped being finite.
     """
-    wanted = msgspec.convert(spec, TrainSpec)
+    recipe = msgspec.convert(spec, TrainSpec)
     job = job_digest("train", spec)
-    dataset, start = context.records.dataset(wanted.dataset), context.records.model(wanted.start)
-    training = _Training(wanted, dataset, start, job, context)
+    dataset, start = context.records.dataset(recipe.dataset), context.records.model(recipe.start)
+    training = _Training(recipe, dataset, start, job, context)
     training.resume()
     loss = training.run()
     save_state(context.paths.weights(job), training.result())
     context.paths.checkpoint(job).unlink(missing_ok=True)
-    trained = trained_record(start, wanted, job, dataset)
+    trained = trained_record(start, recipe, job, dataset)
     row = {
         "dataset": dataset.name,
         "model": trained.name,
         "model_key": trained.key,
-        "scope": wanted.scope,
+        "scope": recipe.scope,
         "n": len(training.chosen),
-        "epochs": wanted.epochs,
+        "epochs": recipe.epochs,
         "loss": loss,
         "seconds": round(training.seconds(), 3),
     }
@@ -85,12 +85,11 @@ class _Training:
         self._old_state = _copied(self._model) if spec.scope == "body" else {}
         self._head = _head(self._model, spec, start, dataset)
         self._model.to(context.device)
-        recipe = ViewRecipe(augment=spec.augment, seed=spec.seed, crop_pct=1.0)  # type: ignore[arg-type]
         self._views = training_views(
             dataset,
             spec.split,
             start,
-            recipe,
+            ViewRecipe(augment=spec.augment, seed=spec.seed, crop_pct=1.0),  # type: ignore[arg-type]
             context.paths,
             device=context.device,
             workers=context.options.loader_workers,
@@ -101,7 +100,7 @@ class _Training:
         self._labels = torch.from_numpy(noisy_labels(spec, labels, dataset.n_classes)).to(context.device, torch.int64)
         self._optimizer = _optimizer(self._model, self._head, spec)
         n = len(self.chosen)
-        self._samples = n - 1 if n % spec.batch_size == 1 and n > 1 else n  # of one sample batch norm has no variance
+        self._samples = n - 1 if n % spec.batch_size == 1 and n > 1 else n  # one sample has no variance for batch norm
         self._steps = -(-self._samples // spec.batch_size)  # of an epoch
         self._epoch, self._step = 0, 0
         self._total = torch.zeros((), device=context.device)
@@ -110,7 +109,7 @@ class _Training:
         self._saved = self._began
 
     def resume(self) -> None:
-        """Go to the checkpoint's position, if there is one; its tensors are let go with this frame."""
+        """Go to the checkpoint's position, if there is one; its tensors are freed with this frame."""
         file = self._context.paths.checkpoint(self._job)
         if (state := load_checkpoint(file, self._job, self._context.device)) is not None:
             self.load_state_dict(state)
@@ -144,7 +143,7 @@ class _Training:
         return loss
 
     def result(self) -> dict[str, torch.Tensor]:
-        """The state that the job leaves: under scope `body` with the old last layer."""
+        """The state that the job saves: under scope `body` with the old last layer."""
         state = self._model.state_dict()
         if self._spec.scope != "body":
             return state
@@ -172,7 +171,7 @@ class _Training:
         self._optimizer.load_state_dict(state["optimizer"])
         for of_parameter in self._optimizer.state.values():
             if isinstance(count := of_parameter.get("step"), torch.Tensor):
-                of_parameter["step"] = count.cpu()  # where torch keeps it, whatever the device
+                of_parameter["step"] = count.cpu()  # where torch keeps it for every device
         self._epoch, self._step, self._total = state["epoch"], state["step"], state["total"]
         self._earlier_s = state["seconds"]
         self._random = state["random"]
@@ -234,7 +233,7 @@ def noisy_labels(spec: TrainSpec, labels: NDArray[np.integer[Any]], n_classes: i
 
 
 def _head(model: nn.Module, spec: TrainSpec, start: ModelRecord, dataset: DatasetRecord) -> Head:
-    """The last layer that learns: the model's own where it has the right classes, else a new one."""
+    """The last layer to train: the model's own if it has the right classes, else a new one."""
     if spec.scope != "body" and start.num_classes == dataset.n_classes:
         return own_head(model, start.num_classes) if spec.scope == "head" else Head(modules=[], names=frozenset())
     return new_head(model, dataset.n_classes, seed=hash64("train-head", spec.seed) >> 1)

@@ -21,7 +21,7 @@ _WORD = 64
 class Correctness(msgspec.Struct, frozen=True, kw_only=True):
     """Correctness of M models on n samples.
 
-    `words` is uint64[M, W]; `starts` int64[classes + 1] says where each class with samples begins in a row of it;
+    `words` is uint64[M, W]; `starts` int64[classes + 1] is where each class with samples begins in a row of it;
     `class_sizes` int64[classes] are those classes' samples. Bits past a class's samples are 0 for every model.
     """
 
