@@ -37,7 +37,7 @@ def make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_aside(target: Path, *, mode: int | None = None) -> Iterator[Path]:
+def atomic_write(target: Path, *, mode: int | None = None) -> Iterator[Path]:
     """Yield a scratch path beside `target`; on success flush it to disk and rename it over `target`.
 
     The scratch name keeps the target's suffix, for writers that look at it. On any error the scratch file is removed
@@ -68,7 +68,7 @@ def written_aside(target: Path, *, mode: int | None = None) -> Iterator[Path]:
 
 def write_bytes(target: Path, content: bytes) -> None:
     """Replace `target` with `content` in one step. Raises DiskError."""
-    with written_aside(target) as scratch:
+    with atomic_write(target) as scratch:
         scratch.write_bytes(content)
 
 
@@ -81,10 +81,10 @@ def write_private(target: Path, content: bytes, *, below: Path) -> None:
     """As `write_bytes`, readable by its owner only, at every moment, in folders that are private below `below`.
 
     Raises:
-        DiskError, UntrustedFile: as `written_aside` and `private_folder`.
+        DiskError, UntrustedFile: as `atomic_write` and `private_folder`.
     """
     private_folder(target.parent, below=below)
-    with written_aside(target, mode=0o600) as scratch:
+    with atomic_write(target, mode=0o600) as scratch:
         scratch.write_bytes(content)
 
 

@@ -77,7 +77,7 @@ def channels_of(section: NotifySection, folder: Path) -> Channels | None:
     return Channels(webhook=webhook, command=section.command, on=tuple(section.on))
 
 
-def arm(files: LaunchFiles, study: str, channels: Channels | None, workload: Workload) -> None:
+def prepare(files: LaunchFiles, study: str, channels: Channels | None, workload: Workload) -> None:
     """Before workers start: store the channels for them, and forget events that the new run may cause again.
 
     Raises:
@@ -95,7 +95,7 @@ def arm(files: LaunchFiles, study: str, channels: Channels | None, workload: Wor
         files.sent(study, "failure").unlink(missing_ok=True)
 
 
-def look(store: JobStore, study: str, files: LaunchFiles) -> None:
+def send_due(store: JobStore, study: str, files: LaunchFiles) -> None:
     """Send all messages that are due and not sent yet. Raises nothing: a message must not harm the study.
 
     Nothing is sent for another account's study.
@@ -111,12 +111,12 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> None:
         log.warning("no message is sent: %s", error)
         return
     try:
-        _send_due(store, study, channels, files)
+        _send(store, study, channels, files)
     except (OSError, DatabaseError, DiskError, UntrustedFile) as error:
         log.warning("no message could be sent: %s", error)
 
 
-def _send_due(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -> None:
+def _send(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -> None:
     workload = store.workload(study)
     failures = store.failures(study) if workload.failed else []
     for event in events(workload):

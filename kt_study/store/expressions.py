@@ -18,17 +18,18 @@ T = TypeVar("T")
 MOST_VALUES = 10_000  # in one statement: SQLite takes 32,766 and PostgreSQL 65,535
 
 
-class _Clock(FunctionElement[float]):
+class now(FunctionElement[float]):
+    """The database's clock, seconds since 1970."""
+
     type = sa.Double()
     inherit_cache = True
 
 
-class now(_Clock):
-    """The database's clock, seconds since 1970."""
-
-
-class server_started(_Clock):
+class server_started(FunctionElement[float]):
     """When the database server was started, by its clock; 0 for SQLite, which has no server."""
+
+    type = sa.Double()
+    inherit_cache = True
 
 
 # PostgreSQL's now() does not advance within a transaction; SQLite's unixepoch('subsec') needs version 3.42.

@@ -71,7 +71,8 @@ def _left_s(connection: sa.Connection, study: str | None, groups: Sequence[Any])
     number, stuck_s = connection.execute(held_back).one()
     if number == sum(group.number for group in groups):  # sums in another order may differ in the last digit
         return 0.0
-    return max(0.0, sum(group.estimate_s for group in groups) - stuck_s)
+    left_s: float = sum(group.estimate_s for group in groups) - stuck_s
+    return max(0.0, left_s)
 
 
 def _job_row(row: Any) -> JobRow:

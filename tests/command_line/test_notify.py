@@ -90,11 +90,11 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arm(store: JobStore, files: LaunchFiles, **section: Any) -> None:
     channels = notify.channels_of(NotifySection(**section), files.root)
-    notify.arm(files, STUDY, channels, store.workload(STUDY))
+    notify.prepare(files, STUDY, channels, store.workload(STUDY))
 
 
 def look(store: JobStore, files: LaunchFiles) -> None:
-    notify.look(store, STUDY, files)
+    notify.send_due(store, STUDY, files)
 
 
 def finish_all(store: JobStore) -> None:
@@ -145,7 +145,7 @@ def test_of_many_pilots_that_see_the_end_one_tells(store: JobStore, files: Launc
     code = (
         "import sys; from pathlib import Path; from kt_study import notify; from kt_study.pilots import LaunchFiles; "
         "from kt_study.store import open_store; sys.stdin.read(); "
-        f"notify.look(open_store({store.url!r}), {STUDY!r}, LaunchFiles(root=Path({str(files.root)!r})))"
+        f"notify.send_due(open_store({store.url!r}), {STUDY!r}, LaunchFiles(root=Path({str(files.root)!r})))"
     )
     pilots = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) for _ in range(6)]
     for pilot in pilots:

@@ -15,7 +15,7 @@ import torch
 
 from kt_study.errors import DatabaseError, DataError, DiskError, WeightsError
 from kt_study.failures import describe, is_disk_full, is_transient
-from kt_study.files import written_aside
+from kt_study.files import atomic_write
 from kt_study.paths import StudyPaths
 from kt_study.records import Claim
 from kt_study.store import JobStore, open_store
@@ -29,12 +29,12 @@ LARGE = {"weight": torch.zeros(1_000_000)}
 
 
 def _parquet(target: Path) -> None:
-    with written_aside(target) as scratch:
+    with atomic_write(target) as scratch:
         pq.write_table(pa.table({"a": np.random.default_rng(0).random(200_000)}), scratch)
 
 
 def _rows(target: Path) -> None:
-    with written_aside(target) as scratch, scratch.open("wb") as stream:
+    with atomic_write(target) as scratch, scratch.open("wb") as stream:
         np.save(stream, np.zeros(1_000_000))
 
 

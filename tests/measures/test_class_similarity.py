@@ -145,7 +145,7 @@ def test_numerals_are_not_what_their_classes_show(small_wordnet: Path, monkeypat
     assert class_similarity(["0", "1"], settings) is None
 
 
-def test_wordnet_that_is_not_there_says_so(tmp_path: Path) -> None:
+def test_a_missing_wordnet_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no WordNet in .*install wordnet-base"):
         class_similarity(["dog"], SimilaritySettings(provider="wordnet", wordnet=str(tmp_path)))
 

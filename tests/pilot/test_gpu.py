@@ -70,7 +70,7 @@ def test_a_pilot_whose_gpu_is_lost_fails_one_job_and_leaves_the_others(
     assert store.workers(alive_within_s=60) == []
 
 
-def test_one_whose_gpu_answers_goes_on(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_whose_gpu_responds_continues(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = Failing(ValueError("a fault of the job's"))
     cleared: list[int] = []
     monkeypatch.setattr(pilot_module, "job_kind", lambda _: kind)
@@ -110,7 +110,7 @@ def quiet_entry(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_cublas_is_told_before_torch_is_loaded_that_runs_may_have_to_repeat(
+def test_cublas_is_configured_for_reproducible_runs_before_torch_is_loaded(
     quiet_entry: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """torch looks at it once a process, when the first product of matrices is asked for, by whatever job."""

@@ -117,7 +117,7 @@ def test_a_failure_is_reported_once_the_database_is_back(
     assert (job.state, job.crashes, job.attempts[0].message) == (JobState.FAILED, 0, "of the job")
 
 
-def test_a_job_that_finds_the_database_away_is_not_to_blame(
+def test_an_unreachable_database_is_no_failure_of_the_job(
     own_server: Server, store: JobStore, kind: Kind, tmp_path: Path
 ) -> None:
     plan(store, 1)

@@ -82,7 +82,7 @@ def test_a_transfer_that_fits_no_allocation_is_taken_by_a_fresh_one(
     assert kind.ran == [1]
 
 
-def test_but_not_by_one_that_is_half_over_which_asks_for_another(
+def test_but_not_by_one_that_is_half_over_which_requests_another(
     store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     farewells: list[bool] = []
@@ -110,7 +110,7 @@ def test_the_pilots_own_clock_stops_a_job_before_the_end(store: JobStore, kind: 
     assert store.job(1).attempts[0].outcome == "released"
 
 
-def test_a_pilot_whose_slurm_was_away_at_its_start_learns_its_end_later(
+def test_a_pilot_that_started_without_an_answer_of_slurm_learns_its_end_later(
     store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Allocation] = []

@@ -157,7 +157,7 @@ def test_a_torn_file_is_set_aside(store: JobStore, tmp_path: Path) -> None:
     assert len(spool.rejected()) == 1
 
 
-def test_no_database_and_no_disk_is_said(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_database_and_no_disk_is_reported(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan(store, job(1))
     claim = claim_one(store)
 

@@ -15,7 +15,7 @@ from tests.store.making import claim_one, job, plan
 from worker.pilot.spool import Spool
 
 
-def test_a_missing_column_is_said_at_once_and_nothing_is_spooled(store: JobStore, tmp_path: Path) -> None:
+def test_a_missing_column_is_reported_at_once_and_nothing_is_spooled(store: JobStore, tmp_path: Path) -> None:
     engine = sa.create_engine(sqlalchemy_url(parse_url(store.url)))
     with engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE trainings RENAME COLUMN seconds TO gone"))

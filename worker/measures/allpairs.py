@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kt_study.errors import DataError
-from kt_study.files import written_aside
+from kt_study.files import atomic_write
 from kt_study.schema import TOP_PERCENTS
 from worker.measures import kernels, similarity_kernels
 from worker.measures.arrays import Counts, Floats, Ints, check_labels, check_predictions
@@ -158,7 +158,7 @@ def write_all_pairs(
             labels, predictions, n_classes, similarity=similarity, agreement=agreement, threads=threads
         )
     rows = 0
-    with written_aside(path) as scratch:
+    with atomic_write(path) as scratch:
         tables = (_as_table(block, models, keys, constants or {}) for block in blocks)
         first = next(tables)
         with pq.ParquetWriter(scratch, first.schema, compression="zstd") as writer:

@@ -145,10 +145,10 @@ class Pilot:
         if left is not None and left <= 0:
             self.stop.make(END_OF_ALLOCATION)
             return []
-        teachers, students = (), ()
+        loaded: dict[str, Any] = {}
         if self._last is not None and self._last.kind == "transfer":  # their logits and weights are still in memory
-            teachers, students = tuple(self._last.spec["teachers"]), (self._last.spec["student"],)
-        claims = self._claim_some(left, teachers=teachers, students=students)
+            loaded = {"teachers": self._last.spec["teachers"], "students": [self._last.spec["student"]]}
+        claims = self._claim_some(left, **loaded)
         if claims and claims[0].kind in BATCHED:
             claims += self._claim_some(left, kinds=(claims[0].kind,), limit=BATCH_SIZE - 1)
         if not claims and left is not None and left > self._longest_s() / 2:
@@ -388,7 +388,7 @@ class Pilot:
     def _notify(self) -> None:
         """Send notifications of the study's first failure or its end; not after a signal, which leaves only seconds."""
         if self.options.study and not self.stop.made:
-            notify.look(self.store, self.options.study, self.options.files)
+            notify.send_due(self.store, self.options.study, self.options.files)
 
     def _drop(self, claim: Claim) -> None:
         self.heartbeat.drop(claim)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from kt_study.files import written_aside
+from kt_study.files import atomic_write
 
 log = logging.getLogger("kt-study.worker")
 
@@ -38,7 +38,7 @@ def save_checkpoint(path: Path, job: str, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     body = job.encode().ljust(_JOB)[:_JOB] + buffer.getbuffer()
-    with written_aside(path) as scratch, scratch.open("wb") as stream:
+    with atomic_write(path) as scratch, scratch.open("wb") as stream:
         stream.write(MAGIC + hashlib.blake2b(body, digest_size=_SUM).digest())
         stream.write(body)
 

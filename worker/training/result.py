@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kt_study.files import written_aside
+from kt_study.files import atomic_write
 from kt_study.multi_teacher import stage_number
 from kt_study.objectives import facts_of
 from worker.job.context import JobContext, Rows
@@ -90,7 +90,7 @@ def measured_columns(opened: OpenedTransfer, student: TrainedStudent) -> dict[st
 def write_predictions(context: JobContext, job: str, predictions: NDArray[np.int64], n_classes: int) -> None:
     """Store predicted classes, the smallest unsigned integers that hold them. Raises DiskError."""
     small = predictions.astype(np.min_scalar_type(n_classes - 1))
-    with written_aside(context.paths.predictions(job)) as scratch, scratch.open("wb") as stream:
+    with atomic_write(context.paths.predictions(job)) as scratch, scratch.open("wb") as stream:
         np.save(stream, small)
 
 

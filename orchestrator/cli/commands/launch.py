@@ -131,7 +131,7 @@ def _launch_here(here: StudyContext, options: PilotOptions, workers: int | None,
     try:
         waited_for(pilots.wait_for_first)
         workload = Follower(store, here.name, pilots, lambda: _is_stopped(options)).until_done()
-        notify.look(store, here.name, LaunchFiles(root=here.folder))
+        notify.send_due(store, here.name, LaunchFiles(root=here.folder))
     except Stopped:
         return _say_stopped()
     except KeyboardInterrupt:
@@ -261,7 +261,7 @@ def _launch_on_slurm(here: StudyContext, pilots: SlurmPilots, *, wait: bool) -> 
         return 0
     try:
         workload = Follower(pilots.store, here.name, pilots, lambda: _is_stopped(pilots.options)).until_done()
-        notify.look(pilots.store, here.name, LaunchFiles(root=here.folder))
+        notify.send_due(pilots.store, here.name, LaunchFiles(root=here.folder))
     except Stopped:
         return _say_stopped()
     except KeyboardInterrupt:
@@ -273,7 +273,7 @@ def _launch_on_slurm(here: StudyContext, pilots: SlurmPilots, *, wait: bool) -> 
 def _arm(here: StudyContext, store: JobStore) -> None:
     """Write the notification settings of the study file for the pilots."""
     channels = notify.channels_of(here.study.notify, here.folder)
-    notify.arm(LaunchFiles(root=here.folder), here.name, channels, store.workload(here.name))
+    notify.prepare(LaunchFiles(root=here.folder), here.name, channels, store.workload(here.name))
 
 
 def _nothing_to_do(workload: Workload) -> int:

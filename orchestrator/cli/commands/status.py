@@ -58,7 +58,7 @@ def command(
         click.echo(status.log_of(row) if show_log else status.describe_job(row, as_json=as_json))
         return
     seen = _show(lambda: status.look(store, here.name, files), watch=watch, as_json=as_json)
-    notify.look(store, here.name, files)
+    notify.send_due(store, here.name, files)
     ctx.exit(1 if seen["failures"] else 0)
 
 
