@@ -90,7 +90,7 @@ def parse_url(url: str) -> Address:
 
 
 def sqlite_url(path: str | Path) -> str:
-    """The URL of an SQLite file, whatever characters its name has."""
+    """The URL of an SQLite file; special characters are escaped."""
     return f"sqlite:///{quote(str(path))}"
 
 
@@ -186,7 +186,7 @@ def files_of(address: Address) -> list[str]:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host, as libpq takes it, means whichever machine asks: a loopback, any address, or a Unix socket."""
+    """Whether a host of libpq is the connecting machine itself: a loopback, any address, or a Unix socket."""
     return host in _THIS_MACHINE or host.startswith(("127.", "/", "@"))
 
 

@@ -71,7 +71,7 @@ def plain_cause(message: str) -> str:
 
 def is_transient(error: BaseException) -> bool:
     """Whether a retry may succeed: never after wrong input, maybe after a fault of the node, disk or network."""
-    if is_disk_full(error):  # whatever wraps it: a file that could not be written looks like wrong input to its reader
+    if is_disk_full(error):  # also as a cause: a file that could not be written looks like wrong input to its reader
         return True
     if isinstance(error, UsageError | SchemaMismatch):
         return False

@@ -108,7 +108,7 @@ def require_ours(marker: Path, targets: Iterable[Path]) -> None:
 
 
 def private_folder(folder: Path, *, below: Path) -> None:
-    """Make `folder` and its parents below `below`, mode 0700 whatever the umask; those that are more open are closed.
+    """Make `folder` and its parents below `below`, mode 0700 for every umask; more open ones are closed.
 
     Raises:
         DiskError: one cannot be made.

@@ -2,7 +2,7 @@
 
 Pilots check for these events after each failed job and when they exit, `launch --wait` at its end, `status` on each call. The
 first process that sees an event creates its marker file (O_EXCL, which is also atomic on a shared folder) and sends the
-message; all others find the marker. So an event is sent at most once, whichever workers are killed. A failure to send is
+message; all others find the marker. So an event is sent at most once, even if workers are killed. A failure to send is
 harmless: sending is tried twice, and the marker records the error. The webhook's address is a secret: launch writes it to
 one file of mode 0600, and it is in no log, argument list or database. Only the channels of the caller's own study are used,
 and only if no other account could have written them or the command's files.
@@ -61,7 +61,7 @@ class Message(Record, frozen=True, kw_only=True):
 
 
 def channels_of(section: NotifySection, folder: Path) -> Channels | None:
-    """Where the messages of a study go; None when the study file asks for none.
+    """Where the messages of a study go; None if the study file has none.
 
     Raises:
         StudyFileError: a webhook file that cannot be read, or an address that is not http or https; it is not repeated.

@@ -32,7 +32,7 @@ class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     label: str  # in figures and tables
     meaning: str  # what the student is trained on, for docs/concepts.md
-    reads_labels: bool  # its loss, whatever the data partition reads
+    reads_labels: bool  # its loss; the data partition is separate
     uses: frozenset[str]
     colour: str = ""  # in figures, a name of the report's palette; a free one where empty
     partition: Partition = "teacher"

@@ -33,7 +33,7 @@ def acting_character(value: Any, path: str = "$") -> str:
 
 
 class OneLine(logging.Formatter):
-    """A log's formatter: each message on one line, whatever it quotes. Tracebacks keep theirs."""
+    """A log's formatter: each message on one line. Tracebacks keep their lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """As logging's, of the message in printable form."""

@@ -34,7 +34,7 @@ class ModelRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A pretrained classifier: how to build it, where its weights are, its preprocessing.
 
     `key` names it by what it computes (architecture, weights, preprocessing), so that equal models share their logits
-    whatever they are called. Exactly one of `timm` and `factory` is set.
+    under any name. Exactly one of `timm` and `factory` is set.
     """
 
     key: str
@@ -201,7 +201,7 @@ class Failure(Record, frozen=True, kw_only=True):
 def as_spec(record: Record) -> dict[str, Any]:
     """The record as JSON-ready builtins, fields equal to their default left out, at every depth.
 
-    Equal records give equal specifications, whatever they were made from: a number typed as 1 where 1.0 is meant, a text
+    Equal records give equal specifications, however they were made: a number typed as 1 where 1.0 is meant, a text
     that was decoded from the database. msgspec's own `omit_defaults` compares by identity, which would differ.
     """
     settled = msgspec.convert(msgspec.to_builtins(record), type(record))

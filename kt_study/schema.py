@@ -15,7 +15,7 @@ from kt_study.settings import SETTINGS, Setting
 Type = Literal["int", "float", "text", "bool"]
 
 TOP_PERCENTS = (2, 5, 20, 50)
-"""Shares of the positive flips, %, whose smallest sets of classes are looked at (Figures 2 and 5a)."""
+"""Shares of the positive flips, %, whose smallest sets of classes are measured (Figures 2 and 5a)."""
 
 RATE_PERCENTS = (*TOP_PERCENTS, 100)
 """Those for which a transfer rate is measured."""

@@ -69,7 +69,7 @@ jobs = sa.Table(
     sa.Column("progress", sa.Text),  # of that attempt: Progress as JSON
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("changed_at", sa.Double, nullable=False),
-    sa.UniqueConstraint("digest", "kind"),  # the digest first: needs are looked up by it
+    sa.UniqueConstraint("digest", "kind"),  # the digest first: needs are found by it
 )
 
 

@@ -33,8 +33,8 @@ def keyed(**fields: Any) -> ModelRecord:
 def trained_record(start: ModelRecord, spec: TrainSpec, job: str, dataset: DatasetRecord) -> ModelRecord:
     """The model that the job `job` makes of `start` on `dataset`.
 
-    It keeps its name, with the data set's added where it is to be used on another one. A factory is asked for the new
-    number of classes through its argument `num_classes`.
+    It keeps its name, with the data set's added if it is to be used on another one. A factory gets the new number
+    of classes as its argument `num_classes`.
     """
     classes = start.num_classes if spec.scope == "body" else dataset.n_classes
     arguments = start.arguments

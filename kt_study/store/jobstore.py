@@ -30,11 +30,11 @@ class JobStore(Planning, Claims, Leases, Selections, Listings):
 
     Promises:
 
-    * Each method that changes a job is one transaction: it takes effect completely or not at all, whatever process dies.
+    * Each method that changes a job is one transaction: it takes effect completely or not at all, even if a process dies.
     * A job is done once, and once more each time that its artefact is needed and missing (`make_again`; planning a `remake`).
     * `claim` returns a fencing number that grows with every claim of the job; `finish`, `fail`, `release` and `heartbeat`
       take effect only with the newest one and only while the job runs. A worker that was stopped, disconnected or declared
-      dead, and comes back, writes nothing.
+      dead, and returns, writes nothing.
     * A job's result rows are in the database exactly when the job is done.
     * A job becomes ready when the last job that it needs is done, also if that happens while it is being planned.
     * A job is added once, even if it is planned repeatedly, in several studies or by concurrent planners.

@@ -36,14 +36,8 @@ PlainRows = dict[str, list[dict[str, Any]]]  # by table
 Found = Any  # a job's row, None for no such job
 
 _CHOSEN = jobs.c.id.in_(sa.bindparam("ids"))
-_HOLD = (
-    sa.select(
-        jobs.c.id, jobs.c.state, jobs.c.fence, jobs.c.worker, jobs.c.lease_until, jobs.c.attempts, jobs.c.crashes,
-        jobs.c.paused,
-    )
-    .order_by(jobs.c.id)
-    .with_for_update(key_share=True)
-)  # fmt: skip
+_HELD = ("id", "state", "fence", "worker", "lease_until", "attempts", "crashes", "paused")
+_HOLD = sa.select(*(jobs.c[name] for name in _HELD)).where(_CHOSEN).order_by(jobs.c.id).with_for_update(key_share=True)
 _RENEW = (
     sa.update(jobs)
     .where(jobs.c.id == sa.bindparam("job"))
@@ -53,7 +47,6 @@ _RENEW = (
         progress=sa.func.coalesce(sa.bindparam("reported", type_=sa.Text), jobs.c.progress),
     )
 )
-_SEEN = sa.update(workers).where(workers.c.id == sa.bindparam("name")).values(beat_at=now())
 _END = (
     sa.update(jobs)
     .where(_CHOSEN)
@@ -77,9 +70,6 @@ _FREE_DEPENDENTS = (
         state=sa.case((sa.and_(jobs.c.state == "blocked", jobs.c.needs_open == _MET), "ready"), else_=jobs.c.state),
         changed_at=now(),
     )
-)
-_OUTCOME = sa.select(past_attempts.c.outcome).where(
-    past_attempts.c.job_id == sa.bindparam("job"), past_attempts.c.fence == sa.bindparam("fence")
 )
 _LAST_CHECK = sa.select(lease_checks.c.checked_at, now().label("moment"), server_started().label("started"))
 _CHECKED = sa.update(lease_checks).values(checked_at=sa.bindparam("moment"))
@@ -118,7 +108,7 @@ class Leases(Store):
     ) -> HeartbeatReply:
         """One heartbeat: renew the leases of the claims, store their progress, and learn which are lost or paused."""
         _check_leases(connection)
-        connection.execute(_SEEN, {"name": worker_id})
+        connection.execute(sa.update(workers).where(workers.c.id == worker_id).values(beat_at=now()))
         found = _hold(connection, held)
         kept = {claim.job_id: claim for claim in held if _is_held(claim, found.get(claim.job_id))}
         if kept:
@@ -194,7 +184,7 @@ class Leases(Store):
             DataError: no such maker, or the job has waited for files ten times; nothing was changed.
         """
         ids = [maker_of(connection, digest) for digest in makers]
-        rows = {row.id: row for row in connection.execute(_HOLD.where(_CHOSEN), {"ids": [claim.job_id, *ids]})}
+        rows = {row.id: row for row in connection.execute(_HOLD, {"ids": [claim.job_id, *ids]})}
         found = rows.get(claim.job_id)
         if not _is_held(claim, found):
             if _outcome(connection, claim) == "blocked":
@@ -237,7 +227,7 @@ class Leases(Store):
 
     def _backoff_s(self, attempts: int) -> float:
         longest = min(self._first_backoff_s * 2.0 ** (attempts - 1), LONGEST_BACKOFF_S)
-        return longest * random.uniform(0.75, 1.25)  # so that jobs that failed together do not come back together
+        return longest * random.uniform(0.75, 1.25)  # so that jobs that failed together are not retried together
 
     @writes
     def expire(self, connection: sa.Connection, *, grace_s: float = 30.0) -> int:
@@ -281,7 +271,7 @@ def encoded(progress: Progress | None) -> str | None:
 
 def _hold(connection: sa.Connection, claims: Iterable[Claim]) -> dict[int, Any]:
     """The claims' jobs by id, locked in one order until the transaction ends."""
-    rows = connection.execute(_HOLD.where(_CHOSEN), {"ids": [claim.job_id for claim in claims]})
+    rows = connection.execute(_HOLD, {"ids": [claim.job_id for claim in claims]})
     return {row.id: row for row in rows}
 
 
@@ -333,5 +323,6 @@ def _end_attempts(
 
 
 def _outcome(connection: sa.Connection, claim: Claim) -> str | None:
-    outcome: str | None = connection.scalar(_OUTCOME, {"job": claim.job_id, "fence": claim.fence})
+    past = (past_attempts.c.job_id == claim.job_id) & (past_attempts.c.fence == claim.fence)
+    outcome: str | None = connection.scalar(sa.select(past_attempts.c.outcome).where(past))
     return outcome

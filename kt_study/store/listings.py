@@ -29,7 +29,7 @@ from kt_study.tables import READY, RUNNING, attempts, job_needs, jobs, past_atte
 from kt_study.tables import results as result_tables
 from kt_study.tables import workers as worker_table
 
-RESULTS_CHUNK = 5_000  # result rows fetched at a time
+RESULTS_CHUNK = 5_000  # result rows per query
 EXAMPLES = 5  # ids shown of a group of failures
 
 _JOB = sa.select(
@@ -57,7 +57,7 @@ def _progress(text: str | None) -> Progress | None:
 
 
 def _left_s(connection: sa.Connection, study: str | None, groups: Sequence[Any]) -> float:
-    """The estimates of the open jobs that can be done: a failed or cancelled job holds back whatever needs it, near or far."""
+    """The estimates of the open jobs that can be done: a failed or cancelled job blocks all that need it, directly or not."""
     given_up = jobs.alias("given_up")
     stuck = (
         sa.select(job_needs.c.job_id.label("id"))
@@ -96,18 +96,17 @@ def _why(job: JobRow, moment: float) -> str:
         waits = [f"{need.job_id} ({need.kind}, {need.state})" for need in job.needs if need.state != JobState.DONE]
         return f"waits for job {', '.join(waits[:3])}{f' and {len(waits) - 3} more' if len(waits) > 3 else ''}"
     if job.paused and job.state in (JobState.READY, JobState.RUNNING):
-        return "paused; `kt-study resume` lets it go on"
+        return "paused; `kt-study resume` continues it"
     if job.state == JobState.READY and job.not_before > moment:
-        return f"backs off for another {job.not_before - moment:.0f} s after {_last_error(job)}"
+        return f"retries in {job.not_before - moment:.0f} s after {_last_error(job)}"
     if job.state == JobState.READY:
-        return "ready; waits for a worker that may run it"
+        return "ready; waits for a worker"
     if job.state == JobState.RUNNING and job.lease_until is not None:
         left = job.lease_until - moment
-        return f"runs on {job.worker}; " + (
-            f"lease for another {left:.0f} s" if left > 0 else f"lease over since {-left:.0f} s"
-        )
+        ends = f"ends in {left:.0f} s" if left > 0 else f"ended {-left:.0f} s ago"
+        return f"runs on {job.worker}; its lease {ends}"
     if job.state == JobState.FAILED:
-        return f"failed with {_last_error(job)}; `kt-study retry` starts it afresh"
+        return f"failed with {_last_error(job)}; `kt-study retry` runs it again"
     return str(job.state)
 
 

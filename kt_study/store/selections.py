@@ -105,7 +105,7 @@ class Selections(Store):
     def retry(self, connection: sa.Connection, selection: Selection) -> int:
         """Failed jobs start again with all their attempts; those that back off start now. Returns how many.
 
-        Cancelled jobs come back only when they are selected by their ids.
+        Cancelled jobs are included only if they are selected by id.
         """
         states = [jobs.c.state == "failed", sa.and_(jobs.c.state == "ready", jobs.c.not_before > now())]
         if selection.job_ids is not None:

@@ -88,7 +88,7 @@ def test_a_job_that_breaks_by_the_signal_itself_is_given_back(
     monkeypatch.setattr(pilot_module, "job_kind", lambda _: kind)
     pilot = pilot_on("cpu", store, tmp_path)
     kind.first = lambda: pilot.stop.make("SIGTERM")
-    assert pilot.run() == "stopped by SIGTERM; 0 done, 0 failed, 1 given back, 0 lost"
+    assert pilot.run() == "stopped by SIGTERM; 0 done, 0 failed, 1 released, 0 lost"
     assert sum(job.attempts_used for job in store.jobs()) == 0
 
 
@@ -97,7 +97,7 @@ def test_but_not_one_that_would_fail_anyway(store: JobStore, tmp_path: Path, mon
     monkeypatch.setattr(pilot_module, "job_kind", lambda _: kind)
     pilot = pilot_on("cpu", store, tmp_path)
     kind.first = lambda: pilot.stop.make("SIGTERM")
-    assert "1 failed, 0 given back" in pilot.run()
+    assert "1 failed, 0 released" in pilot.run()
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_a_pilot_waits_for_the_database_whatever_it_was_about_to_ask(
     other = open_store(store.url, patience_s=60.0, wait_s=60.0)
     other.release(theirs, reason="for the pilot to take")
     running.join(60)
-    assert ended == ["no work is left that could run; 1 done, 0 failed, 0 given back, 0 lost"]
+    assert ended == ["no work is left that could run; 1 done, 0 failed, 0 released, 0 lost"]
     assert kind.ran == [1]
 
 

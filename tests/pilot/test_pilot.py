@@ -40,7 +40,7 @@ def test_a_stop_gives_the_job_back_without_using_up_an_attempt(store: JobStore, 
         until_stopped(context)
 
     kind.work = stopped_in_the_middle
-    assert pilot.run() == "stopped by SIGTERM; 0 done, 0 failed, 1 given back, 0 lost"
+    assert pilot.run() == "stopped by SIGTERM; 0 done, 0 failed, 1 released, 0 lost"
     job = store.job(1)
     assert (job.state, job.attempts_used, job.crashes) == (JobState.READY, 0, 0)
     assert [(attempt.outcome, attempt.message) for attempt in job.attempts] == [("released", "SIGTERM")]

@@ -93,10 +93,10 @@ def test_every_state_has_its_reason(store: JobStore) -> None:
     store.cancel(Selection(job_ids=(3,)))
     why = {found.id: store.job(found.id).why for found in store.jobs()}
     assert why[1] == "done"
-    assert why[2] == "failed with ValueError: wrong; `kt-study retry` starts it afresh"
+    assert why[2] == "failed with ValueError: wrong; `kt-study retry` runs it again"
     assert why[3] == "cancelled"
-    assert why[4].startswith("runs on w-1; lease for another")
-    assert why[5] == "ready; waits for a worker that may run it"
+    assert why[4].startswith("runs on w-1; its lease ends in")
+    assert why[5] == "ready; waits for a worker"
     assert why[6] == "waits for job 2 (logits, failed), 3 (logits, cancelled), 4 (logits, running) and 1 more"
 
 

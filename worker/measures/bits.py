@@ -1,6 +1,6 @@
 """The samples that each model classifies correctly, as bits in the order of the classes.
 
-Samples are sorted by class and every class starts a new 64-bit word, so a class's flips are the set bits of its own
+Samples are sorted by class and every class starts a new 64-bit word, so a class's flips are the set bits of its
 words: popcount(teacher & ~student). A class of ImageNet's validation set, 50 images, is one word.
 """
 

@@ -1,6 +1,6 @@
 """Entropy of flips over classes, and its value expected by chance.
 
-The entropy of few flips is small whatever they are: m flips cannot fill more than m classes. Its null is the mean
+The entropy of few flips is always small: m flips cannot fill more than m classes. Its null is the mean
 entropy of m errors drawn at random from all errors of the student. With e_c errors in class c, the drawn count K_c is
 hypergeometric, and because the mean of a sum is the sum of means,
 

@@ -1,6 +1,6 @@
 """The allocation of a pilot, on Slurm or just this machine, and how a pilot leaves it so that Slurm requeues the job.
 
-Slurm's behaviour was observed with 22.05. Slurm itself requeues a preempted job: without a GraceTime whatever its exit code,
+Slurm's behaviour was observed with 22.05. Slurm itself requeues a preempted job: without a GraceTime for every exit code,
 with a GraceTime only if it is still alive when that ends. So a preempted pilot releases its job and then waits to be killed.
 A job that reaches its time limit is not requeued: the pilot does that itself, by the name `<array>_<task>` (the plain number
 of one task is that of the whole array).
@@ -133,7 +133,7 @@ def leave_allocation(allocation: Allocation, stop: StopRequest, options: PilotOp
 
 
 def _is_time_limit(allocation: Allocation, stop: StopRequest) -> bool:
-    """Whether Slurm will not requeue: the user's signal without a preemption, whatever the known end."""
+    """Whether Slurm will not requeue: the user's signal without a preemption, at any time."""
     if stop.reason in _WARNINGS:
         return True
     return bool(allocation.ends_at) and time.time() >= allocation.ends_at - 1.0

@@ -21,7 +21,7 @@ class Heartbeat:
 
     An unreachable database does not stop the work: no other worker can claim the job meanwhile, and afterwards the
     fencing number decides. A job whose lease is lost, or that is cancelled or paused, is recalled.
-    `on_tick` is called from the thread about twice per second, whatever the lease.
+    `on_tick` is called from the thread about twice per second, for every length of a lease.
     """
 
     def __init__(self, store: JobStore, worker: str, *, lease_s: float, on_tick: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ _NAME = re.compile(r"job-[0-9]{9,}-[0-9]+\.json")
 class Spool:
     """A folder of results that wait for the database, one file per claim.
 
-    Several workers may share the folder and drain it concurrently: a result counts once, whichever worker delivers it. A
+    Several workers may share the folder and drain it concurrently: a result counts once. A
     worker that keeps sending heartbeats for a spooled claim keeps its lease; otherwise another may run the job again, and
     the spooled result is moved to `rejected/`.
     """

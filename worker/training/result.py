@@ -27,7 +27,7 @@ from worker.training.step import effective_lr
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedStudent:
-    """A trained student, in whatever way it was made."""
+    """A trained student and its results."""
 
     state: dict[str, torch.Tensor]  # of the student that was evaluated: the slow weights where there are such
     predictions: NDArray[np.int64]  # on the validation split
