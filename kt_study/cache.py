@@ -13,7 +13,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class CacheEntry(Record, frozen=True, kw_only=True):
     dataset: str = ""
     split: str = ""
     view: int = -1
-    loader: str = ""
+    loader: str = "torch"
     problem: str = ""
     foreign: str = ""  # name of a file in its folder that kt-study did not make; `cache gc` then leaves the entry alone
 
@@ -71,7 +71,9 @@ def entries(paths: StudyPaths, *, deep: bool = False) -> list[CacheEntry]:
     Args:
         deep: compute checksums too, and not only look at sizes.
     """
-    return sorted((_entry(folder, deep) for folder in _folders(paths)), key=lambda entry: (entry.used_at, entry.digest))
+    folders = (folder for folder in (paths.cache / "logits").glob("??/*") if _DIGEST.fullmatch(folder.name))
+    found = (_entry(folder, deep) for folder in folders if folder.is_dir())
+    return sorted(found, key=lambda entry: (entry.used_at, entry.digest))
 
 
 def verify(paths: StudyPaths) -> list[CacheEntry]:
@@ -88,8 +90,9 @@ def collect_garbage(paths: StudyPaths, *, max_size: int, keep: Collection[str] =
     Returns:
         the deleted entries. They are made again when a job needs them.
     """
-    for leftover in _leftovers(paths):
-        remove_files(leftover)
+    for folder in (paths.cache / "logits").glob("??/.*"):
+        if _LEFTOVER.fullmatch(folder.name) and folder.is_dir() and time.time() - _touched(folder) > ABANDONED_S:
+            remove_files(folder)
     found = entries(paths)
     total = sum(entry.nbytes for entry in found)
     removed = []
@@ -196,19 +199,6 @@ def _log(paths: StudyPaths) -> Path:
     return paths.cache / "logits" / "forwards.jsonl"
 
 
-def _folders(paths: StudyPaths) -> Iterator[Path]:
-    for folder in (paths.cache / "logits").glob("??/*"):
-        if _DIGEST.fullmatch(folder.name) and folder.is_dir():
-            yield folder
-
-
-def _leftovers(paths: StudyPaths) -> Iterator[Path]:
-    """Folders of writers that stopped or were killed, without changes for a day."""
-    for folder in (paths.cache / "logits").glob("??/.*"):
-        if _LEFTOVER.fullmatch(folder.name) and folder.is_dir() and time.time() - _touched(folder) > ABANDONED_S:
-            yield folder
-
-
 def _touched(folder: Path) -> float:
     """When anything in the folder last changed, seconds since the epoch."""
     return max((file.stat().st_mtime for file in (folder, *folder.iterdir())), default=0.0)
@@ -224,11 +214,7 @@ def _entry(folder: Path, deep: bool) -> CacheEntry:
         folder=str(folder),
         nbytes=sum(file.stat().st_size for file in files),
         used_at=_touched(folder),
-        model=spec.get("model", ""),
-        dataset=spec.get("dataset", ""),
-        split=spec.get("split", ""),
-        view=spec.get("view", -1),
-        loader=spec.get("loader", "torch"),
+        **{name: spec[name] for name in ("model", "dataset", "split", "view", "loader") if name in spec},
         problem=problem_of(folder, manifest, deep=deep),
         foreign=foreign,
     )

@@ -480,12 +480,6 @@ def prepare_sqlite(path: str) -> None:
         connection.close()
 
 
-def create_if_needed(address: Address) -> None:
-    """Make the SQLite file where there is none; a PostgreSQL database must exist. Raises DatabaseError."""
-    if address.is_sqlite and not Path(address.path).exists():
-        prepare_sqlite(address.path)
-
-
 def check_revision(address: Address, found: str | None) -> None:
     """Refuse a database that is newer or older than this program, or none of ours. Raises DatabaseError."""
     if found is None:

@@ -141,7 +141,9 @@ def locked(file: Path) -> int:
         try:
             status = os.fstat(handle)
             if status.st_uid == os.geteuid() and status.st_mode & 0o077:
-                _replace_by_private(file)
+                scratch, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+                os.close(scratch)
+                Path(name).replace(file)
                 os.close(handle)
                 continue
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,12 +151,6 @@ def locked(file: Path) -> int:
             os.close(handle)
             raise
         return handle
-
-
-def _replace_by_private(file: Path) -> None:
-    scratch, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(scratch)
-    Path(name).replace(file)
 
 
 def _close_to_others(folder: Path) -> None:

@@ -53,10 +53,6 @@ def _real(name: str, unit: str, meaning: str, source: str = "") -> Column:
     return Column(name, "float", unit, meaning, source)
 
 
-def _flag(name: str, meaning: str) -> Column:
-    return Column(name, "bool", "", meaning)
-
-
 EVALUATIONS = ResultTable(
     name="evaluations",
     meaning="One model forwarded over one split with its own preprocessing.",
@@ -199,7 +195,7 @@ TRANSFERS = ResultTable(
         _real("dp_pos_to_teacher", "%", "positive flips that the partition's rule gives to the teacher", "Sec. 5.1"),
         _real("dp_neg_to_teacher", "%", "negative flips that the partition's rule gives to the teacher", "Sec. 5.1"),
         _real("teacher_share", "%", "training samples, over all views, learned from the teacher"),
-        _flag("diverged", "the loss stopped being finite; accuracies are of the last finite weights"),
+        Column("diverged", "bool", "", "the loss stopped being finite; accuracies are of the last finite weights"),
         _count("diverged_step", "step at which the loss stopped being finite, from 0", "steps"),
         _count("diverged_batch", "batch of its epoch at which that was, from 0", ""),
         _count("steps", "optimiser steps taken", "steps"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kt_study.schema import RESULT_TABLES, Column, ResultTable
+from kt_study.schema import RESULT_TABLES, ResultTable
 
 metadata = sa.MetaData()
 
@@ -158,10 +158,6 @@ _TYPES: dict[str, type[sa.types.TypeEngine[Any]]] = {
 }
 
 
-def _result_column(column: Column) -> sa.Column[object]:
-    return sa.Column(column.name, _TYPES[column.type](), nullable=column.nullable)
-
-
 def _result_table(table: ResultTable) -> sa.Table:
     """A job's rows: `job_id` and the columns of the schema, unique by job and key."""
     return sa.Table(
@@ -169,7 +165,7 @@ def _result_table(table: ResultTable) -> sa.Table:
         metadata,
         sa.Column("id", Identity, primary_key=True),
         sa.Column("job_id", Identity, sa.ForeignKey("jobs.id"), nullable=False),
-        *(_result_column(column) for column in table.columns),
+        *(sa.Column(each.name, _TYPES[each.type](), nullable=each.nullable) for each in table.columns),
         sa.UniqueConstraint("job_id", *table.key),
     )
 

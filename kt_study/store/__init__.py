@@ -9,6 +9,7 @@ for claim in store.claim("worker-1"):
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kt_study import database
@@ -80,8 +81,8 @@ def open_store(
     from kt_study.store.jobstore import JobStore
 
     address = database.parse_url(url)
-    if create:
-        database.create_if_needed(address)
+    if create and address.is_sqlite and not Path(address.path).exists():
+        database.prepare_sqlite(address.path)
     opened = Database(address, patience_s=patience_s, idle_s=idle_s)
     found = opened.revision(wait_s)
     if create and (found is None or found < database.newest_revision()):

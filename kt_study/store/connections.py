@@ -141,7 +141,8 @@ class Database:
             raise
         except sa.exc.DBAPIError as error:
             cause = error.orig or error
-            if _is_mismatch(cause):
+            no_such_column = getattr(cause, "sqlstate", None) in ("42P01", "42703")  # or table
+            if getattr(cause, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR or no_such_column:
                 raise mismatch(self.address, cause) from error
             raise unreachable(self.address, cause) from error
 
@@ -288,13 +289,6 @@ def _is_transient(error: sa.exc.DBAPIError) -> bool:
     if state is None:  # no reply
         return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
     return state == _IDLE_TOO_LONG or (state[:2] in _TRANSIENT and state not in _FINAL)
-
-
-def _is_mismatch(cause: BaseException) -> bool:
-    """Whether the statement names a table or column that is not there."""
-    if isinstance(cause, sqlite3.OperationalError):
-        return getattr(cause, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR
-    return getattr(cause, "sqlstate", None) in ("42P01", "42703")
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()

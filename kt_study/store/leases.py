@@ -218,16 +218,14 @@ class Leases(Store):
         state = JobState.READY if again else JobState.FAILED
         error = {"error": failure.error, "message": failure.message, "traceback": failure.traceback}
         error["error_group"] = failure.group
-        not_before = now() + (self._backoff_s(attempts) if again else 0.0)
+        backoff_s = min(self._first_backoff_s * 2.0 ** (attempts - 1), LONGEST_BACKOFF_S)
+        # At random, so that jobs that failed together are not retried together.
+        not_before = now() + (backoff_s * random.uniform(0.75, 1.25) if again else 0.0)
         _end_attempts(
             connection, [claim.job_id], "retried" if again else "failed", error,
             state=state, attempts=attempts, not_before=not_before,
         )  # fmt: skip
         return state
-
-    def _backoff_s(self, attempts: int) -> float:
-        longest = min(self._first_backoff_s * 2.0 ** (attempts - 1), LONGEST_BACKOFF_S)
-        return longest * random.uniform(0.75, 1.25)  # so that jobs that failed together are not retried together
 
     @writes
     def expire(self, connection: sa.Connection, *, grace_s: float = 30.0) -> int:

@@ -82,7 +82,9 @@ class _Training:
                 f"data set {dataset.name!r} has no labels in split {spec.split!r}; a model cannot be trained on it"
             )
         self._model = build_model(start, context.paths, torch.device("cpu"))
-        self._old_state = _copied(self._model) if spec.scope == "body" else {}
+        self._old_state: dict[str, torch.Tensor] = {}
+        if spec.scope == "body":
+            self._old_state = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
         self._head = _head(self._model, spec, start, dataset)
         self._model.to(context.device)
         self._views = training_views(
@@ -180,8 +182,13 @@ class _Training:
         torch.manual_seed(hash64("train", self._spec.seed, self._epoch) >> 1)
         order = self.chosen[epoch_order(self._spec.seed, self._epoch, len(self.chosen))][: self._samples]
         for images, samples in self._views.batches(order, self._spec.batch_size, view=self._epoch, start=self._step):
-            self._go_on_drawing()
-            self._pause_if_asked()
+            if self._random is not None:  # restored only after the first batch: loaders draw too
+                _set_random_state(self._random, self._context.device)
+                self._random = None
+            if self._context.stopping():
+                raise Stopped
+            if time.monotonic() - self._saved >= self._context.options.checkpoint_every_s:
+                self._save()
             if self._spec.pixel_noise:
                 images = images + self._spec.pixel_noise * torch.randn_like(images)
             loss = F.cross_entropy(self._model(images), self._labels[samples])
@@ -190,12 +197,6 @@ class _Training:
             self._step += 1
         return float(self._total) / len(order)
 
-    def _go_on_drawing(self) -> None:
-        """Give dropout and noise the generator of the checkpoint. Not before a batch is there: loaders draw too."""
-        if self._random is not None:
-            _set_random_state(self._random, self._context.device)
-            self._random = None
-
     def _learn(self, loss: torch.Tensor) -> None:
         done = self._epoch * self._steps + self._step
         for group in self._optimizer.param_groups:
@@ -203,12 +204,6 @@ class _Training:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-
-    def _pause_if_asked(self) -> None:
-        if self._context.stopping():
-            raise Stopped
-        if time.monotonic() - self._saved >= self._context.options.checkpoint_every_s:
-            self._save()
 
     def _save(self) -> None:
         save_checkpoint(self._context.paths.checkpoint(self._job), self._job, self.state_dict())
@@ -272,7 +267,3 @@ def _set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0].cpu())
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1].cpu(), device)
-
-
-def _copied(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

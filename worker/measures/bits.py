@@ -46,7 +46,8 @@ def pack_correctness(labels: Ints, predictions: Ints, n_classes: int, pool: Exec
     starts = np.concatenate(([0], np.cumsum(-(-sizes[classes] // _WORD))))
     words = np.zeros((len(predictions), starts[-1]), dtype=np.uint64)
     order = np.argsort(labels, kind="stable")
-    slots = _bit_of_each_sample(sizes[classes], starts)
+    first_sample = np.cumsum(sizes[classes]) - sizes[classes]  # of each class, in this order
+    slots = np.arange(labels.size) + np.repeat(starts[:-1] * _WORD - first_sample, sizes[classes])
     in_order = np.array_equal(order, np.arange(labels.size))
 
     def pack(model: int) -> None:
@@ -60,10 +61,3 @@ def pack_correctness(labels: Ints, predictions: Ints, n_classes: int, pool: Exec
     return Correctness(
         n=labels.size, n_classes=n_classes, words=words, starts=starts, class_sizes=sizes[classes], classes=classes
     )
-
-
-def _bit_of_each_sample(sizes: Counts, starts: Counts) -> Counts:
-    """int64[n]: the bit of each sample, samples sorted by class."""
-    first_sample = np.cumsum(sizes) - sizes
-    bit: Counts = np.arange(sizes.sum()) + np.repeat(starts[:-1] * _WORD - first_sample, sizes)
-    return bit

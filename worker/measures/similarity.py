@@ -49,9 +49,11 @@ def average_similarity(similarity: Floats) -> float:
 
     nan too if all of several pairs are equally similar: no set of classes differs from the others, except by rounding.
     """
-    if len(similarity) > 2 and float(np.ptp(_off_diagonal(similarity))) < _SAME:
+    classes = len(similarity)
+    off_diagonal = similarity.ravel()[1:].reshape(classes - 1, classes + 1)[:, :-1]  # a view, not a copy
+    if classes > 2 and float(np.ptp(off_diagonal)) < _SAME:
         return float("nan")
-    return _pair_mean(float(similarity.sum() - np.trace(similarity)) / 2, len(similarity))
+    return _pair_mean(_sum_of_pairs(similarity), classes)
 
 
 def top_similarity(flips: Counts, similarity: Floats) -> dict[str, float]:
@@ -85,11 +87,6 @@ def _mean_similarity(top: TopClasses, similarity: Floats) -> float:
     if tied > 1:
         total += _sum_of_pairs(tied_rows[:, top.tied]) * top.drawn * (top.drawn - 1) / (tied * (tied - 1))
     return _pair_mean(total, top.size)
-
-
-def _off_diagonal(square: Floats) -> Floats:
-    """Every entry of float64[C, C] but the diagonal, as float64[C - 1, C], without a copy."""
-    return square.ravel()[1:].reshape(len(square) - 1, len(square) + 1)[:, :-1]
 
 
 def _sum_of_pairs(square: Floats) -> float:

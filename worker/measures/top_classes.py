@@ -40,7 +40,7 @@ def top_classes(flips: Counts, percent: int) -> TopClasses:
 
     The released code of the paper (distillation/flip_study.py, get_top_p_percent_classes) returns one class more.
     """
-    needed = flips_needed(int(flips.sum()), percent)
+    needed = -(-int(flips.sum()) * percent // 100)
     if needed == 0:
         none = np.zeros(flips.shape, dtype=np.bool_)
         return TopClasses(sure=none, tied=none, drawn=0)
@@ -49,8 +49,3 @@ def top_classes(flips: Counts, percent: int) -> TopClasses:
     last = descending[size - 1]
     sure = flips > last
     return TopClasses(sure=sure, tied=flips == last, drawn=size - int(sure.sum()))
-
-
-def flips_needed(total: int, percent: int) -> int:
-    """The smallest number of flips that is at least `percent` % of `total`."""
-    return -(-total * percent // 100)

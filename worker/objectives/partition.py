@@ -54,7 +54,9 @@ def assign_sources(
     if rule == "frozen":
         return np.zeros(len(labels), dtype=np.uint8)
     if rule in ("label", "max"):
-        return _most_confident(rule, frozen, teachers)
+        column = "p_label" if rule == "label" else "p_max"
+        confidence = np.stack([getattr(source, column) for source in (frozen, *teachers)])
+        return np.asarray(confidence.argmax(axis=0), dtype=np.uint8)  # numpy's argmax is the first of equals
     if len(teachers) != 1:
         raise UsageError(f"the partition {rule!r} takes one teacher, not {len(teachers)}; use kl_dp for several")
     right, teacher_right = frozen.argmax == labels, teachers[0].argmax == labels
@@ -64,9 +66,3 @@ def assign_sources(
         "negative_flips": ~(right & ~teacher_right),
     }[rule]
     return np.asarray(to_teacher, dtype=np.uint8)
-
-
-def _most_confident(rule: Partition, frozen: Columns, teachers: Sequence[Columns]) -> Sources:
-    column = "p_label" if rule == "label" else "p_max"
-    confidence = np.stack([getattr(source, column) for source in (frozen, *teachers)])
-    return np.asarray(confidence.argmax(axis=0), dtype=np.uint8)  # numpy's argmax is the first of equals

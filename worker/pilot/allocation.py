@@ -29,6 +29,14 @@ SCONTROL_TIMEOUT_S = 30
 KILL_WAIT_S = 60.0  # Slurm kills KillWait seconds after the end; 30 by default
 
 _WARNINGS = (END_OF_ALLOCATION, "SIGUSR1", "SIGUSR2")  # of the end; for any other, Slurm sends SIGTERM
+_LIVE = (
+    "RUNNING",
+    "COMPLETING",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "STAGE_OUT",
+)  # states of a job that has not ended
 _WORKER_ID = re.compile(r"^(?P<node>.*)-(?P<job>\d+(?:_\d+)?)r(?P<run>\d+)-[0-9a-f]{8}$")
 
 
@@ -79,8 +87,9 @@ class Allocation:
         """Whether this run of the job has ended for Slurm, although this process lives. False without an answer."""
         if not self.job:
             return False
-        now = slurm_facts(self.job)
-        return bool(now) and (int(now.get("Restarts", self.restarts)) != self.restarts or _is_ended(now))
+        facts = slurm_facts(self.job)
+        restarts = int(facts.get("Restarts", self.restarts))
+        return bool(facts) and (restarts != self.restarts or facts.get("JobState", "") not in _LIVE)
 
 
 def this_allocation() -> Allocation:
@@ -119,7 +128,8 @@ def leave_allocation(allocation: Allocation, stop: StopRequest, options: PilotOp
     """
     if not allocation.job or not stop.made:
         return
-    if _is_preempted(facts := slurm_facts(allocation.job)):
+    facts = slurm_facts(allocation.job)
+    if _moment(facts.get("PreemptTime", "")):  # preempted
         _linger(max(options.linger_s, _moment(facts.get("EndTime", "")) - time.time() + KILL_WAIT_S))
     elif not _is_time_limit(allocation, stop):
         _linger(options.linger_s)
@@ -137,14 +147,6 @@ def _is_time_limit(allocation: Allocation, stop: StopRequest) -> bool:
     if stop.reason in _WARNINGS:
         return True
     return bool(allocation.ends_at) and time.time() >= allocation.ends_at - 1.0
-
-
-def _is_preempted(facts: dict[str, str]) -> bool:
-    return bool(_moment(facts.get("PreemptTime", "")))
-
-
-def _is_ended(facts: dict[str, str]) -> bool:
-    return facts.get("JobState", "") not in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 
 
 def _requeue(job: str) -> bool:
