@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kt_study.database import files_of, parse_url, sqlite_url
+from kt_study.errors import UsageError
 from kt_study.paths import StudyPaths
 from kt_study.study import StudyFile, read_study
 from kt_study.trust import require_own, require_own_study
@@ -69,6 +70,26 @@ class StudyContext:
         """Refuse a study that others may write, before anything of it is run. Raises UntrustedFile."""
         require_own(self.study_path, self.folder)
         require_own_study(self.folder, *files_of(parse_url(self.database_url)))
+
+    def require_planned_here(self, store: JobStore) -> None:
+        """Refuse a study of this name that was planned in another folder, where its jobs have their files.
+
+        A SQLite file in the study folder is moved and copied with it, so it belongs to no other folder.
+
+        Raises:
+            UsageError: the message has both ways out.
+        """
+        address = parse_url(store.url)
+        own_file = address.is_sqlite and Path(address.path).resolve().parent == self.folder
+        if own_file or self.name not in store.studies():
+            return
+        planned_in = Path(store.study(self.name).get("folder") or self.folder)
+        if planned_in == self.folder or (planned_in.exists() and planned_in.samefile(self.folder)):
+            return
+        raise UsageError(
+            f"study {self.name!r} of this database was planned in {planned_in}, where its jobs have their files; choose "
+            f"another name in {self.study_path}, or move the study to this folder with `kt-study plan --adopt`"
+        )
 
     def store(self, *, create: bool = False, waits: bool = False) -> JobStore:
         """The job store.
