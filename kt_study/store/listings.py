@@ -45,6 +45,7 @@ _CLAIMABLE = sa.case(
     (jobs.c.state == "ready", "ready_now"),
     else_=jobs.c.state,
 ).label("claimable")  # the field of `Workload` in which a job counts
+_CLAIMABLE_COUNTS = (_CLAIMABLE, sa.func.count().label("number"), sa.func.min(jobs.c.not_before).label("not_before"))
 
 
 def _of(study: str | None) -> sa.ColumnElement[bool]:
@@ -54,6 +55,14 @@ def _of(study: str | None) -> sa.ColumnElement[bool]:
 def _progress(text: str | None) -> Progress | None:
     """A stored progress. Fields that a newer program may have added are dropped."""
     return msgspec.json.decode(text, type=Progress) if text else None
+
+
+def _workload(groups: Sequence[Any], moment: float) -> Workload:
+    numbers: Counter[str] = Counter()
+    for group in groups:
+        numbers[group.claimable] += group.number
+    waits = (group.not_before - moment for group in groups if group.claimable == "ready_later")
+    return Workload(**numbers, next_s=min(waits, default=None))
 
 
 def _left_s(connection: sa.Connection, study: str | None, groups: Sequence[Any]) -> float:
@@ -136,8 +145,7 @@ class Listings(Store):
         moment = connection.execute(sa.select(now())).scalar_one()  # once, not per row
         lately = sa.and_(jobs.c.state == "done", jobs.c.changed_at > moment - window_s)
         figures = sa.select(
-            jobs.c.kind, jobs.c.state, _CLAIMABLE, sa.func.count().label("number"),
-            sa.func.min(jobs.c.not_before).label("not_before"),
+            jobs.c.kind, jobs.c.state, *_CLAIMABLE_COUNTS,
             sa.func.count(sa.case((lately, 1))).label("done"),
             sa.func.coalesce(sa.func.sum(sa.case((lately, jobs.c.estimate_s))), 0.0).label("done_s"),
             sa.func.sum(jobs.c.estimate_s).label("estimate_s"),
@@ -146,25 +154,25 @@ class Listings(Store):
         grouped = figures.where(_of(study)).group_by(jobs.c.kind, jobs.c.state, "claimable")
         groups = connection.execute(grouped, {"moment": moment}).all()
         counts: Counter[tuple[str, JobState]] = Counter()
-        workload: Counter[str] = Counter()
         for group in groups:
             counts[group.kind, JobState(group.state)] += group.number
-            workload[group.claimable] += group.number
-        next_s = min((group.not_before - moment for group in groups if group.claimable == "ready_later"), default=None)
         first = min((group.first for group in groups if group.state == "done"), default=moment)
         span = min(window_s, moment - first or window_s)
         done, done_s = sum(group.done for group in groups), sum(group.done_s for group in groups)
         left_s = _left_s(connection, study, [group for group in groups if group.state in OPEN])
         return Summary(
             counts=dict(counts),
-            workload=Workload(**workload, next_s=next_s),
+            workload=_workload(groups, moment),
             jobs_per_s=done / span,
             eta_s=left_s * span / done_s if done_s and left_s else None,
         )
 
-    def workload(self, study: str | None = None) -> Workload:
+    @reads
+    def workload(self, connection: sa.Connection, study: str | None = None) -> Workload:
         """Number of jobs by state, and of ready ones by whether they can be claimed now."""
-        return self.summary(study).workload
+        moment = connection.execute(sa.select(now())).scalar_one()
+        grouped = sa.select(*_CLAIMABLE_COUNTS).where(_of(study)).group_by("claimable")
+        return _workload(connection.execute(grouped, {"moment": moment}).all(), moment)
 
     @reads
     def tally(self, connection: sa.Connection, selection: Selection) -> dict[str, int]:
