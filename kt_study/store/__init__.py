@@ -33,20 +33,9 @@ if TYPE_CHECKING:
 FIRST_BACKOFF_S = 15.0  # before the second try; doubles with every further one
 
 __all__ = [
-    "AttemptRow",
-    "FailureGroup",
-    "HeartbeatReply",
-    "JobRow",
-    "JobStore",
-    "NeedRow",
-    "Planned",
-    "Selection",
-    "Summary",
-    "WorkerRecord",
-    "WorkerRow",
-    "Workload",
-    "open_store",
-]
+    "AttemptRow", "FailureGroup", "HeartbeatReply", "JobRow", "JobStore", "NeedRow", "Planned", "Selection", "Summary",
+    "WorkerRecord", "WorkerRow", "Workload", "open_store",
+]  # fmt: skip
 
 
 def open_store(

@@ -260,8 +260,10 @@ class TransferLoop:
         if now - self._reported >= REPORT_EVERY_S:
             self._reported = now
             rate = self._trained_images / max(now - self._began, 1e-9)
-            epochs = {"epoch": self.at.epoch, "epochs": self.settings.epochs}
-            self.hooks.report(Progress(**epochs, step=self.at.step, steps=self.steps, images_per_s=rate))
+            at, epochs = self.at, self.settings.epochs
+            self.hooks.report(
+                Progress(epoch=at.epoch, epochs=epochs, step=at.step, steps=self.steps, images_per_s=rate)
+            )
         return False
 
     def _close_epoch(self) -> NDArray[np.int64] | None:
