@@ -72,8 +72,8 @@ def entries(paths: StudyPaths, *, deep: bool = False) -> list[CacheEntry]:
         deep: compute checksums too, and not only look at sizes.
     """
     folders = (folder for folder in (paths.cache / "logits").glob("??/*") if _DIGEST.fullmatch(folder.name))
-    found = (_entry(folder, deep) for folder in folders if folder.is_dir())
-    return sorted(found, key=lambda entry: (entry.used_at, entry.digest))
+    listed = (_entry(folder, deep) for folder in folders if folder.is_dir())
+    return sorted(listed, key=lambda entry: (entry.used_at, entry.digest))
 
 
 def verify(paths: StudyPaths) -> list[CacheEntry]:
@@ -93,10 +93,10 @@ def collect_garbage(paths: StudyPaths, *, max_size: int, keep: Collection[str] =
     for folder in (paths.cache / "logits").glob("??/.*"):
         if _LEFTOVER.fullmatch(folder.name) and folder.is_dir() and time.time() - _touched(folder) > ABANDONED_S:
             remove_files(folder)
-    found = entries(paths)
-    total = sum(entry.nbytes for entry in found)
+    listed = entries(paths)
+    total = sum(entry.nbytes for entry in listed)
     removed = []
-    for entry in found:
+    for entry in listed:
         if entry.digest not in keep and not entry.foreign and (entry.problem or total > max_size):
             remove_entry(Path(entry.folder))
             total -= entry.nbytes

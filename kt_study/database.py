@@ -480,21 +480,21 @@ def prepare_sqlite(path: str) -> None:
         connection.close()
 
 
-def check_revision(address: Address, found: str | None) -> None:
+def check_revision(address: Address, revision: str | None) -> None:
     """Refuse a database that is newer or older than this program, or none of ours. Raises DatabaseError."""
-    if found is None:
+    if revision is None:
         raise NothingPlanned(
             f"nothing is planned here yet: database {place(address)} holds no kt-study tables; `kt-study plan` makes them"
         )
     ours = newest_revision()
-    if found != ours:
+    if revision != ours:
         _require_ours(address, sqlalchemy_engine(address))
-    if found > ours:
+    if revision > ours:
         raise DatabaseError(
-            f"database {place(address)} has schema {found}, newer than this program's {ours}; upgrade kt-study"
+            f"database {place(address)} has schema {revision}, newer than this program's {ours}; upgrade kt-study"
         )
-    if found < ours:
+    if revision < ours:
         raise DatabaseError(
-            f"database {place(address)} has schema {found}, older than this program's {ours}; "
+            f"database {place(address)} has schema {revision}, older than this program's {ours}; "
             "stop its workers and run `kt-study plan`, which upgrades it"
         )

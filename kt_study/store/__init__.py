@@ -73,11 +73,11 @@ def open_store(
     if create and address.is_sqlite and not Path(address.path).exists():
         database.prepare_sqlite(address.path)
     opened = Database(address, patience_s=patience_s, idle_s=idle_s)
-    found = opened.revision(wait_s)
-    if create and (found is None or found < database.newest_revision()):
+    revision = opened.revision(wait_s)
+    if create and (revision is None or revision < database.newest_revision()):
         database.migrate(address)
-        found = opened.revision(wait_s)
-    database.check_revision(address, found)
+        revision = opened.revision(wait_s)
+    database.check_revision(address, revision)
     return JobStore(opened, max_attempts=max_attempts, max_crashes=max_crashes, first_backoff_s=first_backoff_s)
 
 

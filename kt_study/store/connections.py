@@ -239,10 +239,10 @@ def _to_server(address: Address) -> Any:
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 -- with every use; through a Path it takes three times as long
+        status = os.stat(path)  # noqa: PTH116 -- with every use; through a Path it takes three times as long
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _within(connection: sa.Connection, work: Callable[[sa.Connection], T], begin: str) -> T:

@@ -33,7 +33,7 @@ MOST_WAITS = 10
 COUNTED_SHARE, COUNTED_S = 0.4, 1.0
 
 PlainRows = dict[str, list[dict[str, Any]]]  # by table
-Found = Any  # a job's row, None for no such job
+Current = Any  # the columns `_HELD` of a job as it is now; None for no such job
 
 _CHOSEN = jobs.c.id.in_(sa.bindparam("ids"))
 _HELD = ("id", "state", "fence", "worker", "lease_until", "attempts", "crashes", "paused")
@@ -85,16 +85,16 @@ _EXTEND = sa.update(jobs).where(_CHOSEN).values(lease_until=jobs.c.lease_until +
 class JobLost(LeaseLost):
     """A LeaseLost that knows its job."""
 
-    def __init__(self, claim: Claim, found: Found) -> None:
+    def __init__(self, claim: Claim, current: Current) -> None:
         self.job_id = claim.job_id
-        if found is None:
+        if current is None:
             reason = f"job {claim.job_id} is not in this database"
-        elif found.state == "cancelled":
+        elif current.state == "cancelled":
             reason = f"job {claim.job_id} was cancelled"
         else:
             reason = (
-                f"job {claim.job_id}: the lease of claim {claim.fence} has ended; the job is {found.state} under claim "
-                f"{found.fence} (last worker {found.worker})"
+                f"job {claim.job_id}: the lease of claim {claim.fence} has ended; the job is {current.state} under claim "
+                f"{current.fence} (last worker {current.worker})"
             )
         super().__init__(f"{reason}; nothing was written")
 
@@ -109,8 +109,8 @@ class Leases(Store):
         """One heartbeat: renew the leases of the claims, store their progress, and learn which are lost or paused."""
         _check_leases(connection)
         connection.execute(sa.update(workers).where(workers.c.id == worker_id).values(beat_at=now()))
-        found = _hold(connection, held)
-        kept = {claim.job_id: claim for claim in held if _is_held(claim, found.get(claim.job_id))}
+        current = _hold(connection, held)
+        kept = {claim.job_id: claim for claim in held if _is_held(claim, current.get(claim.job_id))}
         if kept:
             renewed = [
                 {"job": job_id, "seconds": lease_s, "reported": encoded(held[claim])} for job_id, claim in kept.items()
@@ -119,8 +119,8 @@ class Leases(Store):
         lost = [claim for claim in held if claim.job_id not in kept]
         return HeartbeatReply(
             lost=frozenset(claim.job_id for claim in lost),
-            cancelled=frozenset(each.job_id for each in lost if _ended_as("cancelled", each, found.get(each.job_id))),
-            paused=frozenset(job_id for job_id in kept if found[job_id].paused),
+            cancelled=frozenset(each.job_id for each in lost if _ended_as("cancelled", each, current.get(each.job_id))),
+            paused=frozenset(job_id for job_id in kept if current[job_id].paused),
         )
 
     def finish(self, claim: Claim, rows: Rows) -> None:
@@ -144,8 +144,8 @@ class Leases(Store):
 
     @writes
     def _finish(self, connection: sa.Connection, finished: Sequence[tuple[Claim, PlainRows]]) -> list[JobLost]:
-        found = _hold(connection, [claim for claim, _ in finished])
-        held = {claim.job_id: rows for claim, rows in finished if _is_held(claim, found.get(claim.job_id))}
+        current = _hold(connection, [claim for claim, _ in finished])
+        held = {claim.job_id: rows for claim, rows in finished if _is_held(claim, current.get(claim.job_id))}
         if held:
             ids = list(held)
             connection.execute(_END, {"ids": ids})
@@ -156,18 +156,18 @@ class Leases(Store):
             # The jobs' locks are held: a plan that adds needs to them has been committed, or waits.
             if connection.execute(_HOLD_DEPENDENTS, {"ids": ids}).first():
                 connection.execute(_FREE_DEPENDENTS, {"ids": ids})
-        others = [(claim, found.get(claim.job_id)) for claim, _ in finished if claim.job_id not in held]
+        others = [(claim, current.get(claim.job_id)) for claim, _ in finished if claim.job_id not in held]
         # A job that this very claim finished was committed before, and only the reply was lost.
         return [JobLost(claim, job) for claim, job in others if not _ended_as("done", claim, job)]
 
     @writes
     def release(self, connection: sa.Connection, claim: Claim, *, reason: str) -> None:
         """Put a job back to ready without using up an attempt: on preemption, time limit or pause. Raises LeaseLost."""
-        found = _hold(connection, [claim]).get(claim.job_id)
-        if _is_held(claim, found):
+        current = _hold(connection, [claim]).get(claim.job_id)
+        if _is_held(claim, current):
             _end_attempts(connection, [claim.job_id], "released", {"message": reason}, state="ready")
         elif _outcome(connection, claim) != "released":
-            raise JobLost(claim, found)
+            raise JobLost(claim, current)
 
     @writes
     def make_again(self, connection: sa.Connection, claim: Claim, makers: Collection[str], *, reason: str) -> None:
@@ -185,11 +185,11 @@ class Leases(Store):
         """
         ids = [maker_of(connection, digest) for digest in makers]
         rows = {row.id: row for row in connection.execute(_HOLD, {"ids": [claim.job_id, *ids]})}
-        found = rows.get(claim.job_id)
-        if not _is_held(claim, found):
+        current = rows.get(claim.job_id)
+        if not _is_held(claim, current):
             if _outcome(connection, claim) == "blocked":
                 return  # it was committed before, and the reply was lost
-            raise JobLost(claim, found)
+            raise JobLost(claim, current)
         _refuse_endless(connection, claim, reason)
         _end_attempts(connection, [claim.job_id], "blocked", {"message": reason}, state="blocked")
         reopen(connection, [job_id for job_id in ids if rows[job_id].state == "done"])
@@ -207,13 +207,13 @@ class Leases(Store):
         Raises:
             LeaseLost: the job is no longer this worker's.
         """
-        found = _hold(connection, [claim]).get(claim.job_id)
-        if found is None or not _is_held(claim, found):
+        current = _hold(connection, [claim]).get(claim.job_id)
+        if current is None or not _is_held(claim, current):
             outcome = _outcome(connection, claim)
             if outcome not in ("retried", "failed"):
-                raise JobLost(claim, found)
+                raise JobLost(claim, current)
             return JobState.READY if outcome == "retried" else JobState.FAILED  # the reply was lost
-        attempts = found.attempts + 1
+        attempts = current.attempts + 1
         again = failure.transient and attempts < self._max_attempts
         state = JobState.READY if again else JobState.FAILED
         error = {"error": failure.error, "message": failure.message, "traceback": failure.traceback}
@@ -273,14 +273,14 @@ def _hold(connection: sa.Connection, claims: Iterable[Claim]) -> dict[int, Any]:
     return {row.id: row for row in rows}
 
 
-def _is_held(claim: Claim, found: Found) -> bool:
+def _is_held(claim: Claim, current: Current) -> bool:
     """Whether the claim is the newest of its job, and the job runs: it has a lease exactly then."""
-    return found is not None and found.fence == claim.fence and found.lease_until is not None
+    return current is not None and current.fence == claim.fence and current.lease_until is not None
 
 
-def _ended_as(state: str, claim: Claim, found: Found) -> bool:
+def _ended_as(state: str, claim: Claim, current: Current) -> bool:
     """Whether the job is in this state since this very claim."""
-    return found is not None and (found.state, found.fence) == (state, claim.fence)
+    return current is not None and (current.state, current.fence) == (state, claim.fence)
 
 
 def _refuse_endless(connection: sa.Connection, claim: Claim, reason: str) -> None:

@@ -195,10 +195,10 @@ class Listings(Store):
         self, connection: sa.Connection, digests: Collection[str], study: str | None = None
     ) -> dict[str, JobState]:
         """The state of each of these jobs that the database, or the study, has; by digest."""
-        wanted = sa.select(jobs.c.digest, jobs.c.state).where(_of(study))
+        query = sa.select(jobs.c.digest, jobs.c.state).where(_of(study))
         found: dict[str, JobState] = {}
         for chunk in chunks(digests):
-            rows = connection.execute(wanted.where(jobs.c.digest.in_(chunk)))
+            rows = connection.execute(query.where(jobs.c.digest.in_(chunk)))
             found |= {digest: JobState(state) for digest, state in rows}
         return found
 
@@ -253,8 +253,8 @@ class Listings(Store):
         user = jobs.alias("user")
         needed = sa.select(job_needs.c.job_id).join(user, user.c.id == job_needs.c.job_id)
         needed = needed.where(job_needs.c.needs_id == jobs.c.id, user.c.state.in_(OPEN)).correlate(jobs)
-        wanted = sa.select(jobs.c.digest).where(jobs.c.kind == kind, jobs.c.state.in_(OPEN) | needed.exists())
-        return set(connection.scalars(wanted))
+        query = sa.select(jobs.c.digest).where(jobs.c.kind == kind, jobs.c.state.in_(OPEN) | needed.exists())
+        return set(connection.scalars(query))
 
     @reads
     def workers(self, connection: sa.Connection, alive_within_s: float | None = None) -> list[WorkerRow]:

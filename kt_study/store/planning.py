@@ -78,13 +78,13 @@ def _run(connection: sa.Connection, *commands: str) -> None:
             connection.exec_driver_sql(command)
 
 
-def _stage(connection: sa.Connection, given: Iterable[PlannedJob]) -> int:
+def _stage(connection: sa.Connection, planned_jobs: Iterable[PlannedJob]) -> int:
     """Copy the jobs into temporary tables and count the distinct ones. Takes no lock."""
     _run(connection, *PREPARE[connection.dialect.name])
     with connection.begin():
         _staging.create_all(connection, checkfirst=False)
     seen: set[str] = set()
-    for chunk in chunks(given, CHUNK):
+    for chunk in chunks(planned_jobs, CHUNK):
         rows, needs = _staged_rows(chunk, seen)
         with connection.begin():
             _load(connection, planned, rows)
@@ -144,20 +144,20 @@ def _write(connection: sa.Connection, study: str, distinct: int) -> Planned:
 def _study(connection: sa.Connection, name: str) -> tuple[int, bool]:
     # Locked, so that a pause or cancellation at this moment comes before the plan or finds its jobs.
     locked = sa.select(studies.c.id, studies.c.paused).with_for_update(key_share=True)
-    found = connection.execute(locked.where(studies.c.name == name)).first()
-    if found is None:
+    row = connection.execute(locked.where(studies.c.name == name)).first()
+    if row is None:
         raise UsageError(f"no study {name!r} in the database; add it before its jobs")
-    wanted = sa.update(studies).where(studies.c.id == found.id, studies.c.cancelled)
-    connection.execute(wanted.values(cancelled=False))
-    return found.id, found.paused
+    reopened = sa.update(studies).where(studies.c.id == row.id, studies.c.cancelled)
+    connection.execute(reopened.values(cancelled=False))
+    return row.id, row.paused
 
 
 def _find_needs(connection: sa.Connection) -> None:
     """Needed jobs that the database has, and whether they were done at this moment. Raises UsageError for other needs."""
     connection.execute(sa.delete(known_needs))  # an earlier try may have filled it
-    wanted = sa.select(jobs.c.id, jobs.c.digest, jobs.c.state == "done")
-    wanted = wanted.where(jobs.c.digest.in_(sa.select(planned_needs.c.needs)))
-    connection.execute(sa.insert(known_needs).from_select(["id", "digest", "done"], wanted))
+    needed = sa.select(jobs.c.id, jobs.c.digest, jobs.c.state == "done")
+    needed = needed.where(jobs.c.digest.in_(sa.select(planned_needs.c.needs)))
+    connection.execute(sa.insert(known_needs).from_select(["id", "digest", "done"], needed))
     is_planned = sa.exists().where(planned.c.digest == planned_needs.c.needs)
     is_known = sa.exists().where(known_needs.c.digest == planned_needs.c.needs)
     unknown = connection.execute(sa.select(planned_needs).where(~is_planned, ~is_known).limit(1)).first()

@@ -37,17 +37,17 @@ def condition(selection: Selection) -> sa.ColumnElement[bool]:
     return sa.and_(sa.true(), *terms)
 
 
-def _wanted_elsewhere(study: str, *, unpaused: bool = False) -> sa.ColumnElement[bool]:
+def _needed_elsewhere(study: str, *, unpaused: bool = False) -> sa.ColumnElement[bool]:
     """Whether another study still needs the job, so that it must continue."""
     others = sa.select(study_jobs.c.job_id).join(studies, studies.c.id == study_jobs.c.study_id)
     others = others.where(study_jobs.c.job_id == jobs.c.id, studies.c.name != study, ~studies.c.cancelled)
     return (others.where(~studies.c.paused) if unpaused else others).correlate(jobs).exists()
 
 
-def _pick(connection: sa.Connection, *terms: sa.ColumnElement[bool]) -> list[sa.Row[tuple[int, str]]]:
+def _lock(connection: sa.Connection, *terms: sa.ColumnElement[bool]) -> list[sa.Row[tuple[int, str]]]:
     """(id, state) of these jobs, locked in one order, so that two commands do not deadlock."""
-    picked = sa.select(jobs.c.id, jobs.c.state).where(*terms).order_by(jobs.c.id).with_for_update()
-    return list(connection.execute(picked))
+    locked = sa.select(jobs.c.id, jobs.c.state).where(*terms).order_by(jobs.c.id).with_for_update()
+    return list(connection.execute(locked))
 
 
 def _mark_study(connection: sa.Connection, selection: Selection, **values: bool) -> None:
@@ -56,10 +56,10 @@ def _mark_study(connection: sa.Connection, selection: Selection, **values: bool)
         connection.execute(sa.update(studies).where(studies.c.name == selection.study).values(**values))
 
 
-def _change(connection: sa.Connection, picked: list[sa.Row[tuple[int, str]]], **values: object) -> int:
-    for chunk in chunks(job.id for job in picked):
+def _change(connection: sa.Connection, locked: list[sa.Row[tuple[int, str]]], **values: object) -> int:
+    for chunk in chunks(job.id for job in locked):
         connection.execute(sa.update(jobs).where(jobs.c.id.in_(chunk)).values(**values))
-    return len(picked)
+    return len(locked)
 
 
 class Selections(Store):
@@ -74,17 +74,17 @@ class Selections(Store):
         _mark_study(connection, selection, cancelled=True)
         terms = [condition(selection), jobs.c.state.in_(UNFINISHED)]
         if selection.study is not None:
-            terms.append(~_wanted_elsewhere(selection.study))
-        picked = _pick(connection, *terms)
-        record_attempts(connection, [job.id for job in picked if job.state == "running"], "cancelled")
-        return _change(connection, picked, state="cancelled", lease_until=None, changed_at=now())
+            terms.append(~_needed_elsewhere(selection.study))
+        locked = _lock(connection, *terms)
+        record_attempts(connection, [job.id for job in locked if job.state == "running"], "cancelled")
+        return _change(connection, locked, state="cancelled", lease_until=None, changed_at=now())
 
     @reads
     def unfinished(self, connection: sa.Connection, study: str) -> list[tuple[int, str]]:
         """(id, digest) of the study's jobs that are open or failed, without those that another study still needs."""
-        wanted = sa.select(jobs.c.id, jobs.c.digest).where(of_study(study), jobs.c.state.in_(UNFINISHED))
-        wanted = wanted.where(~_wanted_elsewhere(study)).order_by(jobs.c.id)
-        return [(job_id, digest) for job_id, digest in connection.execute(wanted)]
+        query = sa.select(jobs.c.id, jobs.c.digest).where(of_study(study), jobs.c.state.in_(UNFINISHED))
+        query = query.where(~_needed_elsewhere(study)).order_by(jobs.c.id)
+        return [(job_id, digest) for job_id, digest in connection.execute(query)]
 
     @writes
     def pause(self, connection: sa.Connection, selection: Selection) -> int:
@@ -92,14 +92,14 @@ class Selections(Store):
         _mark_study(connection, selection, paused=True)
         terms = [condition(selection), jobs.c.state.in_(OPEN), ~jobs.c.paused]
         if selection.study is not None:
-            terms.append(~_wanted_elsewhere(selection.study, unpaused=True))
-        return _change(connection, _pick(connection, *terms), paused=True)
+            terms.append(~_needed_elsewhere(selection.study, unpaused=True))
+        return _change(connection, _lock(connection, *terms), paused=True)
 
     @writes
     def resume(self, connection: sa.Connection, selection: Selection) -> int:
         """Undo pause. Returns how many jobs were paused."""
         _mark_study(connection, selection, paused=False)
-        return _change(connection, _pick(connection, condition(selection), jobs.c.paused), paused=False)
+        return _change(connection, _lock(connection, condition(selection), jobs.c.paused), paused=False)
 
     @writes
     def retry(self, connection: sa.Connection, selection: Selection) -> int:
@@ -110,5 +110,5 @@ class Selections(Store):
         states = [jobs.c.state == "failed", sa.and_(jobs.c.state == "ready", jobs.c.not_before > now())]
         if selection.job_ids is not None:
             states.append(jobs.c.state == "cancelled")
-        picked = _pick(connection, condition(selection), sa.or_(*states))
-        return _change(connection, picked, **AFRESH)
+        locked = _lock(connection, condition(selection), sa.or_(*states))
+        return _change(connection, locked, **AFRESH)

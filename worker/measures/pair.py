@@ -77,10 +77,10 @@ def measure_pair(labels: Ints, teacher: Ints, student: Ints, n_classes: int) -> 
     )
 
 
-def count_by_class(labels: Ints, chosen: Mask, n_classes: int) -> Counts:
-    """int64[n_classes]: how many of the samples of each class are in `chosen`, bool[n]."""
-    return np.bincount(labels[chosen], minlength=n_classes).astype(np.int64, copy=False)
+def count_by_class(labels: Ints, selected: Mask, n_classes: int) -> Counts:
+    """int64[n_classes]: how many of the samples of each class are in `selected`, bool[n]."""
+    return np.bincount(labels[selected], minlength=n_classes).astype(np.int64, copy=False)
 
 
-def _count(chosen: Mask) -> Counts:
-    return np.array([np.count_nonzero(chosen)], dtype=np.int64)
+def _count(selected: Mask) -> Counts:
+    return np.array([np.count_nonzero(selected)], dtype=np.int64)

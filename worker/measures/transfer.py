@@ -116,11 +116,11 @@ def measure_without_labels(before: Ints, after: Ints, teachers: Sequence[Ints]) 
 
     Of several teachers the first one's agreement, since the best one is unknown. Arguments as of `measure_transfer`.
     """
-    found: dict[str, int | float] = {"n": before.size, "changed": _differing(before, after)}
+    row: dict[str, int | float] = {"n": before.size, "changed": _differing(before, after)}
     if teachers:
-        found["agreement_before"] = 100.0 - _differing(teachers[0], before)
-        found["agreement_after"] = 100.0 - _differing(teachers[0], after)
-    return found
+        row["agreement_before"] = 100.0 - _differing(teachers[0], before)
+        row["agreement_after"] = 100.0 - _differing(teachers[0], after)
+    return row
 
 
 def mcnemar_p(gained: int, lost: int) -> float:
@@ -208,8 +208,8 @@ def _transfer_rates(labels: Ints, flipped: Mask, gained: Mask, n_classes: int) -
     return tuple(_percent(top.expected_sum(gains), top.expected_sum(flips)) for top in tops)
 
 
-def _count(chosen: Mask) -> int:
-    return int(np.count_nonzero(chosen))
+def _count(selected: Mask) -> int:
+    return int(np.count_nonzero(selected))
 
 
 def _differing(one: Ints, other: Ints) -> float:

@@ -115,8 +115,8 @@ def slurm_job() -> str:
 def slurm_facts(job: str) -> dict[str, str]:
     """The fields of `scontrol show job`; empty if it does not answer."""
     done = _scontrol("-o", "show", "job", job)
-    found = scontrol.records(done.stdout) if done and not done.returncode else []
-    return found[0] if found else {}
+    records = scontrol.records(done.stdout) if done and not done.returncode else []
+    return records[0] if records else {}
 
 
 def leave_allocation(allocation: Allocation, stop: StopRequest, options: PilotOptions, *, work_left: bool) -> None:

@@ -139,8 +139,7 @@ def prepare_data(
             advance(split, done - before)
             before = done
 
-        chosen = BetonOptions(**options)
-        return prepare_beton(dataset, split, paths, options=chosen, workers=workers, progress=move)
+        return prepare_beton(dataset, split, paths, options=BetonOptions(**options), workers=workers, progress=move)
 
 
 def check_models(records: Iterable[ModelRecord], folder: Path, progress: Callable[[str, int], None]) -> None:
