@@ -251,7 +251,7 @@ class TestSeveralTeachers:
     def test_a_soup_whose_part_is_gone_has_it_made_again(self, study: Study) -> None:
         kept, single, soup = multi_teacher_specs(study.spec("kl", "a", "b", keep="all", lr=0.0123), "soup")
         study.run(kept)
-        with pytest.raises(ArtefactGone, match=r"1 of the 2 students to average are gone") as gone:
+        with pytest.raises(ArtefactGone, match=r"1 of the 2 students to average are missing") as gone:
             study.run(soup)
         assert gone.value.makers == (transfer_digest(single),)
 
