@@ -2,7 +2,7 @@
 
 Pilots check for these events after each failed job and when they exit, `launch --wait` at its end, `status` on each call. The
 first process that sees an event creates its marker file (O_EXCL, which is also atomic on a shared folder) and sends the
-message; all others find the marker. So an event is sent at most once, even if workers are killed. A failure to send is
+message; all others find the marker. So an event is sent at most once, whichever workers are killed. A failure to send is
 harmless: sending is tried twice, and the marker records the error. The webhook's address is a secret: launch writes it to
 one file of mode 0600, and it is in no log, argument list or database. Only the channels of the caller's own study are used,
 and only if no other account could have written them or the command's files.
@@ -37,13 +37,14 @@ log = logging.getLogger("kt-study.notify")
 
 Event = Literal["finished", "failure"]
 
+TRIES = 2
 TIMEOUT_S = 10.0
-"""Of a webhook or a command."""
+"""Seconds that a webhook or a command may take."""
 _REDIRECTED = "it answered with a redirect"
 
 
 class Channels(Record, frozen=True, kw_only=True):
-    """Where messages go, and which; in `LaunchFiles.channels`, mode 0600."""
+    """Where messages are sent, and which; stored in `LaunchFiles.channels`, mode 0600."""
 
     webhook: str = ""
     command: str = ""
@@ -51,7 +52,7 @@ class Channels(Record, frozen=True, kw_only=True):
 
 
 class Message(Record, frozen=True, kw_only=True):
-    """The JSON for a webhook. `text` is for people; a command gets it on standard input."""
+    """The JSON that a webhook receives. A command receives only `text`, on standard input."""
 
     event: Event
     study: str
@@ -61,10 +62,10 @@ class Message(Record, frozen=True, kw_only=True):
 
 
 def channels_of(section: NotifySection, folder: Path) -> Channels | None:
-    """Where the messages of a study go; None if the study file has none.
+    """Where the messages of a study are sent; None if the study file configures none.
 
     Raises:
-        StudyFileError: a webhook file that cannot be read, or an address that is not http or https; it is not repeated.
+        StudyFileError: a webhook file that cannot be read, or an address that is not http or https. The address is secret.
         UntrustedFile: another account can write the webhook file.
     """
     webhook = os.environ.get("KT_STUDY_WEBHOOK") or section.webhook or _read(section.webhook_file, folder)
@@ -78,7 +79,7 @@ def channels_of(section: NotifySection, folder: Path) -> Channels | None:
 
 
 def prepare(files: LaunchFiles, study: str, channels: Channels | None, workload: Workload) -> None:
-    """Before workers start: store the channels for them, and forget events that the new run may cause again.
+    """Before workers start: write the channels for them, and delete the markers of events that a new run may bring again.
 
     Raises:
         DiskError: the study folder cannot be written.
@@ -96,9 +97,9 @@ def prepare(files: LaunchFiles, study: str, channels: Channels | None, workload:
 
 
 def send_due(store: JobStore, study: str, files: LaunchFiles) -> None:
-    """Send all messages that are due and not sent yet. Raises nothing: a message must not harm the study.
+    """Send all messages that are due and not sent yet, unless the study is another account's.
 
-    Nothing is sent for another account's study.
+    Raises nothing: a failed message must not harm the study.
     """
     try:
         if files.channels(study).stat().st_uid != os.geteuid():
@@ -111,12 +112,12 @@ def send_due(store: JobStore, study: str, files: LaunchFiles) -> None:
         log.warning("no message is sent: %s", error)
         return
     try:
-        _send(store, study, channels, files)
+        _send_due(store, study, channels, files)
     except (OSError, DatabaseError, DiskError, UntrustedFile) as error:
         log.warning("no message could be sent: %s", error)
 
 
-def _send(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -> None:
+def _send_due(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -> None:
     workload = store.workload(study)
     failures = store.failures(study) if workload.failed else []
     for event in events(workload):
@@ -140,38 +141,41 @@ def message(event: Event, study: str, workload: Workload, failures: list[Failure
     counts = {name: count for name, count in msgspec.to_builtins(workload).items() if count and name != "next_s"}
     lines = [f"kt-study: study {study} {head[event]}", ", ".join(f"{n} {name}" for name, n in counts.items())]
     lines += [f"{group.count} x {group.error}: {group.message}" for group in failures[:5]]
-    lines += ["kt-study status shows more; kt-study retry runs failed jobs again"] if failures else []
-    causes = [{name: getattr(group, name) for name in ("group", "error", "message", "count")} for group in failures]
-    return Message(event=event, study=study, text="\n".join(lines), workload=counts, failures=causes)
+    lines += ["kt-study status shows more; kt-study retry tries failed jobs again"] if failures else []
+    groups = [
+        {"group": group.group, "error": group.error, "message": group.message, "count": group.count}
+        for group in failures
+    ]
+    return Message(event=event, study=study, text="\n".join(lines), workload=counts, failures=groups)
 
 
 def deliver(channels: Channels, message: Message, folder: Path) -> str:
     """Send one message to every channel. Returns "sent", or the errors, without addresses."""
     errors = []
-    if channels.webhook and (error := _with_retry(lambda: _post(channels.webhook, message))):
+    if channels.webhook and (error := _retried(lambda: _post(channels.webhook, message))):
         errors.append(f"webhook: {error}")
-    if channels.command and (error := _with_retry(lambda: _run(channels.command, message, folder))):
+    if channels.command and (error := _retried(lambda: _run(channels.command, message, folder))):
         errors.append(f"command: {error}")
     for error in errors:
         log.warning("message %r was not sent: %s", message.event, error)
     return "; ".join(errors) or "sent"
 
 
-def _with_retry(send: Callable[[], str]) -> str:
-    error = send()
-    if error and not error.startswith(_REDIRECTED):
+def _retried(send: Callable[[], str]) -> str:
+    for _ in range(TRIES - 1):
+        if not (error := send()) or error.startswith(_REDIRECTED):
+            return error
         time.sleep(1.0)
-        error = send()
-    return error
+    return send()
 
 
 def _post(url: str, message: Message) -> str:
-    """Why a webhook did not take the message. Errors of urllib may contain the address, so only their class is given."""
+    """Returns the error, "" for none. Errors of urllib may contain the address, so only their class is reported."""
     from urllib.error import HTTPError
     from urllib.request import HTTPRedirectHandler, Request, build_opener
 
     class NoRedirects(HTTPRedirectHandler):
-        """urllib would follow with a GET, without the message."""
+        """urllib would send a GET without the message to the other address."""
 
         def redirect_request(self, *_: object) -> None:
             return None
@@ -183,7 +187,7 @@ def _post(url: str, message: Message) -> str:
             return ""
     except HTTPError as error:
         if 300 <= error.code < 400:
-            return f"{_REDIRECTED} ({error.code}), which is not followed; give the address that it redirects to"
+            return f"{_REDIRECTED} ({error.code}), which is not followed; use the address that it redirects to"
         return f"it answered {error.code}"
     except Exception as error:
         return f"it could not be reached ({type(error).__name__})"
@@ -215,9 +219,9 @@ def _require_own_command(command: str, folder: Path) -> None:
         UntrustedFile: it names the file.
     """
     try:
-        named = [folder / argument for argument in shlex.split(command)]
+        named = [folder / word for word in shlex.split(command)]
     except ValueError:
-        return  # it cannot be run either, which is reported when it is tried
+        return  # running it reports the error
     for file in named:
         if file.is_relative_to(folder) and file.is_file():
             require_own(file, folder)
@@ -241,5 +245,5 @@ def _read(name: str, folder: Path) -> str:
         return read_own(folder / Path(name).expanduser(), folder).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise StudyFileError(
-            f"[notify] webhook_file = {name!r} cannot be read; it holds the address, one line"
+            f"[notify] webhook_file = {name!r} cannot be read; it must contain the address in one line"
         ) from error

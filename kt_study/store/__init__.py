@@ -9,7 +9,6 @@ for claim in store.claim("worker-1"):
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kt_study import database
@@ -70,8 +69,8 @@ def open_store(
     from kt_study.store.jobstore import JobStore
 
     address = database.parse_url(url)
-    if create and address.is_sqlite and not Path(address.path).exists():
-        database.prepare_sqlite(address.path)
+    if create:
+        database.create_if_needed(address)
     opened = Database(address, patience_s=patience_s, idle_s=idle_s)
     revision = opened.revision(wait_s)
     if create and (revision is None or revision < database.newest_revision()):

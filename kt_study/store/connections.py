@@ -16,8 +16,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
-from kt_study.database import Address, connect_postgresql, connect_sqlite, mismatch, require_local_disk, unreachable
+from kt_study.database import Address, connect_postgresql, connect_sqlite, mismatch, unreachable
 from kt_study.errors import SchemaMismatch
+from kt_study.file_systems import require_local_disk
 
 T = TypeVar("T")
 

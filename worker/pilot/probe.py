@@ -107,7 +107,7 @@ def report(options: PilotOptions, allocation: Allocation, trouble: str = "") -> 
     """Write the result of the probe to the study folder, for `launch` and `status`."""
     if not options.token or not allocation.job:
         return
-    result = Probe(node=allocation.node, slurm_job=allocation.job, trouble=trouble)
+    result = Probe(node=allocation.node, slurm_job=allocation.job, error=trouble)
     try:
         target = options.files.probe(options.token, allocation.job)
         write_private(target, msgspec.json.encode(result), below=options.files.root)
