@@ -114,7 +114,7 @@ class WholeJob:
         self.store.plan(STUDY, jobs)
         options = PilotOptions(root=str(self.paths.root), study=STUDY, threads=torch.get_num_threads(), idle_s=1.0)
         Pilot(options=options, store=self.store, device=self.device).run()
-        states = {state for (_, state), count in self.store.counts(STUDY).items() if count}
+        states = {state for (_, state), count in self.store.summary(STUDY).counts.items() if count}
         if states != {JobState.DONE}:
             raise RuntimeError(f"jobs ended as {states}: {self.store.failures(STUDY)}")
 

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from kt_study.records import Record
 
 MANIFEST = "manifest.json"
 ABANDONED_S = 24 * 3600.0
-"""Seconds without a write after which an unfinished entry is taken for abandoned."""
+"""Seconds without a write after which an unfinished entry counts as abandoned."""
 SIDE_BYTES = 28
 """Bytes of the side columns of one sample: five float32 and two int32."""
 
@@ -60,9 +60,9 @@ class CacheEntry(Record, frozen=True, kw_only=True):
     dataset: str = ""
     split: str = ""
     view: int = -1
-    loader: str = ""
+    loader: str = "torch"
     problem: str = ""
-    foreign: str = ""  # the name of something in its folder that kt-study did not make; `cache gc` leaves it alone then
+    foreign: str = ""  # name of a file in its folder that kt-study did not make; `cache gc` then leaves the entry alone
 
 
 def entries(paths: StudyPaths, *, deep: bool = False) -> list[CacheEntry]:
@@ -71,7 +71,9 @@ def entries(paths: StudyPaths, *, deep: bool = False) -> list[CacheEntry]:
     Args:
         deep: compute checksums too, and not only look at sizes.
     """
-    return sorted((_entry(folder, deep) for folder in _folders(paths)), key=lambda entry: (entry.used_at, entry.digest))
+    folders = (folder for folder in (paths.cache / "logits").glob("??/*") if _DIGEST.fullmatch(folder.name))
+    listed = (_entry(folder, deep) for folder in folders if folder.is_dir())
+    return sorted(listed, key=lambda entry: (entry.used_at, entry.digest))
 
 
 def verify(paths: StudyPaths) -> list[CacheEntry]:
@@ -86,14 +88,15 @@ def collect_garbage(paths: StudyPaths, *, max_size: int, keep: Collection[str] =
         keep: digests that must stay, for instance those that unfinished jobs need.
 
     Returns:
-        the entries that were removed. They are made again when a job asks for them.
+        the deleted entries. They are made again when a job needs them.
     """
-    for leftover in _leftovers(paths):
-        remove_files(leftover)
-    found = entries(paths)
-    total = sum(entry.nbytes for entry in found)
+    for folder in (paths.cache / "logits").glob("??/.*"):
+        if _LEFTOVER.fullmatch(folder.name) and folder.is_dir() and time.time() - _touched(folder) > ABANDONED_S:
+            remove_files(folder)
+    listed = entries(paths)
+    total = sum(entry.nbytes for entry in listed)
     removed = []
-    for entry in found:
+    for entry in listed:
         if entry.digest not in keep and not entry.foreign and (entry.problem or total > max_size):
             remove_entry(Path(entry.folder))
             total -= entry.nbytes
@@ -117,10 +120,10 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def problem_of(folder: Path, manifest: Manifest | None, *, deep: bool) -> str:
-    """Why an entry cannot be used, in a few words; empty when it can.
+    """Why an entry cannot be used; empty when it can.
 
-    `deep` compares checksums as well as sizes, and looks for rows beyond those of the split: a pass that was gone on with
-    in batches of another size was once stored with some samples twice.
+    `deep` compares checksums as well as sizes, and checks for extra rows: a pass that was resumed with another batch size
+    was once stored with some samples twice.
     """
     if manifest is None:
         return "no readable manifest"
@@ -151,7 +154,7 @@ def _npy_bytes(file: Path) -> int:
 
 
 def remove_entry(folder: Path) -> None:
-    """Take an entry away: out of sight in one step, then from the disk. Raises DiskError."""
+    """Delete an entry: renamed in one step, then removed from the disk. Raises DiskError."""
     aside = folder.with_name(f".gone-{folder.name}-{os.getpid()}")
     try:
         folder.rename(aside)
@@ -171,14 +174,14 @@ def remove_files(folder: Path) -> None:
         folder.rmdir()
 
 
-def note_forward(paths: StudyPaths, digest: str, spec: dict[str, Any], n: int) -> None:
-    """Add one finished forward pass to the log that `forwards` reads."""
+def log_forward(paths: StudyPaths, digest: str, spec: dict[str, Any], n: int) -> None:
+    """Append a finished forward pass to the log that `forwards` reads."""
     line = canonical_json({"digest": digest, "n": n, **spec}) + "\n"
     log = _log(paths)
     make_folder(log.parent)
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(handle, line.encode())  # one short write in append mode: lines of several makers do not mix
+        os.write(handle, line.encode())  # one short write in append mode: lines of several processes do not mix
     finally:
         os.close(handle)
 
@@ -196,19 +199,6 @@ def _log(paths: StudyPaths) -> Path:
     return paths.cache / "logits" / "forwards.jsonl"
 
 
-def _folders(paths: StudyPaths) -> Iterator[Path]:
-    for folder in (paths.cache / "logits").glob("??/*"):
-        if _DIGEST.fullmatch(folder.name) and folder.is_dir():
-            yield folder
-
-
-def _leftovers(paths: StudyPaths) -> Iterator[Path]:
-    """Folders of writers that stopped or were killed, without changes for a day."""
-    for folder in (paths.cache / "logits").glob("??/.*"):
-        if _LEFTOVER.fullmatch(folder.name) and folder.is_dir() and time.time() - _touched(folder) > ABANDONED_S:
-            yield folder
-
-
 def _touched(folder: Path) -> float:
     """When anything in the folder last changed, seconds since the epoch."""
     return max((file.stat().st_mtime for file in (folder, *folder.iterdir())), default=0.0)
@@ -224,11 +214,7 @@ def _entry(folder: Path, deep: bool) -> CacheEntry:
         folder=str(folder),
         nbytes=sum(file.stat().st_size for file in files),
         used_at=_touched(folder),
-        model=spec.get("model", ""),
-        dataset=spec.get("dataset", ""),
-        split=spec.get("split", ""),
-        view=spec.get("view", -1),
-        loader=spec.get("loader", "torch"),
+        **{name: spec[name] for name in ("model", "dataset", "split", "view", "loader") if name in spec},
         problem=problem_of(folder, manifest, deep=deep),
         foreign=foreign,
     )

@@ -36,7 +36,7 @@ class UsageError(KtStudyError):
 
 
 class StudyFileError(UsageError):
-    """The study file is missing, malformed, or asks for what does not exist."""
+    """The study file is missing, malformed, or names something that does not exist."""
 
 
 class UnknownModelError(UsageError):
@@ -84,7 +84,7 @@ class SchemaMismatch(DatabaseError):
 
 
 class SlurmError(EnvironmentUnusable):
-    """Slurm refused, timed out, or lacks what was asked for."""
+    """Slurm refused, timed out, or lacks what was requested."""
 
 
 class DiskError(EnvironmentUnusable):

@@ -12,24 +12,24 @@ from types import TracebackType
 from kt_study.errors import EnvironmentUnusable, SchemaMismatch, UsageError
 from kt_study.records import Failure
 
-GROUP_SHOWN = 8  # signs of a group that are shown, and enough to name it
+GROUP_SHOWN = 8  # characters of a group that are shown, and enough to select it
 WORKER_DIED = "WorkerDied"  # error and group of an attempt whose worker died
 
-# The world's faults, which pass: a full or stale file system, a network, a device that another process had filled.
-_PASSING_ERRNO = frozenset(
+# Transient: a full or stale file system, the network, a device whose memory another process used.
+_TRANSIENT_ERRNO = frozenset(
     {
         errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.ESTALE,
         errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EREMOTEIO, errno.EHOSTUNREACH, errno.ENETUNREACH,
     }
 )  # fmt: skip
-_PASSING_NAMES = frozenset(
+_TRANSIENT_NAMES = frozenset(
     {"OutOfMemoryError", "AcceleratorError", "DistBackendError"}
 )  # torch's, which is not imported here
-_PASSING_WORDS = ("CUDA error", "cuDNN error", "CUBLAS", "NCCL", "DataLoader worker", "out of memory")
+_TRANSIENT_PHRASES = ("CUDA error", "cuDNN error", "CUBLAS", "NCCL", "DataLoader worker", "out of memory")
 
-# How libraries spell a full disk where they give no errno: safetensors and the hub's client, SQLite, torch.save, np.save.
+# Messages about a full disk without an errno: of safetensors and the hub's client, SQLite, torch.save, np.save.
 _DISK_FULL_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT})
-_DISK_FULL_WORDS = re.compile(
+_DISK_FULL_MESSAGE = re.compile(
     r"No space left on device|Disk quota exceeded|database or disk is full|PytorchStreamWriter failed|"
     r"unexpected pos \d+ vs \d+|^\d+ requested and \d+ written$"
 )
@@ -70,24 +70,24 @@ def plain_cause(message: str) -> str:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same job may succeed on another try. Wrong input never does; a sick node, disk or network may."""
-    if is_disk_full(error):  # whatever it is wrapped in: what could not be stored looks like wrong input to its reader
+    """Whether a retry may succeed: never after wrong input, maybe after a fault of the node, disk or network."""
+    if is_disk_full(error):  # also as a cause: a file that could not be written looks like wrong input to its reader
         return True
     if isinstance(error, UsageError | SchemaMismatch):
         return False
     if isinstance(error, EnvironmentUnusable | MemoryError | ConnectionError | TimeoutError | EOFError):
         return True
     if isinstance(error, OSError):
-        return error.errno in _PASSING_ERRNO
-    if type(error).__name__ in _PASSING_NAMES:
+        return error.errno in _TRANSIENT_ERRNO
+    if type(error).__name__ in _TRANSIENT_NAMES:
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _PASSING_WORDS)
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _TRANSIENT_PHRASES)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a full disk, or a quota that is used up, is behind an error, whichever library raised it."""
+    """Whether a full disk or quota caused the error, whichever library raised it."""
     return any(
-        (isinstance(cause, OSError) and cause.errno in _DISK_FULL_ERRNO) or _DISK_FULL_WORDS.search(str(cause))
+        (isinstance(cause, OSError) and cause.errno in _DISK_FULL_ERRNO) or _DISK_FULL_MESSAGE.search(str(cause))
         for cause in _chain(error)
     )
 
@@ -105,7 +105,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _places(trace: TracebackType | None) -> list[str]:
     """Module and function of each frame of ours and of the innermost, outermost first.
 
-    What lies between is the way through a library, which differs from model to model (timm has a function for each).
+    The frames of libraries between them differ from model to model (timm has a function for each).
     """
     places = [
         f"{frame.f_globals.get('__name__', '')}:{frame.f_code.co_qualname}" for frame, _ in traceback.walk_tb(trace)

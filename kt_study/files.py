@@ -16,16 +16,13 @@ from kt_study.errors import DiskError, UsageError
 from kt_study.trust import require_owner
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""How a file system says that it has no locks."""
+"""Errors of file systems without locks."""
 
 _never_made: set[Path] = set()
 
 
 def never_make(folder: Path) -> None:
-    """From now on `make_folder` makes `folder` no more in this process, nor anything in its place once it is gone.
-
-    So that a worker does not recreate the folder of a study that was deleted.
-    """
+    """Forbid `make_folder` in this process to make `folder`: a worker must not recreate the folder of a deleted study."""
     _never_made.add(folder)
 
 
@@ -40,7 +37,7 @@ def make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_aside(target: Path, *, mode: int | None = None) -> Iterator[Path]:
+def atomic_write(target: Path, *, mode: int | None = None) -> Iterator[Path]:
     """Yield a scratch path beside `target`; on success flush it to disk and rename it over `target`.
 
     The scratch name keeps the target's suffix, for writers that look at it. On any error the scratch file is removed
@@ -71,7 +68,7 @@ def written_aside(target: Path, *, mode: int | None = None) -> Iterator[Path]:
 
 def write_bytes(target: Path, content: bytes) -> None:
     """Replace `target` with `content` in one step. Raises DiskError."""
-    with written_aside(target) as scratch:
+    with atomic_write(target) as scratch:
         scratch.write_bytes(content)
 
 
@@ -84,18 +81,18 @@ def write_private(target: Path, content: bytes, *, below: Path) -> None:
     """As `write_bytes`, readable by its owner only, at every moment, in folders that are private below `below`.
 
     Raises:
-        DiskError, UntrustedFile: as `written_aside` and `private_folder`.
+        DiskError, UntrustedFile: as `atomic_write` and `private_folder`.
     """
     private_folder(target.parent, below=below)
-    with written_aside(target, mode=0o600) as scratch:
+    with atomic_write(target, mode=0o600) as scratch:
         scratch.write_bytes(content)
 
 
 def require_ours(marker: Path, targets: Iterable[Path]) -> None:
-    """Refuse to write over what others put into a folder to which kt-study has written nothing yet.
+    """Refuse to overwrite foreign files in a folder to which kt-study has written nothing yet.
 
     Args:
-        marker: the file that kt-study leaves in every folder of the kind.
+        marker: the file that kt-study writes to every folder of this kind.
         targets: the files that it would write or remove there.
 
     Raises:
@@ -111,7 +108,7 @@ def require_ours(marker: Path, targets: Iterable[Path]) -> None:
 
 
 def private_folder(folder: Path, *, below: Path) -> None:
-    """Make `folder` and its parents below `below`, mode 0700 whatever the umask; those that are more open are closed.
+    """Make `folder` and its parents below `below`, mode 0700 for every umask; more open ones are closed.
 
     Raises:
         DiskError: one cannot be made.
@@ -128,7 +125,7 @@ def private_folder(folder: Path, *, below: Path) -> None:
 
 
 def locked(file: Path) -> int:
-    """Open and lock a file that only its owner can open: anybody who may read a file may hold its lock.
+    """Open and lock a file that only its owner can open: any account that may read a file can lock it.
 
     An older file that others can open is replaced, since one of them may hold its lock already.
 
@@ -144,7 +141,9 @@ def locked(file: Path) -> int:
         try:
             status = os.fstat(handle)
             if status.st_uid == os.geteuid() and status.st_mode & 0o077:
-                _replace_by_private(file)
+                scratch, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+                os.close(scratch)
+                Path(name).replace(file)
                 os.close(handle)
                 continue
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,12 +151,6 @@ def locked(file: Path) -> int:
             os.close(handle)
             raise
         return handle
-
-
-def _replace_by_private(file: Path) -> None:
-    scratch, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(scratch)
-    Path(name).replace(file)
 
 
 def _close_to_others(folder: Path) -> None:

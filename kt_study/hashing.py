@@ -55,7 +55,7 @@ def hash64_array(key: int, counters: NDArray[np.integer[Any]]) -> NDArray[np.uin
     """splitmix64 of `key` and each counter (Steele, Lea and Flood 2014).
 
     Args:
-        key: any integer; taken modulo 2**64. Use `hash64(...)` to make one from words.
+        key: any integer; taken modulo 2**64. Use `hash64(...)` to make one from text.
         counters: integers of any shape.
 
     Returns:

@@ -125,7 +125,7 @@ def planned_job(
     teacher: ModelRecord | None = None,
     student: ModelRecord | None = None,
 ) -> PlannedJob:
-    """A job as planning writes it down.
+    """A job as it is planned.
 
     Args:
         kind: a name of `JOB_KINDS`.
@@ -133,7 +133,7 @@ def planned_job(
         estimate_s: seconds that it will take; kept to the millisecond.
         needs: digests of the jobs that must be done first.
         priority: the kind's own when None.
-        teacher: a model that a worker may have in memory, so that it rather takes this job.
+        teacher: a worker that has this model in memory prefers the job.
         student: likewise.
     """
     encoded = as_spec(spec)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Results:
-    """The parquet of `kt-study collect` as pandas frames, each read when first asked for and kept.
+    """The parquet of `kt-study collect` as pandas frames, each read at its first use and kept.
 
     `results.transfers`, `results.complementarity` and so on: one attribute for each table of docs/schema.md. Counts are
     `Int64`, flags `boolean`, text pandas' own strings, everything else float64; a missing value is missing in each. A

@@ -12,14 +12,14 @@ import msgspec
 from kt_study.nearest import nearest
 
 LARGEST = 2**63 - 1
-"""What a column of whole numbers holds."""
+"""Largest value of a column of whole numbers."""
 
 _READABLE = {r"'^[\\w.-]+$'": "letters, digits, . _ - only"}
-"""What the patterns of the records ask for."""
+"""Descriptions of the records' patterns."""
 
 
 def explained(message: str, root: type[msgspec.Struct]) -> str:
-    """msgspec's complaint about a tree that is no `root`, with the place and, for an unknown word, what it may be."""
+    """msgspec's message about a tree that is no `root`, with the place and, for an unknown key, the closest known one."""
     reason, _, path = message.partition(" - at `")
     path = path.rstrip("`")
     if unknown := re.search(r"unknown field `([^`]+)`", reason):
@@ -31,22 +31,22 @@ def explained(message: str, root: type[msgspec.Struct]) -> str:
 
 
 def readable(reason: str, annotation: Any) -> str:
-    """msgspec's reason why a value is none of `annotation`, with the words that would do, or the pattern in words."""
+    """msgspec's reason why a value does not fit `annotation`, with the valid choices or a description of the pattern."""
     reason = reason[0].lower() + reason[1:]
     if wrong := re.fullmatch(r"invalid enum value '(.*)'", reason, re.DOTALL):
-        words = list(_words(annotation))
-        return f"{reason}{nearest(wrong[1], words)} (it may be {', '.join(words)})"
-    said, _, pattern = reason.partition(" matching regex ")
-    return f"{said} of {_READABLE.get(pattern, pattern)}" if pattern else reason
+        choices = list(_choices(annotation))
+        return f"{reason}{nearest(wrong[1], choices)} (it may be {', '.join(choices)})"
+    expected, _, pattern = reason.partition(" matching regex ")
+    return f"{expected} of {_READABLE.get(pattern, pattern)}" if pattern else reason
 
 
 def unusable_number(value: Any, path: str = "$") -> str:
-    """The first number of a TOML tree that nothing can be computed with, and where it stands; empty when there is none."""
+    """The first infinite, undefined or too large number of a TOML tree, and its place; empty when there is none."""
     for where, number in _numbers(value, path):
         if isinstance(number, int) and abs(number) > LARGEST:
             return f"{place(where)}a whole number of more than 64 bits"
         if not math.isfinite(number):
-            return f"{place(where)}{number} is no finite number"
+            return f"{place(where)}{number} is not a finite number"
     return ""
 
 
@@ -80,8 +80,8 @@ def _struct(annotation: Any) -> type[msgspec.Struct]:
     return next(inner, msgspec.Struct)
 
 
-def _words(annotation: Any) -> Iterator[str]:
-    """What may stand for an annotation."""
+def _choices(annotation: Any) -> Iterator[str]:
+    """The valid values of an annotation."""
     simple = {bool: ("true", "false"), int: ("a whole number",)}
     if get_origin(annotation) is Literal:
         yield from map(str, get_args(annotation))
@@ -89,7 +89,7 @@ def _words(annotation: Any) -> Iterator[str]:
         yield from simple[annotation]
     else:
         for part in get_args(annotation):
-            yield from _words(part)
+            yield from _choices(part)
 
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, int | float]]:

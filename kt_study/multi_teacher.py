@@ -62,14 +62,14 @@ def stage_start_key(spec: TransferSpec) -> str:
 
 
 def transferred_key(student: str, job: str) -> str:
-    """Key of the student that the transfer `job` leaves."""
+    """Key of the student that the transfer `job` makes."""
     return digest({"student": student, "weights": TRANSFERRED + job})
 
 
 def transferred_record(student: ModelRecord, spec: TransferSpec) -> ModelRecord:
-    """The record of the student that the transfer `spec` leaves: the same architecture, its own key and weights.
+    """The record of the student that the transfer `spec` makes of `student`: same architecture, new key and weights.
 
-    Give it the original student's record; `worker.models.build` builds it once the job is done.
+    `worker.models.build` builds it once the job is done.
     """
     job = transfer_digest(spec)
     return replace(

@@ -24,7 +24,7 @@ positive flips only; the frozen student on negative flips only."""
 
 
 class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What everything but the loss itself has to know of an objective; the fields without a default must be given.
+    """Everything about an objective but its loss; the fields without a default must be given.
 
     `uses` names the settings of the role "objective" that it reads; the others of that role stay at their default in its
     specifications, so that a row never claims a temperature that nothing used.
@@ -33,7 +33,7 @@ class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     label: str  # in figures and tables
     meaning: str  # what the student is trained on, for docs/concepts.md
-    reads_labels: bool  # its loss, whatever the data partition reads
+    reads_labels: bool  # its loss; the data partition is separate
     uses: frozenset[str]
     colour: str = ""  # in figures, a name of the report's palette; a free one where empty
     partition: Partition = "teacher"
@@ -49,8 +49,8 @@ class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if unknown := self.uses - set(named("objective")):
             raise ValueError(f"objective {self.name!r} uses {sorted(unknown)}: no settings of the role 'objective'")
-        if strangers := self.defaults.keys() - SETTINGS.keys():
-            raise ValueError(f"objective {self.name!r} has defaults for {sorted(strangers)}, which are no settings")
+        if unknown_defaults := self.defaults.keys() - SETTINGS.keys():
+            raise ValueError(f"objective {self.name!r} has defaults for {sorted(unknown_defaults)}: no such settings")
 
 
 _KL = frozenset({"temperature", "top_k", "flips"})
@@ -191,7 +191,7 @@ _FACTS = (
 OBJECTIVES = {facts.name: facts for facts in _FACTS}
 
 AUTHORS = {"weight_decay": 1e-4}
-"""Defaults under `reading = "authors"`: config/distillation/distillation.yaml of ExplainableML/FantasticGains; the paper says 1e-3."""
+"""Defaults under `reading = "authors"`: config/distillation/distillation.yaml of ExplainableML/FantasticGains. The paper has 1e-3."""
 
 OWN_DEFAULTS = frozenset(AUTHORS).union(*(facts.defaults for facts in _FACTS))
 """Settings whose default depends on the objective or the reading."""
@@ -233,11 +233,10 @@ def check(objective: str, settings: Settings) -> None:
     """Refuse options that do not combine with an objective.
 
     Raises:
-        UsageError: one line that names the two that clash and what to do.
+        UsageError: one line that names the conflict and what to do.
     """
-    facts = facts_of(objective)
-    for clash in _clashes(facts, settings):
-        raise UsageError(f"objective {objective!r}: {clash}")
+    for conflict in _conflicts(facts_of(objective), settings):
+        raise UsageError(f"objective {objective!r}: {conflict}")
 
 
 def controls_of(objectives: Sequence[str]) -> list[str]:
@@ -260,7 +259,7 @@ def _unused(facts: ObjectiveFacts) -> list[str]:
     return [name for name in named("objective") if name not in facts.uses]
 
 
-def _clashes(facts: ObjectiveFacts, settings: Settings) -> list[str]:
+def _conflicts(facts: ObjectiveFacts, settings: Settings) -> list[str]:
     found = []
     for name in _unused(facts):
         value = getattr(settings, name)
@@ -289,7 +288,7 @@ def partition_of(objective: str, settings: Settings) -> Partition:
 
 
 def label_use(objective: str, settings: Settings) -> str:
-    """What in a transfer reads the labels of the training samples; empty where nothing does."""
+    """The part of a transfer that reads the labels of the training samples; empty if none does."""
     facts = facts_of(objective)
     if partition_of(objective, settings) in ("label", "random", "positive_flips", "negative_flips"):
         return "its data partition"
@@ -301,8 +300,8 @@ def needs_frozen_student(objective: str, settings: Settings) -> bool:
     return partition_of(objective, settings) not in ("teacher", "none")
 
 
-def asks_teacher(objective: str, settings: Settings) -> bool:
-    """Whether a teacher has a part in the training, and not only in what is measured of it."""
+def uses_teacher(objective: str, settings: Settings) -> bool:
+    """Whether the training uses a teacher, and not only the measurement."""
     return partition_of(objective, settings) not in ("frozen", "none")
 
 
@@ -311,7 +310,7 @@ def shared_training(spec: TransferSpec) -> TransferSpec | None:
 
     None where the training is this transfer's own. The student is kept where a transfer keeps one, for it to copy.
     """
-    if asks_teacher(spec.objective, spec.settings) or spec.settings.multi_teacher != "single":
+    if uses_teacher(spec.objective, spec.settings) or spec.settings.multi_teacher != "single":
         return None
     keep = "none" if spec.settings.keep == "none" else "all"
     return replace(spec, teachers=(), settings=replace(spec.settings, keep=keep))
@@ -319,7 +318,7 @@ def shared_training(spec: TransferSpec) -> TransferSpec | None:
 
 def needs_live_teacher(objective: str, settings: Settings) -> bool:
     """Whether the teacher must be forwarded beside the student: the released code keeps contrastive teachers in train
-    mode, where batch norm sees the batch, so that no cache can stand for it."""
+    mode, where batch norm sees the batch, so that its outputs cannot be cached."""
     return facts_of(objective).contrastive and settings.reading == "authors"
 
 
@@ -360,7 +359,7 @@ def transfer_logits(
     facts = facts_of(spec.objective)
     crop = _crop_pct(spec, model)
     trains = spec.settings.multi_teacher != "soup"
-    asks = asks_teacher(spec.objective, spec.settings)
+    asks = uses_teacher(spec.objective, spec.settings)
 
     def views(key: str, features: bool) -> list[LogitsSpec]:
         return [_train_view(spec, key, view, crop, features) for view in range(spec.settings.views)]
@@ -412,9 +411,7 @@ def _check_dataset(spec: TransferSpec, dataset: DatasetRecord) -> None:
             f"kl_dp_unsupervised is made for that (of {', '.join(without)}, which read none)"
         )
     if not dataset.has_labels("val") and spec.settings.keep == "best":
-        raise DataError(
-            f"keep = 'best' goes by accuracy, and data set {dataset.name!r} has no labels in val; set keep = 'all'"
-        )
+        raise DataError(f"keep = 'best' needs labels in val, and data set {dataset.name!r} has none; set keep = 'all'")
 
 
 def _crop_pct(spec: TransferSpec, model: Callable[[str], ModelRecord]) -> float:

@@ -74,13 +74,7 @@ JOBS = ResultTable(
     name="jobs",
     meaning="One job, in its state when it was collected.",
     columns=(
-        Column(
-            "kind",
-            "text",
-            "",
-            ", ".join(JOB_KINDS),
-            nullable=False,
-        ),
+        Column("kind", "text", "", ", ".join(JOB_KINDS), nullable=False),
         Column("digest", "text", "", "digest of kind and specification", nullable=False),
         Column("state", "text", "", "blocked, ready, running, done, failed or cancelled", nullable=False),
         Column("priority", "int", "", "higher first"),
@@ -147,14 +141,10 @@ def arrow_schema(name: str) -> pa.Schema:
     """The Arrow schema of one table; each field has `unit`, `meaning` and `source` as metadata, the table `meaning`."""
     import pyarrow as pa
 
-    return pa.schema([_field(column) for column in parquet_columns(name)], {"meaning": PARQUET_TABLES[name].meaning})
-
-
-def _field(column: Column) -> pa.Field:
-    import pyarrow as pa
-
     types = {"int": pa.int64(), "float": pa.float64(), "text": pa.string(), "bool": pa.bool_()}
-    notes = {"unit": column.unit, "meaning": column.meaning, "source": column.source}
-    return pa.field(
-        column.name, types[column.type], column.nullable, {name: note for name, note in notes.items() if note}
-    )
+    fields = []
+    for column in parquet_columns(name):
+        notes = {"unit": column.unit, "meaning": column.meaning, "source": column.source}
+        metadata = {key: note for key, note in notes.items() if note}
+        fields.append(pa.field(column.name, types[column.type], column.nullable, metadata))
+    return pa.schema(fields, {"meaning": PARQUET_TABLES[name].meaning})

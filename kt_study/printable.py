@@ -15,7 +15,7 @@ _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u
 
 
 def printable(text: str) -> str:
-    """The text with each character that acts on a terminal or ends a line written as its code, such as \\x1b or \\n."""
+    """The text with each control character and end of line written as its code, such as \\x1b or \\n."""
     return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -33,7 +33,7 @@ def acting_character(value: Any, path: str = "$") -> str:
 
 
 class OneLine(logging.Formatter):
-    """A log's formatter: each message on one line, whatever it quotes. Tracebacks keep theirs."""
+    """A log's formatter: each message on one line. Tracebacks keep their lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """As logging's, of the message in printable form."""

@@ -34,7 +34,7 @@ class ModelRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A pretrained classifier: how to build it, where its weights are, its preprocessing.
 
     `key` names it by what it computes (architecture, weights, preprocessing), so that equal models share their logits
-    whatever they are called. Exactly one of `timm` and `factory` is set.
+    under any name. Exactly one of `timm` and `factory` is set.
     """
 
     key: str
@@ -128,7 +128,7 @@ class AllPairsSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
 class TrainSpec(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Training a model for a data set: from scratch (`scope` all) or its last layer only (`scope` head).
 
-    `class_shares` thins classes: the share in (0, 1] of a class's samples that is used. `label_noise` replaces that
+    `class_shares` subsamples classes: the share in (0, 1] of a class's samples that is used. `label_noise` replaces that
     share of labels by a uniform draw; `pixel_noise` is the standard deviation of Gaussian noise on normalised pixels.
     All draws are hashes of (seed, sample). The trained model's weights are "train:<digest of this job>".
     """
@@ -177,7 +177,7 @@ class Claim(Record, frozen=True, kw_only=True):
         return hash((self.job_id, self.fence))
 
 
-class Progress(Record, frozen=True, kw_only=True):
+class Progress(Record, frozen=True, kw_only=True, forbid_unknown_fields=False):  # a newer program may add fields
     """Where a running job is, sent with its heartbeat."""
 
     epoch: int = 0
@@ -201,8 +201,8 @@ class Failure(Record, frozen=True, kw_only=True):
 def as_spec(record: Record) -> dict[str, Any]:
     """The record as JSON-ready builtins, fields equal to their default left out, at every depth.
 
-    Equal records give equal specifications, whatever they were made from: a number typed as 1 where 1.0 is meant, a text
-    that was decoded from the database. msgspec's own `omit_defaults` compares by identity and would tell these apart.
+    Equal records give equal specifications, however they were made: a number typed as 1 where 1.0 is meant, a text
+    that was decoded from the database. msgspec's own `omit_defaults` compares by identity, which would differ.
     """
     settled = msgspec.convert(msgspec.to_builtins(record), type(record))
     return _without_defaults(settled)

@@ -15,7 +15,7 @@ from kt_study.settings import SETTINGS, Setting
 Type = Literal["int", "float", "text", "bool"]
 
 TOP_PERCENTS = (2, 5, 20, 50)
-"""Shares of the positive flips, %, whose smallest sets of classes are looked at (Figures 2 and 5a)."""
+"""Shares of the positive flips, %, whose smallest sets of classes are measured (Figures 2 and 5a)."""
 
 RATE_PERCENTS = (*TOP_PERCENTS, 100)
 """Those for which a transfer rate is measured."""
@@ -51,10 +51,6 @@ def _count(name: str, meaning: str, unit: str = "samples", source: str = "") -> 
 
 def _real(name: str, unit: str, meaning: str, source: str = "") -> Column:
     return Column(name, "float", unit, meaning, source)
-
-
-def _flag(name: str, meaning: str) -> Column:
-    return Column(name, "bool", "", meaning)
 
 
 EVALUATIONS = ResultTable(
@@ -140,8 +136,8 @@ _TYPES: dict[type, Type] = {int: "int", float: "float", bool: "bool"}
 
 
 def _setting(setting: Setting) -> Column:
-    words = f" ({', '.join(setting.words)})" if setting.words else ""
-    meaning = setting.sentence[0].lower() + setting.sentence[1:].removesuffix(".") + words
+    choices = f" ({', '.join(setting.choices)})" if setting.choices else ""
+    meaning = setting.description[0].lower() + setting.description[1:].removesuffix(".") + choices
     return Column(setting.name, _TYPES.get(setting.bare_type, "text"), setting.unit, meaning, setting.source)
 
 
@@ -199,7 +195,7 @@ TRANSFERS = ResultTable(
         _real("dp_pos_to_teacher", "%", "positive flips that the partition's rule gives to the teacher", "Sec. 5.1"),
         _real("dp_neg_to_teacher", "%", "negative flips that the partition's rule gives to the teacher", "Sec. 5.1"),
         _real("teacher_share", "%", "training samples, over all views, learned from the teacher"),
-        _flag("diverged", "the loss stopped being finite; accuracies are of the last finite weights"),
+        Column("diverged", "bool", "", "the loss stopped being finite; accuracies are of the last finite weights"),
         _count("diverged_step", "step at which the loss stopped being finite, from 0", "steps"),
         _count("diverged_batch", "batch of its epoch at which that was, from 0", ""),
         _count("steps", "optimiser steps taken", "steps"),

@@ -16,9 +16,9 @@ Role = Literal["objective", "training", "execution", "output", "teachers"]
 a result by less than another seed would; what is evaluated and kept; who teaches."""
 
 
-def _said(
+def _described(
     role: Role,
-    sentence: str,
+    description: str,
     *,
     unit: str = "",
     source: str = "",
@@ -26,11 +26,11 @@ def _said(
     refused: bool = False,
     **bounds: Any,
 ) -> Meta:
-    """What is said about a setting beside its type and default.
+    """Everything about a setting but its type and default.
 
     Args:
         role: what it decides.
-        sentence: what it is.
+        description: what it is, one sentence.
         unit: of its numbers.
         source: where the paper defines it.
         section: of the study file that has a key of its name; empty where other keys decide it.
@@ -39,52 +39,56 @@ def _said(
         bounds: as of `msgspec.Meta`.
     """
     more = {"role": role, "unit": unit, "source": source, "section": section, "refused": refused}
-    return Meta(description=sentence, extra=more, **bounds)
+    return Meta(description=description, extra=more, **bounds)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The settings of one transfer by their study-file names. Every one of them is a column of `transfers`."""
 
-    epochs: Annotated[int, _said("training", "Passes over the transfer set.", unit="epochs", ge=1, le=1_000_000)] = 20
-    batch_size: Annotated[int, _said("training", "Samples per step.", unit="samples", ge=1)] = 128
-    lr: Annotated[float, _said("training", "Learning rate of SGD.", ge=0)] = 1e-4
-    momentum: Annotated[float, _said("training", "Momentum of SGD.", ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, _said("training", "Weight decay of SGD.", ge=0)] = 1e-3
-    temperature: Annotated[float, _said("objective", "Softmax temperature T of the KL term.", gt=0)] = 1.0
+    epochs: Annotated[
+        int, _described("training", "Passes over the transfer set.", unit="epochs", ge=1, le=1_000_000)
+    ] = 20
+    batch_size: Annotated[int, _described("training", "Samples per step.", unit="samples", ge=1)] = 128
+    lr: Annotated[float, _described("training", "Learning rate of SGD.", ge=0)] = 1e-4
+    momentum: Annotated[float, _described("training", "Momentum of SGD.", ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, _described("training", "Weight decay of SGD.", ge=0)] = 1e-3
+    temperature: Annotated[float, _described("objective", "Softmax temperature T of the KL term.", gt=0)] = 1.0
     kl_weight: Annotated[
         float,
-        _said("objective", "Weight lambda of the KL term beside cross-entropy.", source="Eq. 3", ge=0, le=1),
+        _described("objective", "Weight lambda of the KL term beside cross-entropy.", source="Eq. 3", ge=0, le=1),
     ] = 0.5
     label_smoothing: Annotated[
-        float, _said("objective", "Smoothing of the labels under kl_label_smoothing.", ge=0, lt=1)
+        float, _described("objective", "Smoothing of the labels under kl_label_smoothing.", ge=0, lt=1)
     ] = 0.1
     top_k: Annotated[
         int,
-        _said("objective", "Classes of the teacher in the KL term; 0 for all.", unit="classes", refused=True, ge=0),
+        _described(
+            "objective", "Classes of the teacher in the KL term; 0 for all.", unit="classes", refused=True, ge=0
+        ),
     ] = 0
     warmup_epochs: Annotated[
-        int, _said("training", "First epochs, in which only the last layer is trained.", unit="epochs", ge=0)
+        int, _described("training", "First epochs, in which only the last layer is trained.", unit="epochs", ge=0)
     ] = 0
     flips: Annotated[
         Literal["all", "positive", "negative"],
-        _said(
+        _described(
             "objective",
             "Flip-based partition: the teacher on positive flips only, or the student on negative flips only.",
             refused=True,
         ),
     ] = "all"
     views: Annotated[
-        int, _said("training", "Distinct views of a training sample, cycled over epochs.", unit="views", ge=1)
+        int, _described("training", "Distinct views of a training sample, cycled over epochs.", unit="views", ge=1)
     ] = 2
     augment: Annotated[
-        Literal["none", "flip", "crop_flip", "authors"], _said("training", "What a view does to an image.")
+        Literal["none", "flip", "crop_flip", "authors"], _described("training", "What a view does to an image.")
     ] = "crop_flip"
     crop: Annotated[
-        Literal["study", "student"], _said("training", "Centre crop of a view: the study's or the student's.")
+        Literal["study", "student"], _described("training", "Centre crop of a view: the study's or the student's.")
     ] = "study"
     crop_pct: Annotated[
         float,
-        _said(
+        _described(
             "training",
             "Centre crop of training views where no random crop is drawn, as a share of the image's shorter side.",
             section="dataset",
@@ -92,43 +96,47 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             le=1,
         ),
     ] = 0.875
-    batchnorm: Annotated[Literal["train", "frozen"], _said("training", "Batch norm of the student.")] = "train"
+    batchnorm: Annotated[Literal["train", "frozen"], _described("training", "Batch norm of the student.")] = "train"
     reading: Annotated[
-        Literal["paper", "authors"], _said("training", "The paper's text, or the released code where it differs.")
+        Literal["paper", "authors"], _described("training", "The paper's text, or the released code where it differs.")
     ] = "paper"
-    mcl_tau: Annotated[float, _said("objective", "Momentum of the slow weights.", source="Sec. A.3", ge=0, lt=1)] = (
-        0.9999
-    )
-    mcl_every: Annotated[int, _said("objective", "Steps between updates of the slow weights.", unit="steps", ge=1)] = 2
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], _said("training", "Arithmetic of the student.")] = "fp32"
-    channels_last: Annotated[bool, _said("execution", "Channels-last memory format of the student.")] = False
-    grad_clip: Annotated[float, _said("training", "Largest gradient norm; 0 for none.", ge=0)] = 0.0
+    mcl_tau: Annotated[
+        float, _described("objective", "Momentum of the slow weights.", source="Sec. A.3", ge=0, lt=1)
+    ] = 0.9999
+    mcl_every: Annotated[
+        int, _described("objective", "Steps between updates of the slow weights.", unit="steps", ge=1)
+    ] = 2
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], _described("training", "Arithmetic of the student.")] = "fp32"
+    channels_last: Annotated[bool, _described("execution", "Channels-last memory format of the student.")] = False
+    grad_clip: Annotated[float, _described("training", "Largest gradient norm; 0 for none.", ge=0)] = 0.0
     micro_batch: Annotated[
         int,
-        _said(
+        _described(
             "execution", "Samples per forward pass when a batch is split; 0 for whole batches.", unit="samples", ge=0
         ),
     ] = 0
-    deterministic: Annotated[bool, _said("execution", "Deterministic kernels only.")] = False
-    compile: Annotated[bool, _said("execution", "Compile the student with torch.compile.")] = False
+    deterministic: Annotated[bool, _described("execution", "Deterministic kernels only.")] = False
+    compile: Annotated[bool, _described("execution", "Compile the student with torch.compile.")] = False
     eval_every: Annotated[
-        int, _said("output", "Epochs between evaluations; 0 for the last only.", unit="epochs", ge=0)
+        int, _described("output", "Epochs between evaluations; 0 for the last only.", unit="epochs", ge=0)
     ] = 1
     keep: Annotated[
         Literal["none", "best", "all"],
-        _said(
+        _described(
             "output",
             'Students to keep, "best" one per data set, student and objective over all settings, seeds and studies of '
             "the folder; those of finished transfers are made again.",
         ),
     ] = "none"
-    loader: Annotated[Literal["torch", "ffcv"], _said("execution", "Loader of training views.", section="")] = "torch"
+    loader: Annotated[Literal["torch", "ffcv"], _described("execution", "Loader of training views.", section="")] = (
+        "torch"
+    )
     multi_teacher: Annotated[
         Literal["single", "sequential", "parallel", "soup"],
-        _said("teachers", "How the teachers of one student are combined.", section=""),
+        _described("teachers", "How the teachers of one student are combined.", section=""),
     ] = "single"
     teacher_order: Annotated[
-        Literal["ascending", "descending", "given"], _said("teachers", "Order of sequential teachers by accuracy.")
+        Literal["ascending", "descending", "given"], _described("teachers", "Order of sequential teachers by accuracy.")
     ] = "ascending"
 
 
@@ -138,7 +146,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     annotation: Any
     default: Any
-    sentence: str
+    description: str
     role: Role
     unit: str
     source: str
@@ -147,19 +155,19 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def bare_type(self) -> Any:
-        """int, float, bool, or the Literal of its words."""
+        """int, float, bool, or the Literal of its choices."""
         return get_args(self.annotation)[0]
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """What it may be, where it is one of several words."""
+    def choices(self) -> tuple[str, ...]:
+        """The valid values of a Literal; empty for other types."""
         return get_args(self.bare_type) if get_origin(self.bare_type) is Literal else ()
 
 
 def _setting(field: msgspec.structs.FieldInfo) -> Setting:
-    said = get_args(field.type)[1]
+    meta = get_args(field.type)[1]
     return Setting(
-        name=field.name, annotation=field.type, default=field.default, sentence=said.description, **said.extra
+        name=field.name, annotation=field.type, default=field.default, description=meta.description, **meta.extra
     )
 
 

@@ -19,5 +19,5 @@ def shared_folder(name: str, holds: str) -> Path | None:
 
 
 def missing(what: str) -> str:
-    """The error for such files that are nowhere."""
+    """The error for such files that are not found."""
     return f"{what} are missing from {sys.prefix}/share/kt-study/sql; install kt-study again"

@@ -40,8 +40,8 @@ def _with_settings(name: str) -> Callable[[Sectional], Sectional]:
     def keys() -> Iterator[tuple[str, Any, Any]]:
         for setting in SETTINGS.values():
             if setting.section == name and setting.name in OWN_DEFAULTS:
-                said = Meta(description=f"{setting.sentence.removesuffix('.')}; default: the objective's own.")
-                yield setting.name, Annotated[setting.annotation, said] | None, None
+                meta = Meta(description=f"{setting.description.removesuffix('.')}; default: the objective's own.")
+                yield setting.name, Annotated[setting.annotation, meta] | None, None
             elif setting.section == name:
                 yield setting.name, setting.annotation, setting.default
 
@@ -310,7 +310,7 @@ def read_study(path: Path) -> StudyFile:
     """Read and check a study file.
 
     Raises:
-        StudyFileError: no such file, not TOML, an unknown key, a wrong type or a value out of range; it says which.
+        StudyFileError: no such file, not TOML, an unknown key, a wrong type or a value out of range.
     """
     if printable(folder := str(path.absolute().parent)) != folder:
         raise StudyFileError(f"{folder}: a control character or the end of a line in the path; rename the folder")
@@ -340,7 +340,7 @@ def read_study(path: Path) -> StudyFile:
 
 
 def _names_and_paths(tree: dict[str, Any]) -> dict[str, Any]:
-    """What ends up on terminals and in Slurm's scripts: all but the user's own arguments and command line."""
+    """The keys whose values reach terminals and Slurm's scripts: all but the user's own arguments and command."""
     models = tree.get("model")
     if isinstance(models, list):
         tree = tree | {"model": [_without(model, "arguments") for model in models]}
@@ -366,21 +366,21 @@ def recorded(study: StudyFile) -> dict[str, Any]:
     return kept
 
 
-def said_settings(transfer: TransferSection, dataset: DatasetSection) -> dict[str, Any]:
-    """The settings of a transfer by their names, as the sections have them; those left to the objective are absent."""
+def given_settings(transfer: TransferSection, dataset: DatasetSection) -> dict[str, Any]:
+    """The settings of a transfer by name, as the sections give them, without those that are left to the objective."""
     sections = {"transfer": transfer, "dataset": dataset}
-    said = {
+    given = {
         setting.name: getattr(sections[setting.section], setting.name)
         for setting in SETTINGS.values()
         if setting.section in sections
     }
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check_models(path: Path, study: StudyFile) -> None:
     names = [model.name for model in study.model]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise StudyFileError(f"{path}: [[model]] {sorted(twice)[0]!r} stands twice; give each model a name of its own")
+        raise StudyFileError(f"{path}: [[model]] {sorted(twice)[0]!r}: duplicate model name; rename one")
     for model in study.model:
         if bool(model.timm) == bool(model.factory):
             raise StudyFileError(f"{path}: [[model]] {model.name!r} needs exactly one of `timm` and `factory`")

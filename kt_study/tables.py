@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kt_study.schema import RESULT_TABLES, Column, ResultTable
+from kt_study.schema import RESULT_TABLES, ResultTable
 
 metadata = sa.MetaData()
 
@@ -22,9 +22,8 @@ studies = sa.Table(
     sa.Column("name", sa.Text, nullable=False, unique=True),
     sa.Column("spec", sa.Text, nullable=False),  # the study file's settings as JSON
     sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column(
-        "cancelled", sa.Boolean, nullable=False, server_default=sa.false()
-    ),  # it no longer keeps shared jobs open
+    # One that is cancelled no longer keeps shared jobs open.
+    sa.Column("cancelled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_at", sa.Double, nullable=False),
 )
 
@@ -70,11 +69,11 @@ jobs = sa.Table(
     sa.Column("progress", sa.Text),  # of that attempt: Progress as JSON
     sa.Column("created_at", sa.Double, nullable=False),
     sa.Column("changed_at", sa.Double, nullable=False),
-    sa.UniqueConstraint("digest", "kind"),  # the digest first: needs are looked up by it
+    sa.UniqueConstraint("digest", "kind"),  # the digest first: needs are found by it
 )
 
 
-# Literals, not parameters: a partial index serves only statements in whose text its condition stands.
+# Literals, not parameters: a partial index serves only statements whose text contains its condition.
 READY = sa.and_(jobs.c.state == sa.literal_column("'ready'"), ~jobs.c.paused)
 RUNNING = jobs.c.state == sa.literal_column("'running'")
 CLAIM_ORDER = (jobs.c.priority.desc(), jobs.c.estimate_s.desc(), jobs.c.id)
@@ -85,7 +84,7 @@ for _column in (jobs.c.kind, jobs.c.teacher, jobs.c.student):
     sa.Index(f"jobs_ready_{_column.name}", _column, *CLAIM_ORDER, postgresql_where=READY, sqlite_where=READY)
 sa.Index("jobs_running", jobs.c.worker, postgresql_where=RUNNING, sqlite_where=RUNNING)
 
-# One row: when leases were last looked at, by a heartbeat or an expiry. `kt_study.store.leases` says what for.
+# One row: when a heartbeat or an expiry last checked the leases (see `kt_study.store.leases`).
 lease_checks = sa.Table(
     "lease_checks",
     metadata,
@@ -108,8 +107,8 @@ study_jobs = sa.Table(
     sa.Column("job_id", Identity, primary_key=True, autoincrement=False, index=True),
 )
 
-# Attempts that ended without a result. One that runs, or that brought the result, is its job's row, so that claiming and
-# finishing write one row each.
+# Attempts that ended without a result. The attempt that runs, or that gave the result, is in the job's row, so that
+# claiming and finishing write one row each.
 past_attempts = sa.Table(
     "past_attempts",
     metadata,
@@ -118,9 +117,8 @@ past_attempts = sa.Table(
     sa.Column("worker", sa.Text, nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),
     sa.Column("ended_at", sa.Double, nullable=False),
-    sa.Column(
-        "outcome", sa.Text, nullable=False
-    ),  # failed | retried | released | blocked | expired | undone | cancelled
+    # failed | retried | released | blocked | expired | undone | cancelled
+    sa.Column("outcome", sa.Text, nullable=False),
     sa.Column("progress", sa.Text),  # Progress as JSON
     sa.Column("error", sa.Text),
     sa.Column("message", sa.Text),
@@ -130,11 +128,11 @@ past_attempts = sa.Table(
 _grouped = sa.text("error_group IS NOT NULL")
 sa.Index("attempts_error_group", past_attempts.c.error_group, postgresql_where=_grouped, sqlite_where=_grouped)
 
-# A view over both: every attempt, with outcome `done` where it brought the result and none while it runs.
+# A view over both: every attempt, with outcome `done` if it gave the result and none while it runs.
 attempts = sa.Table(
     "attempts",
     sa.MetaData(),
-    sa.Column("id", sa.BigInteger),  # the same for good: the job's id and the fencing number in one
+    sa.Column("id", sa.BigInteger),  # made of the job's id and the fencing number, so it never changes
     *(sa.Column(column.name, column.type) for column in past_attempts.c),
 )
 
@@ -160,10 +158,6 @@ _TYPES: dict[str, type[sa.types.TypeEngine[Any]]] = {
 }
 
 
-def _result_column(column: Column) -> sa.Column[object]:
-    return sa.Column(column.name, _TYPES[column.type](), nullable=column.nullable)
-
-
 def _result_table(table: ResultTable) -> sa.Table:
     """A job's rows: `job_id` and the columns of the schema, unique by job and key."""
     return sa.Table(
@@ -171,7 +165,7 @@ def _result_table(table: ResultTable) -> sa.Table:
         metadata,
         sa.Column("id", Identity, primary_key=True),
         sa.Column("job_id", Identity, sa.ForeignKey("jobs.id"), nullable=False),
-        *(_result_column(column) for column in table.columns),
+        *(sa.Column(each.name, _TYPES[each.type](), nullable=each.nullable) for each in table.columns),
         sa.UniqueConstraint("job_id", *table.key),
     )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import asdict, replace
+
 from kt_study.hashing import digest
 from kt_study.records import DatasetRecord, ModelRecord, TrainSpec
 
@@ -24,38 +26,23 @@ _IDENTITY = (
 
 
 def keyed(**fields: Any) -> ModelRecord:
-    """A model record with its key: the digest of what it computes, whatever it is called and wherever it lies."""
+    """A model record with its key: the digest of what it computes, independent of its name and location."""
     record = ModelRecord(key="", **fields)
-    key = digest({name: getattr(record, name) for name in _IDENTITY})
-    return ModelRecord(key=key, **fields)
+    return replace(record, key=digest({name: getattr(record, name) for name in _IDENTITY}))
 
 
 def trained_record(start: ModelRecord, spec: TrainSpec, job: str, dataset: DatasetRecord) -> ModelRecord:
     """The model that the job `job` makes of `start` on `dataset`.
 
-    It keeps its name, with the data set's added where it is to be used on another one. A factory is asked for the new
-    number of classes through its argument `num_classes`.
+    It keeps its name, with the data set's added if it is to be used on another one. A factory gets the new number
+    of classes as its argument `num_classes`.
     """
     classes = start.num_classes if spec.scope == "body" else dataset.n_classes
-    arguments = start.arguments
-    if "num_classes" in arguments and arguments["num_classes"] != classes:
-        arguments = {**arguments, "num_classes": classes}
+    fields = asdict(start)
+    for name in ("key", "checkpoint", "top1_published"):  # not those of the trained model
+        del fields[name]
+    if "num_classes" in start.arguments:
+        fields["arguments"] = {**start.arguments, "num_classes": classes}
     name = start.name.removesuffix(UNTRAINED)
-    return keyed(
-        name=f"{name}@{dataset.name}" if spec.scope == "body" else name,
-        family=start.family,
-        weights=TRAINED + job,
-        timm=start.timm,
-        factory=start.factory,
-        arguments=arguments,
-        input_size=start.input_size,
-        mean=start.mean,
-        std=start.std,
-        interpolation=start.interpolation,
-        crop_pct=start.crop_pct,
-        crop_mode=start.crop_mode,
-        num_classes=classes,
-        params=start.params,
-        gmacs=start.gmacs,
-        license=start.license,
-    )
+    fields["name"] = f"{name}@{dataset.name}" if spec.scope == "body" else name
+    return keyed(**fields | {"weights": TRAINED + job, "num_classes": classes})

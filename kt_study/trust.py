@@ -1,6 +1,6 @@
 """Checks that no other account can have written a file that is about to be run, unpickled or trusted.
 
-A file is trusted if it, and every folder from the study folder down to it, belongs to the caller or to root and nobody else
+A file is trusted if it, and every folder from the study folder down to it, belongs to the caller or to root and no one else
 can write to it. Folders are checked from the top down: once a folder is known to be closed to others, its contents cannot be
 replaced between the check and the use. For a file outside the study folder, its own folder is checked. For protection against
 reading see `kt_study.files.write_private`.
@@ -26,8 +26,8 @@ def require_own(path: Path, study: Path | None = None) -> None:
         study: the study folder; None for a file that belongs to none.
 
     Raises:
-        UntrustedFile: with the command that puts it right.
-        OSError: it is not there, or cannot be seen.
+        UntrustedFile: with the command that fixes it.
+        OSError: it does not exist, or cannot be read.
     """
     for place in _places(path, study):
         _require(place, os.lstat(place), study)

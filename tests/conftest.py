@@ -45,7 +45,7 @@ SLOW = (
     "data/test_cache_faults.py", "data/test_commands.py", "data/test_determinism.py", "data/test_ffcv.py",
     "data/test_logits_cache.py", "data/test_photographs.py", "planning/test_train_kind.py", "recommend/test_plan.py",
     "results/test_collect.py", "results/test_figures.py", "results/test_page.py", "results/test_published.py",
-    "results/test_report.py", "store/test_server.py", "store/test_spool.py", "store/test_under_fire.py",
+    "results/test_report.py", "store/test_server.py", "store/test_under_fire.py",
     "transfer/test_kinds.py", "transfer/test_memory.py", "transfer/test_remake.py",
 )  # fmt: skip
 """Left out by `--quick`: they start workers, servers, a browser or many processes, and wait for them."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kt_study.errors import UsageError
-from kt_study.files import written_aside
+from kt_study.files import atomic_write
 from kt_study.published import read_table
 from orchestrator.planning.universe.families import family_of
 from orchestrator.planning.universe.table import ALIASES_FILE, CATALOGUE_FILE, TIMM_VERSION, CatalogueModel
@@ -206,7 +206,7 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 def _write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:
-    with written_aside(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kt_study.datasets.kind import Found, Listing
 from kt_study.errors import DataError
-from kt_study.files import written_aside
+from kt_study.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ def write_index(target: Path, found: Found) -> None:
         columns[f"{split}/sizes"] = listing.sizes
         if listing.labels is not None:
             columns[f"{split}/labels"] = listing.labels
-    with written_aside(target) as scratch, scratch.open("wb") as stream:
+    with atomic_write(target) as scratch, scratch.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **columns)
 
 

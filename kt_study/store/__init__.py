@@ -20,6 +20,7 @@ from kt_study.store.records import (
     NeedRow,
     Planned,
     Selection,
+    Summary,
     WorkerRecord,
     WorkerRow,
     Workload,
@@ -31,19 +32,9 @@ if TYPE_CHECKING:
 FIRST_BACKOFF_S = 15.0  # before the second try; doubles with every further one
 
 __all__ = [
-    "AttemptRow",
-    "FailureGroup",
-    "HeartbeatReply",
-    "JobRow",
-    "JobStore",
-    "NeedRow",
-    "Planned",
-    "Selection",
-    "WorkerRecord",
-    "WorkerRow",
-    "Workload",
-    "open_store",
-]
+    "AttemptRow", "FailureGroup", "HeartbeatReply", "JobRow", "JobStore", "NeedRow", "Planned", "Selection", "Summary",
+    "WorkerRecord", "WorkerRow", "Workload", "open_store",
+]  # fmt: skip
 
 
 def open_store(
@@ -63,12 +54,12 @@ def open_store(
         url: `sqlite:///FILE` or `postgresql://USER@HOST:PORT/NAME?passfile=FILE`.
         create: make the tables, or bring older ones up to date.
         max_attempts: tries after which a transient error is final.
-        max_crashes: workers that a job may take down with it before it fails.
+        max_crashes: workers that may die while they run a job, before it fails.
         first_backoff_s: pause before the second try; it doubles with each further one.
         patience_s: how long a call keeps retrying while the database is away or busy.
         idle_s: how long an unused connection stays open.
-        wait_s: how long to wait, in opening, for a server that does not answer: a user at a terminal would rather know
-            at once, a pilot on a node would rather not be lost to a restart.
+        wait_s: how long to wait for a server that does not answer: no time for a user at a terminal, some for a pilot on a
+            node, which should survive a restart of the server.
 
     Raises:
         DatabaseError: unreachable, absent (without `create`), newer than this program, older than it (without
@@ -81,11 +72,11 @@ def open_store(
     if create:
         database.create_if_needed(address)
     opened = Database(address, patience_s=patience_s, idle_s=idle_s)
-    found = opened.revision(wait_s)
-    if create and (found is None or found < database.newest_revision()):
+    revision = opened.revision(wait_s)
+    if create and (revision is None or revision < database.newest_revision()):
         database.migrate(address)
-        found = opened.revision(wait_s)
-    database.check_revision(address, found)
+        revision = opened.revision(wait_s)
+    database.check_revision(address, revision)
     return JobStore(opened, max_attempts=max_attempts, max_crashes=max_crashes, first_backoff_s=first_backoff_s)
 
 

@@ -26,40 +26,26 @@ class now(FunctionElement[float]):
 
 
 class server_started(FunctionElement[float]):
-    """When the database server was started, by its clock; SQLite, which has no server, was always there."""
+    """When the database server was started, by its clock; 0 for SQLite, which has no server."""
 
     type = sa.Double()
     inherit_cache = True
 
 
-@compiles(now, "postgresql")
-def _now_postgresql(*_: Any, **__: Any) -> str:
-    return "date_part('epoch', clock_timestamp())"  # now() stands still within a transaction
+# PostgreSQL's now() does not advance within a transaction; SQLite's unixepoch('subsec') needs version 3.42.
+_SQL = {
+    (now, "postgresql"): "date_part('epoch', clock_timestamp())",
+    (now, "sqlite"): "((julianday('now') - 2440587.5) * 86400.0)",  # to the millisecond
+    (server_started, "postgresql"): "date_part('epoch', pg_postmaster_start_time())",
+    (server_started, "sqlite"): "0.0",
+}
+for (_clock, _dialect), _sql in _SQL.items():
+    compiles(_clock, _dialect)(lambda *_, sql=_sql, **__: sql)
 
 
-@compiles(now, "sqlite")
-def _now_sqlite(*_: Any, **__: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"  # to the millisecond; unixepoch('subsec') needs SQLite 3.42
-
-
-@compiles(server_started, "postgresql")
-def _started_postgresql(*_: Any, **__: Any) -> str:
-    return "date_part('epoch', pg_postmaster_start_time())"
-
-
-@compiles(server_started, "sqlite")
-def _started_sqlite(*_: Any, **__: Any) -> str:
-    return "0.0"
-
-
-def parameter(name: str, kind: type[sa.types.TypeEngine[Any]] | None = None) -> sa.BindParameter[Any]:
-    """A value that is given when the statement runs."""
-    return sa.bindparam(name, type_=None if kind is None else kind())
-
-
-def parameters(name: str) -> sa.BindParameter[Any]:
-    """A list of values that is given when the statement runs, for `column.in_`."""
-    return sa.bindparam(name, expanding=True)
+def larger(one: Any, other: Any) -> sa.Case[Any]:
+    """The larger of two values: SQLite's max is PostgreSQL's greatest."""
+    return sa.case((one > other, one), else_=other)
 
 
 def chunks(items: Iterable[T], size: int = MOST_VALUES) -> Iterator[list[T]]:
@@ -71,8 +57,9 @@ def chunks(items: Iterable[T], size: int = MOST_VALUES) -> Iterator[list[T]]:
 
 def of_study(name: sa.ColumnElement[str] | str) -> sa.ColumnElement[bool]:
     """Whether the job belongs to the study."""
-    held = sa.select(study_jobs.c.job_id).join(studies, studies.c.id == study_jobs.c.study_id)
-    return held.where(study_jobs.c.job_id == jobs.c.id, studies.c.name == name).correlate(jobs).exists()
+    study_id = sa.select(studies.c.id).where(studies.c.name == name).scalar_subquery()  # found once, not per job
+    held = sa.select(study_jobs.c.job_id).where(study_jobs.c.study_id == study_id, study_jobs.c.job_id == jobs.c.id)
+    return held.correlate(jobs).exists()
 
 
 def fits_glob(column: sa.ColumnElement[str], pattern: str) -> sa.ColumnElement[bool]:

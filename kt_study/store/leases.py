@@ -8,60 +8,57 @@ jobs through an outage, and a dead worker's job goes back to ready when the rest
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import random
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from kt_study.errors import DataError, LeaseLost
 from kt_study.failures import WORKER_DIED
 from kt_study.records import Claim, Failure, JobState, Progress
-from kt_study.store.expressions import chunks, now, parameter, parameters, server_started
-from kt_study.store.records import HeartbeatReply, encode_progress
-from kt_study.store.reopening import maker_of, reopen
+from kt_study.store.connections import Store, writes
+from kt_study.store.expressions import larger, now, server_started
+from kt_study.store.records import HeartbeatReply
+from kt_study.store.results import Rows, plain_rows
+from kt_study.store.transitions import add_needs, maker_of, record_attempts, reopen
 from kt_study.tables import RUNNING, job_needs, jobs, lease_checks, past_attempts, results, workers
 
 LONGEST_BACKOFF_S = 1800.0
 MOST_WAITS = 10
-"""How often a job may find a file gone before it fails: a disk that loses every file would keep workers busy for ever."""
-# The longest time between two looks that counts: more than the third of a lease after which workers send heartbeats, and
-# so little that two thirds of a lease, the least that a live worker has left, outlast it.
+"""How often a job may wait for missing files before it fails: a disk that loses every file would keep workers busy forever."""
+# The longest time between two checks that counts: more than a third of a lease, after which workers send heartbeats, and
+# less than two thirds, which a live worker has left at least.
 COUNTED_SHARE, COUNTED_S = 0.4, 1.0
 
-PlainRows = dict[str, list[dict[str, Any]]]  # as `kt_study.store.results.plain_rows` gives them, by table
-Found = Any  # a job's row, None for no such job
+PlainRows = dict[str, list[dict[str, Any]]]  # by table
+Current = Any  # the columns `_HELD` of a job as it is now; None for no such job
 
-_CHOSEN = jobs.c.id.in_(parameters("ids"))
-_HOLD = (
-    sa.select(
-        jobs.c.id, jobs.c.state, jobs.c.fence, jobs.c.worker, jobs.c.lease_until, jobs.c.attempts, jobs.c.crashes,
-        jobs.c.paused,
-    )
-    .order_by(jobs.c.id)
-    .with_for_update(key_share=True)
-)  # fmt: skip
+_CHOSEN = jobs.c.id.in_(sa.bindparam("ids"))
+_HELD = ("id", "state", "fence", "worker", "lease_until", "attempts", "crashes", "paused")
+_HOLD = sa.select(*(jobs.c[name] for name in _HELD)).where(_CHOSEN).order_by(jobs.c.id).with_for_update(key_share=True)
 _RENEW = (
     sa.update(jobs)
-    .where(jobs.c.id == parameter("job"))
+    .where(jobs.c.id == sa.bindparam("job"))
     .values(
-        lease_s=parameter("seconds", sa.Double),
-        lease_until=now() + parameter("seconds", sa.Double),
-        progress=sa.func.coalesce(parameter("told", sa.Text), jobs.c.progress),
+        lease_s=sa.bindparam("seconds", type_=sa.Double),
+        lease_until=now() + sa.bindparam("seconds", type_=sa.Double),
+        progress=sa.func.coalesce(sa.bindparam("reported", type_=sa.Text), jobs.c.progress),
     )
 )
-_SEEN = sa.update(workers).where(workers.c.id == parameter("name")).values(beat_at=now())
 _END = (
     sa.update(jobs)
     .where(_CHOSEN)
     .values(state="done", attempts=jobs.c.attempts + 1, lease_until=None, changed_at=now())
 )
-_DEPENDENTS = sa.select(job_needs.c.job_id).where(job_needs.c.needs_id.in_(parameters("ids")))
+_DEPENDENTS = sa.select(job_needs.c.job_id).where(job_needs.c.needs_id.in_(sa.bindparam("ids")))
 _HOLD_DEPENDENTS = (
     sa.select(jobs.c.id).where(jobs.c.id.in_(_DEPENDENTS)).order_by(jobs.c.id).with_for_update(key_share=True)
 )
 _MET = (
     sa.select(sa.func.count())
-    .where(job_needs.c.job_id == jobs.c.id, job_needs.c.needs_id.in_(parameters("ids")))
+    .where(job_needs.c.job_id == jobs.c.id, job_needs.c.needs_id.in_(sa.bindparam("ids")))
     .correlate(jobs)
     .scalar_subquery()
 )
@@ -74,108 +71,216 @@ _FREE_DEPENDENTS = (
         changed_at=now(),
     )
 )
-_OUTCOME = sa.select(past_attempts.c.outcome).where(
-    past_attempts.c.job_id == parameter("job"), past_attempts.c.fence == parameter("fence")
-)
-_LAST_LOOK = sa.select(lease_checks.c.checked_at, now().label("moment"), server_started().label("started"))
-_LOOKED = sa.update(lease_checks).values(checked_at=parameter("moment"))
+_LAST_CHECK = sa.select(lease_checks.c.checked_at, now().label("moment"), server_started().label("started"))
+_CHECKED = sa.update(lease_checks).values(checked_at=sa.bindparam("moment"))
 _UNCOUNTED = (
-    parameter("moment", sa.Double)
-    - sa.case(
-        (jobs.c.lease_until - jobs.c.lease_s > parameter("before", sa.Double), jobs.c.lease_until - jobs.c.lease_s),
-        else_=parameter("before", sa.Double),
-    )
-    - sa.case((jobs.c.lease_s * COUNTED_SHARE > COUNTED_S, jobs.c.lease_s * COUNTED_SHARE), else_=COUNTED_S)
+    sa.bindparam("moment", type_=sa.Double)
+    - larger(jobs.c.lease_until - jobs.c.lease_s, sa.bindparam("before", type_=sa.Double))
+    - larger(jobs.c.lease_s * COUNTED_SHARE, sa.literal(COUNTED_S))
 )
-_STOOD_STILL = sa.select(jobs.c.id).where(RUNNING, _UNCOUNTED > 0).with_for_update(skip_locked=True, key_share=True)
-_LENGTHEN = sa.update(jobs).where(_CHOSEN).values(lease_until=jobs.c.lease_until + _UNCOUNTED)
+_FROZEN = sa.select(jobs.c.id).where(RUNNING, _UNCOUNTED > 0).with_for_update(skip_locked=True, key_share=True)
+_EXTEND = sa.update(jobs).where(_CHOSEN).values(lease_until=jobs.c.lease_until + _UNCOUNTED)
 
 
 class JobLost(LeaseLost):
     """A LeaseLost that knows its job."""
 
-    def __init__(self, claim: Claim, found: Found) -> None:
+    def __init__(self, claim: Claim, current: Current) -> None:
         self.job_id = claim.job_id
-        super().__init__(f"{_why_lost(claim, found)}; nothing was written")
+        if current is None:
+            reason = f"job {claim.job_id} is not in this database"
+        elif current.state == "cancelled":
+            reason = f"job {claim.job_id} was cancelled"
+        else:
+            reason = (
+                f"job {claim.job_id}: the lease of claim {claim.fence} has ended; the job is {current.state} under claim "
+                f"{current.fence} (last worker {current.worker})"
+            )
+        super().__init__(f"{reason}; nothing was written")
 
 
-def _why_lost(claim: Claim, found: Found) -> str:
-    if found is None:
-        return f"job {claim.job_id} is not in this database"
-    if found.state == "cancelled":
-        return f"job {claim.job_id} was cancelled"
-    return (
-        f"job {claim.job_id}: the lease of claim {claim.fence} has ended; the job is {found.state} under claim "
-        f"{found.fence} (last worker {found.worker})"
-    )
+class Leases(Store):
+    """What a worker does to the jobs that it holds, and what ends the leases of workers that died."""
+
+    @writes
+    def heartbeat(
+        self, connection: sa.Connection, worker_id: str, held: Mapping[Claim, Progress | None], lease_s: float = 60.0
+    ) -> HeartbeatReply:
+        """One heartbeat: renew the leases of the claims, store their progress, and learn which are lost or paused."""
+        _check_leases(connection)
+        connection.execute(sa.update(workers).where(workers.c.id == worker_id).values(beat_at=now()))
+        current = _hold(connection, held)
+        kept = {claim.job_id: claim for claim in held if _is_held(claim, current.get(claim.job_id))}
+        if kept:
+            renewed = [
+                {"job": job_id, "seconds": lease_s, "reported": encoded(held[claim])} for job_id, claim in kept.items()
+            ]
+            connection.execute(_RENEW, renewed)
+        lost = [claim for claim in held if claim.job_id not in kept]
+        return HeartbeatReply(
+            lost=frozenset(claim.job_id for claim in lost),
+            cancelled=frozenset(each.job_id for each in lost if _ended_as("cancelled", each, current.get(each.job_id))),
+            paused=frozenset(job_id for job_id in kept if current[job_id].paused),
+        )
+
+    def finish(self, claim: Claim, rows: Rows) -> None:
+        """Store the result rows and mark the job done; jobs for which it was the last need become ready.
+
+        Args:
+            claim: the job.
+            rows: rows by table name, each a mapping of the columns of `kt_study.schema`. NaN is stored as missing.
+
+        Raises:
+            LeaseLost: the job is no longer this worker's; nothing was written.
+            UsageError: a table or column that the schema does not have; nothing was written.
+        """
+        for error in self._finish([(claim, plain_rows(rows))]):
+            raise error
+
+    def finish_many(self, finished: Sequence[tuple[Claim, Rows]]) -> frozenset[int]:
+        """Finish several jobs in one transaction. Returns the ids of those whose lease was lost; they are not changed."""
+        lost = self._finish([(claim, plain_rows(rows)) for claim, rows in finished]) if finished else []
+        return frozenset(error.job_id for error in lost)
+
+    @writes
+    def _finish(self, connection: sa.Connection, finished: Sequence[tuple[Claim, PlainRows]]) -> list[JobLost]:
+        current = _hold(connection, [claim for claim, _ in finished])
+        held = {claim.job_id: rows for claim, rows in finished if _is_held(claim, current.get(claim.job_id))}
+        if held:
+            ids = list(held)
+            connection.execute(_END, {"ids": ids})
+            for table in {table for rows in held.values() for table in rows}:
+                added = [{"job_id": job_id, **row} for job_id, rows in held.items() for row in rows.get(table, ())]
+                if added:
+                    connection.execute(sa.insert(results[table]), added)
+            # The jobs' locks are held: a plan that adds needs to them has been committed, or waits.
+            if connection.execute(_HOLD_DEPENDENTS, {"ids": ids}).first():
+                connection.execute(_FREE_DEPENDENTS, {"ids": ids})
+        others = [(claim, current.get(claim.job_id)) for claim, _ in finished if claim.job_id not in held]
+        # A job that this very claim finished was committed before, and only the reply was lost.
+        return [JobLost(claim, job) for claim, job in others if not _ended_as("done", claim, job)]
+
+    @writes
+    def release(self, connection: sa.Connection, claim: Claim, *, reason: str) -> None:
+        """Put a job back to ready without using up an attempt: on preemption, time limit or pause. Raises LeaseLost."""
+        current = _hold(connection, [claim]).get(claim.job_id)
+        if _is_held(claim, current):
+            _end_attempts(connection, [claim.job_id], "released", {"message": reason}, state="ready")
+        elif _outcome(connection, claim) != "released":
+            raise JobLost(claim, current)
+
+    @writes
+    def make_again(self, connection: sa.Connection, claim: Claim, makers: Collection[str], *, reason: str) -> None:
+        """Release a job whose input is missing or damaged, and reopen the jobs that make the input: the job waits for them.
+
+        Args:
+            claim: the job that found it; the attempt does not count.
+            makers: digests of the jobs that left the files; those that are done are opened again, without their result
+                rows, which come again. A transfer's student is made by its `remake` where there is one.
+            reason: one line.
+
+        Raises:
+            LeaseLost: the job is no longer this worker's; nothing was changed.
+            DataError: no such maker, or the job has waited for files ten times; nothing was changed.
+        """
+        ids = [maker_of(connection, digest) for digest in makers]
+        rows = {row.id: row for row in connection.execute(_HOLD, {"ids": [claim.job_id, *ids]})}
+        current = rows.get(claim.job_id)
+        if not _is_held(claim, current):
+            if _outcome(connection, claim) == "blocked":
+                return  # it was committed before, and the reply was lost
+            raise JobLost(claim, current)
+        _refuse_endless(connection, claim, reason)
+        _end_attempts(connection, [claim.job_id], "blocked", {"message": reason}, state="blocked")
+        reopen(connection, [job_id for job_id in ids if rows[job_id].state == "done"])
+        known = connection.scalars(sa.select(job_needs.c.needs_id).where(job_needs.c.job_id == claim.job_id)).all()
+        add_needs(connection, [(claim.job_id, job_id) for job_id in ids if job_id not in known])
+
+    @writes
+    def fail(self, connection: sa.Connection, claim: Claim, failure: Failure) -> JobState:
+        """End an attempt with an error.
+
+        Returns:
+            READY if the failure is transient and attempts are left: the job is retried after a backoff that doubles with
+            each attempt. FAILED otherwise.
+
+        Raises:
+            LeaseLost: the job is no longer this worker's.
+        """
+        current = _hold(connection, [claim]).get(claim.job_id)
+        if current is None or not _is_held(claim, current):
+            outcome = _outcome(connection, claim)
+            if outcome not in ("retried", "failed"):
+                raise JobLost(claim, current)
+            return JobState.READY if outcome == "retried" else JobState.FAILED  # the reply was lost
+        attempts = current.attempts + 1
+        again = failure.transient and attempts < self._max_attempts
+        state = JobState.READY if again else JobState.FAILED
+        error = {"error": failure.error, "message": failure.message, "traceback": failure.traceback}
+        error["error_group"] = failure.group
+        backoff_s = min(self._first_backoff_s * 2.0 ** (attempts - 1), LONGEST_BACKOFF_S)
+        # At random, so that jobs that failed together are not retried together.
+        not_before = now() + (backoff_s * random.uniform(0.75, 1.25) if again else 0.0)
+        _end_attempts(
+            connection, [claim.job_id], "retried" if again else "failed", error,
+            state=state, attempts=attempts, not_before=not_before,
+        )  # fmt: skip
+        return state
+
+    @writes
+    def expire(self, connection: sa.Connection, *, grace_s: float = 30.0) -> int:
+        """End every lease that is over by the database's clock: back to ready, or failed after too many crashes.
+
+        Args:
+            grace_s: seconds after a start of the database server in which no lease ends, since no worker could renew it.
+
+        Returns:
+            The number of leases ended.
+        """
+        check = _check_leases(connection)
+        if check is None or check.moment <= check.started + grace_s:
+            return 0
+        over = jobs.c.lease_until < check.moment
+        return self._end_leases(connection, over, "the worker stopped sending heartbeats")
+
+    @writes
+    def end_leases(self, connection: sa.Connection, worker_ids: Collection[str], reason: str) -> int:
+        """End the leases of workers that are known to be dead, without waiting for the leases. Returns how many."""
+        dead = workers.c.ended_at.is_(None) & workers.c.id.in_(worker_ids)
+        connection.execute(sa.update(workers).where(dead).values(ended_at=now()))
+        return self._end_leases(connection, jobs.c.worker.in_(worker_ids), reason)
+
+    def _end_leases(self, connection: sa.Connection, condition: sa.ColumnElement[bool], reason: str) -> int:
+        over = sa.select(jobs.c.id, jobs.c.crashes).where(RUNNING, condition).order_by(jobs.c.id)
+        rows = connection.execute(over.with_for_update(skip_locked=True, key_share=True)).all()
+        error = {"error": WORKER_DIED, "message": reason, "traceback": "", "error_group": WORKER_DIED}
+        poisonous = [row.id for row in rows if row.crashes >= self._max_crashes]
+        others = [row.id for row in rows if row.crashes < self._max_crashes]
+        for ids, state, outcome in ((poisonous, "failed", "failed"), (others, "ready", "expired")):
+            if ids:
+                _end_attempts(connection, ids, outcome, error, state=state, crashes=jobs.c.crashes + 1)
+        return len(rows)
+
+
+def encoded(progress: Progress | None) -> str | None:
+    """A progress as it is stored."""
+    return None if progress is None else msgspec.json.encode(progress).decode()
 
 
 def _hold(connection: sa.Connection, claims: Iterable[Claim]) -> dict[int, Any]:
     """The claims' jobs by id, locked in one order until the transaction ends."""
-    rows = connection.execute(_HOLD.where(_CHOSEN), {"ids": [claim.job_id for claim in claims]})
+    rows = connection.execute(_HOLD, {"ids": [claim.job_id for claim in claims]})
     return {row.id: row for row in rows}
 
 
-def _is_held(claim: Claim, found: Found) -> bool:
+def _is_held(claim: Claim, current: Current) -> bool:
     """Whether the claim is the newest of its job, and the job runs: it has a lease exactly then."""
-    return found is not None and found.fence == claim.fence and found.lease_until is not None
+    return current is not None and current.fence == claim.fence and current.lease_until is not None
 
 
-def finish(connection: sa.Connection, finished: Sequence[tuple[Claim, PlainRows]]) -> list[JobLost]:
-    """Done, with the rows. Returns the claims that are no longer the newest of a running job."""
-    found = _hold(connection, [claim for claim, _ in finished])
-    held = {claim.job_id: rows for claim, rows in finished if _is_held(claim, found.get(claim.job_id))}
-    if held:
-        ids = list(held)
-        connection.execute(_END, {"ids": ids})
-        for table in {table for rows in held.values() for table in rows}:
-            given = [{"job_id": job_id, **row} for job_id, rows in held.items() for row in rows.get(table, ())]
-            if given:
-                connection.execute(sa.insert(results[table]), given)
-        _free_dependents(connection, ids)
-    others = [(claim, found.get(claim.job_id)) for claim, _ in finished if claim.job_id not in held]
-    return [JobLost(claim, job) for claim, job in others if not _is_done_by(claim, job)]
-
-
-def _is_done_by(claim: Claim, found: Found) -> bool:
-    """Whether this very claim ended the job: its finish was committed, only the answer got lost, and it comes again."""
-    return found is not None and (found.state, found.fence) == ("done", claim.fence)
-
-
-def _free_dependents(connection: sa.Connection, ids: list[int]) -> None:
-    """Count the needs that are met. The jobs' locks are held: a plan that adds needs to them has been committed, or waits."""
-    if connection.execute(_HOLD_DEPENDENTS, {"ids": ids}).first():
-        connection.execute(_FREE_DEPENDENTS, {"ids": ids})
-
-
-def release(connection: sa.Connection, claim: Claim, reason: str) -> None:
-    """Back to ready, as if it had not been tried. Raises LeaseLost."""
-    found = _hold(connection, [claim]).get(claim.job_id)
-    if _is_held(claim, found):
-        close_attempts(connection, [claim.job_id], "released", message=reason)
-        _put_back(connection, [claim.job_id], state="ready")
-    elif _outcome(connection, claim) != "released":
-        raise JobLost(claim, found)
-
-
-def make_again(connection: sa.Connection, claim: Claim, digests: Iterable[str], reason: str) -> None:
-    """To blocked, as if it had not been tried, and the jobs of these digests from done to ready. Raises LeaseLost, DataError."""
-    makers = [maker_of(connection, digest) for digest in digests]
-    rows = {row.id: row for row in connection.execute(_HOLD.where(_CHOSEN), {"ids": [claim.job_id, *makers]})}
-    found = rows.get(claim.job_id)
-    if not _is_held(claim, found):
-        if _outcome(connection, claim) == "blocked":
-            return  # its answer had got lost
-        raise JobLost(claim, found)
-    _refuse_endless(connection, claim, reason)
-    close_attempts(connection, [claim.job_id], "blocked", message=reason)
-    _put_back(connection, [claim.job_id], state="blocked")
-    reopen(connection, [job_id for job_id in makers if rows[job_id].state == "done"])
-    known = connection.scalars(sa.select(job_needs.c.needs_id).where(job_needs.c.job_id == claim.job_id)).all()
-    if new := [{"job_id": claim.job_id, "needs_id": job_id} for job_id in makers if job_id not in known]:
-        connection.execute(sa.insert(job_needs), new)
-        waits = sa.update(jobs).where(jobs.c.id == claim.job_id)
-        connection.execute(waits.values(needs_open=jobs.c.needs_open + len(new)))
+def _ended_as(state: str, claim: Claim, current: Current) -> bool:
+    """Whether the job is in this state since this very claim."""
+    return current is not None and (current.state, current.fence) == (state, claim.fence)
 
 
 def _refuse_endless(connection: sa.Connection, claim: Claim, reason: str) -> None:
@@ -193,118 +298,29 @@ def _refuse_endless(connection: sa.Connection, claim: Claim, reason: str) -> Non
         raise DataError(f"{reason}; made again {MOST_WAITS} times already: check the disk, then kt-study retry")
 
 
-def fail(
-    connection: sa.Connection, claim: Claim, failure: Failure, max_attempts: int, backoff_s: Callable[[int], float]
-) -> JobState:
-    """To ready with backoff, or to failed. Raises LeaseLost."""
-    found = _hold(connection, [claim]).get(claim.job_id)
-    if found is None or not _is_held(claim, found):
-        outcome = _outcome(connection, claim)
-        if outcome not in ("retried", "failed"):
-            raise JobLost(claim, found)
-        return JobState.READY if outcome == "retried" else JobState.FAILED  # its answer had got lost
-    attempts = found.attempts + 1
-    again = failure.transient and attempts < max_attempts
-    state = JobState.READY if again else JobState.FAILED
-    _close_with_error(connection, [claim.job_id], "retried" if again else "failed", failure)
-    not_before = now() + (backoff_s(attempts) if again else 0.0)
-    _put_back(connection, [claim.job_id], state=state, attempts=attempts, not_before=not_before)
-    return state
-
-
-def heartbeat(
-    connection: sa.Connection, worker: str, held: Sequence[tuple[Claim, Progress | None]], lease_s: float
-) -> HeartbeatReply:
-    """Renew the leases of the claims that are still held."""
-    _look(connection)
-    connection.execute(_SEEN, {"name": worker})
-    found = _hold(connection, [claim for claim, _ in held])
-    kept = [(claim, progress) for claim, progress in held if _is_held(claim, found.get(claim.job_id))]
-    if kept:
-        told = [
-            {"job": claim.job_id, "seconds": lease_s, "told": encode_progress(progress)} for claim, progress in kept
-        ]
-        connection.execute(_RENEW, told)
-    ours = {claim.job_id for claim, _ in kept}
-    gone = [claim for claim, _ in held if claim.job_id not in ours]
-    cancelled = [claim for claim in gone if _was_cancelled(claim, found.get(claim.job_id))]
-    return HeartbeatReply(
-        lost=frozenset(claim.job_id for claim in gone),
-        cancelled=frozenset(claim.job_id for claim in cancelled),
-        paused=frozenset(job_id for job_id in ours if found[job_id].paused),
-    )
-
-
-def _was_cancelled(claim: Claim, found: Found) -> bool:
-    return found is not None and (found.state, found.fence) == ("cancelled", claim.fence)
-
-
-def _look(connection: sa.Connection) -> Any:
-    """Lengthen the leases by the time that does not count. Returns the last look and this moment; None while another looks."""
-    look = connection.execute(_LAST_LOOK.with_for_update(skip_locked=True)).first()
-    if look is None or look.moment < look.checked_at + COUNTED_S:
-        return look
+def _check_leases(connection: sa.Connection) -> Any:
+    """Extend the leases by the time that does not count. Returns the last check and this moment; None while another checks."""
+    check = connection.execute(_LAST_CHECK.with_for_update(skip_locked=True)).first()
+    if check is None or check.moment < check.checked_at + COUNTED_S:
+        return check
     # This moment and not the clock's next: the database may be frozen between two statements as well.
-    given = {"moment": look.moment, "before": look.checked_at}
-    ids = connection.scalars(_STOOD_STILL, given).all()
-    if ids:
-        connection.execute(_LENGTHEN, given | {"ids": ids})
-    connection.execute(_LOOKED, given)
-    return look
+    times = {"moment": check.moment, "before": check.checked_at}
+    if ids := connection.scalars(_FROZEN, times).all():
+        connection.execute(_EXTEND, times | {"ids": ids})
+    connection.execute(_CHECKED, times)
+    return check
 
 
-def expire(connection: sa.Connection, max_crashes: int, grace_s: float) -> int:
-    """End the leases that are over by the database's clock, but none in the first `grace_s` after the server started."""
-    look = _look(connection)
-    if look is None or look.moment <= look.started + grace_s:
-        return 0
-    over = jobs.c.lease_until < look.moment
-    return _end_leases(connection, over, max_crashes, "the worker stopped sending heartbeats")
-
-
-def end_leases_of(connection: sa.Connection, names: Sequence[str], max_crashes: int, reason: str) -> int:
-    """End the leases of workers that are known to be dead, and take them off the list."""
-    left = sa.update(workers).where(workers.c.ended_at.is_(None), workers.c.id.in_(names)).values(ended_at=now())
-    connection.execute(left)
-    return _end_leases(connection, jobs.c.worker.in_(names), max_crashes, reason)
-
-
-def _end_leases(connection: sa.Connection, condition: sa.ColumnElement[bool], max_crashes: int, reason: str) -> int:
-    over = sa.select(jobs.c.id, jobs.c.crashes).where(RUNNING, condition).order_by(jobs.c.id)
-    rows = connection.execute(over.with_for_update(skip_locked=True, key_share=True)).all()
-    failure = Failure(error=WORKER_DIED, message=reason, traceback="", group=WORKER_DIED)
-    poisonous = [row.id for row in rows if row.crashes >= max_crashes]
-    others = [row.id for row in rows if row.crashes < max_crashes]
-    for ids, state, outcome in ((poisonous, "failed", "failed"), (others, "ready", "expired")):
-        if ids:
-            _close_with_error(connection, ids, outcome, failure)
-            _put_back(connection, ids, state=state, crashes=jobs.c.crashes + 1)
-    return len(rows)
-
-
-def _put_back(connection: sa.Connection, ids: list[int], **values: Any) -> None:
-    """End the leases of jobs whose attempts are closed."""
-    put_back = sa.update(jobs).where(_CHOSEN).values(lease_until=None, changed_at=now(), **values)
-    connection.execute(put_back, {"ids": ids})
-
-
-def _close_with_error(connection: sa.Connection, ids: Sequence[int], outcome: str, failure: Failure) -> None:
-    close_attempts(
-        connection, ids, outcome, error=failure.error, message=failure.message, traceback=failure.traceback,
-        error_group=failure.group,
-    )  # fmt: skip
-
-
-def close_attempts(connection: sa.Connection, ids: Sequence[int], outcome: str, **told: str) -> None:
-    """Write down the attempts of running jobs that end without a result; their jobs must still be as they ran."""
-    kept = (jobs.c.id, jobs.c.fence, jobs.c.worker, jobs.c.started_at, now(), jobs.c.progress)
-    values = {"outcome": outcome, **told}
-    select = sa.select(*kept, *(sa.literal(value, sa.Text) for value in values.values())).where(_CHOSEN)
-    names = ["job_id", "fence", "worker", "started_at", "ended_at", "progress", *values]
-    for chunk in chunks(ids):
-        connection.execute(sa.insert(past_attempts).from_select(names, select), {"ids": chunk})
+def _end_attempts(
+    connection: sa.Connection, ids: Sequence[int], outcome: str, error: Mapping[str, str], **values: Any
+) -> None:
+    """Record the attempts of running jobs that end without a result, and end their leases."""
+    record_attempts(connection, ids, outcome, **error)
+    ended = sa.update(jobs).where(_CHOSEN).values(lease_until=None, changed_at=now(), **values)
+    connection.execute(ended, {"ids": ids})
 
 
 def _outcome(connection: sa.Connection, claim: Claim) -> str | None:
-    outcome: str | None = connection.scalar(_OUTCOME, {"job": claim.job_id, "fence": claim.fence})
+    past = (past_attempts.c.job_id == claim.job_id) & (past_attempts.c.fence == claim.fence)
+    outcome: str | None = connection.scalar(sa.select(past_attempts.c.outcome).where(past))
     return outcome

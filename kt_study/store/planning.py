@@ -4,8 +4,8 @@ The jobs are first copied into temporary tables, in chunks and without a lock, a
 excludes other planners. Sets of digests are compared with joins and NOT EXISTS: for NOT IN, and for an IN in the column list,
 PostgreSQL reads the whole set for each row once the set exceeds work_mem, which takes days for a million jobs.
 
-What jobs planned before may come to need: planning names a `remake` only while its student's file is missing, so one that
-is done is done again, and jobs wait for the remakes and shared trainings that they need from now on.
+Jobs planned before may get new needs: planning names a `remake` only while its student's file is missing, so one that is
+done is done again, and jobs wait for the remakes and shared trainings that they need from now on.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import sqlalchemy as sa
 from kt_study.errors import UsageError
 from kt_study.hashing import canonical_json
 from kt_study.records import PlannedJob
-from kt_study.store.connections import Database
+from kt_study.store.connections import Store
 from kt_study.store.expressions import chunks, now
 from kt_study.store.records import Planned
-from kt_study.store.reopening import BLOCKED_IF_READY, reopen
-from kt_study.store.selections import WAITING_STATE
+from kt_study.store.transitions import AFRESH, add_needs, reopen
 from kt_study.tables import job_needs, jobs, studies, study_jobs
 
-CHUNK = 10_000  # jobs in memory at a time
-ANALYSE_FROM = 5_000  # new jobs from which the database's figures are worth renewing
+CHUNK = 10_000  # jobs in memory
+ANALYSE_FROM = 5_000  # new jobs after which the database's statistics are renewed
 PLANNING_LOCK = 5_730_412  # key of PostgreSQL's advisory lock that keeps two planners apart
 PREPARE = {
     "postgresql": ("SET work_mem = '128MB'", "SET maintenance_work_mem = '128MB'", "SET temp_buffers = '64MB'"),
@@ -34,43 +33,43 @@ PREPARE = {
 }
 
 _staging = sa.MetaData()
-planned = sa.Table(
-    "planned",
-    _staging,
-    sa.Column("position", sa.BigInteger),
-    *(sa.Column(name, jobs.c[name].type) for name in ("kind", "digest", "spec", "priority", "estimate_s", "teacher", "student")),
-    prefixes=["TEMPORARY"],
-)  # fmt: skip
-planned_needs = sa.Table(
-    "planned_needs", _staging, sa.Column("digest", sa.Text), sa.Column("needs", sa.Text), prefixes=["TEMPORARY"]
-)
-known_needs = sa.Table(
-    "known_needs",
-    _staging,
-    sa.Column("id", sa.BigInteger),
-    sa.Column("digest", sa.Text),
-    sa.Column("done", sa.Boolean),
-    prefixes=["TEMPORARY"],
-)
+
+
+def _temporary(name: str, **columns: Any) -> sa.Table:
+    return sa.Table(name, _staging, *(sa.Column(*each) for each in columns.items()), prefixes=["TEMPORARY"])
+
+
+_COPIED = ("kind", "digest", "spec", "priority", "estimate_s", "teacher", "student")
+planned = _temporary("planned", position=sa.BigInteger, **{name: jobs.c[name].type for name in _COPIED})
+planned_needs = _temporary("planned_needs", digest=sa.Text, needs=sa.Text)
+known_needs = _temporary("known_needs", id=sa.BigInteger, digest=sa.Text, done=sa.Boolean)
 _INDEXES = (sa.Index("planned_digest", planned.c.digest), sa.Index("planned_needs_digest", planned_needs.c.digest))
 
 _needed = jobs.alias("needed")
 _IN_PLAN = sa.and_(planned.c.digest == jobs.c.digest, planned.c.kind == jobs.c.kind)
 _PLANNED_JOBS = sa.select(jobs.c.id).join(planned, _IN_PLAN).order_by(jobs.c.id)
-# Locked, so that a pause or cancellation at this moment comes before the plan or finds its jobs.
-_STUDY = sa.select(studies.c.id, studies.c.paused).with_for_update(key_share=True)
 _LAST = sa.bindparam("last", type_=sa.BigInteger)  # the highest id of a job planned before
 
 
-def plan(database: Database, study: str, given: Iterable[PlannedJob]) -> Planned:
-    """See JobStore.plan."""
-    with database.private() as connection:
-        distinct = _stage(connection, given)
-        done = database.write_on(connection, lambda open_one: _write(open_one, study, distinct))
-        if done.new >= ANALYSE_FROM and connection.dialect.name == "postgresql":
-            # Not on SQLite: our indexes serve every statement, and figures about them could only turn it away from them.
-            _run(connection, "ANALYZE jobs, job_needs, study_jobs")
-    return done
+class Planning(Store):
+    """Adding jobs."""
+
+    def plan(self, study: str, jobs: Iterable[PlannedJob]) -> Planned:
+        """Add jobs to a study: new ones as rows, known ones as shared; cancelled ones and done remakes are reopened.
+
+        A need may be planned in the same call, before or after the job that needs it, or be in the database already; one
+        that is done blocks nothing. The jobs may come from a generator: a million of them take a few hundred MB here.
+
+        Raises:
+            UsageError: an unknown study, or a need that does not exist. Nothing is added then.
+        """
+        with self._database.private() as connection:
+            distinct = _stage(connection, jobs)
+            done = self._database.write_on(connection, lambda open_one: _write(open_one, study, distinct))
+            if done.new >= ANALYSE_FROM and connection.dialect.name == "postgresql":
+                # Not on SQLite: our indexes serve every statement, and statistics could only keep it from using them.
+                _run(connection, "ANALYZE jobs, job_needs, study_jobs")
+        return done
 
 
 def _run(connection: sa.Connection, *commands: str) -> None:
@@ -79,13 +78,13 @@ def _run(connection: sa.Connection, *commands: str) -> None:
             connection.exec_driver_sql(command)
 
 
-def _stage(connection: sa.Connection, given: Iterable[PlannedJob]) -> int:
+def _stage(connection: sa.Connection, planned_jobs: Iterable[PlannedJob]) -> int:
     """Copy the jobs into temporary tables and count the distinct ones. Takes no lock."""
     _run(connection, *PREPARE[connection.dialect.name])
     with connection.begin():
         _staging.create_all(connection, checkfirst=False)
     seen: set[str] = set()
-    for chunk in chunks(given, CHUNK):
+    for chunk in chunks(planned_jobs, CHUNK):
         rows, needs = _staged_rows(chunk, seen)
         with connection.begin():
             _load(connection, planned, rows)
@@ -96,7 +95,7 @@ def _stage(connection: sa.Connection, given: Iterable[PlannedJob]) -> int:
 
 
 def _load(connection: sa.Connection, table: sa.Table, rows: list[tuple[Any, ...]]) -> None:
-    if connection.dialect.name == "postgresql":  # COPY, which Core cannot say, takes a fifth of the time
+    if connection.dialect.name == "postgresql":  # COPY, which Core lacks, takes a fifth of the time
         with connection.connection.cursor() as cursor, cursor.copy(f"COPY {table.name} FROM STDIN") as copy:  # type: ignore[attr-defined]
             for row in rows:
                 copy.write_row(row)
@@ -121,39 +120,44 @@ def _staged_rows(chunk: list[PlannedJob], seen: set[str]) -> tuple[list[tuple[An
 
 
 def _write(connection: sa.Connection, study: str, distinct: int) -> Planned:
-    """The plan's one transaction. While it writes, workers go on."""
+    """The plan's one transaction. Workers continue meanwhile."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(PLANNING_LOCK)))
     study_id, paused = _study(connection, study)
     last = connection.execute(sa.select(sa.func.coalesce(sa.func.max(jobs.c.id), 0))).scalar_one()
-    _reopen_remakes(connection, paused)
+    # Planned remakes that are done are done once more.
+    remakes = _PLANNED_JOBS.where(planned.c.kind == "remake", jobs.c.state == "done").with_for_update(of=jobs)
+    reopen(connection, connection.scalars(remakes).all(), paused=paused)
     _find_needs(connection)
     new = _add_jobs(connection, paused)
     if new:
         _add_needs(connection, last)
     links = _link(connection, study_id, paused)
-    _settle(connection, last)
-    _let_wait(connection, last)
+    _count_finished_needs(connection, last)
+    _add_needs_to_known_jobs(connection, last)
     _keep_more(connection)
-    _reopen_cancelled(connection, paused)
+    for chunk in chunks(connection.scalars(_PLANNED_JOBS.where(jobs.c.state == "cancelled")).all()):
+        connection.execute(sa.update(jobs).where(jobs.c.id.in_(chunk)).values(**AFRESH, paused=paused))
     return Planned(new=new, linked=links - new, existing=distinct - links)
 
 
 def _study(connection: sa.Connection, name: str) -> tuple[int, bool]:
-    found = connection.execute(_STUDY.where(studies.c.name == name)).first()
-    if found is None:
+    # Locked, so that a pause or cancellation at this moment comes before the plan or finds its jobs.
+    locked = sa.select(studies.c.id, studies.c.paused).with_for_update(key_share=True)
+    row = connection.execute(locked.where(studies.c.name == name)).first()
+    if row is None:
         raise UsageError(f"no study {name!r} in the database; add it before its jobs")
-    wanted = sa.update(studies).where(studies.c.id == found.id, studies.c.cancelled)
-    connection.execute(wanted.values(cancelled=False))
-    return found.id, found.paused
+    reopened = sa.update(studies).where(studies.c.id == row.id, studies.c.cancelled)
+    connection.execute(reopened.values(cancelled=False))
+    return row.id, row.paused
 
 
 def _find_needs(connection: sa.Connection) -> None:
     """Needed jobs that the database has, and whether they were done at this moment. Raises UsageError for other needs."""
-    connection.execute(sa.delete(known_needs))  # a first try may have filled it
-    wanted = sa.select(jobs.c.id, jobs.c.digest, jobs.c.state == "done")
-    wanted = wanted.where(jobs.c.digest.in_(sa.select(planned_needs.c.needs)))
-    connection.execute(sa.insert(known_needs).from_select(["id", "digest", "done"], wanted))
+    connection.execute(sa.delete(known_needs))  # an earlier try may have filled it
+    needed = sa.select(jobs.c.id, jobs.c.digest, jobs.c.state == "done")
+    needed = needed.where(jobs.c.digest.in_(sa.select(planned_needs.c.needs)))
+    connection.execute(sa.insert(known_needs).from_select(["id", "digest", "done"], needed))
     is_planned = sa.exists().where(planned.c.digest == planned_needs.c.needs)
     is_known = sa.exists().where(known_needs.c.digest == planned_needs.c.needs)
     unknown = connection.execute(sa.select(planned_needs).where(~is_planned, ~is_known).limit(1)).first()
@@ -164,7 +168,7 @@ def _find_needs(connection: sa.Connection) -> None:
 
 
 def _add_jobs(connection: sa.Connection, paused: bool) -> int:
-    """Add those that are not there. One planner at a time writes, so it stays so: no ON CONFLICT, which takes longer."""
+    """Add the new jobs. Only one planner writes, so NOT EXISTS suffices; ON CONFLICT takes longer."""
     met = sa.exists().where(known_needs.c.digest == planned_needs.c.needs, known_needs.c.done)
     unmet = sa.select(planned_needs.c.digest, sa.func.count().label("number")).where(~met)
     unmet_needs = unmet.group_by(planned_needs.c.digest).subquery("unmet")
@@ -197,18 +201,18 @@ def _add_needs(connection: sa.Connection, last: int) -> None:
 
 
 def _link(connection: sa.Connection, study_id: int, paused: bool) -> int:
-    """Give the study the jobs that it has not. Paused ones of other studies go on for it."""
+    """Link the study to those of its jobs that it lacks; those that other studies have paused continue for it."""
     held = sa.exists().where(study_jobs.c.study_id == study_id, study_jobs.c.job_id == jobs.c.id)
     if not paused:
-        going_on = sa.update(jobs).where(jobs.c.paused, jobs.c.state.in_(["blocked", "ready", "running"]), ~held)
-        connection.execute(going_on.where(jobs.c.id.in_(_PLANNED_JOBS.order_by(None))).values(paused=False))
+        resumed = sa.update(jobs).where(jobs.c.paused, jobs.c.state.in_(["blocked", "ready", "running"]), ~held)
+        connection.execute(resumed.where(jobs.c.id.in_(_PLANNED_JOBS.order_by(None))).values(paused=False))
     rows = _PLANNED_JOBS.with_only_columns(sa.literal(study_id), jobs.c.id).where(~held)
     return _insert(connection, study_jobs, ["study_id", "job_id"], rows)
 
 
-def _settle(connection: sa.Connection, last: int) -> None:
-    """A needed job that was open when `_find_needs` looked may be done now: count it. The rest are kept from ending until
-    this plan is committed, after which ending them sees the new needs."""
+def _count_finished_needs(connection: sa.Connection, last: int) -> None:
+    """Count needed jobs that were finished since `_find_needs`. The others are locked: who finishes them waits until this
+    plan is committed, and then sees the new needs."""
     open_needs = sa.select(known_needs.c.id).where(~known_needs.c.done)
     connection.execute(
         sa.select(jobs.c.id).where(jobs.c.id.in_(open_needs)).order_by(jobs.c.id).with_for_update(key_share=True)
@@ -222,21 +226,15 @@ def _settle(connection: sa.Connection, last: int) -> None:
         .subquery("met")
     )
     state = sa.case((jobs.c.needs_open == done.c.number, "ready"), else_=jobs.c.state)
-    settled = sa.update(jobs).where(jobs.c.id == done.c.job_id)
-    connection.execute(settled.values(needs_open=jobs.c.needs_open - done.c.number, state=state), {"last": last})
+    counted = sa.update(jobs).where(jobs.c.id == done.c.job_id)
+    connection.execute(counted.values(needs_open=jobs.c.needs_open - done.c.number, state=state), {"last": last})
 
 
-def _reopen_remakes(connection: sa.Connection, paused: bool) -> None:
-    """Open the planned remakes that are done, and block the jobs that need them until they are done once more."""
-    done = _PLANNED_JOBS.where(planned.c.kind == "remake", jobs.c.state == "done").with_for_update(of=jobs)
-    reopen(connection, connection.scalars(done).all(), paused=paused)
-
-
-def _let_wait(connection: sa.Connection, last: int) -> None:
-    """Let jobs planned before wait for the remakes and shared trainings that they need too from now on."""
+def _add_needs_to_known_jobs(connection: sa.Connection, last: int) -> None:
+    """Let jobs planned before wait for the remakes and shared trainings that they need from now on."""
     kinds = planned.c.kind.in_(["remake", "shared"])
     if connection.execute(sa.select(planned.c.kind).where(kinds).limit(1)).first() is None:
-        return  # few plans have any: the next statement takes its time
+        return  # as in most plans: the next statement is slow
     known = sa.exists().where(job_needs.c.job_id == jobs.c.id, job_needs.c.needs_id == _needed.c.id)
     pairs = (
         sa.select(jobs.c.id, _needed.c.id)
@@ -246,17 +244,12 @@ def _let_wait(connection: sa.Connection, last: int) -> None:
         .join(jobs, jobs.c.digest == planned_needs.c.digest)
         .where(kinds, _needed.c.state != "done", jobs.c.id <= _LAST, jobs.c.state.not_in(["running", "done"]), ~known)
     )
-    found = [{"job": job_id, "needs": needs_id} for job_id, needs_id in connection.execute(pairs, {"last": last})]
-    if found:
-        waits = sa.update(jobs).where(jobs.c.id == sa.bindparam("job"))
-        connection.execute(waits.values(needs_open=jobs.c.needs_open + 1, state=BLOCKED_IF_READY), found)
-        rows = [{"job_id": each["job"], "needs_id": each["needs"]} for each in found]
-        connection.execute(sa.insert(job_needs), rows)
+    add_needs(connection, [(job_id, needs_id) for job_id, needs_id in connection.execute(pairs, {"last": last})])
 
 
 def _keep_more(connection: sa.Connection) -> None:
-    """A student's file is no part of a job's identity (`kt_study.hashing.job_digest`): a job that no worker has taken yet
-    is told to keep more than it was planned with, and never less, for another study may rely on it."""
+    """What a job keeps of its student is no part of its digest (`kt_study.hashing.job_digest`): one that has not started yet
+    may be changed to keep more, and never less, for another study may rely on it."""
     any_of_it, all_of_it = '"keep":"', '"keep":"all"'
     more = sa.or_(
         ~jobs.c.spec.contains(any_of_it),
@@ -265,15 +258,3 @@ def _keep_more(connection: sa.Connection) -> None:
     unkept = _PLANNED_JOBS.where(jobs.c.state.not_in(["running", "done"]), planned.c.spec.contains(any_of_it), more)
     for chunk in chunks(connection.scalars(unkept.with_for_update(of=jobs)).all()):
         connection.execute(sa.update(jobs).where(_IN_PLAN, jobs.c.id.in_(chunk)).values(spec=planned.c.spec))
-
-
-def _reopen_cancelled(connection: sa.Connection, paused: bool) -> None:
-    _reopen(connection, connection.scalars(_PLANNED_JOBS.where(jobs.c.state == "cancelled")).all(), paused)
-
-
-def _reopen(connection: sa.Connection, ids: Iterable[int], paused: bool) -> None:
-    opened = sa.update(jobs).values(
-        state=WAITING_STATE, attempts=0, crashes=0, not_before=0.0, paused=paused, changed_at=now()
-    )
-    for chunk in chunks(ids):
-        connection.execute(opened.where(jobs.c.id.in_(chunk)))

@@ -1,10 +1,8 @@
-"""What goes into the store and comes out of it, beside the words of `kt_study.records`."""
+"""Records that only the store takes and returns; those that all parts share are in `kt_study.records`."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import msgspec
 
 from kt_study.records import JobState, Progress, Record
 
@@ -18,19 +16,6 @@ class WorkerRecord(Record, frozen=True, kw_only=True):
     slurm_job: str = ""  # e.g. 123_4
     log: str = ""
     device: str = ""
-
-
-class ClaimRequest(Record, frozen=True, kw_only=True):
-    """What a worker asks for in one claim; see `JobStore.claim`. Empty tuples and None mean no condition."""
-
-    worker: str
-    kinds: tuple[str, ...] = ()
-    teachers: tuple[str, ...] = ()
-    students: tuple[str, ...] = ()
-    time_left_s: float | None = None
-    study: str | None = None
-    limit: int = 1
-    lease_s: float = 60.0
 
 
 class Planned(Record, frozen=True, kw_only=True):
@@ -69,9 +54,8 @@ class AttemptRow(Record, frozen=True, kw_only=True):
     log: str
     started_at: float
     ended_at: float | None
-    outcome: (
-        str | None
-    )  # done | failed | retried | released | blocked | expired | undone | cancelled; None while it runs
+    # done | failed | retried | released | blocked | expired | undone | cancelled; None while it runs
+    outcome: str | None
     progress: Progress | None
     error: str | None
     message: str | None
@@ -105,7 +89,7 @@ class JobRow(Record, frozen=True, kw_only=True):
     crashes: int  # attempts whose worker died
     fence: int
     not_before: float
-    worker: str | None  # who runs it, or ran it last
+    worker: str | None  # that runs it, or ran it last
     lease_until: float | None
     created_at: float
     changed_at: float
@@ -122,14 +106,14 @@ class FailureGroup(Record, frozen=True, kw_only=True):
 
     group: str
     error: str
-    message: str  # of the latest of them
+    message: str  # of the latest
     count: int
     job_ids: tuple[int, ...]  # some examples, lowest first
     kinds: tuple[str, ...]
 
 
 class Workload(Record, frozen=True, kw_only=True):
-    """How much work there is. A pilot that finds nothing to claim waits if `ready_later` or `running`, else exits."""
+    """Numbers of jobs. A pilot that can claim none waits if any is `ready_later` or `running`, else exits."""
 
     ready_now: int = 0
     ready_later: int = 0  # backing off
@@ -139,39 +123,22 @@ class Workload(Record, frozen=True, kw_only=True):
     failed: int = 0
     done: int = 0
     cancelled: int = 0
-    paused: int = 0  # open jobs that are paused; they count nowhere else
+    paused: int = 0  # open jobs that are paused; not counted elsewhere
 
 
-class Pace(Record, frozen=True, kw_only=True):
-    """The rate of a study. `eta_s` is None if no job was done recently, or no job is left that can run."""
+class Summary(Record, frozen=True, kw_only=True):
+    """The jobs of a study in numbers."""
 
-    jobs_per_s: float = 0.0
-    eta_s: float | None = None
+    counts: dict[tuple[str, JobState], int]  # by kind and state
+    workload: Workload
+    jobs_per_s: float
+    eta_s: float | None  # None if no job was done recently, or no job is left that can run
 
 
-class WorkerRow(Record, frozen=True, kw_only=True):
+class WorkerRow(WorkerRecord, frozen=True, kw_only=True):
     """One worker process as the database knows it."""
 
-    id: str
-    host: str
-    pid: int
-    slurm_job: str
-    log: str
-    device: str
     started_at: float
     ended_at: float | None
     beat_age_s: float  # seconds since its last heartbeat
     running: tuple[int, ...] = ()  # jobs it holds
-
-
-def encode_progress(progress: Progress | None) -> str | None:
-    """A progress as it is stored."""
-    return None if progress is None else msgspec.json.encode(progress).decode()
-
-
-def decode_progress(text: str | None) -> Progress | None:
-    """A stored progress. Fields that a newer program may have added are dropped."""
-    if not text:
-        return None
-    known = {field.name for field in msgspec.structs.fields(Progress)}
-    return Progress(**{name: value for name, value in msgspec.json.decode(text).items() if name in known})

@@ -41,13 +41,10 @@ def _plain_row(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
     columns = converters(table)
     if unknown := row.keys() - columns.keys():
         raise UsageError(f"table {table} has no column {', '.join(sorted(unknown))}; kt_study/schema.py lists them")
-    return {name: _plain(table, name, row.get(name), convert) for name, convert in columns.items()}
-
-
-def _plain(table: str, name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
-    if value is None:
-        return None
-    try:
-        return convert(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"column {table}.{name} cannot hold {value!r}: {error}") from error
+    plain: dict[str, Any] = dict.fromkeys(columns)
+    for name, value in row.items():
+        try:
+            plain[name] = None if value is None else columns[name](value)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"column {table}.{name} cannot hold {value!r}: {error}") from error
+    return plain

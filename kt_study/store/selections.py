@@ -6,14 +6,13 @@ import sqlalchemy as sa
 
 from kt_study.store.connections import Store, reads, writes
 from kt_study.store.expressions import chunks, fits_glob, now, of_study
-from kt_study.store.leases import close_attempts
 from kt_study.store.records import Selection
+from kt_study.store.transitions import AFRESH, record_attempts
 from kt_study.tables import jobs, models, past_attempts, studies, study_jobs
 
 OPEN = ("blocked", "ready", "running")
 UNFINISHED = (*OPEN, "failed")
 
-WAITING_STATE = sa.case((jobs.c.needs_open == 0, "ready"), else_="blocked")  # of a job that is opened
 LAST_ATTEMPT = sa.and_(past_attempts.c.job_id == jobs.c.id, past_attempts.c.fence == jobs.c.fence)
 
 
@@ -30,7 +29,7 @@ def condition(selection: Selection) -> sa.ColumnElement[bool]:
         terms.append(jobs.c.id.in_(selection.job_ids))
     if selection.pair is not None:
         for column, pattern in zip((jobs.c.teacher, jobs.c.student), selection.pair, strict=True):
-            if pattern != "*":  # a model is meant by its key or by its name
+            if pattern != "*":  # of a key or a name
                 named = sa.select(models.c.key).where(fits_glob(models.c.name, pattern))
                 terms.append(fits_glob(column, pattern) | column.in_(named))
     if selection.error_group is not None:
@@ -38,78 +37,78 @@ def condition(selection: Selection) -> sa.ColumnElement[bool]:
     return sa.and_(sa.true(), *terms)
 
 
-def _wanted_elsewhere(study: str, *, unpaused: bool = False) -> sa.ColumnElement[bool]:
-    """Whether another study still needs the job, which then continues for it."""
+def _needed_elsewhere(study: str, *, unpaused: bool = False) -> sa.ColumnElement[bool]:
+    """Whether another study still needs the job, so that it must continue."""
     others = sa.select(study_jobs.c.job_id).join(studies, studies.c.id == study_jobs.c.study_id)
     others = others.where(study_jobs.c.job_id == jobs.c.id, studies.c.name != study, ~studies.c.cancelled)
     return (others.where(~studies.c.paused) if unpaused else others).correlate(jobs).exists()
 
 
-def _pick(connection: sa.Connection, *terms: sa.ColumnElement[bool]) -> list[sa.Row[tuple[int, str]]]:
-    """(id, state) of these jobs, their rows locked in one order, so that two commands do not deadlock."""
-    picked = sa.select(jobs.c.id, jobs.c.state).where(*terms).order_by(jobs.c.id).with_for_update()
-    return list(connection.execute(picked))
+def _lock(connection: sa.Connection, *terms: sa.ColumnElement[bool]) -> list[sa.Row[tuple[int, str]]]:
+    """(id, state) of these jobs, locked in one order, so that two commands do not deadlock."""
+    locked = sa.select(jobs.c.id, jobs.c.state).where(*terms).order_by(jobs.c.id).with_for_update()
+    return list(connection.execute(locked))
 
 
 def _mark_study(connection: sa.Connection, selection: Selection, **values: bool) -> None:
-    """What is done to a whole study holds for the jobs that it may be given later, too."""
+    """A change to a whole study applies to jobs that are added later, too."""
     if selection.study is not None and selection == Selection(study=selection.study):
         connection.execute(sa.update(studies).where(studies.c.name == selection.study).values(**values))
 
 
-def _change(connection: sa.Connection, picked: list[sa.Row[tuple[int, str]]], **values: object) -> int:
-    for chunk in chunks(job.id for job in picked):
+def _change(connection: sa.Connection, locked: list[sa.Row[tuple[int, str]]], **values: object) -> int:
+    for chunk in chunks(job.id for job in locked):
         connection.execute(sa.update(jobs).where(jobs.c.id.in_(chunk)).values(**values))
-    return len(picked)
+    return len(locked)
 
 
 class Selections(Store):
-    """What users do to the jobs that they pick out."""
+    """Commands of users on selected jobs."""
 
     @writes
     def cancel(self, connection: sa.Connection, selection: Selection) -> int:
-        """Open and failed jobs to cancelled; workers that run them learn it with their next heartbeat. Returns how many.
+        """Open and failed jobs to cancelled; their workers stop at the next heartbeat. Returns how many.
 
         Selected by study, a job that another study still needs stays open. Planning opens cancelled jobs again.
         """
         _mark_study(connection, selection, cancelled=True)
         terms = [condition(selection), jobs.c.state.in_(UNFINISHED)]
         if selection.study is not None:
-            terms.append(~_wanted_elsewhere(selection.study))
-        picked = _pick(connection, *terms)
-        close_attempts(connection, [job.id for job in picked if job.state == "running"], "cancelled")
-        return _change(connection, picked, state="cancelled", lease_until=None, changed_at=now())
+            terms.append(~_needed_elsewhere(selection.study))
+        locked = _lock(connection, *terms)
+        record_attempts(connection, [job.id for job in locked if job.state == "running"], "cancelled")
+        return _change(connection, locked, state="cancelled", lease_until=None, changed_at=now())
 
     @reads
     def unfinished(self, connection: sa.Connection, study: str) -> list[tuple[int, str]]:
         """(id, digest) of the study's jobs that are open or failed, without those that another study still needs."""
-        wanted = sa.select(jobs.c.id, jobs.c.digest).where(of_study(study), jobs.c.state.in_(UNFINISHED))
-        wanted = wanted.where(~_wanted_elsewhere(study)).order_by(jobs.c.id)
-        return [(job_id, digest) for job_id, digest in connection.execute(wanted)]
+        query = sa.select(jobs.c.id, jobs.c.digest).where(of_study(study), jobs.c.state.in_(UNFINISHED))
+        query = query.where(~_needed_elsewhere(study)).order_by(jobs.c.id)
+        return [(job_id, digest) for job_id, digest in connection.execute(query)]
 
     @writes
     def pause(self, connection: sa.Connection, selection: Selection) -> int:
-        """Open jobs are no longer claimed; workers that run them hand them back. Returns how many were not paused before."""
+        """Open jobs are no longer claimed; their workers release them. Returns how many were not paused before."""
         _mark_study(connection, selection, paused=True)
         terms = [condition(selection), jobs.c.state.in_(OPEN), ~jobs.c.paused]
         if selection.study is not None:
-            terms.append(~_wanted_elsewhere(selection.study, unpaused=True))
-        return _change(connection, _pick(connection, *terms), paused=True)
+            terms.append(~_needed_elsewhere(selection.study, unpaused=True))
+        return _change(connection, _lock(connection, *terms), paused=True)
 
     @writes
     def resume(self, connection: sa.Connection, selection: Selection) -> int:
         """Undo pause. Returns how many jobs were paused."""
         _mark_study(connection, selection, paused=False)
-        return _change(connection, _pick(connection, condition(selection), jobs.c.paused), paused=False)
+        return _change(connection, _lock(connection, condition(selection), jobs.c.paused), paused=False)
 
     @writes
     def retry(self, connection: sa.Connection, selection: Selection) -> int:
-        """Failed jobs start afresh with all their attempts, backing-off ones start now. Returns how many.
+        """Failed jobs start again with all their attempts; those that back off start now. Returns how many.
 
-        Cancelled jobs come back only when they are selected by their ids.
+        Cancelled jobs are included only if they are selected by id.
         """
         states = [jobs.c.state == "failed", sa.and_(jobs.c.state == "ready", jobs.c.not_before > now())]
         if selection.job_ids is not None:
             states.append(jobs.c.state == "cancelled")
-        picked = _pick(connection, condition(selection), sa.or_(*states))
-        return _change(connection, picked, state=WAITING_STATE, attempts=0, crashes=0, not_before=0.0, changed_at=now())
+        locked = _lock(connection, condition(selection), sa.or_(*states))
+        return _change(connection, locked, **AFRESH)

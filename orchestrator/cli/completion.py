@@ -49,7 +49,7 @@ def models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
 
 def kinds(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
     """Kinds of the study's jobs."""
-    return _from_database(ctx, incomplete, lambda store, study: {kind for kind, _ in store.counts(study)})
+    return _from_database(ctx, incomplete, lambda store, study: {kind for kind, _ in store.summary(study).counts})
 
 
 def error_groups(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001

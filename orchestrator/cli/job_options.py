@@ -86,7 +86,7 @@ def outcome_line(store: JobStore, selection: Selection, count: int, done: str) -
 
 
 def _check_kind(store: JobStore, study: str, kind: str) -> None:
-    kinds = {kind for kind, _ in store.counts(study)}
+    kinds = {kind for kind, _ in store.summary(study).counts}
     if kinds and kind not in kinds:
         hint = nearest(kind, kinds)
         raise UsageError(f"--kind {kind}: study {study!r} has no such jobs{hint} (it has {', '.join(sorted(kinds))})")

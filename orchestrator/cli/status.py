@@ -34,30 +34,27 @@ def summary(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
     Raises:
         UsageError: the database has no such study.
     """
-    counts = store.counts(study)
-    if not counts:
+    jobs = store.summary(study, window_s=_RATE_WINDOW_S)
+    if not jobs.counts:
         raise UsageError(f"study {study!r} has no jobs in this database; kt-study plan adds them")
-    pace = store.pace(study, window_s=_RATE_WINDOW_S)
     slurm = slurm_status.slurm_status_of(
-        files, store, study, eta_s=pace.eta_s
+        files, store, study, eta_s=jobs.eta_s
     )  # first: it ends workers that Slurm ended
     leases_s = [record.lease_s for record in records.launches(files, study)]
     workers = store.workers(alive_within_s=alive_within_s(*leases_s))
-    if not workers:
-        pace = msgspec.structs.replace(pace, eta_s=None)
-    workload = store.workload(study)
     running = store.jobs(Selection(study=study, state=JobState.RUNNING), limit=200)
     return {
         "study": study,
         "folder": store.study(study).get("folder", ""),
         "database": place(parse_url(store.url)),
-        "counts": _nested(counts),
-        "workload": msgspec.to_builtins(workload),
+        "counts": _nested(jobs.counts),
+        "workload": msgspec.to_builtins(jobs.workload),
         "running": [_running(job) for job in running],
         "workers": [msgspec.to_builtins(worker) for worker in workers],
         "failures": [msgspec.to_builtins(group) for group in store.failures(study)],
         "slurm": msgspec.to_builtins(slurm),
-        **msgspec.to_builtins(pace),
+        "jobs_per_s": jobs.jobs_per_s,
+        "eta_s": jobs.eta_s if workers else None,
     }
 
 

@@ -76,7 +76,7 @@ def check_embeddings(dataset: DatasetRecord) -> None:
     if len(shape) != 2 or shape[0] != dataset.n_classes:
         raise DataError(
             f"{path}: has shape {list(shape)}, and data set {dataset.name!r} {dataset.n_classes} classes; "
-            "class_embeddings need one row a class"
+            "class_embeddings need one row per class"
         )
 
 

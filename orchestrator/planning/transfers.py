@@ -14,7 +14,7 @@ from kt_study.multi_teacher import order_teachers
 from kt_study.objectives import check, controls_of, facts_of, label_use, settings_for
 from kt_study.records import DatasetRecord, ModelRecord, TransferSpec
 from kt_study.settings import Settings, named
-from kt_study.study import DatasetSection, StudyFile, TransferSection, said_settings
+from kt_study.study import DatasetSection, StudyFile, TransferSection, given_settings
 from orchestrator.planning.checks import check_can_transfer
 from orchestrator.planning.model_records import matching
 from orchestrator.planning.record import PlanOptions, Sources
@@ -36,7 +36,7 @@ class StudyTransfers:
         sources: Sources,
     ) -> None:
         self.notes: list[str] = []
-        self._order: str = said_settings(study.transfer, study.dataset)["teacher_order"]
+        self._order: str = given_settings(study.transfer, study.dataset)["teacher_order"]
         self._study, self._dataset, self._options, self._sources = study, dataset, options, sources
         self._students = matching(models, study.transfer.students, where="[transfer] students")
         self._teachers = matching(models, study.transfer.teachers, where="[transfer] teachers")
@@ -217,7 +217,7 @@ def common_settings(
 ) -> dict[str, Any]:
     """The settings of the study file for every transfer, by name, without those left to the objective."""
     loader = loader_of(section, dataset, sources)
-    return {**said_settings(section, dataset_section), "teacher_order": Settings().teacher_order, "loader": loader}
+    return {**given_settings(section, dataset_section), "teacher_order": Settings().teacher_order, "loader": loader}
 
 
 def loader_of(section: TransferSection, dataset: DatasetRecord, sources: Sources) -> str:

@@ -23,7 +23,7 @@ from urllib.parse import quote
 import msgspec
 
 from kt_study.errors import DiskError, UsageError
-from kt_study.files import locked, require_ours, write_text, written_aside
+from kt_study.files import atomic_write, locked, require_ours, write_text
 from kt_study.hashing import digest
 from kt_study.nearest import nearest
 from kt_study.parquet import MODELS, PARQUET_TABLES, arrow_schema, parquet_columns
@@ -181,7 +181,7 @@ def _write_part(path: Path, source: Source, study: Study, mark: Mark, batches: I
         writer = None
         for group in _row_groups(_with_study(study.name, schema, batches)):
             if writer is None:
-                scratch = stack.enter_context(written_aside(path))
+                scratch = stack.enter_context(atomic_write(path))
                 writer = stack.enter_context(
                     pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=texts)
                 )

@@ -1,4 +1,4 @@
--- Teachers by the mean gain of their students, by objective and setting; with :student, for that student alone
+-- Teachers by the mean gain of their students, by objective and setting; with :student, for that student only
 -- parameters: study, student, objective
 WITH {runs}
 SELECT study, dataset, objective, setting, teacher, COUNT(DISTINCT student) AS students,

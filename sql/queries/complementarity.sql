@@ -1,4 +1,4 @@
--- Pairs by complementary knowledge, the most first; rho in % of validation samples
+-- Pairs by complementary knowledge, highest first; rho in % of validation samples
 -- parameters: study, student, teacher
 SELECT st.name AS study, c.dataset, c.teacher, c.student, c.n, c.acc_teacher, c.acc_student, c.delta_acc, c.rho_pos,
        c.rho_neg, c.kappa, c.entropy, c.entropy_null

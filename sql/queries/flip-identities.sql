@@ -1,4 +1,4 @@
--- How far any row is from the identities that every row must satisfy, in points; anything above rounding is a fault
+-- Largest violation of the identities that every row must satisfy, in points; more than rounding is an error
 -- parameters: study
 SELECT st.name AS study, 'rho_pos - rho_neg = delta_acc' AS identity, COUNT(*) AS checked,
        MAX(ABS(c.rho_pos - c.rho_neg - c.delta_acc)) AS worst

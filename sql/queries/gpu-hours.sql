@@ -1,4 +1,4 @@
--- Hours of work by kind of job and device, and how many of them went into attempts that did not end in a result
+-- Hours of work by job kind and device, and how many of them gave no result
 -- parameters: study
 SELECT st.name AS study, j.kind, w.device, COUNT(*) AS attempts, COUNT(DISTINCT a.job_id) AS jobs,
        SUM(a.ended_at - a.started_at) / 3600.0 AS hours,

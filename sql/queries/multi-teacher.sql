@@ -1,4 +1,4 @@
--- Several teachers against one: sequential, parallel and soup transfers beside the single ones of the same teachers
+-- Several teachers compared with one: sequential, parallel and soup transfers and the single ones of the same teachers
 -- parameters: study
 WITH {runs},
 teams AS (

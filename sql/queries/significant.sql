@@ -1,4 +1,4 @@
--- Transfers whose gain or loss is beyond chance: McNemar's test at p < 0.05, with the bootstrap interval
+-- Transfers with a significant gain or loss: McNemar's test at p < 0.05, with the bootstrap interval
 -- parameters: study, objective
 SELECT st.name AS study, t.dataset, t.objective, t.student, t.teacher, t.reading, t.batchnorm, t.epochs, t.lr,
        t.temperature, t.top_k, t.n, t.acc_before, t.acc_after, t.delta_transf, t.delta_transf_low, t.delta_transf_high,

@@ -75,7 +75,7 @@ def test_a_standstill_is_told_from_waiting(counts: dict[str, int], line: str) ->
 def test_status_gives_no_time_while_nobody_works(folder: Path, store: JobStore) -> None:
     store.retry(Selection())
     files = LaunchFiles(root=folder)
-    assert store.pace(STUDY).eta_s is not None
+    assert store.summary(STUDY).eta_s is not None
     seen = status.summary(store, STUDY, files)
     assert seen["eta_s"] is None and " left" not in status.as_text(seen)
     store.register(WorkerRecord(id="one", host="node", pid=1))

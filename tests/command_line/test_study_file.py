@@ -38,12 +38,12 @@ def test_a_minimal_file_has_the_papers_defaults(tmp_path: Path) -> None:
         (MINIMAL + '[transfer]\nepochs = "3"\n', "[transfer] epochs: expected `int`, got `str`"),
         (MINIMAL + "[transfer]\nepochs = 0\n", "[transfer] epochs: expected `int` >= 1"),
         (MINIMAL + '[transfer]\nbatchnorm = "off"\n', "[transfer] batchnorm: invalid enum value 'off'"),
-        (MINIMAL + "[transfer]\nlr = inf\n", "[transfer] lr: inf is no finite number"),
-        (MINIMAL + "[transfer]\nweight_decay = inf\n", "[transfer] weight_decay: inf is no finite number"),
-        (MINIMAL + "[transfer]\ntemperature = inf\n", "[transfer] temperature: inf is no finite number"),
+        (MINIMAL + "[transfer]\nlr = inf\n", "[transfer] lr: inf is not a finite number"),
+        (MINIMAL + "[transfer]\nweight_decay = inf\n", "[transfer] weight_decay: inf is not a finite number"),
+        (MINIMAL + "[transfer]\ntemperature = inf\n", "[transfer] temperature: inf is not a finite number"),
         (MINIMAL + "[transfer]\nlr = nan\n", "[transfer] lr: expected `float` >= 0.0"),
-        (OWN + "mean = [nan, 0.5, 0.5]\n", "[[model]] mean: nan is no finite number"),
-        (OWN + "arguments = { depth = [1, inf] }\n", "[[model]] arguments depth: inf is no finite number"),
+        (OWN + "mean = [nan, 0.5, 0.5]\n", "[[model]] mean: nan is not a finite number"),
+        (OWN + "arguments = { depth = [1, inf] }\n", "[[model]] arguments depth: inf is not a finite number"),
         (MINIMAL + f"[transfer]\nviews = {2**63}\n", "[transfer] views: a whole number of more than 64 bits"),
         (MINIMAL + "[transfer]\nepochs = 99999999999999999999\n", "[transfer] epochs: expected `int` <= 1000000"),
         (
@@ -71,7 +71,7 @@ def test_a_minimal_file_has_the_papers_defaults(tmp_path: Path) -> None:
         (MINIMAL + '[[model]]\nname = "a"\n', "[[model]] 'a' needs exactly one of `timm` and `factory`"),
         (MINIMAL + '[[model]]\nname = "a"\nfactory = "mine"\ninput_size = [3, 8, 8]\n', "is not `module:callable`"),
         (MINIMAL + '[[model]]\nname = "a"\nfactory = "m:f"\n', "a factory needs input_size"),
-        (MINIMAL + 2 * '[[model]]\nname = "a"\ntimm = "resnet18"\n', "[[model]] 'a' stands twice"),
+        (MINIMAL + 2 * '[[model]]\nname = "a"\ntimm = "resnet18"\n', "[[model]] 'a': duplicate model name"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_file_and_place(tmp_path: Path, text: str, said: str) -> None:

@@ -41,13 +41,13 @@ def folders(tmp_path: Path, either_url: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_other_folder_is_refused_until_it_adopts_the_study(folders: tuple[Path, Path], either_url: str) -> None:
     first, second = folders
     store = open_store(either_url)
-    before = store.study("tiny"), store.counts("tiny")
+    before = store.study("tiny"), store.summary("tiny").counts
     for command in (["plan"], ["plan", "--dry-run"], ["launch", "--workers", "1"]):
         assert refused(second, *command) == (
             f"kt-study: study 'tiny' of this database was planned in {first}, where its jobs have their files; choose "
             "another name in study.toml, or move the study to this folder with `kt-study plan --adopt`"
         )
-    assert (store.study("tiny"), store.counts("tiny")) == before
+    assert (store.study("tiny"), store.summary("tiny").counts) == before
     assert [path.name for path in second.iterdir()] == ["study.toml"]
     wrong = [one for one in json.loads(kt_study(second, "doctor", "--json").stdout) if one["what"] == "study"]
     assert [(one["verdict"], str(first) in one["found"]) for one in wrong] == [("wrong", True)]

@@ -15,26 +15,26 @@ import torch
 
 from kt_study.errors import DatabaseError, DataError, DiskError, WeightsError
 from kt_study.failures import describe, is_disk_full, is_transient
-from kt_study.files import written_aside
+from kt_study.files import atomic_write
 from kt_study.paths import StudyPaths
 from kt_study.records import Claim
 from kt_study.store import JobStore, open_store
-from kt_study.store.spool import Spool
 from tests.store.making import claim_one, job, plan
 from worker.models.build import save_state
 from worker.models.kept import keep_student
+from worker.pilot.spool import Spool
 from worker.training.checkpoints import save_checkpoint
 
 LARGE = {"weight": torch.zeros(1_000_000)}
 
 
 def _parquet(target: Path) -> None:
-    with written_aside(target) as scratch:
+    with atomic_write(target) as scratch:
         pq.write_table(pa.table({"a": np.random.default_rng(0).random(200_000)}), scratch)
 
 
 def _rows(target: Path) -> None:
-    with written_aside(target) as scratch, scratch.open("wb") as stream:
+    with atomic_write(target) as scratch, scratch.open("wb") as stream:
         np.save(stream, np.zeros(1_000_000))
 
 

@@ -127,7 +127,7 @@ def test_features_lie_beside_the_logits(paths: StudyPaths) -> None:
     entry = _made(paths, features=True, **TRAIN)
     assert entry.features is not None
     assert entry.features.shape == (entry.n, 96)
-    assert (entry.log_p_max >= entry.log_p_label).all()
+    assert (entry.side["log_p_max"] >= entry.log_p_label).all()
 
 
 def test_stopping_and_going_on_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_what_it_waits_for_down_to_the_job_that_failed(store: JobStore, ask: Ask
     store.fail(held, Failure(error="ValueError", message="wrong shape", traceback="", group="g"))
     assert ask(5) == (
         "waits for job 3 (transfer, blocked), which waits for job 2 (logits, blocked), which waits for job 1 (train, "
-        "failed): failed with ValueError: wrong shape; `kt-study retry` starts it afresh; 1 more job must be done first"
+        "failed): failed with ValueError: wrong shape; `kt-study retry` runs it again; 1 more job must be done first"
     )
 
 
@@ -119,7 +119,7 @@ def test_the_gravest_of_several_causes_is_named(store: JobStore, ask: Ask) -> No
     (held,) = store.claim("w")
     assert "waits for job 2 (logits, ready): ready; 1 worker is busy" in ask(5)
     store.pause(Selection(job_ids=(3,)))
-    assert "waits for job 3 (logits, ready): paused; `kt-study resume` lets it go on" in ask(5)
+    assert "waits for job 3 (logits, ready): paused; `kt-study resume` continues it" in ask(5)
     store.cancel(Selection(job_ids=(4,)))
     assert "waits for job 4 (logits, cancelled): cancelled" in ask(5)
     store.fail(held, Failure(error="E", message="m", traceback="", group="g"))
@@ -163,12 +163,12 @@ def test_nobody_is_there(store: JobStore, ask: Ask, slurm: Slurm) -> None:
 def test_backing_off_paused_running_done(store: JobStore, ask: Ask) -> None:
     store.plan("s", [job("a")])
     (held,) = store.claim("w")
-    assert ask(1).startswith("runs on w; lease for another ")
+    assert ask(1).startswith("runs on w; its lease ends in ")
     store.fail(held, Failure(error="E", message="m", traceback="", group="g", transient=True))
-    assert ask(1).startswith("backs off for another ")
+    assert ask(1).startswith("retries in ")
     store.retry(Selection(job_ids=(1,)))
     store.pause(Selection(job_ids=(1,)))
-    assert ask(1) == "paused; `kt-study resume` lets it go on"
+    assert ask(1) == "paused; `kt-study resume` continues it"
     store.resume(Selection(job_ids=(1,)))
     (held,) = store.claim("w")
     store.finish(held, {})

@@ -70,7 +70,7 @@ def test_every_ordered_pair_comes_once_whatever_the_blocks(monkeypatch: pytest.M
     pairs = list(zip(whole["student"].tolist(), whole["teacher"].tolist(), strict=True))
     assert pairs == [(s, t) for s in range(9) for t in range(9) if s != t]
     monkeypatch.setattr(allpairs, "_BLOCK_PAIRS", 9)  # one student a block
-    monkeypatch.setattr(allpairs, "_MODELS_AT_A_TIME", 4)
+    monkeypatch.setattr(allpairs, "_MODELS_PER_RUN", 4)
     blocks = list(iter_all_pairs(labels, predictions, 6, threads=3))
     assert [len(block["student"]) for block in blocks] == [8] * 9
     for name, values in joined(iter(blocks)).items():
@@ -165,7 +165,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 
 def test_input_that_does_not_fit_is_refused() -> None:
     labels, predictions = draw_models(3, 50, 4, seed=1)
-    with pytest.raises(DataError, match="one row a model"):
+    with pytest.raises(DataError, match="one row per model"):
         list(iter_all_pairs(labels, predictions[0], 4))
     with pytest.raises(DataError, match=r"shape \(5, 5\) for 4 classes"):
         list(iter_all_pairs(labels, predictions, 4, similarity=np.ones((5, 5))))

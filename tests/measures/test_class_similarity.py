@@ -138,14 +138,14 @@ def test_providers_are_tried_in_order_and_none_is_no_answer(monkeypatch: pytest.
 def test_numerals_are_not_what_their_classes_show(small_wordnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SimilaritySettings(wordnet=str(small_wordnet))
     for asked in (path_similarity, readable_names):  # the second is what CLIP and the sentence model read
-        with pytest.raises(Unavailable, match="called by numbers"):
+        with pytest.raises(Unavailable, match="the class names are numbers"):
             asked(["0", "1", "207"], settings)
     assert readable_names(["3", "three"], settings) == ["3", "three"]
     monkeypatch.setattr(subject, "PROVIDERS", {"wordnet": path_similarity})
     assert class_similarity(["0", "1"], settings) is None
 
 
-def test_wordnet_that_is_not_there_says_so(tmp_path: Path) -> None:
+def test_a_missing_wordnet_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no WordNet in .*install wordnet-base"):
         class_similarity(["dog"], SimilaritySettings(provider="wordnet", wordnet=str(tmp_path)))
 

@@ -114,7 +114,7 @@ def test_the_row_has_columns_of_the_schema() -> None:
         (np.array([0, 1, 2]), np.array([1, 2, 3]), "teacher has classes 1 to 3"),
         (np.array([0, 1, 2]), np.array([0, -1, 1]), "teacher has classes -1 to 1"),
         (np.array([0, 1, 2]), np.array([0.0, 1.0, 1.0]), "float64"),
-        (np.array([], dtype=int), np.array([], dtype=int), "one label a sample"),
+        (np.array([], dtype=int), np.array([], dtype=int), "one label per sample"),
     ],
 )
 def test_input_that_does_not_fit_is_refused(labels: Ints, teacher: Ints, says: str) -> None:

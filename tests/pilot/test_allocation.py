@@ -148,7 +148,7 @@ def test_the_environment_of_an_array_task(scontrol: Scontrol, monkeypatch: pytes
     assert time.localtime(found.began_at)[:6] == (2026, 3, 4, 5, 6, 7)
 
 
-def test_the_times_are_asked_for_again_where_slurm_was_away(
+def test_the_times_are_requested_again_after_slurm_did_not_answer(
     scontrol: Scontrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "15")

@@ -61,7 +61,7 @@ def test_a_pilot_whose_gpu_is_lost_fails_one_job_and_leaves_the_others(
     monkeypatch.setattr(torch.cuda, "synchronize", dead)
     monkeypatch.setattr(torch.cuda, "empty_cache", dead)
     with pytest.raises(
-        GpuLost, match=r"the GPU answers no more \(CUDA error: an illegal .* encountered\); look at dmesg"
+        GpuLost, match=r"the GPU no longer responds \(CUDA error: an illegal .* encountered\); check dmesg"
     ):
         pilot_on("cuda", store, tmp_path).run()
     assert kind.ran == 1
@@ -70,7 +70,7 @@ def test_a_pilot_whose_gpu_is_lost_fails_one_job_and_leaves_the_others(
     assert store.workers(alive_within_s=60) == []
 
 
-def test_one_whose_gpu_answers_goes_on(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_whose_gpu_responds_continues(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = Failing(ValueError("a fault of the job's"))
     cleared: list[int] = []
     monkeypatch.setattr(pilot_module, "job_kind", lambda _: kind)
@@ -88,7 +88,7 @@ def test_a_job_that_breaks_by_the_signal_itself_is_given_back(
     monkeypatch.setattr(pilot_module, "job_kind", lambda _: kind)
     pilot = pilot_on("cpu", store, tmp_path)
     kind.first = lambda: pilot.stop.make("SIGTERM")
-    assert pilot.run() == "stopped by SIGTERM; 0 done, 0 failed, 1 given back, 0 lost"
+    assert pilot.run() == "stopped by SIGTERM; 0 done, 0 failed, 1 released, 0 lost"
     assert sum(job.attempts_used for job in store.jobs()) == 0
 
 
@@ -97,7 +97,7 @@ def test_but_not_one_that_would_fail_anyway(store: JobStore, tmp_path: Path, mon
     monkeypatch.setattr(pilot_module, "job_kind", lambda _: kind)
     pilot = pilot_on("cpu", store, tmp_path)
     kind.first = lambda: pilot.stop.make("SIGTERM")
-    assert "1 failed, 0 given back" in pilot.run()
+    assert "1 failed, 0 released" in pilot.run()
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def quiet_entry(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_cublas_is_told_before_torch_is_loaded_that_runs_may_have_to_repeat(
+def test_cublas_is_configured_for_reproducible_runs_before_torch_is_loaded(
     quiet_entry: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """torch looks at it once a process, when the first product of matrices is asked for, by whatever job."""
@@ -135,7 +135,7 @@ def test_slurm_gets_an_exit_code_for_a_lost_gpu(
 ) -> None:
     class Lost:
         def run(self) -> str:
-            raise GpuLost("the GPU answers no more")
+            raise GpuLost("the GPU no longer responds")
 
     quiet_entry.setattr("worker.pilot.allocation.this_allocation", lambda: Allocation(node="n1", job=job))
     quiet_entry.setattr(entry, "_pilot", lambda *_: Lost())

@@ -111,7 +111,7 @@ def test_orders_for_a_job_that_was_put_down_meanwhile_spare_its_next_claim(
     assert (heartbeat.recalled(second), heartbeat.lost(second)) == (True, True)
 
 
-def test_a_database_that_is_away_recalls_nothing(heartbeat: Heartbeat, store: FakeStore) -> None:
+def test_an_unreachable_database_recalls_nothing(heartbeat: Heartbeat, store: FakeStore) -> None:
     held = claim(1)
     heartbeat.hold([held])
     store.error = DatabaseError("away")
@@ -129,16 +129,16 @@ def test_the_thread_looks_up_every_second_however_long_the_lease() -> None:
     beating.end()
 
 
-def test_the_last_word_waits_for_the_grace_and_comes_whatever_the_store_says(store: FakeStore) -> None:
+def test_the_release_waits_for_the_grace_and_comes_even_if_the_store_fails(store: FakeStore) -> None:
     ended: list[bool] = []
     word = ReleaseDeadline(store, grace_s=1.0, end=lambda: ended.append(True))  # type: ignore[arg-type]
-    word.say_if_due(0.0, [claim(1)], "")
-    word.say_if_due(time.monotonic(), [claim(1)], "SIGTERM")
+    word.release_if_due(0.0, [claim(1)], "")
+    word.release_if_due(time.monotonic(), [claim(1)], "SIGTERM")
     assert (store.released, ended) == ([], [])
-    word.say_if_due(time.monotonic() - 1.5, [claim(1)], "SIGTERM")
+    word.release_if_due(time.monotonic() - 1.5, [claim(1)], "SIGTERM")
     assert store.released == [(1, "SIGTERM; the job did not stop within 1 s")]
     store.error = LeaseLost("gone")
-    word.say_if_due(time.monotonic() - 1.5, [claim(2)], "SIGTERM")
+    word.release_if_due(time.monotonic() - 1.5, [claim(2)], "SIGTERM")
     assert ended == [True, True]
 
 

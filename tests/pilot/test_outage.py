@@ -98,7 +98,7 @@ def test_a_pilot_waits_for_the_database_whatever_it_was_about_to_ask(
     other = open_store(store.url, patience_s=60.0, wait_s=60.0)
     other.release(theirs, reason="for the pilot to take")
     running.join(60)
-    assert ended == ["no work is left that could run; 1 done, 0 failed, 0 given back, 0 lost"]
+    assert ended == ["no work is left that could run; 1 done, 0 failed, 0 released, 0 lost"]
     assert kind.ran == [1]
 
 
@@ -117,7 +117,7 @@ def test_a_failure_is_reported_once_the_database_is_back(
     assert (job.state, job.crashes, job.attempts[0].message) == (JobState.FAILED, 0, "of the job")
 
 
-def test_a_job_that_finds_the_database_away_is_not_to_blame(
+def test_an_unreachable_database_is_no_failure_of_the_job(
     own_server: Server, store: JobStore, kind: Kind, tmp_path: Path
 ) -> None:
     plan(store, 1)

@@ -40,7 +40,7 @@ def test_a_stop_gives_the_job_back_without_using_up_an_attempt(store: JobStore, 
         until_stopped(context)
 
     kind.work = stopped_in_the_middle
-    assert pilot.run() == "stopped by SIGTERM; 0 done, 0 failed, 1 given back, 0 lost"
+    assert pilot.run() == "stopped by SIGTERM; 0 done, 0 failed, 1 released, 0 lost"
     job = store.job(1)
     assert (job.state, job.attempts_used, job.crashes) == (JobState.READY, 0, 0)
     assert [(attempt.outcome, attempt.message) for attempt in job.attempts] == [("released", "SIGTERM")]
@@ -52,7 +52,7 @@ def test_a_job_that_hears_nothing_is_given_back_after_the_grace(
 ) -> None:
     plan(store, 1)
     ended = threading.Event()
-    monkeypatch.setattr(Pilot, "_end_abruptly", lambda _pilot: ended.set())
+    monkeypatch.setattr(Pilot, "_exit_from_thread", lambda _pilot: ended.set())
     pilot = make(store, tmp_path, grace_s=1.0)
 
     def deaf(_context: JobContext) -> None:
@@ -82,7 +82,7 @@ def test_a_transfer_that_fits_no_allocation_is_taken_by_a_fresh_one(
     assert kind.ran == [1]
 
 
-def test_but_not_by_one_that_is_half_over_which_asks_for_another(
+def test_but_not_by_one_that_is_half_over_which_requests_another(
     store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     farewells: list[bool] = []
@@ -110,7 +110,7 @@ def test_the_pilots_own_clock_stops_a_job_before_the_end(store: JobStore, kind: 
     assert store.job(1).attempts[0].outcome == "released"
 
 
-def test_a_pilot_whose_slurm_was_away_at_its_start_learns_its_end_later(
+def test_a_pilot_that_started_without_an_answer_of_slurm_learns_its_end_later(
     store: JobStore, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Allocation] = []

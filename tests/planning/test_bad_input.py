@@ -112,7 +112,7 @@ def _files(folder: Path) -> dict[Path, int]:
         ((DIGITS, *FOUR), ("--grid", "lr=fast"), "--grid lr=fast: expected `float`"),
         ((DIGITS, *FOUR), ("--grid", "batchnorm=off"), "--grid batchnorm=off: invalid enum value 'off'"),
         ((DIGITS, *FOUR), ("--grid", "batchnorm=frozn"), "'frozn'; did you mean 'frozen'? (it may be train, frozen)"),
-        ((DIGITS, *FOUR), ("--grid", "lr=1,inf"), "--grid lr=1,inf: inf is no finite number"),
+        ((DIGITS, *FOUR), ("--grid", "lr=1,inf"), "--grid lr=1,inf: inf is not a finite number"),
         (
             (DIGITS, '[models]\nuniverse = "digits-zoo"\n', model_table("digits/gmlp")),
             (),

@@ -45,7 +45,7 @@ def test_a_preempted_pilot_gives_its_transfer_back_within_the_grace_and_goes_on(
 
     high = cluster.sbatch("true", "--partition=high", "--nodes=3", "--exclusive")
     study.wait_until(
-        lambda store: store.job(transfer.id).attempts[0].outcome is not None, 60, "the transfer given back"
+        lambda store: store.job(transfer.id).attempts[0].outcome is not None, 60, "the release of the transfer"
     )
     first = study.store.job(transfer.id).attempts[0]
     assert (first.outcome, first.message) == ("released", "SIGTERM")

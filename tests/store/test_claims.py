@@ -91,7 +91,7 @@ def test_paused_jobs_are_not_claimed(store: JobStore) -> None:
     assert drained(store) == [1]
 
 
-def test_a_claim_says_what_to_do(store: JobStore) -> None:
+def test_a_claim_has_the_specification(store: JobStore) -> None:
     planned = PlannedJob(kind="transfer", spec={"lr": 1e-4, "names": ["ä", "b"], "deep": {"x": None}}, digest="d1")
     plan(store, planned)
     (claim,) = store.claim("worker")

@@ -74,7 +74,7 @@ def test_other_urls_are_refused(url: str) -> None:
         f"dbname='//x' password={SECRET}",
     ],
 )
-def test_passwords_are_taken_out(url: str) -> None:
+def test_passwords_are_removed(url: str) -> None:
     assert SECRET not in without_password(url)
     if url.startswith("postgresql"):
         assert SECRET not in parse_url(url).url
@@ -195,7 +195,7 @@ def test_a_slip_in_an_option_is_one_line_at_once(given: str, said: str) -> None:
         "host=127.0.0.1 PASSWORD = 's3cret phrase' dbname=x",
     ],
 )
-def test_every_command_says_a_slip_in_one_line(url: str, tmp_path: Path) -> None:
+def test_every_command_reports_a_wrong_url_in_one_line(url: str, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY_FILE)
     where = ["--study", str(tmp_path / "study.toml"), "--db", url]
     for command in (
@@ -272,7 +272,7 @@ def test_urls_are_read_as_libpq_reads_them(url: str, expected: dict[str, str]) -
     assert parse_url(url).conninfo == expected == {key: str(value) for key, value in conninfo_to_dict(url).items()}
 
 
-def test_where_a_server_of_ours_is_started_again_is_said(postgres_server: Server, tmp_path: Path) -> None:
+def test_the_error_names_how_to_start_a_server_of_ours(postgres_server: Server, tmp_path: Path) -> None:
     """With the folder, where it is not the usual one: otherwise the advice would start another server."""
     import json
     import shutil
@@ -286,14 +286,14 @@ def test_where_a_server_of_ours_is_started_again_is_said(postgres_server: Server
     assert f"`kt-study db start --dir '{folder}'` on {machine} starts it" in str(caught.value)
 
 
-def test_hosts_that_mean_whichever_machine_asks() -> None:
+def test_hosts_that_mean_any_machine() -> None:
     for host in ("", "localhost", "127.0.0.1", "127.1.2.3", "::1", "0.0.0.0", "::", "/run/postgresql", "@abstract"):
         assert is_this_machine(host), host
     for host in ("db.example", "10.0.0.1", "localhost.db.example", "fe80::1", "node127.0"):
         assert not is_this_machine(host), host
 
 
-def test_an_unreachable_server_is_said_with_host_and_port_and_without_password() -> None:
+def test_an_unreachable_server_is_reported_with_host_and_port_and_without_password() -> None:
     with pytest.raises(DatabaseError) as caught:
         open_store("postgresql://me:s3cret@127.0.0.1:1/x")
     said = str(caught.value)
@@ -302,14 +302,14 @@ def test_an_unreachable_server_is_said_with_host_and_port_and_without_password()
     assert "s3cret" not in said and "\n" not in said
 
 
-def test_a_wrong_password_is_said_without_it(postgres_server: Server) -> None:
+def test_a_wrong_password_is_reported_without_it(postgres_server: Server) -> None:
     url = postgres_server.url.replace("kt_study@", "kt_study:wr0ng@").split("?")[0]
     with pytest.raises(DatabaseError, match="password authentication failed") as caught:
         open_store(url)
     assert "wr0ng" not in str(caught.value)
 
 
-def test_an_absent_file_is_said_and_not_made(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(
         NothingPlanned, match=r"nothing is planned here yet: .*none.db; `kt-study plan` creates it"
     ) as said:
@@ -320,7 +320,7 @@ def test_an_absent_file_is_said_and_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_database_without_our_tables_is_said(postgres_server: Server, tmp_path: Path) -> None:
+def test_a_database_without_our_tables_is_reported(postgres_server: Server, tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE x (y)")
     for url in (f"sqlite:///{tmp_path}/other.db", postgres_server.database("template0")):
         with pytest.raises(NothingPlanned, match=r"nothing is planned here yet: .* has no kt-study tables"):
@@ -364,7 +364,7 @@ def test_a_table_of_our_name_that_is_not_ours_is_left_alone(postgres_server: Ser
             assert sa.inspect(connection).get_table_names() == ["jobs"]
 
 
-def test_a_role_that_may_not_make_tables_is_said(postgres_server: Server) -> None:
+def test_a_role_that_may_not_make_tables_is_reported(postgres_server: Server) -> None:
     url = postgres_server.database("template0")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE ROLE visitor LOGIN PASSWORD 'v1sitor'")
@@ -382,7 +382,7 @@ def test_a_role_that_may_not_make_tables_is_said(postgres_server: Server) -> Non
             connection.execute("DROP ROLE visitor")
 
 
-def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "notes.db"
     file.write_text("dear diary " * 1000)
     for create in (False, True):
@@ -493,7 +493,7 @@ def test_importing_the_store_is_light() -> None:
     """A login node waits for every import: nothing that a command does not need."""
     heavy = ["torch", "pandas", "pyarrow", "numpy", "sqlalchemy", "alembic"]
     code = (
-        "import sys, tempfile; from kt_study.store import open_store; import kt_study.store.spool, kt_study.failures; "
+        "import sys, tempfile; from kt_study.store import open_store; import worker.pilot.spool, kt_study.failures; "
         f"print([m for m in {heavy!r} + ['psycopg'] if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -110,7 +110,7 @@ class OutOfMemoryError(RuntimeError):
         (ValueError("bad"), False),
     ],
 )
-def test_what_a_retry_may_mend(error: Exception, passes: bool) -> None:
+def test_what_a_retry_may_fix(error: Exception, passes: bool) -> None:
     assert is_transient(error) is passes
 
 

@@ -34,14 +34,14 @@ def kept(store: JobStore) -> str:
         ("none", "none", "none"),
     ],
 )
-def test_an_open_job_keeps_the_most_that_was_asked_for(store: JobStore, first: str, second: str, after: str) -> None:
+def test_an_open_job_keeps_the_most_that_was_planned(store: JobStore, first: str, second: str, after: str) -> None:
     plan(store, transfer(first), study="one")
     assert plan(store, transfer(second), study="two") == Planned(linked=1)
     assert kept(store) == after
     assert claim_one(store).spec["settings"].get("keep", "none") == after
 
 
-def test_a_job_that_runs_or_ran_says_what_it_was_told(store: JobStore) -> None:
+def test_a_job_that_runs_or_ran_is_not_changed(store: JobStore) -> None:
     plan(store, transfer("none"))
     claim = claim_one(store)
     plan(store, transfer("all"))

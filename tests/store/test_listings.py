@@ -1,4 +1,4 @@
-"""What the store says about jobs, failures, workers, records and results."""
+"""Queries of the store: jobs, failures, workers, records and results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_workload_and_counts_agree_with_the_jobs(store: JobStore) -> None:
     store.pause(Selection(job_ids=(6,)))
     assert store.workload() == Workload(ready_now=1, blocked=1, running=1, failed=1, done=1, cancelled=1, paused=1)
     assert store.workload("none") == Workload()
-    assert store.counts(STUDY) == {
+    assert store.summary(STUDY).counts == {
         ("logits", JobState.DONE): 1,
         ("logits", JobState.FAILED): 1,
         ("logits", JobState.CANCELLED): 1,
@@ -66,12 +66,12 @@ def test_the_time_left_leaves_out_what_waits_for_a_failed_job(store: JobStore) -
         store.finish(claim, {})
     store.fail(claim_one(store), lasting())
     store.cancel(Selection(job_ids=(4,)))
-    pace = store.pace(STUDY)
-    assert pace.eta_s is not None and pace.eta_s == pytest.approx(100.0 / 20.0 * 2 / pace.jobs_per_s, rel=1e-6)
+    summary = store.summary(STUDY)
+    assert summary.eta_s is not None and summary.eta_s == pytest.approx(100.0 / 20.0 * 2 / summary.jobs_per_s, rel=1e-6)
     store.fail(claim_one(store), lasting())
-    assert store.pace(STUDY).eta_s is None, "nothing is left that can be done"
+    assert store.summary(STUDY).eta_s is None, "nothing is left that can be done"
     store.retry(Selection())
-    assert store.pace(STUDY).eta_s is not None
+    assert store.summary(STUDY).eta_s is not None
 
 
 def test_states_are_looked_up_by_digest(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +93,10 @@ def test_every_state_has_its_reason(store: JobStore) -> None:
     store.cancel(Selection(job_ids=(3,)))
     why = {found.id: store.job(found.id).why for found in store.jobs()}
     assert why[1] == "done"
-    assert why[2] == "failed with ValueError: wrong; `kt-study retry` starts it afresh"
+    assert why[2] == "failed with ValueError: wrong; `kt-study retry` runs it again"
     assert why[3] == "cancelled"
-    assert why[4].startswith("runs on w-1; lease for another")
-    assert why[5] == "ready; waits for a worker that may run it"
+    assert why[4].startswith("runs on w-1; its lease ends in")
+    assert why[5] == "ready; waits for a worker"
     assert why[6] == "waits for job 2 (logits, failed), 3 (logits, cancelled), 4 (logits, running) and 1 more"
 
 

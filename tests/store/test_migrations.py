@@ -153,7 +153,7 @@ def test_each_revision_keeps_what_the_one_before_held(old: str) -> None:
         assert holdings(old) == before, script.revision
 
 
-def test_attempts_that_move_into_their_jobs_rows_say_what_they_said(old: str) -> None:
+def test_attempts_that_move_into_their_jobs_rows_keep_their_values(old: str) -> None:
     """Revision 0004, over attempts as the program of 0003 left them: one that brought the result after one that did not,
     with progress; one released; and one that runs."""
     migrate(parse_url(old), "0003")
@@ -221,7 +221,7 @@ def test_jobs_of_before_can_be_claimed_and_free_their_dependents(old: str) -> No
     assert {claim.job_id for claim in store.claim("worker", limit=9)} == {8}
 
 
-def test_an_old_database_goes_on_working(old: str) -> None:
+def test_an_old_database_continues_to_work(old: str) -> None:
     store = open_store(old, create=True)
     assert store.expire(grace_s=0.0) == 1  # the lease of job 2 ended long ago
     for _ in range(2):
@@ -249,7 +249,7 @@ def test_several_make_the_tables_at_once(empty: str) -> None:
     for maker in makers:
         maker.join()
     assert [maker.exitcode for maker in makers] == [0, 0, 0, 0]
-    assert open_store(empty).counts() == {}
+    assert open_store(empty).summary().counts == {}
 
 
 def test_a_migration_that_fails_changes_nothing(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:

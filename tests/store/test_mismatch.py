@@ -11,11 +11,11 @@ from kt_study.database import parse_url, sqlalchemy_engine
 from kt_study.errors import SchemaMismatch
 from kt_study.failures import is_transient
 from kt_study.store import JobStore
-from kt_study.store.spool import Spool
 from tests.store.making import claim_one, job, plan
+from worker.pilot.spool import Spool
 
 
-def test_a_missing_column_is_said_at_once_and_nothing_is_spooled(store: JobStore, tmp_path: Path) -> None:
+def test_a_missing_column_is_reported_at_once_and_nothing_is_spooled(store: JobStore, tmp_path: Path) -> None:
     engine = sqlalchemy_engine(parse_url(store.url))
     with engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE trainings RENAME COLUMN seconds TO gone"))

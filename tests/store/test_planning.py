@@ -31,8 +31,8 @@ def test_planning_twice_adds_nothing(store: JobStore) -> None:
 def test_two_studies_share_jobs(store: JobStore) -> None:
     plan(store, job(1), job(2), study="one")
     assert plan(store, job(2), job(3), study="two") == Planned(new=1, linked=1)
-    assert sum(store.counts("one").values()) == sum(store.counts("two").values()) == 2
-    assert sum(store.counts().values()) == 3
+    assert sum(store.summary("one").counts.values()) == sum(store.summary("two").counts.values()) == 2
+    assert sum(store.summary().counts.values()) == 3
     assert store.job(2).studies == ("one", "two")
 
 
@@ -64,7 +64,7 @@ def test_an_old_job_that_becomes_needed_still_frees_its_dependents(store: JobSto
 def test_a_need_that_is_nowhere_is_refused_and_nothing_added(store: JobStore) -> None:
     with pytest.raises(UsageError, match=f"needs job {job(9).digest}, which is neither"):
         plan(store, job(1), job(2, needs=[job(9)]))
-    assert store.counts() == {}
+    assert store.summary().counts == {}
     with pytest.raises(UsageError, match="needs itself"):
         plan(store, PlannedJob(kind="logits", spec={}, digest="d", needs=("d",)))
     with pytest.raises(UsageError, match="no study 'absent'"):
@@ -80,7 +80,7 @@ def test_a_generator_that_fails_leaves_nothing_behind(store: JobStore) -> None:
 
     with pytest.raises(RuntimeError, match="no more"):
         store.plan(STUDY, jobs())
-    assert store.counts() == {}
+    assert store.summary().counts == {}
     assert plan(store, job(1)) == Planned(new=1)
 
 
@@ -130,7 +130,7 @@ def test_two_planners_at_once_add_each_job_once(store: JobStore, url: str) -> No
     planned = [answers.get() for _ in planners]
     for planner in planners:
         planner.join()
-    assert sum(each.new for each in planned) == 450 + 449 == sum(store.counts().values())
+    assert sum(each.new for each in planned) == 450 + 449 == sum(store.summary().counts.values())
     assert all(each.new + each.existing + each.linked == 599 for each in planned)
     assert all(found.needs_open == 2 for found in store.jobs(Selection(kind="transfer"), limit=1000))
 
@@ -143,7 +143,7 @@ def test_jobs_that_are_done_while_they_are_planned_upon_free_their_dependents(st
 
     def work() -> None:
         mine = open_store(url, patience_s=30.0)
-        while not stop.is_set() or mine.counts().get(("logits", JobState.READY)):
+        while not stop.is_set() or mine.summary().counts.get(("logits", JobState.READY)):
             for claim in mine.claim("worker", kinds=["logits"], limit=2):
                 mine.finish(claim, {})
 
@@ -154,12 +154,12 @@ def test_jobs_that_are_done_while_they_are_planned_upon_free_their_dependents(st
         users = [job(1000 * batch + n, kind="transfer", needs=[needs[n], needs[-1 - n]]) for n in range(200)]
         plan(store, *users)
         time.sleep(0.02)
-        if not store.counts().get(("logits", JobState.READY)):
+        if not store.summary().counts.get(("logits", JobState.READY)):
             break
     stop.set()
     for worker in workers:
         worker.join()
-    found = store.counts()
+    found = store.summary().counts
     assert found.pop(("logits", JobState.DONE)) == 400
     assert set(found) == {("transfer", JobState.READY)}  # none is blocked for good
     assert all(each.needs_open == 0 for each in store.jobs(Selection(kind="transfer"), limit=5000))

@@ -90,7 +90,7 @@ def test_remakes_of_a_chain_are_done_in_its_order(store: JobStore) -> None:
     assert [do_next(store), do_next(store)] == [1, 2]
 
 
-def test_it_is_opened_for_the_study_that_asks(store: JobStore) -> None:
+def test_it_is_opened_for_the_study_that_plans_it(store: JobStore) -> None:
     plan(store, REMAKE)
     do_next(store)
     store.pause(Selection(study=STUDY))

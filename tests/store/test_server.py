@@ -45,7 +45,7 @@ def test_the_password_is_in_a_file_for_its_owner_only(own: Server) -> None:
     assert not [path for path in texts if password.encode() in path.read_bytes()]
 
 
-def test_nobody_comes_in_without_the_password(own: Server, tmp_path: Path) -> None:
+def test_no_connection_without_the_password(own: Server, tmp_path: Path) -> None:
     bare = own.url.split("?")[0]
     with pytest.raises(psycopg.OperationalError, match="no password supplied"):
         psycopg.connect(f"{bare}?passfile={tmp_path}/none")
@@ -92,7 +92,7 @@ def test_a_killed_server_is_seen_and_started_again(own: Server) -> None:
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_done_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for ask in (server.stop, server.status, server.url):
         with pytest.raises(DatabaseError, match="no PostgreSQL server was ever started in"):
             ask(tmp_path / "none")
@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
         server.start(tmp_path / "new")
 
 
-def test_a_port_that_is_taken_is_said(own: Server) -> None:
+def test_a_port_in_use_is_reported(own: Server) -> None:
     folder = own.folder.parent / f"{own.folder.name}-second"
     try:
         with pytest.raises(DatabaseError, match=r"pg_ctl failed.*says:.*could not create any TCP/IP sockets"):
@@ -140,7 +140,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_what_others_put_there_is_left_alone_and_said(kind: str, place: Path) -> None:
+def test_foreign_files_are_kept_and_reported(kind: str, place: Path) -> None:
     folder = place / "X"
     for name, text in FOREIGN[kind].items():
         path = folder / name if name else folder
@@ -190,7 +190,7 @@ def test_a_server_whose_files_are_lost_is_taken_up_again(own: Server, lost: list
     assert server.status(own.folder).accepting
 
 
-def test_a_wrong_password_file_is_put_right(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_file_is_fixed(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     right = (own.folder / "pgpass").read_text()
     (own.folder / "pgpass").write_text("*:*:*:kt_study:guess\n")
     own.restart()
@@ -225,7 +225,7 @@ def test_a_start_that_fails_leaves_no_folder(place: Path, monkeypatch: pytest.Mo
     assert list(place.iterdir()) == []
 
 
-def test_root_is_told_which_folder_is_closed_and_nothing_is_left(place: Path) -> None:
+def test_root_learns_which_folder_is_closed_and_nothing_is_left(place: Path) -> None:
     require("root", os.geteuid() == 0, "root alone starts PostgreSQL as another account")
     closed = place / "closed"
     closed.mkdir(mode=0o700)

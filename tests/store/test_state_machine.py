@@ -162,7 +162,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def time_passes(self) -> None:
-        """More than any lease, while somebody looks at the database all the time."""
+        """More than any lease, while other workers send heartbeats."""
+        self.store.heartbeat("another", {})
+        self.model.look()
         self._shift("UPDATE jobs SET lease_until = lease_until - 7200")
         self.model.time_passes(7200.0)
 

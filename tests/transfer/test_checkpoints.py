@@ -53,7 +53,7 @@ def test_any_torn_or_altered_file_is_discarded(tmp_path: Path, caplog: pytest.Lo
         path.write_bytes(content)
         assert load_checkpoint(path, JOB, CPU) is None
         assert not path.exists()
-    assert "torn or altered; starting afresh" in caplog.text
+    assert "incomplete or altered; starting again" in caplog.text
 
 
 def test_another_jobs_checkpoint_is_discarded(tmp_path: Path) -> None:

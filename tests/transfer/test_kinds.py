@@ -97,7 +97,7 @@ def test_partition_shares_are_counted_by_hand(study: Study) -> None:
     assert 0 < row["teacher_share"] < 100
 
 
-def test_a_transfer_forwards_nobody_but_the_student(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transfer_forwards_only_the_student(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = study.spec("kl_dp", "b")
     row_of(study, spec)
     import worker.logits.forward as forward
@@ -116,7 +116,7 @@ def test_a_transfer_forwards_nobody_but_the_student(study: Study, monkeypatch: p
     assert built == ["s"]  # and its initial weights stayed in memory for the second job
 
 
-def test_a_stopped_job_goes_on_to_the_same_weights_and_row(study: Study) -> None:
+def test_a_stopped_job_resumes_to_the_same_weights_and_row(study: Study) -> None:
     spec = study.spec("kl_dp", "a", keep="all", epochs=3)
     unbroken = row_of(study, spec)
     kept = study.paths.root / unbroken["weights"]
@@ -251,7 +251,7 @@ class TestSeveralTeachers:
     def test_a_soup_whose_part_is_gone_has_it_made_again(self, study: Study) -> None:
         kept, single, soup = multi_teacher_specs(study.spec("kl", "a", "b", keep="all", lr=0.0123), "soup")
         study.run(kept)
-        with pytest.raises(ArtefactGone, match=r"1 of the 2 students to average are gone") as gone:
+        with pytest.raises(ArtefactGone, match=r"1 of the 2 students to average are missing") as gone:
             study.run(soup)
         assert gone.value.makers == (transfer_digest(single),)
 

@@ -147,7 +147,7 @@ class _Recording:
 
 
 @pytest.mark.parametrize(("every", "evaluated"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (0, [5])])
-def test_evaluations_are_as_often_as_asked_and_always_at_the_end(every: int, evaluated: list[int]) -> None:
+def test_evaluations_are_as_often_as_set_and_always_at_the_end(every: int, evaluated: list[int]) -> None:
     outcome = World().loop("kl", epochs=5, eval_every=every).run()
     assert [row["epoch"] for row in outcome.curve if row["acc"] is not None] == evaluated
     assert [row["epoch"] for row in outcome.curve] == [1, 2, 3, 4, 5]
@@ -251,7 +251,7 @@ class TestDivergence:
         assert all(torch.isfinite(value).all() for value in loop.step.model.state_dict().values())
         assert len(outcome.predictions) == 23
 
-    def test_statistics_that_are_not_finite_are_mended(self) -> None:
+    def test_statistics_that_are_not_finite_are_reset(self) -> None:
         world = World(student=lambda: made(small_cnn, 1))
         world.images[0, 5] = float("inf")
         loop = world.loop("kl", epochs=3)

@@ -55,7 +55,7 @@ def test_it_leaves_the_weights_that_keep_all_would_have_left_and_nothing_else(st
     assert predictions.read_bytes() == b"those of the row"
 
 
-def test_it_goes_on_where_it_was_stopped(study: Study) -> None:
+def test_it_resumes_where_it_was_stopped(study: Study) -> None:
     spec = study.spec("kl_dp", "a", epochs=3)
     remake(study, spec)
     unbroken = load_file(kept_file(study, spec))

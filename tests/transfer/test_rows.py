@@ -76,7 +76,7 @@ def test_predictions_are_the_smallest_integers_that_hold_the_classes(study: Stud
     assert np.load(study.paths.root / row["predictions"]).dtype == np.uint8
 
 
-def test_micro_batches_that_were_asked_for_or_forced(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batches_that_were_set_or_forced(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = row_of(study, "kl_dp", batchnorm="frozen")
     asked = row_of(study, "kl_dp", batchnorm="frozen", micro_batch=24)
     assert (whole["micro_batch_used"], asked["micro_batch_used"], asked["micro_batch"]) == (0, 24, 24)

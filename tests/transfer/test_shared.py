@@ -158,7 +158,7 @@ def test_a_training_that_kept_nothing_serves_no_transfer_that_keeps(study: Study
     assert len(trainings) == 2
 
 
-def test_it_goes_on_where_it_was_stopped(study: Study) -> None:
+def test_it_resumes_where_it_was_stopped(study: Study) -> None:
     spec = study.spec("self_distillation", "a", epochs=3)
     expected = row_of(study, spec)
     job = job_digest("shared", as_spec(shared_training(spec)))  # type: ignore[arg-type]

@@ -185,7 +185,7 @@ def test_batches_that_had_to_be_split_are_no_longer_replayed(monkeypatch: pytest
         ("cd", {"batchnorm": "frozen", "precision": "bf16"}, "a whole batch; set a smaller batch_size. CUDA"),
     ],
 )
-def test_where_a_batch_cannot_be_split_the_error_says_what_to_do(
+def test_where_a_batch_cannot_be_split_the_error_has_advice(
     objective: str, given: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*_: Any) -> Tensor:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kt_study.paths import StudyPaths
 from kt_study.records import Claim, DatasetRecord, ModelRecord, Progress
+from kt_study.store.results import Rows as Rows
 
 if TYPE_CHECKING:
     import torch
 
-Rows = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Result rows by table name of `kt_study.schema`."""
-
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGCONT)
-"""By which a worker is asked to stop. SIGCONT says nothing by itself: Slurm sends it together with SIGTERM."""
+"""Signals that stop a worker. SIGCONT alone does nothing: Slurm sends it together with SIGTERM."""
 
 
 class Stopped(Exception):

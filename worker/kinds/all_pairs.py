@@ -26,19 +26,18 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
         DiskError: the file cannot be written.
     """
     began = time.monotonic()
-    wanted = msgspec.convert(spec, AllPairsSpec)
-    dataset = context.records.dataset(wanted.dataset)
-    models = sorted((context.records.model(key) for key in wanted.models), key=lambda model: model.name)
+    pairs = msgspec.convert(spec, AllPairsSpec)
+    dataset = context.records.dataset(pairs.dataset)
+    models = sorted((context.records.model(key) for key in pairs.models), key=lambda model: model.name)
     passes = [validation_pass(dataset, model, context) for model in models]
-    matrix = _predictions(passes)
     labelled = dataset.has_labels("val")
     _, names = list_split(dataset, "val", context.paths)
-    similarity = similarity_of(dataset, names, wanted.class_similarity, context) if labelled else None
+    similarity = similarity_of(dataset, names, pairs.class_similarity, context) if labelled else None
     file = context.paths.all_pairs(job_digest("all_pairs", spec))
     n_pairs = write_all_pairs(
         file,
         passes[0].labels if labelled else None,
-        matrix,
+        _predictions(passes),
         dataset.n_classes,
         models=[model.name for model in models],
         keys=[model.key for model in models],
@@ -62,7 +61,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
 
 
 def _predictions(passes: Sequence[CachedLogits]) -> Ints:
-    """Predicted classes [models, n]: int16, which the engine is fastest with, wherever every class fits into it."""
+    """Predicted classes [models, n]: int16, with which the engine is fastest, if every class fits into it."""
     highest = max(int(one.argmax.max(initial=0)) for one in passes)
     dtype = np.int16 if highest <= np.iinfo(np.int16).max else np.int32
     return np.stack([one.argmax.astype(dtype) for one in passes])

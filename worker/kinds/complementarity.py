@@ -9,7 +9,6 @@ import msgspec
 from kt_study.datasets import list_split
 from kt_study.records import ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord
 from worker.job.context import JobContext, Rows
-from worker.job.rows import plain
 from worker.logits.entry import CachedLogits
 from worker.logits.forward import cached_logits
 from worker.measures.class_similarity import ClassSimilarity, class_similarity
@@ -21,32 +20,31 @@ from worker.measures.similarity_settings import SIMILARITY_FILES, SimilaritySett
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
     """Measure one pair: a `complementarity` row, and a `class_flips` row for each class with a flip.
 
-    Without labels the row says how often the two agree, and nothing else.
+    Without labels the row has their agreement only.
     """
-    wanted = msgspec.convert(spec, ComplementaritySpec)
-    dataset = context.records.dataset(wanted.dataset)
-    teacher, student = context.records.model(wanted.teacher), context.records.model(wanted.student)
+    pair_spec = msgspec.convert(spec, ComplementaritySpec)
+    dataset = context.records.dataset(pair_spec.dataset)
+    teacher, student = context.records.model(pair_spec.teacher), context.records.model(pair_spec.student)
     of_teacher, of_student = (validation_pass(dataset, model, context) for model in (teacher, student))
+    pair = {"dataset": dataset.name, "teacher": teacher.name, "student": student.name}
+    keys = {"dataset_key": dataset.key, "teacher_key": teacher.key, "student_key": student.key}
+    row: dict[str, Any] = {**pair, **keys, "source": of_teacher.manifest.source}
     if not dataset.has_labels("val"):
-        return {"complementarity": [_unlabelled_row(dataset, teacher, student, of_teacher, of_student)]}
+        agreement = float((of_teacher.argmax == of_student.argmax).mean()) * 100.0
+        return {"complementarity": [row | {"n": of_teacher.n, "agreement": agreement}]}
     _, names = list_split(dataset, "val", context.paths)
     measures = measure_pair(of_student.labels, of_teacher.argmax, of_student.argmax, dataset.n_classes)
-    pair = {"dataset": dataset.name, "teacher": teacher.name, "student": student.name}
-    row = {
-        **pair,
-        **_keys(dataset, teacher, student),
-        **measures.row(),
-        **_similarity(measures, similarity_of(dataset, names, wanted.class_similarity, context)),
-        "source": of_teacher.manifest.source,
-    }
+    row |= measures.row()
+    if similarity := similarity_of(dataset, names, pair_spec.class_similarity, context):
+        row |= top_similarity(measures.positive_flips, similarity.matrix) | {"similarity": similarity.name}
     return {
-        "complementarity": [plain(row)],
+        "complementarity": [row],
         "class_flips": list(_class_flips(pair, measures, of_student.labels, names)),
     }
 
 
 def validation_pass(dataset: DatasetRecord, model: ModelRecord, context: JobContext) -> CachedLogits:
-    """A model's predictions of the validation split; forwarded again if the cache was cleaned since."""
+    """A model's predictions of the validation split; forwarded again if the cache no longer has them."""
     return cached_logits(LogitsSpec(dataset=dataset.key, model=model.key, split="val"), context)
 
 
@@ -58,37 +56,12 @@ def similarity_of(
     Raises:
         UsageError: the provider cannot be used on this machine.
     """
-    shelf_key = f"similarity:{dataset.key}:{provider}"
-    if shelf_key not in context.worker_cache:
+    key = f"similarity:{dataset.key}:{provider}"
+    if key not in context.worker_cache:
         files = {name: dataset.location[name] for name in SIMILARITY_FILES if name in dataset.location}
-        context.worker_cache[shelf_key] = class_similarity(class_names, SimilaritySettings(provider=provider, **files))
-    similarity: ClassSimilarity | None = context.worker_cache[shelf_key]
+        context.worker_cache[key] = class_similarity(class_names, SimilaritySettings(provider=provider, **files))
+    similarity: ClassSimilarity | None = context.worker_cache[key]
     return similarity
-
-
-def _unlabelled_row(
-    dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord, taught: CachedLogits, learned: CachedLogits
-) -> dict[str, Any]:
-    same = taught.argmax == learned.argmax
-    return {
-        "dataset": dataset.name,
-        "teacher": teacher.name,
-        "student": student.name,
-        **_keys(dataset, teacher, student),
-        "n": taught.n,
-        "agreement": float(same.mean()) * 100.0,
-        "source": taught.manifest.source,
-    }
-
-
-def _keys(dataset: DatasetRecord, teacher: ModelRecord, student: ModelRecord) -> dict[str, str]:
-    return {"dataset_key": dataset.key, "teacher_key": teacher.key, "student_key": student.key}
-
-
-def _similarity(measures: PairMeasures, similarity: ClassSimilarity | None) -> dict[str, Any]:
-    if similarity is None:
-        return {"similarity": None}
-    return {**top_similarity(measures.positive_flips, similarity.matrix), "similarity": similarity.name}
 
 
 def _class_flips(pair: dict[str, str], measures: PairMeasures, labels: Any, names: list[str]) -> Any:

@@ -13,7 +13,7 @@ from worker.job.context import JobContext, Rows
 from worker.logits.entry import CachedLogits
 from worker.logits.forward import cached_logits
 
-_ROWS = 4096  # of logits in memory as float32 at a time
+_ROWS = 4096  # of logits that are in memory as float32
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
@@ -23,11 +23,11 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
         Stopped: asked to stop; the next attempt resumes from the last saved batch.
         DataError, WeightsError, UnknownModelError, DiskError: see `worker.logits.forward.cached_logits`.
     """
-    what = msgspec.convert(spec, LogitsSpec)
-    entry = cached_logits(what, context)
-    if what.view >= 0 or what.split != "val" or what.features:
+    forward = msgspec.convert(spec, LogitsSpec)
+    entry = cached_logits(forward, context)
+    if forward.view >= 0 or forward.split != "val" or forward.features:
         return {}
-    return {"evaluations": [_evaluation(what, entry, context)]}
+    return {"evaluations": [_evaluation(forward, entry, context)]}
 
 
 def mean_entropy(logits: NDArray[np.float16]) -> float:
@@ -44,7 +44,7 @@ def mean_entropy(logits: NDArray[np.float16]) -> float:
 def _evaluation(spec: LogitsSpec, entry: CachedLogits, context: JobContext) -> dict[str, Any]:
     dataset, model = context.records.dataset(spec.dataset), context.records.model(spec.model)
     labelled = dataset.has_labels(spec.split)
-    here = entry.manifest.source == "forwarded here"
+    forwarded = entry.manifest.source == "forwarded here"
     return {
         "dataset": dataset.name,
         "dataset_key": dataset.key,
@@ -54,10 +54,10 @@ def _evaluation(spec: LogitsSpec, entry: CachedLogits, context: JobContext) -> d
         "params": entry.manifest.params,
         "n": entry.n,
         "acc": 100.0 * float(entry.right.mean()) if labelled else None,
-        "loss": -float(entry.log_p_label.mean(dtype=np.float64)) if labelled and here else None,
-        "prediction_entropy": mean_entropy(entry.logits) if here else None,
+        "loss": -float(entry.log_p_label.mean(dtype=np.float64)) if labelled and forwarded else None,
+        "prediction_entropy": mean_entropy(entry.logits) if forwarded else None,
         "seconds": entry.manifest.seconds,
-        "images_per_s": entry.n / entry.manifest.seconds if here else None,
-        "device": entry.manifest.device if here else None,
+        "images_per_s": entry.n / entry.manifest.seconds if forwarded else None,
+        "device": entry.manifest.device if forwarded else None,
         "source": entry.manifest.source,
     }

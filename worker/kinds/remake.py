@@ -24,19 +24,19 @@ from worker.training.shared import shared_student
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
-    """Leave the student's file where `keep` would have left it; under "best" only if no better one is kept. No rows.
+    """Write the student's file as `keep` would have; under "best" only if no better one is kept. No rows.
 
     Raises:
         Stopped: asked to stop; the checkpoint is written and the next attempt ends with the same bits.
         UsageError, DataError, UnknownModelError, WeightsError, DiskError: as `worker.kinds.transfer.run`.
     """
-    wanted = msgspec.convert(spec, TransferSpec)
-    job = transfer_digest(wanted)
-    opened = open_transfer(wanted, context)
-    soup = wanted.settings.multi_teacher == "soup"
-    if wanted.settings.keep == "best" and _is_beaten(opened, job, context):
+    transfer = msgspec.convert(spec, TransferSpec)
+    job = transfer_digest(transfer)
+    opened = open_transfer(transfer, context)
+    soup = transfer.settings.multi_teacher == "soup"
+    if transfer.settings.keep == "best" and _is_beaten(opened, job, context):
         return {}
-    student = shared_student(wanted, context)
+    student = shared_student(transfer, context)
     if student is None:
         student = mix_student(opened, context) if soup else train_student(opened, job, context)
     keep_trained(opened, job, student, measured_columns(opened, student), context)
@@ -45,7 +45,7 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
 
 
 def _is_beaten(opened: OpenedTransfer, job: str, context: JobContext) -> bool:
-    """Whether a better student is kept, going by the predictions of the first time; no where these are gone."""
+    """Whether a better student is kept, by the predictions of the first run; False if these are missing."""
     file = context.paths.predictions(job)
     if not file.exists():
         return False

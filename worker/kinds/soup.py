@@ -41,8 +41,10 @@ def mix_student(opened: OpenedTransfer, context: JobContext) -> TrainedStudent:
     """The mean of the kept students, and its predictions. Raises as `run`."""
     began = time.monotonic()
     singles = [transfer_digest(single) for single in needed_transfers(opened.spec)]
-    if gone := [single for single in singles if not context.paths.weights(single).is_file()]:
-        raise ArtefactGone(f"{len(gone)} of the {len(singles)} students to average are gone; they are made again", gone)
+    if missing := [single for single in singles if not context.paths.weights(single).is_file()]:
+        raise ArtefactGone(
+            f"{len(missing)} of the {len(singles)} students to average are missing; they are made again", missing
+        )
     state = mean_weights(left_state(context.paths, single) for single in singles)
     model = student_model(opened.student, context)
     model.load_state_dict(state)

@@ -44,22 +44,22 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
         DataError: the data set has no labels, or an image is unreadable.
         UsageError: the loss stopped being finite.
     """
-    wanted = msgspec.convert(spec, TrainSpec)
+    recipe = msgspec.convert(spec, TrainSpec)
     job = job_digest("train", spec)
-    dataset, start = context.records.dataset(wanted.dataset), context.records.model(wanted.start)
-    training = _Training(wanted, dataset, start, job, context)
+    dataset, start = context.records.dataset(recipe.dataset), context.records.model(recipe.start)
+    training = _Training(recipe, dataset, start, job, context)
     training.resume()
     loss = training.run()
     save_state(context.paths.weights(job), training.result())
     context.paths.checkpoint(job).unlink(missing_ok=True)
-    trained = trained_record(start, wanted, job, dataset)
+    trained = trained_record(start, recipe, job, dataset)
     row = {
         "dataset": dataset.name,
         "model": trained.name,
         "model_key": trained.key,
-        "scope": wanted.scope,
+        "scope": recipe.scope,
         "n": len(training.chosen),
-        "epochs": wanted.epochs,
+        "epochs": recipe.epochs,
         "loss": loss,
         "seconds": round(training.seconds(), 3),
     }
@@ -82,15 +82,16 @@ class _Training:
                 f"data set {dataset.name!r} has no labels in split {spec.split!r}; a model cannot be trained on it"
             )
         self._model = build_model(start, context.paths, torch.device("cpu"))
-        self._old_state = _copied(self._model) if spec.scope == "body" else {}
+        self._old_state: dict[str, torch.Tensor] = {}
+        if spec.scope == "body":
+            self._old_state = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
         self._head = _head(self._model, spec, start, dataset)
         self._model.to(context.device)
-        recipe = ViewRecipe(augment=spec.augment, seed=spec.seed, crop_pct=1.0)  # type: ignore[arg-type]
         self._views = training_views(
             dataset,
             spec.split,
             start,
-            recipe,
+            ViewRecipe(augment=spec.augment, seed=spec.seed, crop_pct=1.0),  # type: ignore[arg-type]
             context.paths,
             device=context.device,
             workers=context.options.loader_workers,
@@ -101,7 +102,7 @@ class _Training:
         self._labels = torch.from_numpy(noisy_labels(spec, labels, dataset.n_classes)).to(context.device, torch.int64)
         self._optimizer = _optimizer(self._model, self._head, spec)
         n = len(self.chosen)
-        self._samples = n - 1 if n % spec.batch_size == 1 and n > 1 else n  # of one sample batch norm has no variance
+        self._samples = n - 1 if n % spec.batch_size == 1 and n > 1 else n  # one sample has no variance for batch norm
         self._steps = -(-self._samples // spec.batch_size)  # of an epoch
         self._epoch, self._step = 0, 0
         self._total = torch.zeros((), device=context.device)
@@ -110,7 +111,7 @@ class _Training:
         self._saved = self._began
 
     def resume(self) -> None:
-        """Go to the checkpoint's position, if there is one; its tensors are let go with this frame."""
+        """Go to the checkpoint's position, if there is one; its tensors are freed with this frame."""
         file = self._context.paths.checkpoint(self._job)
         if (state := load_checkpoint(file, self._job, self._context.device)) is not None:
             self.load_state_dict(state)
@@ -144,7 +145,7 @@ class _Training:
         return loss
 
     def result(self) -> dict[str, torch.Tensor]:
-        """The state that the job leaves: under scope `body` with the old last layer."""
+        """The state that the job saves: under scope `body` with the old last layer."""
         state = self._model.state_dict()
         if self._spec.scope != "body":
             return state
@@ -172,7 +173,7 @@ class _Training:
         self._optimizer.load_state_dict(state["optimizer"])
         for of_parameter in self._optimizer.state.values():
             if isinstance(count := of_parameter.get("step"), torch.Tensor):
-                of_parameter["step"] = count.cpu()  # where torch keeps it, whatever the device
+                of_parameter["step"] = count.cpu()  # where torch keeps it for every device
         self._epoch, self._step, self._total = state["epoch"], state["step"], state["total"]
         self._earlier_s = state["seconds"]
         self._random = state["random"]
@@ -181,8 +182,13 @@ class _Training:
         torch.manual_seed(hash64("train", self._spec.seed, self._epoch) >> 1)
         order = self.chosen[epoch_order(self._spec.seed, self._epoch, len(self.chosen))][: self._samples]
         for images, samples in self._views.batches(order, self._spec.batch_size, view=self._epoch, start=self._step):
-            self._go_on_drawing()
-            self._pause_if_asked()
+            if self._random is not None:  # restored only after the first batch: loaders draw too
+                _set_random_state(self._random, self._context.device)
+                self._random = None
+            if self._context.stopping():
+                raise Stopped
+            if time.monotonic() - self._saved >= self._context.options.checkpoint_every_s:
+                self._save()
             if self._spec.pixel_noise:
                 images = images + self._spec.pixel_noise * torch.randn_like(images)
             loss = F.cross_entropy(self._model(images), self._labels[samples])
@@ -191,12 +197,6 @@ class _Training:
             self._step += 1
         return float(self._total) / len(order)
 
-    def _go_on_drawing(self) -> None:
-        """Give dropout and noise the generator of the checkpoint. Not before a batch is there: loaders draw too."""
-        if self._random is not None:
-            _set_random_state(self._random, self._context.device)
-            self._random = None
-
     def _learn(self, loss: torch.Tensor) -> None:
         done = self._epoch * self._steps + self._step
         for group in self._optimizer.param_groups:
@@ -204,12 +204,6 @@ class _Training:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-
-    def _pause_if_asked(self) -> None:
-        if self._context.stopping():
-            raise Stopped
-        if time.monotonic() - self._saved >= self._context.options.checkpoint_every_s:
-            self._save()
 
     def _save(self) -> None:
         save_checkpoint(self._context.paths.checkpoint(self._job), self._job, self.state_dict())
@@ -234,7 +228,7 @@ def noisy_labels(spec: TrainSpec, labels: NDArray[np.integer[Any]], n_classes: i
 
 
 def _head(model: nn.Module, spec: TrainSpec, start: ModelRecord, dataset: DatasetRecord) -> Head:
-    """The last layer that learns: the model's own where it has the right classes, else a new one."""
+    """The last layer to train: the model's own if it has the right classes, else a new one."""
     if spec.scope != "body" and start.num_classes == dataset.n_classes:
         return own_head(model, start.num_classes) if spec.scope == "head" else Head(modules=[], names=frozenset())
     return new_head(model, dataset.n_classes, seed=hash64("train-head", spec.seed) >> 1)
@@ -273,7 +267,3 @@ def _set_random_state(states: list[torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0].cpu())
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1].cpu(), device)
-
-
-def _copied(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -33,7 +33,7 @@ from worker.training.loop import Feed, Hooks, Outcome, TransferLoop, Validation
 from worker.training.opened import OpenedTransfer, open_transfer
 from worker.training.result import TrainedStudent, result_rows
 from worker.training.rows import RowTable, row_tables
-from worker.training.shared import leave_outcome, shared_student
+from worker.training.shared import save_outcome, shared_student
 from worker.training.step import TransferStep
 from worker.training.student import check_micro_batch, feature_dim
 
@@ -41,8 +41,8 @@ log = logging.getLogger("kt-study.worker")
 
 
 def run(spec: dict[str, Any], context: JobContext) -> Rows:
-    """Do one transfer: a `transfers` row, its curve in `transfer_epochs`, predictions, and the student if it is to be
-    kept. A training that it has in common with other transfers, and that is done, is measured only.
+    """Do one transfer: a `transfers` row, its curve in `transfer_epochs`, predictions, and the student if `keep` says so.
+    If it shares its training with other transfers and that is done, the student is only measured.
 
     A run whose loss stops being finite is a result too, flagged `diverged`, measured with its last finite weights.
 
@@ -51,29 +51,29 @@ def run(spec: dict[str, Any], context: JobContext) -> Rows:
         UsageError: settings that do not combine, or micro-batches with batch norm in train mode.
         DataError, UnknownModelError, WeightsError, DiskError: what the transfer needs is missing or cannot be written.
     """
-    wanted = msgspec.convert(spec, TransferSpec)
+    transfer = msgspec.convert(spec, TransferSpec)
     job = job_digest("transfer", spec)
-    opened = open_transfer(wanted, context)
-    student = shared_student(wanted, context)
+    opened = open_transfer(transfer, context)
+    student = shared_student(transfer, context)
     if student is None:
         student = train_student(opened, job, context)
-        leave_outcome(wanted, student, context)
+        save_outcome(transfer, student, context)
     rows = result_rows(opened, job, student, context)
     context.paths.checkpoint(job).unlink(missing_ok=True)
     return rows
 
 
 def train_student(opened: OpenedTransfer, job: str, context: JobContext) -> TrainedStudent:
-    """Train from the start, or from the checkpoint of `job`, to the end. Raises as `run`; leaves the checkpoint.
+    """Train from the start, or from the checkpoint of `job`, to the end. Raises as `run`; the checkpoint remains.
 
-    Where a GPU's memory runs out, once more from the checkpoint, with nothing on it but what a step needs.
+    If a GPU's memory runs out, it continues once from the checkpoint, with only the data of a step on the GPU.
     """
     try:
         return _train(opened, job, context)
     except torch.OutOfMemoryError as error:
         if not context.options.resident:
             raise
-        log.warning("%s; again from the last checkpoint, with logits and images left in the host's memory", error)
+        log.warning("%s; resuming from the last checkpoint, with logits and images in the host's memory", error)
     context.worker_cache.pop("images", None)
     return train_student(opened, job, replace(context, options=replace(context.options, resident=False)))
 
@@ -88,7 +88,7 @@ def _train(opened: OpenedTransfer, job: str, context: JobContext) -> TrainedStud
 
 
 def _resume(loop: TransferLoop, job: str, context: JobContext) -> None:
-    """Go to the checkpoint's position, if there is one; its tensors are let go with this frame."""
+    """Go to the checkpoint's position, if there is one; its tensors are freed with this frame."""
     if (state := load_checkpoint(context.paths.checkpoint(job), job, context.device)) is not None:
         loop.load_state_dict(state)
 
@@ -166,7 +166,7 @@ def evaluation_images(opened: OpenedTransfer, context: JobContext) -> Views:
 def trained_student(
     opened: OpenedTransfer, loop: TransferLoop, outcome: Outcome, context: JobContext
 ) -> TrainedStudent:
-    """What the loop left, with the curve of earlier stages in front."""
+    """The student of the loop, with the curves of earlier stages in front."""
     spec, before = opened.spec, previous_stage(opened.spec)
     earlier: list[dict[str, Any]] = []
     if before is not None:
@@ -196,7 +196,7 @@ def trained_student(
 
 
 def _tables(opened: OpenedTransfer, contrastive: bool) -> list[list[Any]]:
-    """[view][source] arrays; the frozen student's stands first, empty where nobody asks it."""
+    """[view][source] arrays; the frozen student's comes first, empty if the partition does not use it."""
     tables = []
     for view in range(opened.views):
         frozen = opened.start_train[view].logits if opened.start_train else np.empty((0, 0), np.float16)
@@ -230,23 +230,23 @@ def _live_teacher(opened: OpenedTransfer, context: JobContext) -> LiveTeacher:
 
 
 def _training_views(opened: OpenedTransfer, model: ModelRecord, context: JobContext) -> Views:
-    what = opened.train_view
+    view = opened.train_view
     return training_views(
         opened.dataset,
         "train",
         model,
-        ViewRecipe(augment=what.augment, seed=what.view_seed, crop_pct=what.crop_pct or 1.0),  # type: ignore[arg-type]
+        ViewRecipe(augment=view.augment, seed=view.view_seed, crop_pct=view.crop_pct or 1.0),  # type: ignore[arg-type]
         context.paths,
         device=context.device,
         workers=context.options.loader_workers,
         worker_cache=context.worker_cache,
         rendering=_rendering(opened, model, context),
-        loader=what.loader,
+        loader=view.loader,
     )
 
 
 def _rendering(opened: OpenedTransfer, model: ModelRecord, context: JobContext) -> Rendering:
-    """The student's training and validation images, and a live teacher's, are all come back to."""
+    """The student's training and validation images, and a live teacher's, are all used again."""
     settings = opened.spec.settings
     views = min(settings.views, settings.epochs)
     beside = image_bytes(opened.dataset, "val", opened.start)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kt_study.cache import MANIFEST, note_forward, problem_of, read_manifest
+from kt_study.cache import MANIFEST, log_forward, problem_of, read_manifest
 from kt_study.errors import DiskError
 from kt_study.hashing import job_digest
 from kt_study.paths import StudyPaths
@@ -19,7 +19,7 @@ from worker.logits.lock import held
 from worker.logits.writer import EntryWriter
 
 Fill = Callable[[EntryWriter], dict[str, Any]]
-"""Writes all rows that the writer does not have yet; returns the manifest's n_classes, weights, versions, ..."""
+"""Writes the rows that are missing; returns the manifest's n_classes, weights, versions, ..."""
 
 _verified: set[tuple[str, int, int]] = set()  # manifest, its inode and time: checked by checksum in this process
 
@@ -33,7 +33,7 @@ class LogitsCache:
     def open(self, spec: LogitsSpec, *, make_again: Callable[[], object] | None = None) -> CachedLogits | None:
         """The entry of this specification, or None if it is missing, incomplete or altered.
 
-        Checksums are computed at the first opening of an entry in a process, sizes at every one.
+        Checksums are checked at the first opening of an entry in a process, sizes at every one.
 
         Args:
             spec: which forward pass.
@@ -63,17 +63,17 @@ class LogitsCache:
         waiting: Callable[[], None],
         make_again: Callable[[], object] | None = None,
     ) -> CachedLogits:
-        """Make the entry, or wait for the one who is making it.
+        """Make the entry, or wait for another process that makes it.
 
         Args:
             spec: which forward pass.
             n: samples of the split.
-            fill: does the work; when it raises Stopped after `writer.save()`, the next maker resumes from there.
+            fill: does the work; if it raises Stopped after `writer.save()`, the next call resumes from there.
             waiting: called while another process makes the entry; may raise to give up.
             make_again: see `CachedLogits`.
 
         Raises:
-            DiskError: the disk is full or refuses; nothing is left behind.
+            DiskError: the disk cannot be written; nothing is left.
         """
         folder = self.folder(spec)
         with held(folder.with_name(f".{folder.name}.lock"), waiting) as alone:
@@ -87,14 +87,14 @@ class LogitsCache:
             except DiskError:
                 writer.discard()
                 raise
-            note_forward(self._paths, folder.name, as_spec(spec), n)
+            log_forward(self._paths, folder.name, as_spec(spec), n)
         made = self.open(spec, make_again=make_again)
         if made is None:
-            raise DiskError(f"{folder}: written but not read back whole; check the disk")
+            raise DiskError(f"{folder}: written, but reads back incomplete; check the disk")
         return made
 
     def folder(self, spec: LogitsSpec) -> Path:
-        """Where the entry of this specification lies."""
+        """The folder of the entry of this specification."""
         return self._paths.logits(job_digest("logits", as_spec(spec)))
 
 

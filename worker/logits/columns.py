@@ -18,17 +18,17 @@ SIDE = np.dtype(
     ]
 )
 """Side columns of one sample. The p are torch's float32 softmax, kept so that the masks of data partitioning, which
-compare them, are those of live float32 models to the last sample, ties of saturated probabilities included. The log p
+compare them, equal those of live float32 models for every sample, ties of saturated probabilities included. The log p
 come from float64 arithmetic on the float32 logits. Without labels, label is -1 and the p of the label are NaN."""
 
 FLOAT16_MAX = 65504.0
 
 
 def side_bits(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-    """The side columns of b samples, int32 [b, 7] on the device: the bytes of `SIDE`, so that one copy brings them all.
+    """The side columns of b samples, int32 [b, 7] on the device: the bytes of `SIDE`, for a single copy.
 
     Args:
-        logits: float32 [b, classes]; of a sample with one that is not finite, logsumexp is NaN.
+        logits: float32 [b, classes]; logsumexp is NaN for a sample with one that is not finite.
         labels: int64 [b] on the same device, or None.
     """
     p = torch.softmax(logits, dim=1)
@@ -50,7 +50,7 @@ def side_bits(logits: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor
 
 
 def as_side(bits: NDArray[np.int32]) -> NDArray[np.void]:
-    """Side columns [b] of type `SIDE` from what `side_bits` gave, once it is on the host."""
+    """Side columns [b] of type `SIDE` from the result of `side_bits` on the host."""
     return bits.view(SIDE)[:, 0]
 
 

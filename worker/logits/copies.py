@@ -13,21 +13,18 @@ Columns = dict[str, NDArray[Any]]
 
 
 def one_behind(batches: Iterable[Mapping[str, torch.Tensor]]) -> Iterator[Columns]:
-    """Each batch's columns on the host, handed out once the work of the next batch has been launched.
-
-    A GPU so has work to do while a batch is waited for and written.
-    """
-    before: _Coming | None = None
+    """Each batch's columns on the host, one batch late: a GPU computes the next batch while this one is copied and written."""
+    before: _HostCopy | None = None
     for columns in batches:
-        coming = _Coming(columns)
+        copy = _HostCopy(columns)
         if before is not None:
-            yield before.arrived()
-        before = coming
+            yield before.wait()
+        before = copy
     if before is not None:
-        yield before.arrived()
+        yield before.wait()
 
 
-class _Coming:
+class _HostCopy:
     """A batch whose copy to the host has been launched."""
 
     def __init__(self, columns: Mapping[str, torch.Tensor]) -> None:
@@ -37,8 +34,8 @@ class _Coming:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
-    def arrived(self) -> Columns:
-        """Wait for the copy."""
+    def wait(self) -> Columns:
+        """The columns, once they are copied."""
         if self._copied is not None:
             self._copied.synchronize()
         return {name: np.asarray(column) for name, column in self._columns.items()}

@@ -17,15 +17,15 @@ log = logging.getLogger("kt-study.worker")
 
 
 class CachedLogits:
-    """One whole entry of the cache. Its files are read when they are first asked for."""
+    """One complete entry of the cache. Its files are read when they are first used."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, make_again: Callable[[], object] | None = None) -> None:
         """
         Args:
             folder: of the entry.
-            manifest: what it holds.
-            make_again: brings back the files of an entry that was whole when it was opened and is not any more: deleted
-                by `cache gc` or by hand, or cut short. None: the reader sees the error.
+            manifest: of the entry.
+            make_again: restores the files of an entry that was complete when it was opened and no longer is: deleted by
+                `cache gc` or by hand, or truncated. None: the reader gets the error.
         """
         self.folder = folder
         self.manifest = manifest
@@ -38,7 +38,7 @@ class CachedLogits:
 
     @property
     def n_classes(self) -> int:
-        """Outputs of the model; 0 where only its predictions are known."""
+        """Outputs of the model; 0 if only its predictions are known."""
         return self.manifest.n_classes
 
     @cached_property
@@ -48,7 +48,7 @@ class CachedLogits:
 
     @cached_property
     def features(self) -> NDArray[np.float16] | None:
-        """float16 [n, d], memory-mapped; None where none were asked for."""
+        """float16 [n, d], memory-mapped; None if the pass has none."""
         return self._load("features.npy", mmap_mode="c") if "features.npy" in self.manifest.files else None
 
     @cached_property
@@ -86,23 +86,15 @@ class CachedLogits:
         """Natural log of the probability of the label, [n]."""
         return self._column("log_p_label")
 
-    @property
-    def log_p_max(self) -> NDArray[np.float32]:
-        """Natural log of the largest probability, [n]."""
-        return self._column("log_p_max")
-
-    @property
-    def logsumexp(self) -> NDArray[np.float32]:
-        """log of the sum of exp of the logits, [n]."""
-        return self._column("logsumexp")
-
     def _load(self, name: str, **how: Any) -> NDArray[Any]:
         try:
             return self._loaded(name, **how)
         except (OSError, ValueError, EOFError) as error:
             if self._make_again is None:
                 raise
-            log.warning("%s is gone or damaged since it was opened (%s); making it again", self.folder / name, error)
+            log.warning(
+                "%s has been deleted or damaged since it was opened (%s); making it again", self.folder / name, error
+            )
         self._make_again()
         return self._loaded(name, **how)
 

@@ -33,7 +33,7 @@ def cached_logits(spec: LogitsSpec, context: JobContext) -> CachedLogits:
         DataError: an unreadable image, or labels that the model has no outputs for.
         WeightsError, UnknownModelError: a model that cannot be built, or gives logits that are not finite.
         DiskError: the disk is full.
-        Stopped: asked to stop; what was forwarded is kept and gone on from.
+        Stopped: asked to stop; the next attempt resumes after the last batch.
     """
     cache = LogitsCache(context.paths)
 
@@ -58,7 +58,7 @@ def cached_logits(spec: LogitsSpec, context: JobContext) -> CachedLogits:
 
 
 def versions() -> str:
-    """python, torch, timm and kt-study, as rows and manifests say it."""
+    """python, torch, timm and kt-study, as in rows and manifests."""
     import timm
 
     return (
@@ -80,7 +80,7 @@ def _fill_by_forwarding(
     views = _views(spec, dataset, model, context)
     network = build_model(model, context.paths, context.device)
     forward = with_features(network) if spec.features else network
-    rest = np.arange(writer.rows, views.n)  # and no batch number: those before may have been of another size
+    rest = np.arange(writer.rows, views.n)  # by samples, not batches, whose size may have changed
 
     def forwarded() -> Iterator[dict[str, torch.Tensor]]:
         for images, positions in views.batches(rest, context.options.eval_batch_size, view=spec.view):
@@ -106,7 +106,7 @@ def _fill_by_forwarding(
 
 
 def _labels(spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, context: JobContext) -> torch.Tensor | None:
-    """int64 [n] on the device, None without labels. Raises DataError for one that the model has no output for."""
+    """int64 [n] on the device, None without labels. Raises DataError for a label without an output of the model."""
     labels = list_split(dataset, spec.split, context.paths)[0].labels
     if labels is None:
         return None
@@ -164,7 +164,7 @@ def _views(spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, context
 def _fill_from_file(
     writer: EntryWriter, spec: LogitsSpec, dataset: DatasetRecord, model: ModelRecord, paths: StudyPaths
 ) -> dict[str, Any]:
-    """Predictions made elsewhere as an entry of side columns alone: what needs only argmax and labels works on."""
+    """Predictions made elsewhere as an entry of side columns only, for everything that needs only argmax and labels."""
     listing, class_names = list_split(dataset, spec.split, paths)
     side = np.zeros(len(listing.names), SIDE)
     for name in ("logsumexp", "log_p_label", "log_p_max", "p_label", "p_max"):

@@ -18,10 +18,10 @@ POLL_S = 0.2
 
 @contextmanager
 def held(path: Path, waiting: Callable[[], None]) -> Iterator[bool]:
-    """Hold the lock file `path`; `waiting` is called at each look while another holds it and may raise to give up.
+    """Hold the lock file `path`; `waiting` is called at each check while another process holds it and may raise to give up.
 
     Yields:
-        whether the file system has locks; where it has none, two makers may work on the same entry, and one wins.
+        whether the file system has locks; without them two processes may make the same entry, and one wins.
 
     Raises:
         DiskError: the lock file cannot be made.
@@ -31,7 +31,7 @@ def held(path: Path, waiting: Callable[[], None]) -> Iterator[bool]:
         yield handle is not None
     finally:
         if handle is not None:
-            with suppress(OSError):  # on a disk that has turned read-only it stays, and the next holder takes it
+            with suppress(OSError):  # it stays on a disk that has become read-only, and the next holder uses it
                 path.unlink()
             os.close(handle)
 
@@ -41,7 +41,7 @@ def _locked(path: Path, waiting: Callable[[], None]) -> int | None:
         handle = _opened(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(handle, path):
+            if _has_name(handle, path):
                 return handle
         except BlockingIOError:
             pass
@@ -63,8 +63,8 @@ def _opened(path: Path) -> int:
         raise DiskError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
 
 
-def _is(handle: int, path: Path) -> bool:
-    """Whether the lock that was got is still the file of that name: its last holder removes it."""
+def _has_name(handle: int, path: Path) -> bool:
+    """Whether the locked file still has that name: its last holder removes it."""
     try:
         return os.fstat(handle).st_ino == path.stat().st_ino
     except FileNotFoundError:

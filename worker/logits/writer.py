@@ -18,16 +18,16 @@ from kt_study.errors import DataError, DiskError
 from kt_study.files import file_digest, make_folder, write_bytes
 
 _PROGRESS = "progress.json"
-_SAVED = "samples"  # called rows before a pass could go on with batches of another size: those may be out of order
+_SAVED = "samples"  # "rows" in files of versions in which rows could be out of order after a change of the batch size
 
 
 class EntryWriter:
-    """Appends rows to the .npy files of an unfinished entry; by plain writes, for a full disk kills a memory map."""
+    """Appends rows to the .npy files of an unfinished entry, by plain writes: a full disk kills a memory map."""
 
     def __init__(self, folder: Path, n: int, *, resume: bool = True) -> None:
         """
         Args:
-            folder: of the unfinished entry; what an earlier maker saved there is gone on with.
+            folder: of the unfinished entry; rows that were saved there are kept.
             n: rows of the finished entry.
             resume: False to start from the beginning.
 
@@ -53,17 +53,17 @@ class EntryWriter:
         self.rows += len(next(iter(columns.values())))
 
     def save(self) -> None:
-        """Make the rows so far survive this process, for another maker to resume from. Raises DiskError."""
+        """Save the rows so far, for another process to resume from. Raises DiskError."""
         with _disk_errors(self.folder):
             self._close()
             write_bytes(self.folder / _PROGRESS, json.dumps({_SAVED: self.rows, "n": self.n}).encode())
 
     def publish(self, target: Path, **facts: Any) -> None:
-        """Complete the entry with a manifest of these facts and move it to `target`, unless a whole one is there.
+        """Complete the entry with a manifest of these facts and move it to `target`, unless that is complete already.
 
         Raises:
             DataError: there are not n rows; the unfinished entry is removed.
-            DiskError: the disk is full or refuses.
+            DiskError: the disk cannot be written.
         """
         if self.rows != self.n:
             self.discard()
@@ -102,7 +102,7 @@ class EntryWriter:
 
 
 def _opened(path: Path, n: int, rows: int, values: NDArray[Any]) -> BinaryIO:
-    """A .npy file for n rows like those of `values`, positioned after the rows that are there already."""
+    """A .npy file for n rows like those of `values`, positioned after its existing rows."""
     stream = path.open("r+b" if rows else "w+b")
     shape = (n, *values.shape[1:])
     header = {"descr": np.lib.format.dtype_to_descr(values.dtype), "fortran_order": False, "shape": shape}

@@ -6,6 +6,7 @@ computed from a few integers per pair. Results equal those of `measure_pair` and
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kt_study.errors import DataError
-from kt_study.files import written_aside
+from kt_study.files import atomic_write
 from kt_study.schema import TOP_PERCENTS
 from worker.measures import kernels, similarity_kernels
 from worker.measures.arrays import Counts, Floats, Ints, check_labels, check_predictions
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Columns = dict[str, npt.NDArray[Any]]
-_MODELS_AT_A_TIME = 16  # compared with all others: a run of their predictions stays in the processor's cache
+_MODELS_PER_RUN = 16  # compared with all others: their predictions stay in the processor's cache
 _BLOCK_PAIRS = 1 << 15  # pairs of a block: their columns and temporaries stay in the processor's cache
 
 
 class _Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What every block needs: bits uint64[M, W], same int32[M, M] or None, similarity int32[blocks, C, 256] or None."""
+    """Inputs of every block: bits uint64[M, W], same int32[M, M] or None, similarity int32[blocks, C, 256] or None."""
 
     correct: Correctness
     right: Counts  # int64[M], samples each model gets right
@@ -66,9 +67,9 @@ def iter_all_pairs(
         predictions: int[M, n]; int16 is fastest.
         n_classes: classes of the data set, those without samples included.
         similarity: float64[n_classes, n_classes], symmetric, taken `on_grid`; adds the `topX_similarity` columns, at
-            about 0.02 ms a pair with 1,000 classes; the rest together takes less than 0.01 ms.
+            about 0.02 ms per pair with 1,000 classes; the rest takes less than 0.01 ms.
         agreement: adds the `agreement` column, for which all predictions are compared; up to twice the time.
-        threads: blocks worked on at a time.
+        threads: blocks computed in parallel.
 
     Yields:
         Columns of equal length: `teacher` and `student`, int32 rows of `predictions`, and the measures of the
@@ -80,7 +81,7 @@ def iter_all_pairs(
     check_labels(labels, n_classes)
     check_predictions("predictions", predictions, labels, n_classes)
     if predictions.ndim != 2:
-        raise DataError(f"predictions have shape {predictions.shape}, expected one row a model")
+        raise DataError(f"predictions have shape {predictions.shape}, expected one row per model")
     if similarity is not None:
         check_similarity(similarity, n_classes)
         similarity = on_grid(similarity)
@@ -108,7 +109,7 @@ def iter_agreements(predictions: Ints, *, threads: int = 2) -> Iterator[Columns]
 
 
 def _blocks_of_students(models: int, threads: int) -> Iterator[Counts]:
-    """int64[S] after int64[S]: small enough for the cache, and enough of them to keep every thread busy to the end."""
+    """Blocks int64[S]: small enough for the cache, and enough of them to keep every thread busy."""
     block = max(min(_BLOCK_PAIRS // max(models, 1), models // (4 * threads)), 1)
     for first in range(0, models, block):
         yield np.arange(first, min(first + block, models))
@@ -127,11 +128,11 @@ def write_all_pairs(
     agreement: bool = True,
     threads: int = 2,
 ) -> int:
-    """Write every ordered pair to a parquet file, a row a pair, in one step: the file is whole or absent.
+    """Write every ordered pair to a parquet file, one row per pair; the file is complete or absent.
 
     Args:
         path: the parquet file.
-        models: names of the models, one a row of `predictions`; they fill the columns `teacher` and `student`.
+        models: names of the models, one per row of `predictions`, for the columns `teacher` and `student`.
         keys: of the models likewise, for `teacher_key` and `student_key`; none to leave these out.
         constants: text columns with one value for all rows, such as `dataset`.
         labels, predictions, n_classes, similarity, agreement, threads: as for `iter_all_pairs`; without labels the
@@ -157,11 +158,11 @@ def write_all_pairs(
             labels, predictions, n_classes, similarity=similarity, agreement=agreement, threads=threads
         )
     rows = 0
-    with written_aside(path) as scratch:
+    with atomic_write(path) as scratch:
         tables = (_as_table(block, models, keys, constants or {}) for block in blocks)
         first = next(tables)
         with pq.ParquetWriter(scratch, first.schema, compression="zstd") as writer:
-            for table in _chain(first, tables):
+            for table in itertools.chain([first], tables):
                 writer.write_table(table)
                 rows += table.num_rows
     return rows
@@ -220,9 +221,9 @@ def _count_agreement(predictions: Ints, pool: Executor) -> kernels.Small:
     same = np.empty((models, models), dtype=np.int32)
 
     def count(first: int) -> None:
-        kernels.count_agreement(predictions, first, min(first + _MODELS_AT_A_TIME, models), same)
+        kernels.count_agreement(predictions, first, min(first + _MODELS_PER_RUN, models), same)
 
-    for _ in pool.map(count, range(0, models, _MODELS_AT_A_TIME)):
+    for _ in pool.map(count, range(0, models, _MODELS_PER_RUN)):
         pass
     return same
 
@@ -264,8 +265,3 @@ def _as_table(block: Columns, models: Sequence[str], keys: Sequence[str], consta
         if names_model and keys:
             columns[f"{name}_key"] = pa.DictionaryArray.from_arrays(values, list(keys))
     return pa.table(columns)
-
-
-def _chain(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    yield first
-    yield from rest

@@ -20,7 +20,7 @@ def check_labels(labels: Ints, n_classes: int) -> None:
     """Refuse labels that are not int[n], n > 0, in [0, n_classes). Raises DataError."""
     _check_integers("labels", labels)
     if labels.ndim != 1 or labels.size == 0:
-        raise DataError(f"labels have shape {labels.shape}, expected one label a sample; check the data set")
+        raise DataError(f"labels have shape {labels.shape}, expected one label per sample; check the data set")
     _check_range("labels", labels, n_classes)
 
 
@@ -44,7 +44,7 @@ def _check_range(name: str, values: Ints, n_classes: int) -> None:
 
 
 def in_lines(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A contiguous copy that begins where a line of the cache does: wide loads across two lines take half as long again."""
+    """A contiguous copy aligned to a line of the cache: wide loads across two lines take 1.5 times as long."""
     room = np.empty(array.nbytes + _LINE, dtype=np.uint8)
     start = -room.ctypes.data % _LINE
     copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)

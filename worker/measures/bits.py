@@ -1,6 +1,6 @@
 """The samples that each model classifies correctly, as bits in the order of the classes.
 
-Samples are sorted by class and every class starts a new 64-bit word, so a class's flips are the set bits of its own
+Samples are sorted by class and every class starts a new 64-bit word, so a class's flips are the set bits of its
 words: popcount(teacher & ~student). A class of ImageNet's validation set, 50 images, is one word.
 """
 
@@ -21,7 +21,7 @@ _WORD = 64
 class Correctness(msgspec.Struct, frozen=True, kw_only=True):
     """Correctness of M models on n samples.
 
-    `words` is uint64[M, W]; `starts` int64[classes + 1] says where each class with samples begins in a row of it;
+    `words` is uint64[M, W]; `starts` int64[classes + 1] is where each class with samples begins in a row of it;
     `class_sizes` int64[classes] are those classes' samples. Bits past a class's samples are 0 for every model.
     """
 
@@ -46,7 +46,8 @@ def pack_correctness(labels: Ints, predictions: Ints, n_classes: int, pool: Exec
     starts = np.concatenate(([0], np.cumsum(-(-sizes[classes] // _WORD))))
     words = np.zeros((len(predictions), starts[-1]), dtype=np.uint64)
     order = np.argsort(labels, kind="stable")
-    slots = _bit_of_each_sample(sizes[classes], starts)
+    first_sample = np.cumsum(sizes[classes]) - sizes[classes]  # of each class, in this order
+    slots = np.arange(labels.size) + np.repeat(starts[:-1] * _WORD - first_sample, sizes[classes])
     in_order = np.array_equal(order, np.arange(labels.size))
 
     def pack(model: int) -> None:
@@ -60,10 +61,3 @@ def pack_correctness(labels: Ints, predictions: Ints, n_classes: int, pool: Exec
     return Correctness(
         n=labels.size, n_classes=n_classes, words=words, starts=starts, class_sizes=sizes[classes], classes=classes
     )
-
-
-def _bit_of_each_sample(sizes: Counts, starts: Counts) -> Counts:
-    """int64[n]: the bit of each sample, samples sorted by class."""
-    first_sample = np.cumsum(sizes) - sizes
-    bit: Counts = np.arange(sizes.sum()) + np.repeat(starts[:-1] * _WORD - first_sample, sizes)
-    return bit

@@ -27,33 +27,33 @@ PROVIDERS: Mapping[str, Provider] = {
 
 
 class ClassSimilarity(msgspec.Struct, frozen=True, kw_only=True):
-    """`matrix` is float64[C, C], symmetric, `on_grid`; `name` says what measured it, for the column `similarity`."""
+    """`matrix` is float64[C, C], symmetric, `on_grid`; `name` is its provider, for the column `similarity`."""
 
     matrix: Floats
     name: str
 
 
 def class_similarity(classes: Sequence[str], settings: SimilaritySettings | None = None) -> ClassSimilarity | None:
-    """The similarity of classes from the first provider that can give one, or from the one that is asked for.
+    """The similarity of classes from the first available provider, or from the one in the settings.
 
-    A file of embeddings is used before anything else: it is there because the user said so. Then CLIP's text embeddings
-    as in the paper, WordNet, and a sentence model. Nothing is ever downloaded.
+    The user's file of embeddings comes first, then CLIP's text embeddings as in the paper, WordNet, and a sentence model.
+    Nothing is downloaded.
 
     Args:
         classes: names of the classes in label order: WordNet ids such as n01440764, or words.
         settings: which provider to use and where its files are.
 
     Returns:
-        None if no provider can give one and none was asked for by name.
+        None under `none`, and under `auto` if no provider is available.
 
     Raises:
-        UsageError: the provider asked for does not exist or is unavailable, or a file does not fit.
+        UsageError: the provider in the settings does not exist or is unavailable, or a file does not fit.
     """
     settings = settings or SimilaritySettings()
     if settings.provider == "none":
         return None
     if settings.provider != "auto":
-        return _asked_for(classes, settings)
+        return _from_provider(classes, settings)
     for name, provider in PROVIDERS.items():
         try:
             return _checked(name, provider(classes, settings))
@@ -62,7 +62,7 @@ def class_similarity(classes: Sequence[str], settings: SimilaritySettings | None
     return None
 
 
-def _asked_for(classes: Sequence[str], settings: SimilaritySettings) -> ClassSimilarity:
+def _from_provider(classes: Sequence[str], settings: SimilaritySettings) -> ClassSimilarity:
     provider = PROVIDERS.get(settings.provider)
     if provider is None:
         raise UsageError(f"no class similarity {settings.provider!r}; choose auto, none, {', '.join(PROVIDERS)}")

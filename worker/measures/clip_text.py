@@ -26,7 +26,7 @@ def text_similarity(classes: Sequence[str], settings: SimilaritySettings) -> Flo
         raise Unavailable("open_clip is not installed; pip install open-clip-torch")
     weights = _local_weights(settings)
     names = readable_names(classes, settings)
-    import open_clip  # takes seconds, so not before there are weights for it
+    import open_clip  # takes seconds, so only after its weights were found
     import torch
 
     model = open_clip.create_model(_ARCHITECTURE, pretrained=str(weights), device="cpu").eval()
@@ -37,7 +37,7 @@ def text_similarity(classes: Sequence[str], settings: SimilaritySettings) -> Flo
 
 
 def _local_weights(settings: SimilaritySettings) -> Path:
-    """The checkpoint that is set, or the one in the caches of open_clip and Hugging Face. Raises Unavailable."""
+    """The checkpoint of the settings, or the one in the caches of open_clip and Hugging Face. Raises Unavailable."""
     if settings.clip_weights:
         path = Path(settings.clip_weights)
         if not path.is_file():

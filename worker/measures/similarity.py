@@ -14,7 +14,7 @@ from worker.measures.top_classes import TopClasses, top_classes
 GRID_BITS = 22
 """Similarities are whole steps of a grid, 2 ** 22 of them up to the largest: as fine as the float32 they come from."""
 _SAME = 1e-9
-"""Similarities that differ by less are equal: what is left is rounding."""
+"""Similarities that differ by less are equal except for rounding."""
 
 
 def grid_step(similarity: Floats) -> float:
@@ -39,7 +39,7 @@ def check_similarity(similarity: Floats, n_classes: int) -> None:
     """Refuse a matrix that is not finite, symmetric, float64[n_classes, n_classes]. Raises DataError."""
     if similarity.shape != (n_classes, n_classes):
         shape = similarity.shape
-        raise DataError(f"the class similarity has shape {shape} for {n_classes} classes; give one row a class")
+        raise DataError(f"the class similarity has shape {shape} for {n_classes} classes; give one row per class")
     if not np.isfinite(similarity).all() or not np.array_equal(similarity, similarity.T):
         raise DataError("the class similarity is not finite and symmetric; check the matrix or the embeddings")
 
@@ -47,11 +47,13 @@ def check_similarity(similarity: Floats, n_classes: int) -> None:
 def average_similarity(similarity: Floats) -> float:
     """Mean over all pairs of different classes; nan for a single class.
 
-    nan too where several pairs are all equally similar: no set of classes can stand out, and rounding would seem to.
+    nan too if all of several pairs are equally similar: no set of classes differs from the others, except by rounding.
     """
-    if len(similarity) > 2 and float(np.ptp(_off_diagonal(similarity))) < _SAME:
+    classes = len(similarity)
+    off_diagonal = similarity.ravel()[1:].reshape(classes - 1, classes + 1)[:, :-1]  # a view, not a copy
+    if classes > 2 and float(np.ptp(off_diagonal)) < _SAME:
         return float("nan")
-    return _pair_mean(float(similarity.sum() - np.trace(similarity)) / 2, len(similarity))
+    return _pair_mean(_sum_of_pairs(similarity), classes)
 
 
 def top_similarity(flips: Counts, similarity: Floats) -> dict[str, float]:
@@ -68,15 +70,11 @@ def top_similarity(flips: Counts, similarity: Floats) -> dict[str, float]:
         all classes are equally similar.
     """
     average = average_similarity(similarity)
+    means = {percent: _mean_similarity(top_classes(flips, percent), similarity) for percent in TOP_PERCENTS}
     return {
-        f"top{percent}_similarity": relative_to(average, _mean_similarity(top_classes(flips, percent), similarity))
-        for percent in TOP_PERCENTS
+        f"top{percent}_similarity": (mean - average) / average * 100.0 if average else float("nan")
+        for percent, mean in means.items()
     }
-
-
-def relative_to(average: float, value: float) -> float:
-    """`value` above `average` in % of it; nan where the average is 0 or nan."""
-    return (value - average) / average * 100.0 if average else float("nan")
 
 
 def _mean_similarity(top: TopClasses, similarity: Floats) -> float:
@@ -89,11 +87,6 @@ def _mean_similarity(top: TopClasses, similarity: Floats) -> float:
     if tied > 1:
         total += _sum_of_pairs(tied_rows[:, top.tied]) * top.drawn * (top.drawn - 1) / (tied * (tied - 1))
     return _pair_mean(total, top.size)
-
-
-def _off_diagonal(square: Floats) -> Floats:
-    """Every entry of float64[C, C] but the diagonal, as float64[C - 1, C], without a copy."""
-    return square.ravel()[1:].reshape(len(square) - 1, len(square) + 1)[:, :-1]
 
 
 def _sum_of_pairs(square: Floats) -> float:

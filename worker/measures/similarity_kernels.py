@@ -1,7 +1,7 @@
 """Mean similarity within the top classes of every pair of models, compiled like `worker.measures.kernels`.
 
 A mean over orders of tied classes needs sums of the similarity over pairs of classes within and between a few sets. These
-are added one matrix row at a time: the row of a class is loaded once for all classes it is paired with, and a block of
+are added row by row: the row of a class is loaded once for all classes it is paired with, and a block of
 columns once for many pairs of models. Similarities are multiples of the step of `worker.measures.similarity.on_grid`, so the
 sums are exact.
 """
@@ -17,12 +17,12 @@ from worker.measures.kernels import Small, count_flips, count_values, scratch
 from worker.measures.similarity import GRID_BITS
 
 _COLUMNS = 256  # of a block: 1,000 rows of it are a megabyte, about what the second cache of a core holds
-_PAIRS_AT_A_TIME = 32
-_ROWS_AT_A_TIME = 2 ** (31 - GRID_BITS) - 1  # the sum of more could exceed int32
+_PAIRS_PER_RUN = 32
+_ROWS_PER_SUM = 2 ** (31 - GRID_BITS) - 1  # the sum of more could exceed int32
 
 
 def upper_blocks(similarity: Floats, step: float) -> Small:
-    """int32[blocks, C, 256]: what lies above the diagonal of float64[C, C], in steps and in blocks of columns, 0 elsewhere."""
+    """int32[blocks, C, 256]: float64[C, C] above its diagonal, in steps and in blocks of columns; 0 elsewhere."""
     classes = len(similarity)
     upper = np.zeros((classes, -(-classes // _COLUMNS) * _COLUMNS), dtype=np.int32)
     upper[:, :classes] = np.rint(np.triu(similarity, 1) / step)
@@ -44,7 +44,7 @@ def mean_top_similarities(
         mean: out, float64[S, M, P], in steps; nan for sets of fewer than two classes.
     """
     classes, most_parts, total = starts.size - 1, 2 * n_top.shape[2], words.shape[0] * students.size
-    size = min(_PAIRS_AT_A_TIME, total)
+    size = min(_PAIRS_PER_RUN, total)
     bits, flips = scratch(words.shape[1], classes)
     most_flips = 64 * (starts[1:] - starts[:-1]).max()
     occurrences = np.zeros((4, most_flips + 1), dtype=np.int64)
@@ -94,7 +94,7 @@ def _divide(flips: Small, n_top: Counts, occurrences: Counts, part_of: Counts, e
         n_top: int64[P], ascending sizes of the sets; those below 2 have no part of their own.
         occurrences: scratch, int64[4, more than the most flips], zeros before and after.
         part_of: out, int64[more than the most flips]: the part of a class with so many flips; -1 for those in no set.
-        edges: out, int64[2 P + 1], how many classes lie before each part, and before the rest.
+        edges: out, int64[2 P + 1], number of classes before each part, and before the rest.
         ties: out, int64[P].
 
     Returns:
@@ -156,18 +156,18 @@ def _first_from(end: int, ascending: Small, begin: int, stop: int) -> int:
 def _add_part(block: Small, rows: Small, base: int, columns: Small, parts: Small, row: Small, sums: Counts) -> None:
     """Add to sums[:, b], int64[4, parts], the block's similarities of these rows with its columns of part b.
 
-    `columns` are counted from `base` on; `row` is scratch. The four sums are added to by turns: one addition need not wait
-    for the last.
+    `columns` are counted from `base` on; `row` is scratch. The four sums are used in turn, so that an addition does not wait
+    for the last one.
     """
-    for first in range(0, rows.size, _ROWS_AT_A_TIME):
-        add_rows(block, rows[first : first + _ROWS_AT_A_TIME], row)
+    for first in range(0, rows.size, _ROWS_PER_SUM):
+        add_rows(block, rows[first : first + _ROWS_PER_SUM], row)
         for j in range(columns.size):
             sums[j & 3, parts[j]] += row[columns[j] - base]
 
 
 @compiled
 def add_rows(block: Small, rows: Small, total: Small) -> None:
-    """total = block[rows].sum(axis=0), eight rows at a time."""
+    """total = block[rows].sum(axis=0), in groups of eight rows."""
     total[:] = 0
     done = rows.size & ~7
     for i in range(0, done, 8):

@@ -1,8 +1,6 @@
-"""Settings of the class similarity, and the reason a provider gives when it cannot be used here."""
+"""Settings of the class similarity, and the error of a provider that is not available."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from kt_study.records import Record
 
@@ -19,9 +17,5 @@ class SimilaritySettings(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     provider: str = "auto"  # auto | none | embeddings | clip | wordnet | sentence-model
     class_embeddings: str = ""  # .npy, float[C, D], one row per class in label order
-    clip_weights: str = ""  # open_clip checkpoint of ViT-B/32; the usual caches are looked at when empty
+    clip_weights: str = ""  # open_clip checkpoint of ViT-B/32; empty to search the usual caches
     wordnet: str = "/usr/share/wordnet"  # folder of WordNet's data.noun and index.noun (Debian: wordnet-base)
-
-    def embeddings_file(self) -> Path | None:
-        """The user's file of embeddings, if there is one."""
-        return Path(self.class_embeddings) if self.class_embeddings else None

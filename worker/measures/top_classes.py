@@ -26,7 +26,7 @@ class TopClasses(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def size(self) -> int:
-        """Number of classes in the set, whatever the order of the tied."""
+        """Number of classes in the set, for every order of the tied ones."""
         return int(self.sure.sum()) + self.drawn
 
     def expected_sum(self, values: Counts) -> float:
@@ -40,17 +40,12 @@ def top_classes(flips: Counts, percent: int) -> TopClasses:
 
     The released code of the paper (distillation/flip_study.py, get_top_p_percent_classes) returns one class more.
     """
-    needed = flips_needed(int(flips.sum()), percent)
+    needed = -(-int(flips.sum()) * percent // 100)
     if needed == 0:
-        nobody = np.zeros(flips.shape, dtype=np.bool_)
-        return TopClasses(sure=nobody, tied=nobody, drawn=0)
+        none = np.zeros(flips.shape, dtype=np.bool_)
+        return TopClasses(sure=none, tied=none, drawn=0)
     descending = np.sort(flips)[::-1]
     size = int(np.searchsorted(np.cumsum(descending), needed)) + 1
     last = descending[size - 1]
     sure = flips > last
     return TopClasses(sure=sure, tied=flips == last, drawn=size - int(sure.sum()))
-
-
-def flips_needed(total: int, percent: int) -> int:
-    """The smallest number of flips that is at least `percent` % of `total`."""
-    return -(-total * percent // 100)

@@ -13,8 +13,6 @@ from worker.measures.arrays import Floats, Ints, Mask, check_labels, check_predi
 from worker.measures.pair import count_by_class
 from worker.measures.top_classes import top_classes
 
-_AGREEMENTS = ("agreement_before", "agreement_after")
-
 
 class AgainstTeacher(Record, frozen=True, kw_only=True):
     """A student before and after a transfer, against one teacher.
@@ -34,11 +32,11 @@ class AgainstTeacher(Record, frozen=True, kw_only=True):
 
     def row(self) -> dict[str, float]:
         """The measures by the column names of the `transfers` table."""
-        names = ("acc_teacher", "rho_pos_before", "rho_pos_after", "rho_neg_before", "rho_neg_after", *_AGREEMENTS)
+        others = ("transfer_rates", "strict_transfer_rates")
         rates = zip(RATE_PERCENTS, self.transfer_rates, strict=True)
         strict = zip(RATE_PERCENTS, self.strict_transfer_rates, strict=True)
         return (
-            {name: getattr(self, name) for name in names}
+            {name: getattr(self, name) for name in self.__struct_fields__ if name not in others}
             | {f"transfer_rate_top{percent}": rate for percent, rate in rates}
             | {f"transfer_rate_strict_top{percent}": rate for percent, rate in strict}
         )
@@ -66,9 +64,10 @@ class TransferMeasures(Record, frozen=True, kw_only=True):
 
         Of several teachers the most accurate one's, the first of equals; without any, no columns about a teacher.
         """
-        deltas = "delta_transf delta_transf_low delta_transf_high mcnemar_p"
-        names = f"n acc_before acc_after {deltas} knowledge_gain knowledge_loss changed".split()
-        own: dict[str, int | float] = {name: getattr(self, name) for name in names}
+        others = ("n_gained", "n_lost", "teachers")
+        own: dict[str, int | float] = {
+            name: getattr(self, name) for name in self.__struct_fields__ if name not in others
+        }
         best = max(self.teachers, key=lambda against: against.acc_teacher, default=None)
         return own | (best.row() if best else {})
 
@@ -113,23 +112,22 @@ def measure_transfer(
 
 
 def measure_without_labels(before: Ints, after: Ints, teachers: Sequence[Ints]) -> dict[str, int | float]:
-    """What can be said of a transfer without labels, by the column names of `transfers`; others are left out.
+    """The measures of a transfer that need no labels, by the column names of `transfers`.
 
-    Of several teachers the first one's agreement, for nobody knows which is the best. Arguments as of
-    `measure_transfer`.
+    Of several teachers the first one's agreement, since the best one is unknown. Arguments as of `measure_transfer`.
     """
-    found: dict[str, int | float] = {"n": before.size, "changed": _differing(before, after)}
+    row: dict[str, int | float] = {"n": before.size, "changed": _differing(before, after)}
     if teachers:
-        agreements = (100.0 - _differing(teachers[0], student) for student in (before, after))
-        found |= dict(zip(_AGREEMENTS, agreements, strict=True))
-    return found
+        row["agreement_before"] = 100.0 - _differing(teachers[0], before)
+        row["agreement_after"] = 100.0 - _differing(teachers[0], after)
+    return row
 
 
 def mcnemar_p(gained: int, lost: int) -> float:
     """Two-sided p of McNemar's exact test: are newly right and newly wrong samples equally likely? 1 without either.
 
-    The exact binomial test at every size, min(1, 2 P(X <= min(gained, lost))) for X ~ Binomial(gained + lost, 1/2): no
-    approximation and so no rule when to switch to it (McNemar 1947; statsmodels' `mcnemar(exact=True)`).
+    The exact binomial test at every size: min(1, 2 P(X <= min(gained, lost))) for X ~ Binomial(gained + lost, 1/2)
+    (McNemar 1947; statsmodels' `mcnemar(exact=True)`).
     """
     discordant, fewer = gained + lost, min(gained, lost)
     k = np.arange(fewer, dtype=np.float64)
@@ -210,8 +208,8 @@ def _transfer_rates(labels: Ints, flipped: Mask, gained: Mask, n_classes: int) -
     return tuple(_percent(top.expected_sum(gains), top.expected_sum(flips)) for top in tops)
 
 
-def _count(chosen: Mask) -> int:
-    return int(np.count_nonzero(chosen))
+def _count(selected: Mask) -> int:
+    return int(np.count_nonzero(selected))
 
 
 def _differing(one: Ints, other: Ints) -> float:

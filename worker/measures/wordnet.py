@@ -29,7 +29,7 @@ class Synset(msgspec.Struct, frozen=True):
 
 
 class Nouns:
-    """WordNet's nouns. Synsets are read from data.noun by their offset when they are asked for."""
+    """WordNet's nouns. Synsets are read from data.noun by their offset on demand."""
 
     def __init__(self, folder: Path) -> None:
         """Open the files data.noun and index.noun in `folder`. Raises Unavailable."""
@@ -65,38 +65,38 @@ class Nouns:
         return ", ".join(self.synset(self.offset(name)).words).replace("_", " ")
 
     def distances_up(self, offset: int) -> Mapping[int, int]:
-        """Steps from a synset to each synset above it, itself included, by the shortest way."""
+        """Steps from a synset to each synset above it, itself included, on the shortest path."""
         steps = {offset: 0}
         waiting = deque([offset])
         while waiting:
-            here = waiting.popleft()
-            for above in self.synset(here).hypernyms:
+            current = waiting.popleft()
+            for above in self.synset(current).hypernyms:
                 if above not in steps:
-                    steps[above] = steps[here] + 1
+                    steps[above] = steps[current] + 1
                     waiting.append(above)
         return steps
 
 
 def path_similarity(classes: Sequence[str], settings: SimilaritySettings) -> Floats:
-    """float64[C, C]: 1 / (1 + steps of the shortest way over a common hypernym), 1 for a class with itself.
+    """float64[C, C]: 1 / (1 + steps of the shortest path over a common hypernym), 1 for a class with itself.
 
     Raises:
         Unavailable: no WordNet files, a class that WordNet does not know, or classes that are numbers.
     """
     _refuse_numbers(classes)
     nouns = Nouns(Path(settings.wordnet))
-    ways_up = [nouns.distances_up(nouns.offset(name)) for name in classes]
+    paths_up = [nouns.distances_up(nouns.offset(name)) for name in classes]
     steps = np.full((len(classes), len(classes)), np.inf)
-    for below, distance in _classes_below(ways_up):
+    for below, distance in _classes_below(paths_up):
         block = np.ix_(below, below)
         steps[block] = np.minimum(steps[block], distance[:, None] + distance)
     return 1.0 / (1.0 + steps)
 
 
 def _refuse_numbers(classes: Sequence[str]) -> None:
-    """Raise Unavailable where every class is called by a number: the numerals' meaning is not that of the classes."""
+    """Raise Unavailable if every class name is a number: the meaning of numerals is not that of the classes."""
     if all(name.isdecimal() for name in classes):
-        raise Unavailable("the classes are called by numbers, which say nothing of what they show")
+        raise Unavailable("the class names are numbers, which have no meaning")
 
 
 def readable_names(classes: Sequence[str], settings: SimilaritySettings) -> list[str]:
@@ -114,14 +114,14 @@ def readable_names(classes: Sequence[str], settings: SimilaritySettings) -> list
     return [nouns.words(name) if _WORDNET_ID.fullmatch(name) else name.replace("_", " ") for name in classes]
 
 
-def _classes_below(ways_up: Sequence[Mapping[int, int]]) -> Iterator[tuple[list[int], Floats]]:
+def _classes_below(paths_up: Sequence[Mapping[int, int]]) -> Iterator[tuple[list[int], Floats]]:
     """For each synset: the classes below it, as indices, and their steps to it."""
     below: dict[int, list[int]] = {}
-    for index, steps in enumerate(ways_up):
+    for index, steps in enumerate(paths_up):
         for synset in steps:
             below.setdefault(synset, []).append(index)
     for synset, members in below.items():
-        yield members, np.array([ways_up[index][synset] for index in members], dtype=np.float64)
+        yield members, np.array([paths_up[index][synset] for index in members], dtype=np.float64)
 
 
 def _first_senses(index: str) -> dict[str, int]:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kt_study.errors import ArtefactGone, DiskError, UnknownModelError, WeightsError
-from kt_study.files import file_digest, written_aside
+from kt_study.files import atomic_write, file_digest
 from kt_study.paths import StudyPaths
 from kt_study.records import ModelRecord
 from kt_study.trust import require_own
@@ -139,7 +139,7 @@ def save_state(target: Path, state: Mapping[str, torch.Tensor], metadata: dict[s
 
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     try:
-        with written_aside(target) as scratch:
+        with atomic_write(target) as scratch:
             save_file(tensors, scratch, metadata={**(metadata or {}), _STATE_DIGEST: _state_digest(tensors)})
     except SafetensorError as error:  # it says in words what the system said
         raise DiskError(f"cannot write {target}: {error}; free space or choose another folder") from error

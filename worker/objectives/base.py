@@ -11,7 +11,7 @@ from kt_study.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What an objective may need to know before the first batch."""
+    """Inputs of an objective before the first batch."""
 
     settings: Settings
     labels: Tensor  # int64 [n], of the transfer set
@@ -21,13 +21,13 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One batch as an objective sees it, all on one device. b samples, c classes."""
+    """One batch for an objective, all on one device. b samples, c classes."""
 
     logits: Tensor  # float32 [b, c], the student's
     labels: Tensor  # int64 [b]
     index: Tensor  # int64 [b], positions in the transfer set
     target: Tensor | None = None  # float [b, c], logits of each sample's source; none for contrastive objectives
-    teacher_class: Tensor | None = None  # int64 [b], the teacher's prediction; only where an objective asks for it
+    teacher_class: Tensor | None = None  # int64 [b], the teacher's prediction; only for objectives that use it
     features: Tensor | None = None  # float32 [b, d_s], the student's, before its last layer
     teacher_features: Tensor | None = None  # float [b, d_t]
 
@@ -35,7 +35,7 @@ class Batch:
 class Objective(nn.Module):
     """Base: a batch in, float32 [b] losses in nats out, whose mean is the training loss.
 
-    Parameters and buffers that an objective has of its own are trained and checkpointed with the student.
+    An objective's parameters and buffers are trained and checkpointed with the student.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -52,7 +52,7 @@ class Objective(nn.Module):
 
 
 def given(value: Tensor | None, name: str) -> Tensor:
-    """The tensor that a batch must have for this objective. Raises ValueError when the trainer left it out."""
+    """The tensor, which this objective requires. Raises ValueError if the batch has none."""
     if value is None:
         raise ValueError(f"this objective needs Batch.{name}")
     return value

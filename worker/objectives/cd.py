@@ -20,7 +20,7 @@ AUTHORS_XE_WEIGHT, AUTHORS_CD_WEIGHT = 0.1, 10.0
 
 
 class CosineSimilarityDistillation(Objective):
-    """Contrastive distillation: who resembles whom in a batch."""
+    """Contrastive distillation: the similarities of the samples in a batch."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Losses in nats, float32 [b]."""

@@ -2,7 +2,7 @@
 
 The critic of two embeddings is h(t, s) = e / (e + N / M) with e = exp(g_t(t) . g_s(s) / tau) / Z (Eq. 19; N negatives
 of M samples) and L = -log h(positive) - sum_negatives log(1 - h(negative)) (Eq. 18), once with the student's
-embedding against a memory of the teacher's and once the other way round. Z is set from the first batch to M times the
+embedding against a memory of the teacher's and once vice versa. Z is set from the first batch to M times the
 mean exponential, as in Wu et al. 2018 (Eq. 8) and in the released code of both papers: with Z = 1 the N negatives of
 a fresh memory outweigh cross-entropy by four orders of magnitude.
 
@@ -38,7 +38,7 @@ class ContrastiveRepresentationDistillation(Objective):
     teacher_memory: Tensor
     student_z: Tensor
     teacher_z: Tensor
-    _seen: tuple[Tensor, Tensor, Tensor]  # index, student and teacher embeddings of the batch under way
+    _seen: tuple[Tensor, Tensor, Tensor]  # index, student and teacher embeddings of the current batch
 
     def __init__(self, setup: Setup, *, negatives: int = NEGATIVES) -> None:
         super().__init__(setup)
@@ -114,8 +114,8 @@ class OtherClasses(nn.Module):
         count = torch.bincount(labels)
         if torch.count_nonzero(count) < 2:
             raise DataError(
-                f"crd tells samples of different classes apart, and all {len(labels)} that it could train on are of one;"
-                " choose another objective"
+                f"crd contrasts samples of different classes, and all {len(labels)} samples are of one; choose another "
+                "objective"
             )
         self.register_buffer("by_class", torch.argsort(labels, stable=True), persistent=False)
         self.register_buffer("first", torch.cumsum(count, 0) - count, persistent=False)

@@ -20,7 +20,7 @@ Sources = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What a partition looks at, of one model on one split and view: [n] each."""
+    """Inputs of a partition, of one model on one split and view: [n] each."""
 
     p_label: NDArray[np.float32]  # probability of the label
     p_max: NDArray[np.float32]  # probability of the predicted class
@@ -30,7 +30,7 @@ class Columns:
 def assign_sources(
     rule: Partition, *, labels: NDArray[np.integer], frozen: Columns | None, teachers: Sequence[Columns], key: int = 0
 ) -> Sources:
-    """Who teaches each sample.
+    """The source of each sample's target.
 
     * teacher, frozen: the one and only teacher, or the frozen student, everywhere.
     * label: argmax over [frozen student, t_1 .. t_K] of p[y], the first on ties; with one teacher p_t[y] > p_st[y],
@@ -42,8 +42,8 @@ def assign_sources(
 
     Args:
         labels: integers [n].
-        frozen: columns of the frozen student; may be None under `teacher`, which does not ask it.
-        teachers: columns of each teacher; nobody is asked under `frozen`.
+        frozen: columns of the frozen student; may be None under `teacher`, which does not use it.
+        teachers: columns of each teacher; unused under `frozen`.
         key: of the draw under `random`.
 
     Returns:

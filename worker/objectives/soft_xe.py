@@ -1,7 +1,7 @@
 """soft_xe: L = -T^2 sum_c softmax(z_t / T)_c log softmax(z_s / T)_c, mean over the batch; z [b, c] logits, L in nats.
 
 Cross-entropy with the teacher's probabilities for labels (Hinton et al. 2015, Sec. 2; the paper's Sec. B.1). It is kl
-plus the target's entropy, a constant, so that its gradient is that of kl. The released code hands the student's
+plus the target's entropy, a constant, so that its gradient is that of kl. The released code passes the student's
 *probabilities* to a loss that takes logits (contrastive/CRDloss.py: DistillXE); `reading = "authors"` does so. The
 paper's -1.2 points against kl cannot come from equal gradients, but may come from that.
 """

@@ -39,7 +39,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, reading: str, smoothing: float
     """Cross-entropy against labels, float32 [b].
 
     `reading = "paper"`: -log softmax(z_s)_y, the labels smoothed to (1 - e) [c = y] + e / C (Szegedy et al. 2016,
-    Sec. 7). `reading = "authors"`: the released code hands probabilities to a loss that takes logits, so that softmax
+    Sec. 7). `reading = "authors"`: the released code passes probabilities to a loss that takes logits, so that softmax
     is applied twice, and smooths the student's probabilities instead of the labels (main_distillation.py of
     ExplainableML/FantasticGains).
     """

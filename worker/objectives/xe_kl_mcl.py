@@ -1,4 +1,4 @@
-"""xe_kl_mcl: xe_kl for the fast weights, and slow weights that follow them and are what is evaluated.
+"""xe_kl_mcl: xe_kl for the fast weights, and slow weights that follow them and are evaluated.
 
 L = lambda T^2 KL(p_t || p_s) + (1 - lambda) XE(z_s, y), mean over the batch, in nats; every N steps
 theta_slow <- tau theta_slow + (1 - tau) theta_fast (Stojanovski et al. 2022; the paper's Sec. 4.3 and A.3: tau
@@ -21,7 +21,7 @@ from worker.objectives.xe_kl import CrossEntropyKL
 
 
 class MomentumContinualKL(CrossEntropyKL):
-    """xe_kl whose student is also averaged over time."""
+    """xe_kl with slow weights of the student."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Losses in nats, float32 [b]."""

@@ -1,6 +1,6 @@
 """The allocation of a pilot, on Slurm or just this machine, and how a pilot leaves it so that Slurm requeues the job.
 
-Slurm's behaviour was observed with 22.05. Slurm itself requeues a preempted job: without a GraceTime whatever its exit code,
+Slurm's behaviour was observed with 22.05. Slurm itself requeues a preempted job: without a GraceTime for every exit code,
 with a GraceTime only if it is still alive when that ends. So a preempted pilot releases its job and then waits to be killed.
 A job that reaches its time limit is not requeued: the pilot does that itself, by the name `<array>_<task>` (the plain number
 of one task is that of the whole array).
@@ -29,12 +29,20 @@ SCONTROL_TIMEOUT_S = 30
 KILL_WAIT_S = 60.0  # Slurm kills KillWait seconds after the end; 30 by default
 
 _WARNINGS = (END_OF_ALLOCATION, "SIGUSR1", "SIGUSR2")  # of the end; for any other, Slurm sends SIGTERM
+_LIVE = (
+    "RUNNING",
+    "COMPLETING",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "STAGE_OUT",
+)  # states of a job that has not ended
 _WORKER_ID = re.compile(r"^(?P<node>.*)-(?P<job>\d+(?:_\d+)?)r(?P<run>\d+)-[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """The Slurm allocation of this process. `job` is empty outside Slurm, and then nothing else but `node` is known."""
+    """The Slurm allocation of this process. Outside Slurm `job` is empty, and only `node` is known."""
 
     node: str
     job: str = ""  # as squeue prints it: 123 or 123_4
@@ -51,16 +59,16 @@ class Allocation:
 
     @property
     def lacks_times(self) -> bool:
-        """Whether Slurm, which knows them, has not said when this allocation began and ends."""
+        """Whether Slurm has not yet given the begin and end of this allocation."""
         return bool(self.job) and not self.began_at
 
     def with_times(self) -> Allocation:
-        """The same with its beginning and end, for which Slurm is asked; unchanged where it does not answer."""
+        """The same with its begin and end from Slurm; unchanged if Slurm does not answer."""
         facts = slurm_facts(self.job)
         return replace(self, began_at=_moment(facts.get("StartTime", "")), ends_at=_moment(facts.get("EndTime", "")))
 
     def new_worker_id(self) -> str:
-        """A name for one worker process, which says under Slurm which run of which job it belongs to."""
+        """A name for one worker process; under Slurm it contains the job and its run."""
         middle = f"{self.job}r{self.restarts}" if self.job else str(os.getpid())
         return f"{self.node}-{middle}-{uuid.uuid4().hex[:8]}"
 
@@ -76,15 +84,16 @@ class Allocation:
         ]
 
     def is_over(self) -> bool:
-        """Whether Slurm says that this run of the job has ended, although this process lives. No answer is no."""
+        """Whether this run of the job has ended for Slurm, although this process lives. False without an answer."""
         if not self.job:
             return False
-        now = slurm_facts(self.job)
-        return bool(now) and (int(now.get("Restarts", self.restarts)) != self.restarts or _is_ended(now))
+        facts = slurm_facts(self.job)
+        restarts = int(facts.get("Restarts", self.restarts))
+        return bool(facts) and (restarts != self.restarts or facts.get("JobState", "") not in _LIVE)
 
 
 def this_allocation() -> Allocation:
-    """The allocation of this process, from Slurm's environment and one call of scontrol, which may come to nothing."""
+    """The allocation of this process, from Slurm's environment and one call of scontrol, which may fail."""
     job = slurm_job()
     if not job:
         return Allocation(node=socket.gethostname())
@@ -104,27 +113,28 @@ def slurm_job() -> str:
 
 
 def slurm_facts(job: str) -> dict[str, str]:
-    """What `scontrol show job` says; empty when it does not answer."""
-    said = _scontrol("-o", "show", "job", job)
-    found = scontrol.records(said.stdout) if said and not said.returncode else []
-    return found[0] if found else {}
+    """The fields of `scontrol show job`; empty if it does not answer."""
+    done = _scontrol("-o", "show", "job", job)
+    records = scontrol.records(done.stdout) if done and not done.returncode else []
+    return records[0] if records else {}
 
 
 def leave_allocation(allocation: Allocation, stop: StopRequest, options: PilotOptions, *, work_left: bool) -> None:
-    """Leave an allocation whose end was announced, so that the study goes on: requeue what Slurm will not, wait for the
-    kill where Slurm requeues. Returns at once outside Slurm, and otherwise if nobody ends this process.
+    """Leave an allocation whose end was announced, so that the study continues: requeue the job if Slurm will not, else
+    wait for Slurm to kill this process. Returns at once outside Slurm, and if Slurm does not kill it.
 
     Args:
         work_left: whether a further run of this pilot would have something to do.
     """
     if not allocation.job or not stop.made:
         return
-    if _is_preempted(facts := slurm_facts(allocation.job)):
+    facts = slurm_facts(allocation.job)
+    if _moment(facts.get("PreemptTime", "")):  # preempted
         _linger(max(options.linger_s, _moment(facts.get("EndTime", "")) - time.time() + KILL_WAIT_S))
     elif not _is_time_limit(allocation, stop):
         _linger(options.linger_s)
     elif work_left and allocation.task == 0:
-        if allocation.tasks > 1:  # the others' last word comes first: requeuing kills them
+        if allocation.tasks > 1:  # the others release their jobs first: requeuing kills them
             time.sleep(max(0.0, stop.since + options.grace_s - time.monotonic()))
         if _requeue(allocation.job):
             _linger(options.linger_s)
@@ -133,31 +143,23 @@ def leave_allocation(allocation: Allocation, stop: StopRequest, options: PilotOp
 
 
 def _is_time_limit(allocation: Allocation, stop: StopRequest) -> bool:
-    """Whether Slurm will not requeue: the user's signal without a preemption, however far the end that was known."""
+    """Whether Slurm will not requeue: the user's signal without a preemption, at any time."""
     if stop.reason in _WARNINGS:
         return True
     return bool(allocation.ends_at) and time.time() >= allocation.ends_at - 1.0
 
 
-def _is_preempted(facts: dict[str, str]) -> bool:
-    return bool(_moment(facts.get("PreemptTime", "")))
-
-
-def _is_ended(facts: dict[str, str]) -> bool:
-    return facts.get("JobState", "") not in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
-
-
 def _requeue(job: str) -> bool:
-    said = _scontrol("requeue", job)
-    if said and not said.returncode:
+    done = _scontrol("requeue", job)
+    if done and not done.returncode:
         log.info("Slurm job %s: requeued at its time limit", job)
         return True
-    log.warning("Slurm job %s could not be requeued: %s", job, said.stderr.strip() if said else "scontrol is away")
+    log.warning("Slurm job %s could not be requeued: %s", job, done.stderr.strip() if done else "no answer")
     return False
 
 
 def _linger(seconds: float) -> None:
-    """Stay alive: a job that ends by itself is not requeued. Ended by SIGKILL."""
+    """Stay alive until SIGKILL: Slurm does not requeue a job that exits."""
     log.info("waiting up to %.0f s for Slurm to end this process", seconds)
     time.sleep(seconds)
 

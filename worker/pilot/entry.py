@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from worker.pilot.signals import StopRequest
 
 DETERMINISTIC_CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""What `deterministic = true` needs in the environment. torch looks once, at a process's first product of matrices."""
+"""Environment variable for `deterministic = true`. torch reads it once, at a process's first product of matrices."""
 
 
 Shown = Callable[[str, str, int], AbstractContextManager[Callable[[str, int], None]]]
@@ -34,7 +34,7 @@ def run_pilot(options: PilotOptions) -> str:
     """Run one pilot in this process and return how it ended, one line.
 
     Raises:
-        EnvironmentUnusable: outside Slurm, this machine cannot run it: no database, no GPU where one was asked for, or
+        EnvironmentUnusable: outside Slurm, this machine cannot run it: no database, no GPU although one was requested, or
             one that has failed.
         SystemExit: the same under Slurm, with a code of `kt_study.pilots.ProbeExit`.
     """
@@ -86,7 +86,7 @@ def _pilot(options: PilotOptions, allocation: Allocation, stop: StopRequest, thr
     from worker.pilot.pilot import Pilot
 
     torch.set_num_threads(threads)
-    sys.path.insert(0, options.root)  # factories of the study file live beside it
+    sys.path.insert(0, options.root)  # for factories in modules beside the study file
     device = pick_device(options.device, gpus=options.gpus if allocation.job else 0)
     return Pilot(options=options, store=store, device=device, stop=stop, allocation=allocation)
 
@@ -98,12 +98,12 @@ def usable_cores() -> int:
 
 
 def _cores_given() -> int:
-    """Cores of this Slurm task: as asked for, else its share of the step's on this node; 0 outside Slurm."""
+    """Cores of this Slurm task: as requested, else its share of the step's on this node; 0 outside Slurm."""
     if each := os.environ.get("SLURM_CPUS_PER_TASK"):
         return int(each)
-    here = int(os.environ.get("SLURM_CPUS_ON_NODE", "0"))
+    on_node = int(os.environ.get("SLURM_CPUS_ON_NODE", "0"))
     tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))  # 4, or 4(x2),3 on three nodes
-    return max(1, here // int(tasks[0])) if here and tasks else here
+    return max(1, on_node // int(tasks[0])) if on_node and tasks else on_node
 
 
 def prepare_data(
@@ -115,7 +115,7 @@ def prepare_data(
         study: the study file.
         folder: the study folder.
         split: train or val.
-        shown: shows progress: called with what is done, its unit and the total, it gives what is called with each step.
+        shown: shows progress: called with the task, its unit and the total, it yields a function to call with each step.
         workers: threads that read and encode.
         options: fields of `worker.data.betons.BetonOptions`.
 
@@ -139,8 +139,7 @@ def prepare_data(
             advance(split, done - before)
             before = done
 
-        chosen = BetonOptions(**options)
-        return prepare_beton(dataset, split, paths, options=chosen, workers=workers, progress=move)
+        return prepare_beton(dataset, split, paths, options=BetonOptions(**options), workers=workers, progress=move)
 
 
 def check_models(records: Iterable[ModelRecord], folder: Path, progress: Callable[[str, int], None]) -> list[str]:
@@ -175,7 +174,7 @@ def write_timm_config(record: ModelRecord, folder: Path, class_names: list[str])
 
 
 def kept_facts(weights: Path) -> dict[str, Any]:
-    """What a transfer wrote into the header of the student it kept. See `worker.models.kept.kept_facts`."""
+    """The facts in the header of a kept student. See `worker.models.kept.kept_facts`."""
     from worker.models import kept
 
     return kept.kept_facts(weights)

@@ -1,4 +1,4 @@
-"""The thread that renews a worker's leases, writes progress to the database, and receives the reply."""
+"""The thread that renews a worker's leases, stores progress, and receives the replies."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from kt_study.store import JobStore
 
 log = logging.getLogger("kt-study.worker")
 
-TICK_S = 0.5  # how often the thread looks up between two beats: Slurm leaves a stopped worker some 30 s, or 5
+TICK_S = 0.5  # between two checks of the thread: Slurm gives a stopped worker some 30 s, or 5
 
 
 class Heartbeat:
-    """Renews the leases of the claims in hand every third of a lease.
+    """Renews the leases of the held claims every third of a lease.
 
-    A database that is away does not stop the work: nobody else can claim the job meanwhile, and when it is back the
-    fencing number decides. A job that the database says is no longer ours, or is cancelled or paused, is asked to stop.
-    `on_tick` is called from the thread about twice per second, whatever the lease.
+    An unreachable database does not stop the work: no other worker can claim the job meanwhile, and afterwards the
+    fencing number decides. A job whose lease is lost, or that is cancelled or paused, is recalled.
+    `on_tick` is called from the thread about twice per second, for every length of a lease.
     """
 
     def __init__(self, store: JobStore, worker: str, *, lease_s: float, on_tick: Callable[[], None]) -> None:
@@ -34,28 +34,28 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Start the thread."""
         self._thread.start()
 
     def end(self) -> None:
-        """Stop beating; returns when the last beat is over."""
+        """Stop; returns after the last heartbeat."""
         self._ended.set()
         self._thread.join(timeout=self._lease_s)
 
     def hold(self, claims: Iterable[Claim]) -> None:
-        """Keep the leases of `claims` alive from now on."""
+        """Renew the leases of `claims` from now on."""
         with self._lock:
             self._held |= {claim: Progress() for claim in claims}
 
     def drop(self, claim: Claim) -> None:
-        """The claim is finished, failed or released: let its lease be."""
+        """The claim is finished, failed or released: no longer renew its lease."""
         with self._lock:
             self._held.pop(claim, None)
             self._recalled.discard(claim)
             self._lost.discard(claim)
 
     def report(self, claim: Claim, progress: Progress) -> None:
-        """Remember where a job is; the next beat carries it."""
+        """Store a job's progress with the next heartbeat."""
         with self._lock:
             if claim in self._held:
                 self._held[claim] = progress
@@ -65,7 +65,7 @@ class Heartbeat:
         return claim in self._recalled
 
     def lost(self, claim: Claim) -> bool:
-        """Whether the job is no longer ours to report."""
+        """Whether the lease is lost: the job must not be reported."""
         return claim in self._lost
 
     def _run(self) -> None:
@@ -86,19 +86,19 @@ class Heartbeat:
             log.warning("heartbeat: %s", error)
             return
         lost = reply.lost | reply.cancelled
-        with self._lock:  # a job that was put down meanwhile may be in hand again, under another claim
+        with self._lock:  # a job that was dropped meanwhile may be held again, under another claim
             still = held.keys() & self._held.keys()
             self._lost |= {claim for claim in still if claim.job_id in lost}
             self._recalled |= {claim for claim in still if claim.job_id in lost | reply.paused}
 
 
 class ReleaseDeadline:
-    """Gives the jobs in hand back from the heartbeat thread when the main thread does not come to it in time."""
+    """Releases the held jobs from the heartbeat thread if the main thread does not do it in time."""
 
     def __init__(self, store: JobStore, *, grace_s: float, end: Callable[[], None]) -> None:
         self._store, self._grace_s, self._end = store, grace_s, end
 
-    def say_if_due(self, stop_since: float, claims: Iterable[Claim], reason: str) -> None:
+    def release_if_due(self, stop_since: float, claims: Iterable[Claim], reason: str) -> None:
         """After `grace_s` seconds of a stop request, release `claims` and call `end`, which ends the process."""
         if not stop_since or time.monotonic() - stop_since < self._grace_s:
             return
@@ -107,5 +107,5 @@ class ReleaseDeadline:
                 self._store.release(claim, reason=f"{reason}; the job did not stop within {self._grace_s:.0f} s")
             except (LeaseLost, DatabaseError) as error:
                 log.warning("job %d: %s", claim.job_id, error)
-        log.warning("not stopped within %.0f s of %s: leaving", self._grace_s, reason)
+        log.warning("not stopped within %.0f s of %s: exiting", self._grace_s, reason)
         self._end()

@@ -31,7 +31,7 @@ DATABASE_PATIENCE_S = 20.0  # many pilots that start together may keep a server 
 
 
 class ProbeFailed(Exception):
-    """This node cannot run a pilot: the exit code says why to Slurm, the line to people."""
+    """This node cannot run a pilot: the exit code is for Slurm, the line for people."""
 
     def __init__(self, code: ProbeExit, line: str) -> None:
         super().__init__(line)
@@ -44,7 +44,7 @@ def open_database(options: PilotOptions, allocation: Allocation, stop: StopReque
     An account that can write the study folder or the database determines which code a pilot runs: only the caller may.
 
     Raises:
-        ProbeFailed: no database; or others may write what is needed.
+        ProbeFailed: no database, or other accounts may write its files.
     """
     deadline = time.monotonic() + (DATABASE_PATIENCE_S if allocation.job else 0.0)
     while True:
@@ -67,49 +67,49 @@ def choose_gpu(options: PilotOptions) -> None:
 
 
 def pick_device(name: str, *, gpus: int = 0) -> torch.device:
-    """`auto` is a GPU where there is one; where Slurm gave GPUs, silently falling back to the CPU is refused.
+    """`auto` is a GPU if there is one; where Slurm allocated GPUs, it does not fall back to the CPU.
 
     Raises:
-        ProbeFailed: a GPU was asked for and torch sees none.
+        ProbeFailed: a GPU was requested and torch sees none.
     """
     import torch
 
     if name == "cpu" or (name == "auto" and not gpus and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        given = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         raise ProbeFailed(
             ProbeExit.NO_GPU,
-            f"torch sees no GPU here (CUDA_VISIBLE_DEVICES is {given}); ask for one with --gpus-per-node 1, look at "
+            f"torch sees no GPU here (CUDA_VISIBLE_DEVICES is {visible}); request one with --gpus-per-node 1, check "
             "nvidia-smi on that node, or launch with --device cpu",
         )
     return torch.device("cuda")
 
 
 class GpuLost(EnvironmentUnusable):
-    """The GPU answers no more in this process: whatever it is asked to do fails."""
+    """The GPU no longer responds in this process: every operation fails."""
 
 
 def check_gpu(device: torch.device) -> None:
-    """After an illegal access, a failed assertion or a memory error, CUDA is over for a process. Raises GpuLost."""
+    """After an illegal access, a failed assertion or a memory error, a process cannot use CUDA again. Raises GpuLost."""
     import torch
 
     if device.type != "cuda":
         return
     try:
         torch.cuda.synchronize(device)
-    except Exception as error:  # of which class depends on the version of torch
+    except Exception as error:  # its class depends on the version of torch
         line = str(error).partition("\n")[0]
-        raise GpuLost(f"the GPU answers no more ({line}); look at dmesg and nvidia-smi -q on its node") from error
+        raise GpuLost(f"the GPU no longer responds ({line}); check dmesg and nvidia-smi -q on its node") from error
 
 
 def report(options: PilotOptions, allocation: Allocation, trouble: str = "") -> None:
-    """Say in the study folder how the probe went, where `launch` and `status` look for it."""
+    """Write the result of the probe to the study folder, for `launch` and `status`."""
     if not options.token or not allocation.job:
         return
-    found = Probe(node=allocation.node, slurm_job=allocation.job, error=trouble)
+    result = Probe(node=allocation.node, slurm_job=allocation.job, error=trouble)
     try:
         target = options.files.probe(options.token, allocation.job)
-        write_private(target, msgspec.json.encode(found), below=options.files.root)
+        write_private(target, msgspec.json.encode(result), below=options.files.root)
     except (DiskError, UntrustedFile) as error:
         log.warning("%s", error)

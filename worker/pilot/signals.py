@@ -9,17 +9,16 @@ from types import FrameType
 from worker.job.context import STOP_SIGNALS
 
 END_OF_ALLOCATION = "the end of the allocation"
-"""The reason of a pilot that stops by its own clock, shortly before Slurm would end it."""
+"""The reason of a pilot that stops itself shortly before Slurm would end it."""
 
-
-LOOK_UP_S = 0.05
+CHECK_EVERY_S = 0.05
 
 
 class StopRequest:
     """Remembers the first stop signal; those that follow change nothing.
 
     Holds no lock: a signal handler runs between two instructions of the main thread, so an Event that the handler sets
-    while that same thread is inside its `wait` would wait for itself for ever.
+    while that same thread is inside its `wait` would deadlock.
     """
 
     def __init__(self) -> None:
@@ -29,11 +28,11 @@ class StopRequest:
 
     @property
     def made(self) -> bool:
-        """Whether anybody asked to stop."""
+        """Whether a stop was requested."""
         return self._made
 
     def make(self, reason: str) -> None:
-        """Ask to stop, for `reason`; only the first reason is kept."""
+        """Request a stop; only the first reason is kept."""
         if not self._made:
             self.reason, self.since = reason, time.monotonic()
             self._made = True
@@ -42,7 +41,7 @@ class StopRequest:
         """Sleep, but no longer than until the request. Returns whether it was made."""
         until = time.monotonic() + seconds
         while not self._made and (left := until - time.monotonic()) > 0:
-            time.sleep(min(LOOK_UP_S, left))
+            time.sleep(min(CHECK_EVERY_S, left))
         return self._made
 
     def listen(self) -> None:

@@ -13,42 +13,43 @@ from pathlib import Path
 from kt_study.database import parse_url
 from kt_study.pilots import PilotOptions, last_stop
 
-LOOK_EVERY_S = 5.0
+CHECK_EVERY_S = 5.0
 STOP_COMMAND = "kt-study stop"
 
 
 class StudyWatch:
-    """Calls `on_end` once with a reason: `kt-study stop` was called, or what the study lives in is gone.
+    """Calls `on_end` once with a reason: `kt-study stop` was called, or the study's files are gone.
 
-    The study folder, the word in its marker (where it has one) and its SQLite file are gone when nobody has seen them for a
-    lease: for less, a network file system may have been between two states. What cannot be looked at is not gone.
+    The study folder, the token in its marker (if it has one) and its SQLite file count as gone after they were missing for
+    the length of a lease: a network file system may show a wrong state for less. An error other than a missing file does
+    not count.
     """
 
     def __init__(self, options: PilotOptions, database_url: str, on_end: Callable[[str], None]) -> None:
         self._options, self._on_end = options, on_end
         address = parse_url(database_url)
         self._database = Path(address.path) if address.is_sqlite else None
-        self._marker = _word(options.files.marker)
+        self._marker = _token(options.files.marker)
         self._missing_since: float | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="study-watch", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread."""
         self._thread.start()
 
     def end(self) -> None:
-        """Look no more."""
+        """Stop the thread."""
         self._ended.set()
 
     def _run(self) -> None:
-        while not self._ended.wait(min(LOOK_EVERY_S, self._options.lease_s / 6)):
-            if reason := self._look():
+        while not self._ended.wait(min(CHECK_EVERY_S, self._options.lease_s / 6)):
+            if reason := self._reason_to_stop():
                 self._on_end(reason)
                 return
 
-    def _look(self) -> str:
-        """Why to stop, or nothing."""
+    def _reason_to_stop(self) -> str:
+        """Why to stop, or empty."""
         if last_stop(self._options.files) not in ("", self._options.after_stop):
             return STOP_COMMAND
         missing = self._missing()
@@ -62,11 +63,11 @@ class StudyWatch:
         return ""
 
     def _missing(self) -> str:
-        """What of the study is not there, or nothing."""
+        """Which file of the study is missing, or empty."""
         root = Path(self._options.root)
         if _is_gone(root):
             return f"the loss of its study: the folder {root} is gone"
-        if self._marker and _word(self._options.files.marker) not in (None, self._marker):
+        if self._marker and _token(self._options.files.marker) not in (None, self._marker):
             return f"the loss of its study: {self._options.files.marker} is gone, or another study's"
         if self._database is not None and _is_gone(self._database):
             return f"the loss of its study: the database {self._database} is gone"
@@ -83,8 +84,8 @@ def _is_gone(path: Path) -> bool:
     return False
 
 
-def _word(file: Path) -> str | None:
-    """The word in a file: empty where there is no such file, None where that cannot be known."""
+def _token(file: Path) -> str | None:
+    """The token in a file: empty if there is no such file, None after another error."""
     try:
         return file.read_text(encoding="utf-8").strip()
     except (FileNotFoundError, NotADirectoryError):

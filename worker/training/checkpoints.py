@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from kt_study.files import written_aside
+from kt_study.files import atomic_write
 
 log = logging.getLogger("kt-study.worker")
 
@@ -38,13 +38,13 @@ def save_checkpoint(path: Path, job: str, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     body = job.encode().ljust(_JOB)[:_JOB] + buffer.getbuffer()
-    with written_aside(path) as scratch, scratch.open("wb") as stream:
+    with atomic_write(path) as scratch, scratch.open("wb") as stream:
         stream.write(MAGIC + hashlib.blake2b(body, digest_size=_SUM).digest())
         stream.write(body)
 
 
 def load_checkpoint(path: Path, job: str, device: torch.device) -> dict[str, Any] | None:
-    """The state saved at `path`, its tensors on `device`; None when there is none that can be trusted.
+    """The state saved at `path`, its tensors on `device`; None if there is no valid one.
 
     An incomplete or altered file, or one of another job, is deleted with a warning: the run starts from the beginning.
     """
@@ -55,7 +55,7 @@ def load_checkpoint(path: Path, job: str, device: torch.device) -> dict[str, Any
     head = len(MAGIC) + _SUM
     body = memoryview(content)[head:]
     if content[: len(MAGIC)] != MAGIC or hashlib.blake2b(body, digest_size=_SUM).digest() != content[len(MAGIC) : head]:
-        _discard(path, "is torn or altered")
+        _discard(path, "is incomplete or altered")
         return None
     if bytes(body[:_JOB]) != job.encode().ljust(_JOB)[:_JOB]:
         _discard(path, "belongs to another job")
@@ -69,5 +69,5 @@ def load_checkpoint(path: Path, job: str, device: torch.device) -> dict[str, Any
 
 
 def _discard(path: Path, why: str) -> None:
-    log.warning("checkpoint %s %s; starting afresh", path, why)
+    log.warning("checkpoint %s %s; starting again", path, why)
     path.unlink(missing_ok=True)

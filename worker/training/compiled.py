@@ -10,11 +10,11 @@ from kt_study.settings import Settings
 
 
 def forget_compiled(worker_cache: dict[str, Any], student: str, settings: Settings) -> None:
-    """Let go of what was compiled for other students and other kinds of steps.
+    """Free the code that was compiled for other students and other kinds of steps.
 
-    torch compiles one class's forward pass eight times and no more (`torch._dynamo.config.recompile_limit`): of a
-    worker's students of one class the fifth or so would silently run as it is. A student that comes again, in steps of
-    the same kind, finds its code.
+    torch compiles one class's forward pass at most eight times (`torch._dynamo.config.recompile_limit`): of a worker's
+    students of one class about the fifth would silently run uncompiled. The same student in steps of the same kind reuses
+    its code.
 
     Args:
         worker_cache: `JobContext.worker_cache`, where the last student and kind are noted.

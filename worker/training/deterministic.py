@@ -13,8 +13,8 @@ from kt_study.hashing import hash64
 def seed_step(seed: int, epoch: int, step: int) -> None:
     """Seed torch's generators for one step, so that dropout and negatives do not depend on where a run was resumed.
 
-    Those in use only: `torch.manual_seed` also notes a stack trace for every device that has not been used yet, which
-    costs more than the seeding.
+    Only generators in use: `torch.manual_seed` also records a stack trace for every unused device, which takes longer than
+    the seeding.
     """
     state = hash64("step", seed, epoch, step) >> 1
     torch.default_generator.manual_seed(state)
@@ -23,13 +23,13 @@ def seed_step(seed: int, epoch: int, step: int) -> None:
 
 
 @contextlib.contextmanager
-def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Allow deterministic kernels only, where `wanted`; the former setting comes back afterwards.
+def deterministic_kernels(enabled: bool) -> Iterator[None]:
+    """Allow deterministic kernels only, if `enabled`; the old setting is restored afterwards.
 
-    An operation without such a kernel raises torch's RuntimeError, which names it. cuBLAS has such kernels where
+    An operation without such a kernel raises torch's RuntimeError, which names it. cuBLAS has them if
     CUBLAS_WORKSPACE_CONFIG was set before the process's first product of matrices (`worker.pilot.entry`).
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark

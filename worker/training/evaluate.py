@@ -28,10 +28,10 @@ def predictions(
         model: put into eval mode and left there.
         views: the split under the model's own preprocessing.
         slow: slow weights to use in place of the model's own, which stay as they are.
-        stopping: asked before each batch.
+        stopping: called before each batch; True to stop.
 
     Raises:
-        Stopped: `stopping` said so.
+        Stopped: `stopping` returned True.
     """
     model.eval()
     predicted: list[Tensor] = []

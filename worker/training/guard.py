@@ -17,7 +17,7 @@ SCALE_GROWTH_EVERY = 2000
 
 
 class Guard:
-    """Finite so far? And the loss scale of fp16, and gradient clipping, which share the gradient's norm.
+    """Detects divergence; also the loss scale of fp16 and gradient clipping, which use the same gradient norm.
 
     Args:
         device: of the loss.
@@ -39,7 +39,7 @@ class Guard:
 
     @property
     def scale(self) -> Tensor:
-        """What the loss is multiplied by before the backward pass, 0-d float."""
+        """Factor of the loss before the backward pass, 0-d float."""
         return self._state["scale"]
 
     @property
@@ -49,16 +49,16 @@ class Guard:
 
     @torch.no_grad()
     def watch(self, optimizer: torch.optim.Optimizer, loss: Tensor, gradients: list[Tensor], step: int) -> None:
-        """Look at a step's loss (0-d, unscaled) and gradients, and tell the optimiser whether to skip it."""
+        """Check a step's loss (0-d, unscaled) and gradients, and set whether the optimiser skips it."""
         state = self._state
         norm = torch.nn.utils.get_total_norm(gradients) / state["scale"]
         overflow = ~torch.isfinite(norm)
-        gone = ~torch.isfinite(loss) | (overflow & (state["scale"] <= 1.0))
-        state["first_bad"].copy_(torch.where((state["first_bad"] == NEVER) & gone, step, state["first_bad"]))
+        bad = ~torch.isfinite(loss) | (overflow & (state["scale"] <= 1.0))
+        state["first_bad"].copy_(torch.where((state["first_bad"] == NEVER) & bad, step, state["first_bad"]))
         alive = state["first_bad"] == NEVER
         state["loss_sum"].add_(torch.where(alive, loss.double(), 0.0))
         state["loss_count"].add_(alive.long())
-        # The two attributes through which torch.amp.GradScaler talks to the fused optimisers.
+        # The two attributes by which torch.amp.GradScaler controls the fused optimisers.
         optimizer.found_inf = (~alive | overflow).float()  # type: ignore[attr-defined]
         optimizer.grad_scale = self._divisor(norm)  # type: ignore[attr-defined]
         if self.scaled:
@@ -80,7 +80,7 @@ class Guard:
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Restore from a checkpoint."""
         for name, tensor in self._state.items():
             tensor.copy_(state[name])
 

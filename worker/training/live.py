@@ -36,10 +36,10 @@ class LiveTeacher:
         return self._tap.features
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the batches have changed: the buffers."""
+        """The buffers, which the batches change."""
         return dict(self._model.named_buffers())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Restore from a checkpoint."""
         for name, buffer in self._model.named_buffers():
             buffer.copy_(state[name])

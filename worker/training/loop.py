@@ -36,14 +36,13 @@ log = logging.getLogger("kt-study.worker")
 REPORT_EVERY_S = 2.0
 
 CHECK_EVERY = 50
-"""Steps between two checks of the device for a loss that is not finite, each of which waits for it once. Counted in
-steps and not in seconds: batch norm goes on counting batches until the look, so that its place must not depend on the
-machine."""
+"""Steps between two checks for a loss that is not finite, each of which waits for the device. In steps, not seconds: batch
+norm continues to count batches until the check, so its position must not depend on the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """What the batches of a transfer are made of. Lists and first dimensions run over views."""
+    """The inputs of a transfer's batches. Lists and first dimensions are over views."""
 
     views: Views
     labels: Tensor  # int64 [n] on the device
@@ -55,7 +54,7 @@ class Feed:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """The loop's ties to the world."""
+    """Callbacks of the loop."""
 
     checkpoint: Callable[[dict[str, Any]], None] = lambda _: None
     stopping: Callable[[], bool] = lambda: False
@@ -65,7 +64,7 @@ class Hooks:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Where the student is measured."""
+    """The split on which the student is measured."""
 
     views: Views
     labels: NDArray[np.int64]
@@ -74,7 +73,7 @@ class Validation:
 
 @dataclass(kw_only=True)
 class Position:
-    """Where a run is, and what it has to show; everything but the weights."""
+    """The position and results of a run; everything but the weights."""
 
     epoch: int = 0
     step: int = 0
@@ -84,7 +83,7 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run left behind, besides the weights."""
+    """The results of a run, except the weights."""
 
     predictions: NDArray[np.int64]
     curve: list[dict[str, Any]]
@@ -93,7 +92,7 @@ class Outcome:
     diverged_batch: int | None  # of its epoch
     seconds: float  # wall time, all attempts
     images_per_s: float  # training only, this attempt
-    micro_batch: int  # samples a forward at the end; 0 for whole batches
+    micro_batch: int  # samples per forward pass at the end; 0 for whole batches
 
 
 class TransferLoop:
@@ -117,13 +116,13 @@ class TransferLoop:
         self.hooks = hooks or Hooks()
         self.settings = step.settings
         self.at = Position()
-        self._began = self._saved = self._looked = time.monotonic()
+        self._began = self._saved = self._reported = time.monotonic()
         self._trained_images, self._trained_s = 0, 0.0
         self._finite_buffers = {name: buffer.detach().clone() for name, buffer in step.model.named_buffers()}
 
     @property
     def samples(self) -> int:
-        """Samples of an epoch: all, but for a last batch of one, on which batch norm has no variance."""
+        """Samples of an epoch: all but a last batch of one, which has no variance for batch norm."""
         n, batch = self.feed.views.n, self.settings.batch_size
         return n - 1 if n % batch == 1 and n > 1 else n
 
@@ -136,8 +135,8 @@ class TransferLoop:
         """Train from the current position to the end, or to the first loss that is not finite.
 
         Raises:
-            Stopped: the hook asked for it; the checkpoint is written.
-            torch.OutOfMemoryError: with what would help, where smaller parts of a batch would change the result.
+            Stopped: a stop was requested; the checkpoint is written.
+            torch.OutOfMemoryError: with advice, if smaller parts of a batch would change the result.
         """
         try:
             return self._run()
@@ -155,10 +154,10 @@ class TransferLoop:
         return self._outcome(self._predict() if predicted is None else predicted)
 
     def train_epoch(self) -> None:
-        """Take the steps that the current epoch still lacks, without its evaluation.
+        """Take the remaining steps of the current epoch, without its evaluation.
 
         Raises:
-            Stopped: the hook asked for it; no checkpoint is written.
+            Stopped: a stop was requested; no checkpoint is written.
             torch.OutOfMemoryError: as `run`.
         """
         epoch, batch_size = self.at.epoch, self.settings.batch_size
@@ -173,9 +172,9 @@ class TransferLoop:
             self._take_step(inputs)
             self.at.step += 1
             self._trained_images += len(images)
-            if self._look_up():
+            if self._check_in():
                 break
-        self.step.guard.bad_step()  # the clock is the device's, which may lag behind
+        self.step.guard.bad_step()  # waits for the device, before the time is taken
         self._trained_s += time.monotonic() - began
 
     def state_dict(self) -> dict[str, Any]:
@@ -209,7 +208,7 @@ class TransferLoop:
         )
 
     def _take_step(self, inputs: StepInputs) -> None:
-        """One step; where memory runs out, again in smaller parts, as long as that leaves the result as it is."""
+        """One step; if memory runs out, again in smaller parts, if that does not change the result."""
         number, size = self.at.epoch * self.steps + self.at.step, len(inputs.images)
         while True:
             try:
@@ -218,7 +217,7 @@ class TransferLoop:
             except BatchTooLarge as error:
                 if reason := self.step.shrink(size):
                     raise torch.OutOfMemoryError(f"no memory for a batch of {size}: {reason}. {error}") from error
-            log.warning("memory ran out at step %d; going on in micro-batches of %d", number, self.step.micro_batch)
+            log.warning("memory ran out at step %d; continuing in micro-batches of %d", number, self.step.micro_batch)
             seed_step(self.seed, self.at.epoch, self.at.step)
 
     def _batches(self, order: NDArray[np.int64], view: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -248,8 +247,8 @@ class TransferLoop:
             teacher_features=features,
         )
 
-    def _look_up(self) -> bool:
-        """Once per step: look for divergence, stop, save or report where it is time. True when the run has diverged."""
+    def _check_in(self) -> bool:
+        """Once per step: check for divergence, stop, save or report if it is time. True if the run has diverged."""
         if self.at.step % CHECK_EVERY == 0 and self._diverged():
             self.at.step = self.steps
             return True
@@ -258,9 +257,13 @@ class TransferLoop:
         now = time.monotonic()
         if now - self._saved >= self.hooks.checkpoint_every_s:
             self._save()
-        if now - self._looked >= REPORT_EVERY_S:
-            self._looked = now
-            self.hooks.report(self._progress())
+        if now - self._reported >= REPORT_EVERY_S:
+            self._reported = now
+            rate = self._trained_images / max(now - self._began, 1e-9)
+            at, epochs = self.at, self.settings.epochs
+            self.hooks.report(
+                Progress(epoch=at.epoch, epochs=epochs, step=at.step, steps=self.steps, images_per_s=rate)
+            )
         return False
 
     def _close_epoch(self) -> NDArray[np.int64] | None:
@@ -285,7 +288,7 @@ class TransferLoop:
 
     def _predict(self) -> NDArray[np.int64]:
         if self._diverged():
-            self._mend_buffers()
+            self._reset_buffers()
         slow = self.step.slow
         found = predictions(
             self.step.model,
@@ -298,8 +301,8 @@ class TransferLoop:
             slow.overwrite(self.step.model)
         return found
 
-    def _mend_buffers(self) -> None:
-        """Put statistics that are not finite back to the start's: batch norm counts a batch before its loss."""
+    def _reset_buffers(self) -> None:
+        """Reset statistics that are not finite to the start's: batch norm counts a batch before its loss."""
         buffers = dict(self.step.model.named_buffers())
         averaged = {} if self.step.slow is None else self.step.slow.state
         for name, start in self._finite_buffers.items():
@@ -330,13 +333,3 @@ class TransferLoop:
 
     def _seconds(self) -> float:
         return self.at.seconds + time.monotonic() - self._began
-
-    def _progress(self) -> Progress:
-        rate = self._trained_images / max(time.monotonic() - self._began, 1e-9)
-        return Progress(
-            epoch=self.at.epoch,
-            epochs=self.settings.epochs,
-            step=self.at.step,
-            steps=self.steps,
-            images_per_s=rate,
-        )

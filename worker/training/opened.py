@@ -21,7 +21,7 @@ from worker.objectives.partition import Columns, Sources, assign_sources
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedTransfer:
-    """What a transfer, or a soup, starts from. Lists of teachers are in the order of the specification."""
+    """The inputs of a transfer or a soup. Lists of teachers are in the order of the specification."""
 
     spec: TransferSpec
     dataset: DatasetRecord
@@ -35,10 +35,10 @@ class OpenedTransfer:
     teachers_val: list[CachedLogits]
     teachers_train: list[list[CachedLogits]]  # [teacher taught from][view]
     start_train: list[CachedLogits]  # [view]
-    train_view: LogitsSpec  # how training samples are seen, view 0
+    train_view: LogitsSpec  # of the student's training samples, view 0
 
     def train_sources(self) -> list[Sources]:
-        """Who teaches each training sample, by view: 0 the frozen student, k teacher k of those taught from."""
+        """The source of each training sample, by view: 0 the frozen student, k teacher k of those taught from."""
         return [self._sources(view) for view in range(self.views)]
 
     @property
@@ -47,14 +47,14 @@ class OpenedTransfer:
         return len((self.teachers_train or [self.start_train])[0])
 
     def val_sources(self) -> Sources:
-        """Who would teach each validation sample by the same rule."""
+        """The source of each validation sample by the same rule."""
         last_only = self.spec.settings.multi_teacher == "sequential"
-        asked = self.teachers_val[-1:] if last_only else self.teachers_val
+        teachers = self.teachers_val[-1:] if last_only else self.teachers_val
         return assign_sources(
             partition_of(self.spec.objective, self.spec.settings),
             labels=self.val_labels,
-            frozen=columns_of(self.start_val),
-            teachers=[columns_of(entry) for entry in asked],
+            frozen=_columns(self.start_val),
+            teachers=[_columns(entry) for entry in teachers],
             key=self._key("val"),
         )
 
@@ -66,8 +66,8 @@ class OpenedTransfer:
         return assign_sources(
             partition_of(self.spec.objective, self.spec.settings),
             labels=self.train_labels,
-            frozen=columns_of(self.start_train[view]) if self.start_train else None,
-            teachers=[columns_of(teacher[view]) for teacher in self.teachers_train],
+            frozen=_columns(self.start_train[view]) if self.start_train else None,
+            teachers=[_columns(teacher[view]) for teacher in self.teachers_train],
             key=self._key("train"),
         )
 
@@ -81,7 +81,7 @@ def open_transfer(spec: TransferSpec, context: JobContext) -> OpenedTransfer:
 
     Raises:
         UsageError: settings that do not combine.
-        DataError: no labels where something reads them, or models with different numbers of classes.
+        DataError: missing labels, or models with different numbers of classes.
         Stopped: asked to stop while a missing pass was being made.
         UnknownModelError, WeightsError, DiskError: a pass that cannot be made.
     """
@@ -108,8 +108,8 @@ def open_transfer(spec: TransferSpec, context: JobContext) -> OpenedTransfer:
     return opened
 
 
-def columns_of(entry: CachedLogits) -> Columns:
-    """What the partition looks at."""
+def _columns(entry: CachedLogits) -> Columns:
+    """The columns for the partition."""
     return Columns(p_label=entry.p_label, p_max=entry.p_max, argmax=entry.argmax)
 
 

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kt_study.files import written_aside
+from kt_study.files import atomic_write
 from kt_study.multi_teacher import stage_number
 from kt_study.objectives import facts_of
 from worker.job.context import JobContext, Rows
-from worker.job.rows import plain
 from worker.logits.forward import device_name, versions
 from worker.measures.transfer import flips_given_to_teacher, measure_transfer, measure_without_labels
 from worker.models.kept import keep_student
@@ -28,7 +27,7 @@ from worker.training.step import effective_lr
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedStudent:
-    """What a transfer leaves, whichever way it was made."""
+    """A trained student and its results."""
 
     state: dict[str, torch.Tensor]  # of the student that was evaluated: the slow weights where there are such
     predictions: NDArray[np.int64]  # on the validation split
@@ -39,7 +38,7 @@ class TrainedStudent:
     diverged_step: int | None = None
     diverged_batch: int | None = None
     micro_batch: int = 0
-    machine: Mapping[str, Any] | None = None  # columns on where it was trained; None for here
+    machine: Mapping[str, Any] | None = None  # columns on the machine that trained it; None for this one
 
 
 def result_rows(opened: OpenedTransfer, job: str, student: TrainedStudent, context: JobContext) -> Rows:
@@ -61,21 +60,21 @@ def result_rows(opened: OpenedTransfer, job: str, student: TrainedStudent, conte
         "weights": context.paths.relative(weights) if weights else None,
     }
     return {
-        "transfers": [plain(row)],
-        "transfer_epochs": [plain(epoch) for epoch in _epochs(opened, student, measured)],
+        "transfers": [row],
+        "transfer_epochs": _epochs(opened, student, measured),
     }
 
 
 def keep_trained(
     opened: OpenedTransfer, job: str, student: TrainedStudent, measured: dict[str, Any], context: JobContext
 ) -> Path | None:
-    """Keep the student as the settings say, with what made it in the header. Raises as `worker.models.kept.keep_student`."""
+    """Keep the student as the settings say, its origin in the header. Raises as `worker.models.kept.keep_student`."""
     facts = _facts(opened, student, measured)
     return keep_student(context.paths, job, student.state, facts, opened.spec.settings.keep)
 
 
 def measured_columns(opened: OpenedTransfer, student: TrainedStudent) -> dict[str, Any]:
-    """Everything measured on the validation split, by column name; nan or None where it is not defined."""
+    """Everything measured on the validation split, by column name; nan or None if it is not defined."""
     labels = opened.val_labels
     teachers = [entry.argmax.astype(np.int64) for entry in opened.teachers_val]
     before = opened.student_val.argmax.astype(np.int64)
@@ -91,7 +90,7 @@ def measured_columns(opened: OpenedTransfer, student: TrainedStudent) -> dict[st
 def write_predictions(context: JobContext, job: str, predictions: NDArray[np.int64], n_classes: int) -> None:
     """Store predicted classes, the smallest unsigned integers that hold them. Raises DiskError."""
     small = predictions.astype(np.min_scalar_type(n_classes - 1))
-    with written_aside(context.paths.predictions(job)) as scratch, scratch.open("wb") as stream:
+    with atomic_write(context.paths.predictions(job)) as scratch, scratch.open("wb") as stream:
         np.save(stream, small)
 
 
@@ -104,7 +103,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _partition_shares(opened: OpenedTransfer) -> dict[str, Any]:
-    """What the partition gives to the teacher; empty for those that partition nothing: contrastive ones, labels, soups."""
+    """Shares that the partition gives to the teacher; empty for those without one: contrastive ones, labels, soups."""
     names = ("dp_pos_to_teacher", "dp_neg_to_teacher", "teacher_share")
     if facts_of(opened.spec.objective).contrastive or not opened.views:
         return dict.fromkeys(names)
@@ -151,7 +150,7 @@ def _run(student: TrainedStudent, context: JobContext) -> dict[str, Any]:
 
 
 def this_machine(context: JobContext) -> dict[str, Any]:
-    """The columns that say what a transfer ran on."""
+    """The columns about the machine of a transfer."""
     return {
         "peak_memory": peak_memory(context.device),
         "device": device_name(context.device),
@@ -172,7 +171,7 @@ def _epochs(opened: OpenedTransfer, student: TrainedStudent, measured: dict[str,
 
 
 def _facts(opened: OpenedTransfer, student: TrainedStudent, measured: dict[str, Any]) -> dict[str, Any]:
-    """What stands in the header of a kept student."""
+    """The header of a kept student."""
     who = _who(opened)
     return {
         **{name: who[name] for name in ("dataset", "dataset_key", "student", "student_key", "teacher", "objective")},

@@ -17,7 +17,7 @@ from torch import Tensor
 from worker.data.memory import within_reach
 from worker.data.near import nearby
 
-_CHUNK = 1 << 15  # rows copied at a time while a table is merged
+_CHUNK = 1 << 15  # rows per copy while a table is merged
 
 
 class RowTable(Protocol):
@@ -35,13 +35,13 @@ def row_tables(
     *,
     resident: bool = True,
 ) -> list[RowTable]:
-    """One table a view, each sample's row taken from its source.
+    """One table per view, each sample's row taken from its source.
 
     Args:
         sources: [view][n], which of that view's tables has the sample's row.
         tables: [view][source], arrays [n, d], memory-mapped or not.
-        device: where rows are wanted.
-        resident: whether tables that fit may lie there.
+        device: of the rows.
+        resident: whether tables that fit may be kept there.
     """
     needed = len(tables) * tables[0][-1].nbytes
     made = merged_table if resident and needed <= table_budget(device) else StreamedTable
@@ -49,7 +49,7 @@ def row_tables(
 
 
 def table_budget(device: torch.device) -> int:
-    """Bytes of tables kept on a device: a quarter of the memory in reach."""
+    """Bytes of tables kept on a device: a quarter of the available memory."""
     return within_reach(device) // 4
 
 
@@ -65,7 +65,7 @@ class ResidentTable:
 
 
 class StreamedTable:
-    """Tables left where they are, or copied to this machine's disk, gathered on the host a batch at a time."""
+    """Tables on a shared disk, or copied to this machine's, gathered on the host batch by batch."""
 
     def __init__(self, source: NDArray[np.uint8], tables: list[NDArray[Any]], device: torch.device) -> None:
         self._source = source
@@ -99,6 +99,6 @@ def merge_rows(source: NDArray[np.uint8], tables: list[NDArray[Any]], positions:
         return np.array(tables[used[0]][positions])
     merged = np.empty((len(positions), tables[used[0]].shape[1]), dtype=tables[used[0]].dtype)
     for name in used:
-        here = chosen == name
-        merged[here] = tables[name][positions[here]]
+        rows = chosen == name
+        merged[rows] = tables[name][positions[rows]]
     return merged

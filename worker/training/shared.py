@@ -21,11 +21,11 @@ from worker.models.build import left_state
 from worker.models.kept import keep_student
 from worker.training.result import TrainedStudent, this_machine, write_predictions
 
-_TOLD = ("curve", "seconds", "images_per_s", "steps", "diverged_step", "diverged_batch", "micro_batch")
+_SAVED = ("curve", "seconds", "images_per_s", "steps", "diverged_step", "diverged_batch", "micro_batch")
 
 
-def leave_outcome(spec: TransferSpec, student: TrainedStudent, context: JobContext) -> None:
-    """Leave a trained student for the transfers that have its training in common; nothing where there are none.
+def save_outcome(spec: TransferSpec, student: TrainedStudent, context: JobContext) -> None:
+    """Save a trained student for the transfers that share its training; does nothing for others.
 
     Raises:
         DiskError: no space.
@@ -38,27 +38,27 @@ def leave_outcome(spec: TransferSpec, student: TrainedStudent, context: JobConte
     write_predictions(context, job, student.predictions, n_classes)
     facts = {"student_key": spec.student, "dataset_key": spec.dataset, "objective": spec.objective}
     keep_student(context.paths, job, student.state, facts, training.settings.keep)
-    told: dict[str, Any] = {name: getattr(student, name) for name in _TOLD}
-    told["machine"] = this_machine(context)
-    write_bytes(context.paths.outcome(job), json.dumps(told).encode())
+    saved: dict[str, Any] = {name: getattr(student, name) for name in _SAVED}
+    saved["machine"] = this_machine(context)
+    write_bytes(context.paths.outcome(job), json.dumps(saved).encode())
 
 
 def shared_student(spec: TransferSpec, context: JobContext) -> TrainedStudent | None:
-    """The student of this transfer as the training that it shares left it; None where there is no such, or no more.
+    """The student of the training that this transfer shares; None if it shares none, or the files are missing.
 
-    Its state is empty where the transfer keeps no student.
+    Its state is empty if the transfer keeps no student.
     """
     training = shared_training(spec)
     if training is None:
         return None
     job = _job(training)
     try:
-        told = json.loads(context.paths.outcome(job).read_bytes())
+        saved = json.loads(context.paths.outcome(job).read_bytes())
         predictions = np.load(context.paths.predictions(job)).astype(np.int64)
         state = {} if spec.settings.keep == "none" else left_state(context.paths, job)
     except (OSError, ValueError, WeightsError):
         return None
-    return TrainedStudent(state=state, predictions=predictions, **told)
+    return TrainedStudent(state=state, predictions=predictions, **saved)
 
 
 def _job(training: TransferSpec) -> str:

@@ -25,7 +25,7 @@ class SlowWeights:
         self.tau = tau
         self.every = every
         self.authors = authors
-        self.state = {name: tensor.detach().clone() for name, tensor in _state(model).items()}
+        self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self._averaged = [name for name, tensor in self.state.items() if tensor.is_floating_point()]
         self._copied = [name for name, tensor in self.state.items() if not tensor.is_floating_point()]
 
@@ -42,7 +42,7 @@ class SlowWeights:
                 synchronisation.
             first: take the fast weights as they are.
         """
-        fast = _state(model)
+        fast = model.state_dict()
         slow, target = [self.state[name] for name in self._averaged], [fast[name] for name in self._averaged]
         moves = torch._foreach_sub(target, slow)
         torch._foreach_mul_(moves, alive * (1.0 if first else 1.0 - self.tau))
@@ -55,10 +55,6 @@ class SlowWeights:
         model.load_state_dict(self.state)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Restore from a checkpoint."""
         for name, tensor in self.state.items():
             tensor.copy_(state[name])
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.state_dict(keep_vars=False))

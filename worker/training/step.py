@@ -24,7 +24,7 @@ AUTHORS_BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class StepInputs:
-    """What a step reads, all on the device; names and shapes as in `worker.objectives.Batch`."""
+    """The inputs of a step, all on the device; names and shapes as in `worker.objectives.Batch`."""
 
     images: Tensor  # float32 [b, channels, h, w], normalised for the student
     labels: Tensor
@@ -44,7 +44,7 @@ class StepInputs:
 
 
 class BatchTooLarge(Exception):
-    """Memory ran out in a step's forward or backward pass: nothing has been updated, and the step may be repeated."""
+    """Memory ran out in a step's forward or backward pass: nothing was updated, and the step may be repeated."""
 
 
 class TransferStep:
@@ -84,7 +84,7 @@ class TransferStep:
         """Take one step. `step` counts from the start of the run, `epoch_step` from that of the epoch.
 
         Raises:
-            BatchTooLarge: as it says.
+            BatchTooLarge: memory ran out; nothing was updated.
         """
         try:
             loss = self._gradients(inputs)
@@ -99,24 +99,20 @@ class TransferStep:
             self.slow.update(self.model, self.guard.alive, first=first)
 
     def shrink(self, batch: int) -> str:
-        """Halve the micro-batch after memory ran out on `batch` samples; or say why not, and what would help."""
-        if reason := self._undivided():
+        """Halve the micro-batch after memory ran out on `batch` samples. Returns why it cannot, and what would help, or ""."""
+        if reason := self._why_indivisible():
             return reason
         if self.micro_batch == 1:
             return "not even one sample fits; use a GPU with more memory"
         self.micro_batch = -(-min(self.micro_batch or batch, batch) // 2)
-        if self._cuda_graphs:
-            self._leave_cuda_graphs()
+        if self._cuda_graphs:  # they would overwrite one part's gradients with the next's; and their memory is needed
+            torch._dynamo.reset()
+            self._forward = forward_of(self.model, self.settings, self.device, cuda_graphs=False)
+            self._cuda_graphs = False
         return ""
 
-    def _leave_cuda_graphs(self) -> None:
-        """They keep the gradients of one part where those of the next will lie; and their memory is needed."""
-        torch._dynamo.reset()
-        self._forward = forward_of(self.model, self.settings, self.device, cuda_graphs=False)
-        self._cuda_graphs = False
-
-    def _undivided(self) -> str:
-        """Why a batch may not be split, and what would help; empty where it may."""
+    def _why_indivisible(self) -> str:
+        """Why a batch may not be split, and what would help; empty if it may."""
         others = "a smaller batch_size" + (" or precision = 'bf16'" if self.settings.precision == "fp32" else "")
         if facts_of(self.name).contrastive:
             return f"{self.name} compares the samples of a whole batch; set {others}"
@@ -162,7 +158,7 @@ class TransferStep:
 def forward_of(
     model: nn.Module, settings: Settings, device: torch.device, *, cuda_graphs: bool
 ) -> Callable[[Tensor], Tensor]:
-    """The student as it is called in a step: itself, compiled, or compiled and replayed as CUDA graphs.
+    """The student's forward pass in a step: plain, compiled, or compiled and replayed as CUDA graphs.
 
     Raises:
         UsageError: CUDA graphs without a GPU, without `compile` or with micro-batches.

@@ -13,13 +13,13 @@ from kt_study.errors import UsageError
 
 
 def train_mode(model: nn.Module, batchnorm: str, *, only_last_layer: bool = False) -> None:
-    """Set the student to train mode: dropout and stochastic depth on, and batch norm as asked.
+    """Set the student to train mode: dropout and stochastic depth on, batch norm by the setting.
 
     Args:
         model: changed in place.
         batchnorm: `train` normalises with the batch's statistics and moves the running ones; `frozen` normalises with
             the running ones and leaves them. Scale and shift learn in both.
-        only_last_layer: the warm-up: all parameters but the last layer's stand still, and so does batch norm.
+        only_last_layer: the warm-up: only the last layer's parameters are trained, and batch norm does not move.
     """
     model.train()
     if batchnorm == "frozen" or only_last_layer:
@@ -36,7 +36,7 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def check_micro_batch(model: nn.Module, micro_batch: int, batchnorm: str) -> None:
-    """Refuse to split batches where batch norm would see only parts of them.
+    """Refuse to split batches if batch norm would see only parts of them.
 
     Raises:
         UsageError: the student has batch norm and it is in train mode.
@@ -67,7 +67,7 @@ def last_layer(model: nn.Module) -> nn.Module:
 
 
 class FeatureTap(AbstractContextManager["FeatureTap"]):
-    """Keeps what enters the last layer in each forward pass: features [b, d]."""
+    """Keeps the input of the last layer of each forward pass: features [b, d]."""
 
     def __init__(self, model: nn.Module) -> None:
         self._handle = last_layer(model).register_forward_pre_hook(self._keep)

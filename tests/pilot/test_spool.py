@@ -12,9 +12,9 @@ import pytest
 from kt_study.database import parse_url
 from kt_study.errors import DatabaseError, DiskError, LeaseLost
 from kt_study.store import JobStore, open_store
-from kt_study.store.spool import Spool
 from tests.postgres import Server, new_server
 from tests.store.making import claim_one, job, plan, result_rows, row, states
+from worker.pilot.spool import Spool
 
 
 class Away:
@@ -157,7 +157,7 @@ def test_a_torn_file_is_set_aside(store: JobStore, tmp_path: Path) -> None:
     assert len(spool.rejected()) == 1
 
 
-def test_no_database_and_no_disk_is_said(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_database_and_no_disk_is_reported(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan(store, job(1))
     claim = claim_one(store)
 

@@ -25,11 +25,11 @@ _NAME = re.compile(r"job-[0-9]{9,}-[0-9]+\.json")
 
 
 class Spool:
-    """A folder of results waiting for the database, one file for each claim.
+    """A folder of results that wait for the database, one file per claim.
 
-    Several workers may share the folder, and several may drain it at once: a result counts once, whichever worker delivers it. A
-    worker that keeps sending heartbeats for a spooled claim keeps its lease; otherwise the job may be done again by another,
-    and the spooled result is set aside in `rejected/`.
+    Several workers may share the folder and drain it concurrently: a result counts once. A
+    worker that keeps sending heartbeats for a spooled claim keeps its lease; otherwise another may run the job again, and
+    the spooled result is moved to `rejected/`.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -37,15 +37,15 @@ class Spool:
         self.rejected_folder = self.folder / "rejected"
 
     def finish(self, store: JobStore, claim: Claim, rows: Rows) -> bool:
-        """Finish a job; when the database is gone, keep the rows here instead.
+        """Finish a job, or store its rows here while the database is unreachable.
 
         Returns:
-            True when the database has them, False when they are spooled.
+            True if the database has the rows, False if they are spooled.
 
         Raises:
             LeaseLost: the job is no longer this worker's.
             SchemaMismatch: the database lacks a column of the rows; waiting would not fix it.
-            DiskError: the database is gone and the folder cannot be written either.
+            DiskError: the database is unreachable and the folder cannot be written either.
         """
         try:
             store.finish(claim, rows)
@@ -58,24 +58,24 @@ class Spool:
         return True
 
     def waiting(self) -> list[Path]:
-        """Files of results that wait, oldest job first."""
+        """Files of waiting results, oldest job first."""
         return sorted(path for path in self.folder.glob("job-*.json") if _NAME.fullmatch(path.name))
 
     def rejected(self) -> list[Path]:
-        """Files of results that came too late: another attempt had taken the job over."""
+        """Files of results that came too late: another attempt had taken over the job."""
         return sorted(self.rejected_folder.glob("job-*.json"))
 
     def drain(self, store: JobStore) -> int:
-        """Deliver what waits. Stops quietly, for a later call, when the database goes away again.
+        """Deliver the waiting results. Stops, for a later call, when the database becomes unreachable again.
 
         Returns:
-            The number of results that the database has taken.
+            The number of results delivered.
         """
         delivered = 0
         for path in self.waiting():
             try:
                 delivered += self._deliver(store, path)
-            except (DatabaseError, OSError) as error:  # away, or the disk takes no rejected one
+            except (DatabaseError, OSError) as error:  # unreachable, or no space for a rejected one
                 log.warning("%s; %d results still wait in %s", error, len(self.waiting()), self.folder)
                 break
         return delivered
