@@ -9,6 +9,7 @@ libpq's own sources, such as PGHOST or a service file. `passfile` names the file
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -23,7 +24,7 @@ from kt_study.errors import DatabaseError, NothingPlanned, SchemaMismatch
 from kt_study.nearest import nearest
 from kt_study.records import Record
 from kt_study.shared_files import missing, shared_folder
-from kt_study.trust import require_own
+from kt_study.trust import owner, require_own
 
 if TYPE_CHECKING:
     import psycopg
@@ -285,6 +286,8 @@ def sqlalchemy_engine(address: Address) -> sa.Engine:
 def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
     """A connection in autocommit, WAL with synchronous FULL: what is committed survives a power cut.
 
+    Who may not write the file gets one that reads it.
+
     Waiting for other writers is left to the caller (busy timeout 0), since SQLite's own waiting starves some of eight.
 
     Raises:
@@ -294,10 +297,9 @@ def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
         raise DatabaseError(
             f"SQLite {sqlite3.sqlite_version} is too old for the job table; use a Python with 3.35 or newer"
         )
-    mode = "rwc" if create else "rw"
     try:
         connection = sqlite3.connect(
-            f"file:{quote(path)}?mode={mode}",
+            f"file:{quote(path)}?{'mode=rwc' if create else 'mode=rw' if may_write(path) else reading_mode(path)}",
             uri=True,
             timeout=CONNECT_TIMEOUT_S,
             isolation_level=None,
@@ -312,11 +314,37 @@ def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
     return connection
 
 
+def may_write(path: str) -> bool:
+    """Whether this account may write an SQLite file, and the files beside it; True where there is none yet."""
+    return not os.path.exists(path) or (os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK))  # noqa: PTH110, PTH120 -- asked with every connection
+
+
+def reading_mode(path: str) -> str:
+    """The options of an SQLite URI that open a file for reading. A file that nobody has open, and that we may not write,
+    is read as one that does not change: any other way would make two files beside it, which its owner could not write."""
+    return "mode=ro" if may_write(path) or not is_at_rest(path) else "mode=ro&immutable=1"
+
+
+def is_at_rest(path: str) -> bool:
+    """Whether nobody has an SQLite file open, as far as its write-ahead log tells."""
+    return not os.path.exists(f"{path}-wal")  # noqa: PTH110 -- asked with every use of a connection
+
+
 def cannot_open(path: str, error: sqlite3.OperationalError) -> DatabaseError:
     """The error for a SQLite file that cannot be opened: most often there is none."""
-    if not Path(path).exists():
+    if not os.path.exists(path) and not _is_loop(path):  # noqa: PTH110 -- which raises none of its errors
         return NothingPlanned(f"nothing is planned here yet: there is no database {path}; `kt-study plan` makes one")
+    if not Path(path).is_file():
+        return DatabaseError(f"{path} is not a file, so it is no SQLite database; correct --db, or move it away")
     return DatabaseError(f"cannot open the database {path}: {error}; check its permissions and those of its folder")
+
+
+def _is_loop(path: str) -> bool:
+    try:
+        os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def connect_postgresql(address: Address, *, autocommit: bool = True) -> psycopg.Connection[Any]:
@@ -363,6 +391,11 @@ def _reason(address: Address, error: BaseException) -> str:
 def unreachable(address: Address, error: BaseException) -> DatabaseError:
     """The error for a database that does not answer: which one, where, and what to do."""
     reason = _reason(address, error)
+    if address.is_sqlite and not may_write(address.path):
+        return DatabaseError(
+            f"database {place(address)}: {reason}; you may read it and not write it: status, query and collect --out work, "
+            f"all else is for {owner(Path(address.path))}"
+        )
     if address.is_sqlite:
         return DatabaseError(f"database {place(address)}: {reason}")
     return DatabaseError(f"database {place(address)} does not answer: {reason}; {_how_to_start(address)}")
@@ -481,8 +514,9 @@ def _require_ours(address: Address, engine: sa.Engine) -> None:
 
     with engine.connect() as connection:
         there = set(sa.inspect(connection).get_table_names())  # before the version, which appears together with them
-        versions = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() \
+        found_versions = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() \
             if "alembic_version" in there else []  # fmt: skip
+    versions = list(map(str, found_versions))  # another program may keep numbers, or nothing, in that column
     if versions and not (len(versions) == 1 and re.fullmatch(r"[0-9]{4}", versions[0]) and there >= _OUR_TABLES):
         found = f"its alembic_version says {', '.join(versions)[:60]!r}"
     elif not versions and (taken := sorted(there.intersection(metadata.tables))):
@@ -523,7 +557,7 @@ def check_revision(address: Address, found: str | None) -> None:
         raise NothingPlanned(
             f"nothing is planned here yet: database {place(address)} holds no kt-study tables; `kt-study plan` makes them"
         )
-    ours = newest_revision()
+    ours, found = newest_revision(), str(found)
     if found != ours:
         _require_ours(address, sqlalchemy_engine(address))
     if found > ours:

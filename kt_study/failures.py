@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -34,10 +35,47 @@ _DISK_FULL_WORDS = re.compile(
     r"unexpected pos \d+ vs \d+|^\d+ requested and \d+ written$"
 )
 
+_ADVICE = {
+    errno.EACCES: "ask its owner for permission to read it and to enter the folders above it",
+    errno.EPERM: "ask its owner for permission",
+    errno.ELOOP: "it is a link that leads back to itself: remove the link",
+    errno.ENAMETOOLONG: "shorten the name or the path",
+    errno.EIO: "the disk may be failing",
+    errno.ESTALE: "the file server has lost it: try again",
+}
+_PATHLIB = ("Symlink loop", "Could not determine home directory")
+
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{12,}\b|[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _PATHS = re.compile(r"(?:[A-Za-z]:)?(?:[\w.~+-]*[/\\])+[\w.+-]*")
 _OURS = ("kt_study.", "worker.", "orchestrator.")
 _QUOTED = re.compile(r"(?<!\w)'[^'\n]*'|\"[^\"\n]*\"")
+
+
+def unusable(error: BaseException) -> str:
+    """One line for a file that the system refused: which, why and what to do. Empty for an error that is none of these.
+
+    It covers what any command may meet at any of its files, so that no command needs a guard of its own.
+    """
+    if isinstance(error, UnicodeEncodeError):  # only of names that the file system brought
+        before, after = error.object[: error.start], error.object[error.start :]
+        name = re.split(r"[\"'\n\x1f]", before)[-1] + re.split(r"[\"'\n\x1f]", after)[0]
+        return f"the name {os.fsencode(name)!r} is not UTF-8; rename that file or folder"
+    if isinstance(error, RuntimeError) and str(error).startswith(_PATHLIB):  # which is how Python 3.11 and 3.12 say it
+        return f"{error}; correct the path, or remove the link"
+    if not isinstance(error, OSError) or error.errno is None:
+        return ""
+    if error.filename is None:
+        return "the working folder has been deleted; change to one that exists" if _has_no_working_folder() else ""
+    advice = _ADVICE.get(error.errno, "correct the path")
+    return f"{os.fsdecode(error.filename)}: {error.strerror}; {advice}"
+
+
+def _has_no_working_folder() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 -- asked for by `Path` too
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def describe(error: BaseException) -> Failure:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from kt_study.datasets.folders import Above, entered, file_bytes, is_folder
 from kt_study.datasets.imagenet import class_names_of
 from kt_study.datasets.kind import IMAGE_SUFFIXES, FileImages, Found, Listing, section_folder
 from kt_study.errors import DataError
@@ -28,7 +29,7 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
         if split == "val" or getattr(section, split)
     }
     labelled = {split for split in roots if section.labels is True or split == section.labels}
-    folders = {split: _class_folders(roots[split]) for split in roots if split in labelled}
+    folders = {split: _class_folders(roots[split], split) for split in roots if split in labelled}
     if len(folders) == 2:
         _check_same(roots, folders)
     class_names, class_index = (
@@ -66,8 +67,9 @@ def list_class_folders(
     names: list[str] = []
     sizes: list[int] = []
     labels: list[int] = []
+    above = entered(root)
     for folder in folders:
-        found = sorted(_images(root / folder))
+        found = sorted(_images(root / folder, above))
         if not found:
             raise DataError(f"{root / folder}: no images in this class folder; add some or remove the folder")
         names += [f"{folder}/{name}" for name, _ in found]
@@ -90,25 +92,47 @@ def list_images(root: Path, progress: Callable[[int], None] = lambda _: None) ->
     )
 
 
-def _class_folders(root: Path) -> list[str]:
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+def _class_folders(root: Path, split: str) -> list[str]:
+    folders = _folders(root)
     if not folders:
         raise DataError(
             f"{root}: no class folders in it; an image folder has one folder a class, or say labels = false in [dataset]"
         )
+    if len(folders) == 1:
+        _check_depth(root, split)
     return folders
 
 
-def _images(folder: Path, prefix: str = "") -> Iterator[tuple[str, int]]:
+def _folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
+
+
+def _check_depth(root: Path, split: str) -> None:
+    """Refuse a tree in which the class folders lie in the only one of their level. Raises DataError."""
+    above, deepest, inner = entered(root), root, _folders(root)
+    while len(inner) == 1 and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in deepest.iterdir()):
+        deepest /= inner[0]
+        above, inner = entered(deepest, above), _folders(deepest)
+    if len(inner) > 1:
+        some = ", ".join(inner[:3]) + (", ..." if len(inner) > 3 else "")
+        raise DataError(
+            f"{root}: one class folder, {deepest.relative_to(root).as_posix()!r}, and in it {len(inner)} folders ({some}): "
+            f"the classes lie deeper; set [dataset] {split} to {deepest}"
+        )
+
+
+def _images(folder: Path, above: Above = (), prefix: str = "") -> Iterator[tuple[str, int]]:
     """Relative name and size in bytes of every image below a folder; hidden files are left out."""
+    above = entered(folder, above)
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _images(Path(entry.path), f"{prefix}{entry.name}/")
+            if is_folder(entry):
+                yield from _images(Path(entry.path), above, f"{prefix}{entry.name}/")
             elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
-                yield f"{prefix}{entry.name}", entry.stat().st_size
+                yield f"{prefix}{entry.name}", file_bytes(entry.path)
 
 
 def _check_same(roots: dict[str, Path], folders: dict[str, list[str]]) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kt_study.datasets.kind import Listing
 from kt_study.datasets.timm_sources import SplitFound, SplitPlace
 from kt_study.errors import DataError
+from kt_study.files import read_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -108,7 +109,7 @@ def _shards(place: SplitPlace) -> list[str]:
 def _listed_shards(place: SplitPlace, root: Path) -> list[str]:
     for name in ("_info.json", "info.json"):
         if (root / name).is_file():
-            splits = json.loads((root / name).read_text(encoding="utf-8")).get("splits", {})
+            splits = json.loads(read_text(root / name)).get("splits", {})
             if place.split in splits:
                 return list(splits[place.split]["filenames"])
             raise DataError(f"{root / name}: no split {place.split!r}; it has {', '.join(splits)}")

@@ -16,7 +16,16 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
-from kt_study.database import Address, connect_postgresql, connect_sqlite, mismatch, require_local_disk, unreachable
+from kt_study.database import (
+    Address,
+    connect_postgresql,
+    connect_sqlite,
+    is_at_rest,
+    may_write,
+    mismatch,
+    require_local_disk,
+    unreachable,
+)
 from kt_study.errors import SchemaMismatch
 
 T = TypeVar("T")
@@ -181,6 +190,12 @@ class Store:
         """The database's URL, without a password."""
         return self._database.address.url
 
+    @property
+    def may_write(self) -> bool:
+        """Whether this account may write the database, as far as can be told beforehand."""
+        address = self._database.address
+        return not address.is_sqlite or may_write(address.path)
+
 
 S = TypeVar("S", bound=Store)
 P = ParamSpec("P")
@@ -216,11 +231,14 @@ def _engine(address: Address) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def remember_file(_: object, record: sa.pool.ConnectionPoolEntry) -> None:
         record.info["file"] = _identity(address.path)
+        record.info["unchanging"] = not may_write(address.path) and is_at_rest(address.path)
 
     @sa.event.listens_for(engine, "checkout")
     def require_same_file(_: object, record: sa.pool.ConnectionPoolEntry, __: object) -> None:
-        """The file that has the name now may not be the one that had it a moment ago."""
-        if record.info["file"] != _identity(address.path):
+        """The file that has the name now may not be the one that had it a moment ago, nor one that nobody writes."""
+        if record.info["file"] != _identity(address.path) or (
+            record.info["unchanging"] and not is_at_rest(address.path)
+        ):
             raise sa.exc.DisconnectionError
 
     return engine

@@ -46,7 +46,8 @@ def slurm_part(files: LaunchFiles, store: JobStore, study: str, *, eta_s: float 
         return None
     names, since = watched(launches)
     view = look(files, names, since)
-    disown_ended(store, view, launches)
+    if store.may_write:
+        disown_ended(store, view, launches)
     queue = view.queue_of([record.token for record in launches])
     pending = [job for job in queue if job.is_pending]
     troubles = _troubles(files, view, launches)

@@ -20,6 +20,7 @@ from kt_study.nearest import nearest
 from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.study import ModelsSection, ModelTable, StudyFile
 from kt_study.training import TRAINED, UNTRAINED, keyed
+from orchestrator.planning.checks import numbered_by_imagenet
 from orchestrator.planning.hub_models import described, is_described
 from orchestrator.planning.universe import CatalogueModel, catalogue, resolve, select
 
@@ -31,7 +32,7 @@ def _remembered(memory: Path) -> dict[str, str]:
         return msgspec.json.decode(memory.read_bytes(), type=dict[str, str])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError) as error:
+    except msgspec.MsgspecError as error:
         raise StudyFileError(f"{memory} is not one of kt-study's, or damaged ({error}); move it away") from None
 
 
@@ -83,7 +84,7 @@ def listed_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digest
     return sorted(records, key=lambda record: record.name)
 
 
-def check_own_models(records: Iterable[ModelRecord], folder: Path) -> None:
+def check_own_models(records: Iterable[ModelRecord], dataset: DatasetRecord, folder: Path) -> None:
     """Build those of the models that the user brought, by a factory or a checkpoint, before a job fails for them.
 
     Imports torch, but only where there are such models.
@@ -97,8 +98,12 @@ def check_own_models(records: Iterable[ModelRecord], folder: Path) -> None:
     from orchestrator.terminal.progress import shown
     from worker.pilot.entry import check_models
 
-    with shown("building own models", "models") as advance:
-        check_models(own, folder, advance)
+    try:
+        with shown("building own models", "models") as advance:
+            check_models(own, folder, advance)
+    except WeightsError as error:
+        hint = numbered_by_imagenet(dataset)
+        raise WeightsError(f"{error}; {hint}") from error if hint else error
 
 
 def _is_made_here(record: ModelRecord) -> bool:

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from kt_study.database import Address, cannot_open, check_revision, connect_postgresql, parse_url, unreachable
+from kt_study.database import (
+    Address,
+    cannot_open,
+    check_revision,
+    connect_postgresql,
+    parse_url,
+    reading_mode,
+    unreachable,
+)
 
 if TYPE_CHECKING:
     import psycopg
@@ -93,20 +99,14 @@ def _postgresql(address: Address) -> Iterator[Reader]:
 
 def open_read_only(address: Address) -> sqlite3.Connection:
     """A connection in autocommit to an SQLite file, which it cannot write. Raises DatabaseError where there is none."""
-    still = "&immutable=1" if _is_at_rest(Path(address.path)) else ""
     try:
         connection = sqlite3.connect(
-            f"file:{quote(address.path)}?mode=ro{still}", uri=True, timeout=BUSY_S, isolation_level=None
+            f"file:{quote(address.path)}?{reading_mode(address.path)}", uri=True, timeout=BUSY_S, isolation_level=None
         )
     except sqlite3.OperationalError as error:
         raise cannot_open(address.path, error) from error
     connection.execute("PRAGMA query_only=ON")
     return connection
-
-
-def _is_at_rest(path: Path) -> bool:
-    """Whether nobody has the file open, and we may not make the two files beside it that reading it would need."""
-    return not Path(f"{path}-wal").exists() and not os.access(path.parent, os.W_OK)
 
 
 class SqliteReader:

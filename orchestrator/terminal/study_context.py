@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kt_study.database import files_of, parse_url, sqlite_url
+from kt_study.errors import DiskError
 from kt_study.paths import StudyPaths
 from kt_study.study import StudyFile, read_study
-from kt_study.trust import require_own, require_own_study
+from kt_study.trust import owner, require_own, require_own_study
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore
@@ -61,7 +63,7 @@ class StudyContext:
             UntrustedFile: it is in a study file that another account can write.
         """
         given = self.db_flag or os.environ.get("KT_STUDY_DB")
-        if not given and self.study.study.database:
+        if not given and (url := self.study.study.database) and not parse_url(url).is_sqlite:
             require_own(self.study_path, self.folder)  # it says whom the password is sent to
         return given or self.study.study.database or sqlite_url(self.paths.database)
 
@@ -69,6 +71,17 @@ class StudyContext:
         """Refuse a study that others may write, before anything of it is run. Raises UntrustedFile."""
         require_own(self.study_path, self.folder)
         require_own_study(self.folder, *files_of(parse_url(self.database_url)))
+
+    def require_writable(self) -> None:
+        """Refuse a study folder that a plan cannot be written to, before the work of planning. Raises DiskError."""
+        address = parse_url(self.database_url)
+        for target in (self.paths.dataset_index(""), *([Path(address.path)] if address.is_sqlite else [])):
+            there = next(place for place in (target, *target.parents) if place.exists())
+            if not os.access(there, os.W_OK):
+                raise DiskError(
+                    f"{there} is read-only for you ({stat.filemode(there.stat().st_mode)}, owner {owner(there)}), and a plan "
+                    "is written there; plan in a copy of the study folder, or look at the plan with --dry-run"
+                )
 
     def store(self, *, create: bool = False, waits: bool = False) -> JobStore:
         """The job store.
@@ -95,7 +108,7 @@ def with_study_context(command: Command) -> Command:
     """Give a command --study and --db, and hand it a `StudyContext` as its first argument `here`."""
 
     @click.option(
-        "--study", "study_path", type=click.Path(path_type=Path), default=str(STUDY_FILE), help="The study file."
+        "--study", "study_path", type=click.Path(path_type=Path, readable=False), default=str(STUDY_FILE), help="The study file."
     )
     @click.option(
         "--db", "db_flag", metavar="URL", help="Job database (default: KT_STUDY_DB, else from the study file)."

@@ -242,9 +242,10 @@ def _factory_model(record: ModelRecord, paths: StudyPaths) -> nn.Module:
                 factory = getattr(factory, part)
             model = factory(**record.arguments)
         except Exception as error:  # the user's code may raise anything
+            hint = _hidden(module_name, paths.root) or "its module is looked for beside the study file too"
             raise UnknownModelError(
                 f"model {record.name!r}: factory {record.factory!r}: {type(error).__name__}: {_first_line(error)}; "
-                "correct `factory` or `arguments`; its module is looked for beside the study file too"
+                f"correct `factory` or `arguments`; {hint}"
             ) from error
     if not isinstance(model, nn.Module):
         raise UnknownModelError(f"model {record.name!r}: factory {record.factory!r} gives no torch module")
@@ -257,6 +258,17 @@ def _require_own_module(name: str, folder: Path) -> None:
         spec = importlib.util.find_spec(name.partition(".")[0])
         if spec and spec.origin and Path(spec.origin).is_relative_to(folder):
             require_own(Path(spec.origin), folder)
+
+
+def _hidden(name: str, folder: Path) -> str:
+    """That a module beside the study file has the name of one that Python finds first; empty where it has not."""
+    top = name.partition(".")[0]
+    own = [path for path in (folder / f"{top}.py", folder / top / "__init__.py") if path.is_file()]
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(top)
+        if own and spec and spec.origin != str(own[0]):
+            return f"{own[0]} is hidden by {spec.origin}: rename it"
+    return ""
 
 
 @contextmanager

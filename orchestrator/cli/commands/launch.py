@@ -285,13 +285,12 @@ def _complete(workload: Workload) -> int:
 
 
 def _at_the_end(workload: Workload, word: str) -> int:
-    from orchestrator.cluster.launch.follow import describe, standstill
+    from orchestrator.cluster.launch.follow import describe, standstill, tell_failures
 
     stuck = standstill(workload)
     click.echo(f"nothing can run: {stuck}" if stuck else f"{word}: {describe(workload)}")
-    if workload.failed:
-        click.echo("see kt-study status for the failures, grouped by cause; kt-study retry tries them again", err=True)
-        return 1
+    if code := tell_failures(workload):
+        return code
     if workload.done and not (stuck or workload.paused):
         click.echo("next: kt-study collect")
     return 0

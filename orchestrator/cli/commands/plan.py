@@ -95,12 +95,14 @@ def command(
     )
     with suppress(StudyFileError):  # a preset needs no study file to be looked at
         parse_url(here.database_url)  # a slip in it is said before the work of planning
+        if not dry_run:
+            here.require_writable()
     with _sources(here) as sources:
         if recommendation is None:
             plan = _plan(here, preset_name, sources, wishes, dry_run=dry_run)
         else:
             plan = _recommended(here, recommendation, preset_name, sources, wishes)
-        check_own_models([*plan.models, *plan.others], here.folder)
+        check_own_models([*plan.models, *plan.others], plan.datasets[0], here.folder)
         store = _store_if_any(here) if dry_run else here.store(create=True)
         said = _put_down(plan, sources, store, None if dry_run else _typed(preset_name, wishes, grid, recommendation))
     if store and preset_name is None and recommendation is None and wishes == PlanOptions():

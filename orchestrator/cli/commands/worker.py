@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kt_study.pilots import LaunchFiles, PilotOptions, last_stop
+from orchestrator.cluster.launch.follow import tell_failures
 from orchestrator.cluster.launch.speed import lease_option, with_speed_options
 from orchestrator.terminal.study_context import StudyContext, with_study_context
 
@@ -22,8 +23,10 @@ from orchestrator.terminal.study_context import StudyContext, with_study_context
 @with_speed_options
 def command(
     here: StudyContext, device: str, threads: int, idle_s: float, lease_s: float, speed: dict[str, Any]
-) -> None:
+) -> int:
     """Run one worker in this process until no job is left that it can run.
+
+    The exit code is 1 if jobs of the study have failed, as with `launch --wait`.
 
     \b
     Examples:
@@ -45,3 +48,4 @@ def command(
     )
     here.require_own()
     click.echo(run_pilot(options))
+    return tell_failures(here.store().workload(here.name))

@@ -1,0 +1,285 @@
+"""Files as file systems hold them, that `plan` cannot use: one line that names each, in no time, and nothing written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestrator.cli import main
+from tests.planning.support import FOUR, model_table, write_study
+
+FOLDER = '[study]\nname = "x"\n[dataset]\nkind = "imagefolder"\nval = "val"\n'
+PREDICTED = '[study]\nname = "x"\n[dataset]\nkind = "predictions"\npath = "val"\n'
+CUB = '[study]\nname = "x"\n[dataset]\nkind = "cub200"\npath = "val"\n'
+PATIENCE_S = 60.0
+
+Planned = Callable[..., tuple[int, str, str]]
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """TimeoutError where a system call blocks: a pipe without a writer is opened for ever."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Planned:
+    """`kt-study ARGUMENTS` in `tmp_path`, in this process: exit code, standard output and standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["kt-study", *arguments])
+        with pytest.raises(SystemExit) as ended, within(PATIENCE_S):
+            main()
+        streams = capsys.readouterr()
+        return int(ended.value.code or 0), streams.out, streams.err
+
+    return run
+
+
+def draw(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(path, "PNG")
+
+
+def classes(folder: Path, *names: str) -> None:
+    """A folder of two images for each class."""
+    for name in names or ("ant", "bee"):
+        for number in range(2):
+            draw(folder / name / f"{number}.png")
+
+
+def latin1(name: str) -> str:
+    """The name as Python sees a file that another program named in Latin-1."""
+    return os.fsdecode(name.encode("latin-1"))
+
+
+def link(to: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(to)
+
+
+def device(path: Path) -> None:
+    if os.geteuid():
+        path.symlink_to("/dev/zero")
+    else:
+        os.mknod(path, 0o20666, os.makedev(1, 5))
+
+
+def bound(path: Path) -> None:
+    before = Path.cwd()
+    os.chdir(path.parent)  # a socket's address has 108 characters at most
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(before)
+
+
+def deep(path: Path) -> None:
+    handle = os.open(path.parent, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=handle)
+        inner = os.open("d", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    os.close(handle)
+
+
+PLACED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "class in Latin-1": (latin1("café/1.png"), draw, r"the name b'caf\xe9' in the data set is not UTF-8; rename that"),
+    "broken link": ("ant/x.png", link("/nowhere/x.png"), "{val}/ant/x.png: this link leads nowhere (/nowhere/x.png); res"),
+    "broken class link": ("cat", link("/nowhere/cat"), "{val}/cat: this link leads nowhere (/nowhere/cat); restore what"),
+    "link to itself": ("ant/x.png", link("x.png"), "{val}/ant/x.png: Too many levels of symbolic links; it is a link t"),
+    "class link to itself": ("cat", link("cat"), "{val}/cat: Too many levels of symbolic links; it is a link that"),
+    "link to the parent": ("ant/up", link(".."), "{val}/ant/up: a link leads back to a folder above it; remove the li"),
+    "class link to the parent": ("all", link("."), "{val}/all: a link leads back to a folder above it; remove the link"),
+    "links to each other": ("ant/b", link("../bee"), "{val}/ant/b/a: a link leads back to a folder above it; remove"),
+    "too deep": ("ant/d", deep, "more than 100 folders deep; correct the folder in [dataset]"),
+    "pipe": ("ant/x.png", os.mkfifo, "{val}/ant/x.png: not a regular file but a named pipe; remove it"),
+    "device": ("ant/x.png", device, "{val}/ant/x.png: not a regular file but a device; remove it"),
+    "link to a device": ("ant/x.png", link("/dev/zero"), "{val}/ant/x.png: not a regular file but a device; remove it"),
+    "socket": ("ant/x.png", bound, "{val}/ant/x.png: not a regular file but a socket; remove it"),
+    "empty image": ("ant/x.png", Path.touch, "{val}: sample ant/x.png of val is empty (0 bytes), 1 such in all; fetch"),
+}
+
+
+@pytest.mark.parametrize("case", PLACED)
+def test_what_is_no_image_among_the_images_is_named(tmp_path: Path, planned: Planned, case: str) -> None:
+    name, place, told = PLACED[case]
+    write_study(tmp_path, FOLDER, *FOUR)
+    classes(tmp_path / "val")
+    (tmp_path / "val" / "bee" / "a").symlink_to("../ant") if case == "links to each other" else None
+    place(tmp_path / "val" / name)
+    code, out, err = planned("plan")
+    assert (code in (2, 3), out) == (True, ""), err
+    assert told.format(val=tmp_path / "val") in err
+    assert err.startswith("kt-study: ") and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study.toml", "val"], "nothing is written"
+
+
+def test_images_may_have_names_that_are_not_utf8_and_lie_behind_links(tmp_path: Path, planned: Planned) -> None:
+    from kt_study.datasets import open_split
+    from kt_study.paths import StudyPaths
+    from kt_study.store import open_store
+
+    write_study(tmp_path, FOLDER + "train_per_class = 1\ntrain = 'val'\n", *FOUR)
+    classes(tmp_path / "val")
+    classes(tmp_path / "elsewhere", "cat")
+    draw(tmp_path / "val" / "ant" / latin1("café.png"))
+    (tmp_path / "val" / "cat").symlink_to("../elsewhere/cat")
+    code, _, err = planned("plan", "--pairs", "1", "--complementarity-pairs", "2")
+    assert code == 0, err
+    store = open_store(f"sqlite:///{tmp_path}/kt-study.db")
+    (job,) = [job for job in store.jobs() if job.kind == "transfer"][:1]
+    split = open_split(store.dataset(job.spec["dataset"]), "val", StudyPaths(root=tmp_path))
+    assert split.class_names == ["ant", "bee", "cat"]
+    assert [split.image(i).size for i in range(split.n)] == [(8, 8)] * 7
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("class_names", "{name}: cannot be read"),
+        ("recommendation", "{name}: not a recommendation ("),
+        ("study", "{name}: cannot be read: not a regular file"),
+        ("checkpoint", "[[model]] 'own': no checkpoint at {name}"),
+        ("config", "[[model]] 'own': {name}/config.json is missing or no JSON"),
+        ("predictions", "{name}: not a regular file but a named pipe"),
+        ("list", "{name}: this list is missing or unreadable"),
+        ("database", "{name} is not a file, so it is no SQLite database"),
+        ("profile", "{name}: "),
+    ],
+)
+def test_no_command_waits_for_the_writer_of_a_pipe(tmp_path: Path, planned: Planned, name: str, told: str) -> None:
+    pipe = {"predictions": "val/c.csv", "list": "val/classes.txt", "config": "pipe/config.json"}.get(name, "pipe")
+    (tmp_path / pipe).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / pipe)
+    (tmp_path / "val").mkdir(exist_ok=True)
+    for model in "ab":
+        text = f"sample_index,predicted,label\n0,ant,ant\n1,{'ant' if model == 'a' else 'bee'},bee\n"
+        (tmp_path / "val" / f"{model}.csv").write_text(text)
+    parts = {
+        "class_names": (PREDICTED, 'class_names = "pipe"\n'),
+        "predictions": (PREDICTED,),
+        "list": (CUB, *FOUR),
+        "checkpoint": (FOLDER, *FOUR, model_table("own", random_weights=None, checkpoint="pipe")),
+        "config": (FOLDER, *FOUR, '[[model]]\nname = "own"\ntimm = "local-dir:pipe"\n'),
+    }
+    write_study(tmp_path, *parts.get(name, (FOLDER, *FOUR)))
+    classes(tmp_path / "val")
+    arguments = {
+        "study": ("plan", "--study", "pipe"),
+        "recommendation": ("plan", "--from-recommendation", "pipe"),
+        "database": ("query", "success-rate", "--db", "sqlite:///pipe"),
+        "profile": ("launch", "--partition", "p", "--profile", "pipe"),
+    }
+    code, out, err = planned(*arguments.get(name, ("plan",)))
+    assert (code in (2, 3), out) == (True, ""), err
+    shown = "pipe" if name in ("study", "recommendation", "profile") else tmp_path / pipe.removesuffix("/config.json")
+    assert told.format(name=shown) in err
+    assert err.count("\n") == 1
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path, planned: Planned) -> None:
+    """In a study file, a list of classes, prediction files, timm's config.json, and the lists of a data set."""
+    (tmp_path / "val").mkdir()
+    for model in "ab":
+        text = f"sample_index,predicted,label\n0,ant,ant\n1,{'ant' if model == 'a' else 'bee'},bee\n"
+        (tmp_path / "val" / f"{model}.csv").write_bytes(MARK + text.encode())
+    (tmp_path / "names.txt").write_bytes(MARK + b"ant\r\nbee\r\n")
+    write_study(tmp_path, PREDICTED, 'class_names = "names.txt"\n[complementarity]\npairs = 2\n')
+    (tmp_path / "study.toml").write_bytes(MARK + (tmp_path / "study.toml").read_bytes())
+    code, out, err = planned("plan", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "complementarity: 2 ordered pairs of 2 models" in out
+    _, out, err = planned("launch", "--partition", "p", "--profile", "names.txt")
+    assert "names.txt: Expected '=' after a key" in err, "and not: invalid statement at column 1"
+
+
+def test_lists_of_a_data_set_may_begin_with_a_byte_order_mark(tmp_path: Path, planned: Planned) -> None:
+    birds = tmp_path / "val"
+    names = ["001.ant/1.png", "002.bee/1.png", "001.ant/2.png", "002.bee/2.png"]
+    for name in names:
+        draw(birds / "images" / name)
+    lists = {
+        "classes": "1 001.ant\n2 002.bee\n",
+        "images": "".join(f"{number} {name}\n" for number, name in enumerate(names, 1)),
+        "image_class_labels": "1 1\n2 2\n3 1\n4 2\n",
+        "train_test_split": "1 1\n2 1\n3 0\n4 0\n",
+    }
+    for name, text in lists.items():
+        (birds / f"{name}.txt").write_bytes(MARK + text.encode())
+    write_study(tmp_path, CUB, *FOUR)
+    code, _, err = planned("plan", "--dry-run", "--pairs", "1")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (FOLDER.encode("utf-16"), "study.toml: not UTF-8 (invalid start byte at byte 0); save it as UTF-8"),
+        (FOLDER.replace("x", "é", 1).encode("latin-1"), "study.toml: not UTF-8 (invalid continuation byte at byte 16)"),
+    ],
+)
+def test_a_study_file_in_another_encoding(tmp_path: Path, planned: Planned, content: bytes, told: str) -> None:
+    (tmp_path / "study.toml").write_bytes(content)
+    assert told in planned("plan")[2]
+
+
+def test_a_study_file_that_is_a_link_to_nowhere(tmp_path: Path, planned: Planned) -> None:
+    (tmp_path / "study.toml").symlink_to("gone.toml")
+    assert planned("plan")[2] == "kt-study: study.toml: this link leads nowhere (gone.toml); correct or remove it\n"
+
+
+@pytest.mark.parametrize("name", ["study.toml", "val", "kt-study.db", "cache"])
+def test_links_to_themselves_are_named_wherever_they_are(tmp_path: Path, planned: Planned, name: str) -> None:
+    if name != "study.toml":
+        write_study(tmp_path, FOLDER, *FOUR)
+    if name != "val":
+        classes(tmp_path / "val")
+    (tmp_path / name).symlink_to(name)
+    code, out, err = planned("plan")
+    assert (code in (2, 3), out) == (True, ""), err
+    assert str(tmp_path / name) in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("plan",), ("status",), ("query", "success-rate"), ("report", "--results", "r"), ("doctor",)]
+)
+def test_a_deleted_working_folder_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(sys, "argv", ["kt-study", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "kt-study: the working folder has been deleted; change to one that exists\n")
