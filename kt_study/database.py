@@ -299,7 +299,7 @@ def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
         )
     try:
         connection = sqlite3.connect(
-            f"file:{quote(path)}?{'mode=rwc' if create else 'mode=rw' if may_write(path) else reading_mode(path)}",
+            sqlite_uri(path, "rwc" if create else "rw" if may_write(path) else "ro"),
             uri=True,
             timeout=CONNECT_TIMEOUT_S,
             isolation_level=None,
@@ -319,10 +319,19 @@ def may_write(path: str) -> bool:
     return not os.path.exists(path) or (os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK))  # noqa: PTH110, PTH120 -- asked with every connection
 
 
-def reading_mode(path: str) -> str:
-    """The options of an SQLite URI that open a file for reading. A file that nobody has open, and that we may not write,
-    is read as one that does not change: any other way would make two files beside it, which its owner could not write."""
-    return "mode=ro" if may_write(path) or not is_at_rest(path) else "mode=ro&immutable=1"
+def sqlite_uri(path: str, mode: str) -> str:
+    """What `sqlite3.connect` takes for a file, to be opened as `mode` says: rwc, rw or ro.
+
+    To read, a file that nobody has open and that we may not write is opened as one that does not change: any other way
+    would make two files beside it, which its owner could not write.
+
+    Raises:
+        DatabaseError: it is there and no file. SQLite would wait for the writer of a pipe.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 -- with every connection
+        raise DatabaseError(f"{path} is not a file, so it is no SQLite database; correct --db, or move it away")
+    still = "&immutable=1" if mode == "ro" and is_at_rest(path) and not may_write(path) else ""
+    return f"file:{quote(path)}?mode={mode}{still}"
 
 
 def is_at_rest(path: str) -> bool:
@@ -334,8 +343,6 @@ def cannot_open(path: str, error: sqlite3.OperationalError) -> DatabaseError:
     """The error for a SQLite file that cannot be opened: most often there is none."""
     if not os.path.exists(path) and not _is_loop(path):  # noqa: PTH110 -- which raises none of its errors
         return NothingPlanned(f"nothing is planned here yet: there is no database {path}; `kt-study plan` makes one")
-    if not Path(path).is_file():
-        return DatabaseError(f"{path} is not a file, so it is no SQLite database; correct --db, or move it away")
     return DatabaseError(f"cannot open the database {path}: {error}; check its permissions and those of its folder")
 
 
@@ -391,14 +398,19 @@ def _reason(address: Address, error: BaseException) -> str:
 def unreachable(address: Address, error: BaseException) -> DatabaseError:
     """The error for a database that does not answer: which one, where, and what to do."""
     reason = _reason(address, error)
-    if address.is_sqlite and not may_write(address.path):
-        return DatabaseError(
-            f"database {place(address)}: {reason}; you may read it and not write it: status, query and collect --out work, "
-            f"all else is for {owner(Path(address.path))}"
-        )
     if address.is_sqlite:
-        return DatabaseError(f"database {place(address)}: {reason}")
+        return DatabaseError(f"database {place(address)}: {reason}{read_only(address)}")
     return DatabaseError(f"database {place(address)} does not answer: {reason}; {_how_to_start(address)}")
+
+
+def read_only(address: Address) -> str:
+    """What to know about a SQLite file that this account may read and not write, to end an error with; else empty."""
+    if not address.is_sqlite or may_write(address.path):
+        return ""
+    return (
+        f"; you may not write it (owner {owner(Path(address.path))}), or its disk is read-only: only status, query, "
+        "collect --out and report --out work"
+    )
 
 
 def _how_to_start(address: Address) -> str:

@@ -83,11 +83,16 @@ def describe(error: BaseException) -> Failure:
     lines = str(error).strip().splitlines()
     return Failure(
         error=type(error).__name__,
-        message=lines[0].strip() if lines else type(error).__name__,
-        traceback="".join(traceback.format_exception(error)),
+        message=_storable(lines[0].strip() if lines else type(error).__name__),
+        traceback=_storable("".join(traceback.format_exception(error))),
         group=group(error),
         transient=is_transient(error),
     )
+
+
+def _storable(text: str) -> str:
+    """The text as databases take it: bytes that are not UTF-8, as in a file name, and NUL written as their codes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def group(error: BaseException) -> str:
@@ -98,7 +103,7 @@ def group(error: BaseException) -> str:
     parts = []
     for cause in _chain(error):
         parts += [type(cause).__qualname__, plain_cause(str(cause)), *_places(cause.__traceback__)]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b("\n".join(parts).encode("utf-8", "backslashreplace"), digest_size=6).hexdigest()
 
 
 def plain_cause(message: str) -> str:

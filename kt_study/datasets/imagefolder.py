@@ -17,6 +17,10 @@ from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
 
 
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+"""What the folders of a data set's splits are called."""
+
+
 def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable[[int], None]) -> Found:  # noqa: ARG001
     """List `val`, and `train` where given: `<folder>/<class>/**/<image>`, or any images without labels.
 
@@ -100,6 +104,11 @@ def _class_folders(root: Path, split: str) -> list[str]:
         )
     if len(folders) == 1:
         _check_depth(root, split)
+    if len(folders) > 1 and _SPLITS.issuperset(map(str.lower, folders)) and all(_folders(root / one) for one in folders):
+        raise DataError(
+            f"{root}: its folders are splits ({', '.join(folders)}), and the classes lie in them; set [dataset] {split} to "
+            "one of them"
+        )
     return folders
 
 

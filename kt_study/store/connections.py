@@ -23,6 +23,7 @@ from kt_study.database import (
     is_at_rest,
     may_write,
     mismatch,
+    read_only,
     require_local_disk,
     unreachable,
 )
@@ -191,10 +192,9 @@ class Store:
         return self._database.address.url
 
     @property
-    def may_write(self) -> bool:
-        """Whether this account may write the database, as far as can be told beforehand."""
-        address = self._database.address
-        return not address.is_sqlite or may_write(address.path)
+    def why_read_only(self) -> str:
+        """Why this account cannot write the database, as far as can be told beforehand; empty where it may."""
+        return read_only(self._database.address)
 
 
 S = TypeVar("S", bound=Store)

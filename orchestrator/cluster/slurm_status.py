@@ -46,7 +46,7 @@ def slurm_part(files: LaunchFiles, store: JobStore, study: str, *, eta_s: float 
         return None
     names, since = watched(launches)
     view = look(files, names, since)
-    if store.may_write:
+    if not store.why_read_only:
         disown_ended(store, view, launches)
     queue = view.queue_of([record.token for record in launches])
     pending = [job for job in queue if job.is_pending]

@@ -11,7 +11,6 @@ import io
 import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,7 +21,7 @@ from kt_study.database import (
     check_revision,
     connect_postgresql,
     parse_url,
-    reading_mode,
+    sqlite_uri,
     unreachable,
 )
 
@@ -101,7 +100,7 @@ def open_read_only(address: Address) -> sqlite3.Connection:
     """A connection in autocommit to an SQLite file, which it cannot write. Raises DatabaseError where there is none."""
     try:
         connection = sqlite3.connect(
-            f"file:{quote(address.path)}?{reading_mode(address.path)}", uri=True, timeout=BUSY_S, isolation_level=None
+            sqlite_uri(address.path, "ro"), uri=True, timeout=BUSY_S, isolation_level=None
         )
     except sqlite3.OperationalError as error:
         raise cannot_open(address.path, error) from error

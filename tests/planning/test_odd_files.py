@@ -15,8 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kt_study.datasets import open_split
+from kt_study.paths import StudyPaths
+from kt_study.store import open_store
 from orchestrator.cli import main
-from tests.planning.support import FOUR, model_table, write_study
+from tests.planning.support import FOUR, model_table, save_resnet, write_study
+from tests.users import ALICE, BOB, folder_of
 
 FOLDER = '[study]\nname = "x"\n[dataset]\nkind = "imagefolder"\nval = "val"\n'
 PREDICTED = '[study]\nname = "x"\n[dataset]\nkind = "predictions"\npath = "val"\n'
@@ -138,10 +142,6 @@ def test_what_is_no_image_among_the_images_is_named(tmp_path: Path, planned: Pla
 
 
 def test_images_may_have_names_that_are_not_utf8_and_lie_behind_links(tmp_path: Path, planned: Planned) -> None:
-    from kt_study.datasets import open_split
-    from kt_study.paths import StudyPaths
-    from kt_study.store import open_store
-
     write_study(tmp_path, FOLDER + "train_per_class = 1\ntrain = 'val'\n", *FOUR)
     classes(tmp_path / "val")
     classes(tmp_path / "elsewhere", "cat")
@@ -187,6 +187,8 @@ def test_no_command_waits_for_the_writer_of_a_pipe(tmp_path: Path, planned: Plan
     }
     write_study(tmp_path, *parts.get(name, (FOLDER, *FOUR)))
     classes(tmp_path / "val")
+    if name == "recommendation":
+        open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True)
     arguments = {
         "study": ("plan", "--study", "pipe"),
         "recommendation": ("plan", "--from-recommendation", "pipe"),
@@ -283,3 +285,112 @@ def test_a_deleted_working_folder_is_said(
     assert ended.value.code == 3
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "kt-study: the working folder has been deleted; change to one that exists\n")
+
+
+@pytest.mark.parametrize(
+    ("trees", "told"),
+    [
+        (("val/images",), "{val}: one class folder, 'images', and in it 2 folders (ant, bee): the classes lie deeper; set [da"),
+        (("val/a/b",), "{val}: one class folder, 'a/b', and in it 2 folders (ant, bee): the classes lie deeper; set [datas"),
+        (("train/images", "val"), "{train}: one class folder, 'images', and in it 2 folders (ant, bee): the classes lie de"),
+        (("train/train", "val/val"), "{train}: one class folder, 'train', and in it 2 folders (ant, bee): the classes lie"),
+        (("val/train", "val/test"), "{val}: its folders are splits (test, train), and the classes lie in them; set [datase"),
+    ],
+)
+def test_a_class_tree_that_lies_deeper(tmp_path: Path, planned: Planned, trees: tuple[str, ...], told: str) -> None:
+    for tree in trees:
+        classes(tmp_path / tree)
+    train = 'train = "train"\n' if any(tree.startswith("train") for tree in trees) else ""
+    write_study(tmp_path, FOLDER, train, *FOUR)
+    code, _, err = planned("plan")
+    assert code == 2
+    assert told.format(train=tmp_path / "train", val=tmp_path / "val") in err
+    if train or "splits" in told:
+        return
+    advised = err.rpartition(" to ")[2].strip()
+    write_study(tmp_path, FOLDER.replace('"val"', f'"{advised}"'), *FOUR)
+    code, _, err = planned("plan", "--dry-run", "--pairs", "0")
+    assert (code, err) == (0, "")
+
+
+def test_folders_within_class_folders_stay_what_they_are(tmp_path: Path, planned: Planned) -> None:
+    for name in ("ant/red/1.png", "ant/black/1.png", "bee/1.png"):
+        draw(tmp_path / "val" / name)
+    write_study(tmp_path, FOLDER, *FOUR)
+    assert planned("plan", "--dry-run")[0] == 0
+
+
+def test_a_data_set_of_one_class(tmp_path: Path, planned: Planned) -> None:
+    classes(tmp_path / "val", "ant")
+    write_study(tmp_path, FOLDER, *FOUR)
+    code, _, err = planned("plan")
+    assert code == 2
+    assert "data set 'imagefolder' has one class, 'ant', with 2 samples in val: nothing can be told apart; correct" in err
+
+
+SYNSETS = ("n01440764", "n01443537", "n01484850")
+NET = "from torch import nn\n\n\ndef net(n):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, n))\n"
+SORTED = 'the 3 class folders are numbered as ImageNet\'s 1,000 classes: for 3 classes, set [dataset] classes = "sorted"\n'
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_classes": 3, "factory": "mine:net", "arguments": {"n": 3}}, "model 'own' has 3 outputs, data set 'ima"),
+        ({"factory": "mine:net", "arguments": {"n": 3}}, "factory 'mine:net' gives outputs of shape [1, 3] for one image"),
+        ({"checkpoint": "three.pth", "timm": "test_resnet"}, "does not fit: 2 of another shape (fc.weight (3, 96) for (10"),
+    ],
+)
+def test_a_model_of_three_classes_on_three_of_imagenets(
+    tmp_path: Path, planned: Planned, changes: dict[str, Any], told: str
+) -> None:
+    classes(tmp_path / "val", *SYNSETS)
+    (tmp_path / "mine.py").write_text(NET)
+    save_resnet(tmp_path / "three.pth", classes=3)
+    own = model_table("own", **{"timm": None, "random_weights": None if "checkpoint" in changes else True, **changes})
+    write_study(tmp_path, FOLDER, own, FOUR[0])
+    code, _, err = planned("plan")
+    assert code == 2
+    assert told in err
+    assert err.endswith(SORTED)
+    write_study(tmp_path, FOLDER, 'classes = "sorted"\n', own, FOUR[0])
+    code, _, err = planned("plan", "--dry-run", "--pairs", "0")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("n", [4, 1])
+def test_a_factory_of_another_number_of_outputs_is_refused_before_it_is_run(
+    tmp_path: Path, planned: Planned, n: int
+) -> None:
+    classes(tmp_path / "val")
+    (tmp_path / "mine.py").write_text(NET)
+    write_study(tmp_path, FOLDER, FOUR[0], model_table("own", timm=None, factory="mine:net", arguments={"n": n}))
+    code, _, err = planned("plan")
+    assert (code, f"gives outputs of shape [1, {n}] for one image, and 2 classes need [1, 2]; correct" in err) == (2, True)
+
+
+UNREADABLE = {
+    "val": "{val}: Permission denied; ask its owner for permission to read it and to enter the folders above it",
+    "val/ant": "{val}/ant: Permission denied; ask its owner",
+    "study.toml": "study.toml: cannot be read: Permission denied",
+    "weights/own.pth": "{weights}/own.pth: Permission denied; ask its owner",
+    "weights": "{weights}/own.pth: Permission denied; ask its owner",
+    "cache": "{cache}/digests.json: Permission denied; ask its owner",
+}
+
+
+def test_what_another_account_keeps_to_itself_is_named() -> None:
+    with folder_of(ALICE) as home:
+        folders = [home / str(number) for number in range(len(UNREADABLE))]
+        for folder, name in zip(folders, UNREADABLE, strict=True):
+            classes(folder / "val")
+            (folder / "weights").mkdir()
+            (folder / "cache").mkdir()
+            save_resnet(folder / "weights" / "own.pth", classes=2)
+            write_study(folder, FOLDER, FOUR[0], model_table("own", random_weights=None, checkpoint="weights/own.pth"))
+            (folder / name).chmod(0)
+        seen = BOB.kt_study_in_each(folders, "plan", "--dry-run")
+        for folder, (code, said), told in zip(folders, seen, UNREADABLE.values(), strict=True):
+            assert code in (2, 3), said
+            (line,) = said.splitlines()
+            assert told.format(**{name: folder / name for name in ("val", "weights", "cache")}) in line

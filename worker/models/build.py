@@ -59,12 +59,15 @@ def build_model(record: ModelRecord, paths: StudyPaths, device: torch.device) ->
 
 
 def check_model(record: ModelRecord, paths: StudyPaths) -> None:
-    """Refuse what `build_model` would refuse of a factory or a local checkpoint, without computing or reading weights.
+    """Refuse what `build_model` would refuse of a factory or a local checkpoint, without reading weights, and a factory's
+    model whose outputs are not the classes.
 
     Raises:
         UnknownModelError, WeightsError: as `build_model`.
     """
     model = _outline(record, paths)
+    if record.factory:
+        _check_outputs(model, record)
     if record.checkpoint:
         checkpoint = paths.cache / record.checkpoint
         _fit(model, read_state(checkpoint, lazily=True), checkpoint, record.name, assign=True)
@@ -287,6 +290,22 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         sys.dont_write_bytecode = bytecode
         sys.path.remove(str(folder))
+
+
+def _check_outputs(model: nn.Module, record: ModelRecord) -> None:
+    """Refuse a factory's model that gives other than one output per class; what runs on a GPU alone is not looked at.
+
+    Raises:
+        WeightsError: it says how many there are.
+    """
+    found: tuple[int, ...] = ()
+    with torch.no_grad(), suppress(Exception):  # the user's code may raise anything, and workers report it
+        found = tuple(model.eval()(torch.zeros(1, *record.input_size)).shape)
+    if found and found != (1, record.num_classes):
+        raise WeightsError(
+            f"model {record.name!r}: factory {record.factory!r} gives outputs of shape {list(found)} for one image, and "
+            f"{record.num_classes} classes need [1, {record.num_classes}]; correct `factory`, `arguments` or `num_classes`"
+        )
 
 
 def _outline(record: ModelRecord, paths: StudyPaths) -> nn.Module:
