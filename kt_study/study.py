@@ -305,7 +305,9 @@ def read_study(path: Path) -> StudyFile:
         text = read_text(path)
     except FileNotFoundError as error:
         if path.is_symlink():
-            raise StudyFileError(f"{path}: this link leads nowhere ({path.readlink()}); correct or remove it") from error
+            raise StudyFileError(
+                f"{path}: this link leads nowhere ({path.readlink()}); correct or remove it"
+            ) from error
         raise StudyFileError(
             f"{path}: no such study file; `kt-study init` writes one, --study names another"
         ) from error

@@ -104,7 +104,11 @@ def _class_folders(root: Path, split: str) -> list[str]:
         )
     if len(folders) == 1:
         _check_depth(root, split)
-    if len(folders) > 1 and _SPLITS.issuperset(map(str.lower, folders)) and all(_folders(root / one) for one in folders):
+    if (
+        len(folders) > 1
+        and _SPLITS.issuperset(map(str.lower, folders))
+        and all(_folders(root / one) for one in folders)
+    ):
         raise DataError(
             f"{root}: its folders are splits ({', '.join(folders)}), and the classes lie in them; set [dataset] {split} to "
             "one of them"

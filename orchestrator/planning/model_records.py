@@ -102,8 +102,9 @@ def check_own_models(records: Iterable[ModelRecord], dataset: DatasetRecord, fol
         with shown("building own models", "models") as advance:
             check_models(own, folder, advance)
     except WeightsError as error:
-        hint = numbered_by_imagenet(dataset)
-        raise WeightsError(f"{error}; {hint}") from error if hint else error
+        if hint := numbered_by_imagenet(dataset):
+            raise WeightsError(f"{error}; {hint}") from error
+        raise
 
 
 def _is_made_here(record: ModelRecord) -> bool:

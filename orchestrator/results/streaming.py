@@ -99,9 +99,7 @@ def _postgresql(address: Address) -> Iterator[Reader]:
 def open_read_only(address: Address) -> sqlite3.Connection:
     """A connection in autocommit to an SQLite file, which it cannot write. Raises DatabaseError where there is none."""
     try:
-        connection = sqlite3.connect(
-            sqlite_uri(address.path, "ro"), uri=True, timeout=BUSY_S, isolation_level=None
-        )
+        connection = sqlite3.connect(sqlite_uri(address.path, "ro"), uri=True, timeout=BUSY_S, isolation_level=None)
     except sqlite3.OperationalError as error:
         raise cannot_open(address.path, error) from error
     connection.execute("PRAGMA query_only=ON")

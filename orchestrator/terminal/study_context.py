@@ -75,8 +75,11 @@ class StudyContext:
     def require_writable(self) -> None:
         """Refuse a study folder that a plan cannot be written to, before the work of planning. Raises DiskError."""
         address = parse_url(self.database_url)
-        for target in (self.paths.dataset_index(""), *([Path(address.path)] if address.is_sqlite else [])):
-            there = next(place for place in (target, *target.parents) if place.exists())
+        indices = (self.paths.dataset_index("").parent, self.paths.cache, self.folder)
+        written = [next(place for place in indices if place == self.folder or place.exists())]
+        if address.is_sqlite:
+            written += [place for place in (Path(address.path).parent, Path(address.path)) if place.exists()]
+        for there in written:
             if not os.access(there, os.W_OK):
                 raise DiskError(
                     f"{there} is read-only for you ({stat.filemode(there.stat().st_mode)}, owner {owner(there)}), and a plan "
@@ -108,7 +111,11 @@ def with_study_context(command: Command) -> Command:
     """Give a command --study and --db, and hand it a `StudyContext` as its first argument `here`."""
 
     @click.option(
-        "--study", "study_path", type=click.Path(path_type=Path, readable=False), default=str(STUDY_FILE), help="The study file."
+        "--study",
+        "study_path",
+        type=click.Path(path_type=Path, readable=False),
+        default=str(STUDY_FILE),
+        help="The study file.",
     )
     @click.option(
         "--db", "db_flag", metavar="URL", help="Job database (default: KT_STUDY_DB, else from the study file)."

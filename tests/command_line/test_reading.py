@@ -100,7 +100,10 @@ def test_what_writes_is_refused_before_any_work(folder: Path) -> None:
     )
     for command in ("cancel", "pause"):
         line = one_line(BOB.kt_study(folder, command), 3)
-        assert f"readonly database; you may not write it (owner {ALICE.uid}), or its disk is read-only: only status, q" in line
+        assert (
+            f"readonly database; you may not write it (owner {ALICE.uid}), or its disk is read-only: only status, q"
+            in line
+        )
     assert files(folder) == before
 
 
@@ -108,4 +111,6 @@ def test_the_owner_of_a_folder_without_write_permission_is_a_reader_too(folder: 
     (folder / "kt-study.db").chmod(0o444)
     folder.chmod(0o555)
     assert "study tiny" in done(ALICE.kt_study(folder, "status"))
-    assert f"{folder} is read-only for you (dr-xr-xr-x, owner {ALICE.uid})" in one_line(ALICE.kt_study(folder, "plan"), 3)
+    assert f"{folder} is read-only for you (dr-xr-xr-x, owner {ALICE.uid})" in one_line(
+        ALICE.kt_study(folder, "plan"), 3
+    )

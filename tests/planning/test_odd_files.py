@@ -111,12 +111,28 @@ def deep(path: Path) -> None:
 
 PLACED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "class in Latin-1": (latin1("café/1.png"), draw, r"the name b'caf\xe9' in the data set is not UTF-8; rename that"),
-    "broken link": ("ant/x.png", link("/nowhere/x.png"), "{val}/ant/x.png: this link leads nowhere (/nowhere/x.png); res"),
-    "broken class link": ("cat", link("/nowhere/cat"), "{val}/cat: this link leads nowhere (/nowhere/cat); restore what"),
-    "link to itself": ("ant/x.png", link("x.png"), "{val}/ant/x.png: Too many levels of symbolic links; it is a link t"),
+    "broken link": (
+        "ant/x.png",
+        link("/nowhere/x.png"),
+        "{val}/ant/x.png: this link leads nowhere (/nowhere/x.png); res",
+    ),
+    "broken class link": (
+        "cat",
+        link("/nowhere/cat"),
+        "{val}/cat: this link leads nowhere (/nowhere/cat); restore what",
+    ),
+    "link to itself": (
+        "ant/x.png",
+        link("x.png"),
+        "{val}/ant/x.png: Too many levels of symbolic links; it is a link t",
+    ),
     "class link to itself": ("cat", link("cat"), "{val}/cat: Too many levels of symbolic links; it is a link that"),
     "link to the parent": ("ant/up", link(".."), "{val}/ant/up: a link leads back to a folder above it; remove the li"),
-    "class link to the parent": ("all", link("."), "{val}/all: a link leads back to a folder above it; remove the link"),
+    "class link to the parent": (
+        "all",
+        link("."),
+        "{val}/all: a link leads back to a folder above it; remove the link",
+    ),
     "links to each other": ("ant/b", link("../bee"), "{val}/ant/b/a: a link leads back to a folder above it; remove"),
     "too deep": ("ant/d", deep, "more than 100 folders deep; correct the folder in [dataset]"),
     "pipe": ("ant/x.png", os.mkfifo, "{val}/ant/x.png: not a regular file but a named pipe; remove it"),
@@ -290,11 +306,26 @@ def test_a_deleted_working_folder_is_said(
 @pytest.mark.parametrize(
     ("trees", "told"),
     [
-        (("val/images",), "{val}: one class folder, 'images', and in it 2 folders (ant, bee): the classes lie deeper; set [da"),
-        (("val/a/b",), "{val}: one class folder, 'a/b', and in it 2 folders (ant, bee): the classes lie deeper; set [datas"),
-        (("train/images", "val"), "{train}: one class folder, 'images', and in it 2 folders (ant, bee): the classes lie de"),
-        (("train/train", "val/val"), "{train}: one class folder, 'train', and in it 2 folders (ant, bee): the classes lie"),
-        (("val/train", "val/test"), "{val}: its folders are splits (test, train), and the classes lie in them; set [datase"),
+        (
+            ("val/images",),
+            "{val}: one class folder, 'images', and in it 2 folders (ant, bee): the classes lie deeper; set [da",
+        ),
+        (
+            ("val/a/b",),
+            "{val}: one class folder, 'a/b', and in it 2 folders (ant, bee): the classes lie deeper; set [datas",
+        ),
+        (
+            ("train/images", "val"),
+            "{train}: one class folder, 'images', and in it 2 folders (ant, bee): the classes lie de",
+        ),
+        (
+            ("train/train", "val/val"),
+            "{train}: one class folder, 'train', and in it 2 folders (ant, bee): the classes lie",
+        ),
+        (
+            ("val/train", "val/test"),
+            "{val}: its folders are splits (test, train), and the classes lie in them; set [datase",
+        ),
     ],
 )
 def test_a_class_tree_that_lies_deeper(tmp_path: Path, planned: Planned, trees: tuple[str, ...], told: str) -> None:
@@ -325,20 +356,30 @@ def test_a_data_set_of_one_class(tmp_path: Path, planned: Planned) -> None:
     write_study(tmp_path, FOLDER, *FOUR)
     code, _, err = planned("plan")
     assert code == 2
-    assert "data set 'imagefolder' has one class, 'ant', with 2 samples in val: nothing can be told apart; correct" in err
+    assert (
+        "data set 'imagefolder' has one class, 'ant', with 2 samples in val: nothing can be told apart; correct" in err
+    )
 
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")
 NET = "from torch import nn\n\n\ndef net(n):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, n))\n"
-SORTED = 'the 3 class folders are numbered as ImageNet\'s 1,000 classes: for 3 classes, set [dataset] classes = "sorted"\n'
+SORTED = (
+    'the 3 class folders are numbered as ImageNet\'s 1,000 classes: for 3 classes, set [dataset] classes = "sorted"\n'
+)
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"num_classes": 3, "factory": "mine:net", "arguments": {"n": 3}}, "model 'own' has 3 outputs, data set 'ima"),
-        ({"factory": "mine:net", "arguments": {"n": 3}}, "factory 'mine:net' gives outputs of shape [1, 3] for one image"),
-        ({"checkpoint": "three.pth", "timm": "test_resnet"}, "does not fit: 2 of another shape (fc.weight (3, 96) for (10"),
+        (
+            {"factory": "mine:net", "arguments": {"n": 3}},
+            "factory 'mine:net' gives outputs of shape [1, 3] for one image",
+        ),
+        (
+            {"checkpoint": "three.pth", "timm": "test_resnet"},
+            "does not fit: 2 of another shape (fc.weight (3, 96) for (10",
+        ),
     ],
 )
 def test_a_model_of_three_classes_on_three_of_imagenets(
@@ -366,7 +407,10 @@ def test_a_factory_of_another_number_of_outputs_is_refused_before_it_is_run(
     (tmp_path / "mine.py").write_text(NET)
     write_study(tmp_path, FOLDER, FOUR[0], model_table("own", timm=None, factory="mine:net", arguments={"n": n}))
     code, _, err = planned("plan")
-    assert (code, f"gives outputs of shape [1, {n}] for one image, and 2 classes need [1, 2]; correct" in err) == (2, True)
+    assert (code, f"gives outputs of shape [1, {n}] for one image, and 2 classes need [1, 2]; correct" in err) == (
+        2,
+        True,
+    )
 
 
 UNREADABLE = {

@@ -85,7 +85,9 @@ def _pilot(options: PilotOptions, allocation: Allocation, stop: StopRequest, thr
     from worker.pilot.pilot import Pilot
 
     torch.set_num_threads(threads)
-    sys.path.append(options.root)  # factories of the study file live beside it; what is installed goes before, as in plan
+    sys.path.append(
+        options.root
+    )  # factories of the study file live beside it; what is installed goes before, as in plan
     device = pick_device(options.device, gpus=options.gpus if allocation.job else 0)
     return Pilot(options=options, store=store, device=device, stop=stop, allocation=allocation)
 

@@ -21,9 +21,7 @@ from orchestrator.terminal.study_context import StudyContext, with_study_context
 )
 @lease_option
 @with_speed_options
-def command(
-    here: StudyContext, device: str, threads: int, idle_s: float, lease_s: float, speed: dict[str, Any]
-) -> int:
+def command(here: StudyContext, device: str, threads: int, idle_s: float, lease_s: float, speed: dict[str, Any]) -> int:
     """Run one worker in this process until no job is left that it can run.
 
     The exit code is 1 if jobs of the study have failed, as with `launch --wait`.
