@@ -5,16 +5,19 @@ With `--numprocesses` a process takes one scope after another: a file, or some f
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, and for every child process
 
 import hypothesis
 import pytest
 
 from tests.databases import databases
-from tests.postgres import either_url, postgres_server, postgres_url
+from tests.postgres import either_url, postgres_server, postgres_url, sqlite_template
 
-__all__ = ["databases", "either_url", "postgres_server", "postgres_url"]
+__all__ = ["databases", "either_url", "postgres_server", "postgres_url", "sqlite_template"]
 
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -37,7 +40,8 @@ LONGEST = (
 
 
 SLOW = (
-    "slurm/", "launch/", "pilot/", "end_to_end/", "export/", "own/", "documentation/", "command_line/test_start.py",
+    "slurm/", "launch/", "pilot/", "end_to_end/", "export/", "extension/", "faults/", "own/", "documentation/",
+    "command_line/test_start.py",
     "data/test_cache_faults.py", "data/test_commands.py", "data/test_determinism.py", "data/test_ffcv.py",
     "data/test_logits_cache.py", "data/test_photographs.py", "planning/test_train_kind.py", "recommend/test_plan.py",
     "results/test_collect.py", "results/test_figures.py", "results/test_page.py", "results/test_published.py",

@@ -65,10 +65,12 @@ class Databases:
         if source not in self._urls:
             self._urls[target] = self._server.database()
             _move_rows(source / "kt-study.db", self._urls[target])
-            return
-        name = parse_url(self.url(source)).conninfo["dbname"]
-        with _unused(self._server.url, name):
-            self._urls[target] = self._server.database(template=name)
+        else:
+            name = parse_url(self.url(source)).conninfo["dbname"]
+            with _unused(self._server.url, name):
+                self._urls[target] = self._server.database(template=name)
+        with psycopg.connect(self._urls[target]) as connection:
+            connection.execute("UPDATE studies SET spec = replace(spec, %s, %s)", [str(source), str(target)])
 
     def is_empty(self, folder: Path) -> bool:
         """Whether there is no table in the folder's database, nor a file for it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kt_study.database import parse_url, place
 from kt_study.errors import UsageError
 from kt_study.failures import GROUP_SHOWN
 from kt_study.pilots import LaunchFiles, alive_within_s
@@ -46,6 +47,8 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
     running = store.jobs(Selection(study=study, state=JobState.RUNNING), limit=200)
     return {
         "study": study,
+        "folder": store.study(study).get("folder", ""),
+        "database": place(parse_url(store.url)),
         "counts": _nested(counts),
         "workload": msgspec.to_builtins(workload),
         "running": [_running(job) for job in running],
@@ -64,7 +67,11 @@ def is_over(seen: dict[str, Any]) -> bool:
 
 def as_text(seen: dict[str, Any]) -> str:
     """A page for a person."""
-    return "\n".join([f"study {printable(seen['study'])}", *_table(seen["counts"]), *details(seen)])
+    head = [
+        f"study {printable(seen['study'])}",
+        printable(f"  folder {seen['folder'] or '?'}, database {seen['database']}"),
+    ]
+    return "\n".join([*head, *_table(seen["counts"]), *details(seen)])
 
 
 def details(seen: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write_plan(plan: Plan, sources: Sources, store: JobStore, command: str | None = None) -> Planned:
-    """Put the plan into the job table. A second time adds nothing. A `command` is kept with the study, for the report.
+    """Put the plan into the job table. A second time adds nothing. The study keeps its folder, and `command` for the report.
 
     Raises:
         DatabaseError, DiskError: nothing of the plan is in the job table then.
@@ -26,7 +26,8 @@ def write_plan(plan: Plan, sources: Sources, store: JobStore, command: str | Non
     sources.digests.keep()
     known = store.study(plan.name) if plan.name in store.studies() else {}
     commands = dict.fromkeys([*known.get("commands", []), *([command] if command else [])])
-    store.add_study(plan.name, {**plan.settings, **({"commands": list(commands)} if commands else {})})
+    kept = {"commands": list(commands)} if commands else {}
+    store.add_study(plan.name, {**plan.settings, **kept, "folder": str(sources.folder.resolve())})
     store.add_datasets(plan.datasets)
     store.add_models([*plan.models, *plan.others])
     return store.plan(plan.name, plan.jobs.values())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kt_study.database import files_of, parse_url, sqlite_url
-from kt_study.errors import DiskError
+from kt_study.errors import DiskError, UsageError
 from kt_study.paths import StudyPaths
 from kt_study.study import StudyFile, read_study
 from kt_study.trust import owner, require_own, require_own_study
@@ -85,6 +85,26 @@ class StudyContext:
                     f"{there} is read-only for you ({stat.filemode(there.stat().st_mode)}, owner {owner(there)}), and a plan "
                     "is written there; plan in a copy of the study folder, or look at the plan with --dry-run"
                 )
+
+    def require_planned_here(self, store: JobStore) -> None:
+        """Refuse a study of this name that was planned in another folder, where its jobs have their files.
+
+        A SQLite file in the study folder is moved and copied with it, so it belongs to no other folder.
+
+        Raises:
+            UsageError: the message has both ways out.
+        """
+        address = parse_url(store.url)
+        own_file = address.is_sqlite and Path(address.path).resolve().parent == self.folder
+        if own_file or self.name not in store.studies():
+            return
+        planned_in = Path(store.study(self.name).get("folder") or self.folder)
+        if planned_in == self.folder or (planned_in.exists() and planned_in.samefile(self.folder)):
+            return
+        raise UsageError(
+            f"study {self.name!r} of this database was planned in {planned_in}, where its jobs have their files; choose "
+            f"another name in {self.study_path}, or move the study to this folder with `kt-study plan --adopt`"
+        )
 
     def store(self, *, create: bool = False, waits: bool = False) -> JobStore:
         """The job store.

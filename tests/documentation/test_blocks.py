@@ -13,7 +13,7 @@ import pytest
 
 from kt_study.study import StudyFile
 from tests.command_line.parsing import parse
-from tests.documentation.blocks import ROOT, ENVIRONMENTS, TESTED_ELSEWHERE, Block, blocks, commands, of, pages_for
+from tests.documentation.blocks import ENVIRONMENTS, ROOT, TESTED_ELSEWHERE, Block, blocks, commands, of, pages_for
 from tests.documentation.environment import run
 
 RUNNABLE = ("console", "bash", "python")

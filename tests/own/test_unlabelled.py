@@ -101,7 +101,7 @@ def _prepared(folder: Path, **section: Any) -> Any:
     return prepare(DatasetSection(**section), seed=0, folder=folder, paths=paths), paths
 
 
-def test_a_split_without_labels_is_every_picture_below_its_folder(tmp_path: Path) -> None:
+def test_a_split_without_labels_is_every_image_below_its_folder(tmp_path: Path) -> None:
     for name in ("b/x.png", "a.png", "b/c/y.png", "b/notes.txt", ".hidden/z.png"):
         (tmp_path / "flat" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / "flat" / name, "PNG")

@@ -192,13 +192,15 @@ class ClusterStudy:
         deadline = time.monotonic() + seconds
         store = self.store
         while not condition(store):
-            assert time.monotonic() < deadline, f"{what} did not happen in {seconds:.0f} s\n{self._state()}"
+            assert time.monotonic() < deadline, f"{what} did not happen in {seconds:.0f} s\n{self.state()}"
             time.sleep(0.5)
 
-    def _state(self) -> str:
+    def state(self) -> str:
         logs = sorted(self.folder.glob("logs/*/*log.out"))
         tails = [f"{path.name}: {' / '.join(path.read_text().splitlines()[-3:])}" for path in logs]
-        return "\n".join([self.run("status").stdout, *tails, *map(self.said_of, self.background)])
+        asked = (("sinfo", "--Node", "--format=%N %T %E"), ("squeue", "--format=%i %j %T %r %N"))
+        cluster = [self.cluster.try_run(*argv).stdout for argv in asked] if self.cluster else []
+        return "\n".join([self.run("status").stdout, *cluster, *tails, *map(self.said_of, self.background)])
 
     @staticmethod
     def said_of(process: subprocess.Popen[str]) -> str:

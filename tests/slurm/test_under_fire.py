@@ -128,7 +128,7 @@ def test_the_study_ends_complete_and_each_job_is_done_once(study: ClusterStudy, 
         keep_busy(study, MORE)
         assert launch.poll() is None, f"over before {fault.__name__}: {study.said('launch')}"
         fault(study, cluster)
-    assert eventually(lambda: launch.poll() is not None, 300), study._state()
+    assert eventually(lambda: launch.poll() is not None, 300), study.state()
     assert launch.returncode == 0, study.said("launch")
 
     history = cluster.run("sacct", "-X", "--duplicates", "-n", "-P", "-o", "JobName,State").splitlines()

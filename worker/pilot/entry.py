@@ -48,6 +48,7 @@ def run_pilot(options: PilotOptions) -> str:
     threads = options.threads or usable_cores()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(threads))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle OpenMP threads must not spin: docs/decisions
     os.environ.setdefault(*DETERMINISTIC_CUBLAS)
     from kt_study.errors import EnvironmentUnusable
     from kt_study.files import never_make

@@ -115,6 +115,7 @@ def _launch_here(here: StudyContext, options: PilotOptions, workers: int | None,
     store = here.store(waits=wait)
     pilots = LocalPilots(store=store, options=options, wanted=wanted)
     patiently = waited_for if wait else _at_once
+    patiently(lambda: here.require_planned_here(store))
     patiently(store.expire)
     patiently(lambda: _arm(here, store))
     added = patiently(pilots.add)
@@ -239,6 +240,7 @@ def _launch_on_slurm(here: StudyContext, pilots: SlurmPilots, *, wait: bool) -> 
 
     pilots.check()
     patiently = waited_for if wait else _at_once
+    patiently(lambda: here.require_planned_here(pilots.store))
     patiently(pilots.tend)
     patiently(pilots.store.expire)
     patiently(lambda: _arm(here, pilots.store))

@@ -60,6 +60,9 @@ _NO_AXES = (*named("teachers"), "keep")
     flag_value="recommendation.json",
     help="Plan the transfers in a file from `kt-study recommend --out` (default: recommendation.json).",
 )
+@click.option(
+    "--adopt", is_flag=True, help="Move the study of this name from the folder it was planned in to this one."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and its cost; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
@@ -69,6 +72,7 @@ def command(
     complementarity_pairs: str | None,
     grid: tuple[str, ...],
     recommendation: Path | None,
+    adopt: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -97,6 +101,8 @@ def command(
         parse_url(here.database_url)  # a slip in it is said before the work of planning
         if not dry_run:
             here.require_writable()
+        if not adopt and (found := _store_if_any(here)):
+            here.require_planned_here(found)
     with _sources(here) as sources:
         if recommendation is None:
             plan = _plan(here, preset_name, sources, wishes, dry_run=dry_run)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kt_study.errors import DatabaseError, StudyFileError
+from kt_study.errors import DatabaseError, StudyFileError, UsageError
 from kt_study.pilots import PilotOptions
 from orchestrator.cluster.doctor import cluster, machine, study
 from orchestrator.cluster.doctor.findings import Finding
@@ -46,6 +47,11 @@ def _study_file_and_database(here: StudyContext, *, on_cluster: bool) -> Iterato
         yield Finding(what="study file", verdict="wrong", found=str(error))
         return
     yield from study.database(url, has_slurm=on_cluster)
+    with suppress(DatabaseError):  # said above
+        try:
+            here.require_planned_here(here.store())
+        except UsageError as error:
+            yield Finding(what="study", verdict="wrong", found=str(error))
 
 
 def _database_of_pilots(root: Path) -> Iterator[Finding]:
