@@ -16,7 +16,6 @@ from kt_study.errors import DataError
 from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
 
-
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 """What the folders of a data set's splits are called."""
 
