@@ -399,6 +399,17 @@ def test_a_model_of_three_classes_on_three_of_imagenets(
     assert code == 0, err
 
 
+@pytest.mark.parametrize("name", ["token", "timm", "worker"])
+def test_a_factory_in_a_file_with_a_name_that_is_taken(tmp_path: Path, planned: Planned, name: str) -> None:
+    classes(tmp_path / "val")
+    (tmp_path / f"{name}.py").write_text("def net(): pass\n")
+    write_study(tmp_path, FOLDER, *FOUR, model_table("own", timm=None, factory=f"{name}:net"))
+    code, _, err = planned("plan")
+    assert code == 2
+    assert f"correct `factory` or `arguments`; {tmp_path}/{name}.py is hidden by /" in err
+    assert err.endswith(": rename it\n")
+
+
 @pytest.mark.parametrize("n", [4, 1])
 def test_a_factory_of_another_number_of_outputs_is_refused_before_it_is_run(
     tmp_path: Path, planned: Planned, n: int

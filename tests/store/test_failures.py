@@ -125,7 +125,7 @@ def test_describe_keeps_what_a_user_needs() -> None:
 
 def test_a_message_of_any_characters_can_be_stored(store: JobStore) -> None:
     """Of the user's own code, or with the name of a file that is not UTF-8."""
-    plan(store, [job(1)])
+    plan(store, job(1))
     claim = claim_one(store)
     store.fail(claim, describe(caught(ValueError("caf\udce9 and \0"))))
     (attempt,) = store.job(claim.job_id).attempts
