@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from kt_study.errors import EnvironmentUnusable, SchemaMismatch, UsageError
+from kt_study.printable import not_utf8
 from kt_study.records import Failure
 
 GROUP_SHOWN = 8  # signs of a group that are shown, and enough to name it
@@ -58,14 +59,15 @@ def unusable(error: BaseException) -> str:
     """
     if isinstance(error, UnicodeEncodeError):  # only of names that the file system brought
         before, after = error.object[: error.start], error.object[error.start :]
-        name = re.split(r"[\"'\n\x1f]", before)[-1] + re.split(r"[\"'\n\x1f]", after)[0]
-        return f"the name {os.fsencode(name)!r} is not UTF-8; rename that file or folder"
+        return not_utf8(re.split(r"[\"'\n\x1f]", before)[-1] + re.split(r"[\"'\n\x1f]", after)[0])
     if isinstance(error, RuntimeError) and str(error).startswith(_PATHLIB):  # which is how Python 3.11 and 3.12 say it
         return f"{error}; correct the path, or remove the link"
     if not isinstance(error, OSError) or error.errno is None:
         return ""
-    if error.filename is None:
-        return "the working folder has been deleted; change to one that exists" if _has_no_working_folder() else ""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        if _has_no_working_folder():
+            return "the working folder has been deleted; change to one that exists"
+        return f"{error.strerror}; {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""  # as pyarrow's say it
     advice = _ADVICE.get(error.errno, "correct the path")
     return f"{os.fsdecode(error.filename)}: {error.strerror}; {advice}"
 

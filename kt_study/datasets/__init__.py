@@ -8,7 +8,6 @@ images too. A new kind is one module here and one line in `KINDS`: the module ha
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -22,6 +21,7 @@ from kt_study.errors import DataError
 from kt_study.hashing import digest
 from kt_study.nearest import nearest
 from kt_study.paths import StudyPaths
+from kt_study.printable import not_utf8
 from kt_study.records import DatasetRecord, Record
 from kt_study.study import DatasetSection
 
@@ -95,7 +95,7 @@ def _require_usable(found: Found) -> None:
     """Refuse names that no database or file of results can hold, and images without content. Raises DataError."""
     for name in (*found.class_names, *found.location.values(), *found.options.get("files", ())):
         if any("\ud800" <= sign <= "\udfff" for sign in name):
-            raise DataError(f"the name {os.fsencode(name)!r} in the data set is not UTF-8; rename that file or folder")
+            raise DataError(f"in the data set, {not_utf8(name)}")
     for split, listing in found.listings.items():
         where = found.location.get(split) or found.location.get("path", "")
         if not listing.names:

@@ -109,9 +109,12 @@ def _shards(place: SplitPlace) -> list[str]:
 def _listed_shards(place: SplitPlace, root: Path) -> list[str]:
     for name in ("_info.json", "info.json"):
         if (root / name).is_file():
-            splits = json.loads(read_text(root / name)).get("splits", {})
-            if place.split in splits:
-                return list(splits[place.split]["filenames"])
+            try:
+                splits = json.loads(read_text(root / name))["splits"]
+                if place.split in splits:
+                    return list(splits[place.split]["filenames"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{root / name}: not timm's list of splits; name the shards in [dataset]") from error
             raise DataError(f"{root / name}: no split {place.split!r}; it has {', '.join(splits)}")
     raise DataError(f"{place}: no _info.json in {root}; name the shards, as in train-{{0000..0015}}.tar")
 

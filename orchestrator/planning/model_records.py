@@ -14,7 +14,7 @@ import msgspec
 
 from kt_study.datasets import predictions
 from kt_study.errors import StudyFileError, UnknownModelError, WeightsError
-from kt_study.files import file_digest, write_text
+from kt_study.files import file_digest, read_text, write_text
 from kt_study.multi_teacher import TRANSFERRED
 from kt_study.nearest import nearest
 from kt_study.records import DatasetRecord, ModelRecord
@@ -29,7 +29,7 @@ _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 def _remembered(memory: Path) -> dict[str, str]:
     try:
-        return msgspec.json.decode(memory.read_bytes(), type=dict[str, str])
+        return msgspec.json.decode(read_text(memory), type=dict[str, str])
     except FileNotFoundError:
         return {}
     except msgspec.MsgspecError as error:

@@ -94,6 +94,21 @@ def test_a_shard_with_an_empty_image_is_refused(tmp_path: Path) -> None:
         prepared(tmp_path, source="wds/", path="shards", val="train")
 
 
+@pytest.mark.parametrize("content", [b"junk", b"[]", b'{"splits": []}', b'{"splits": {"train": {}}}'])
+def test_a_list_of_splits_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    write_shards(tmp_path / "shards", shards=1, samples=1)
+    (tmp_path / "shards" / "_info.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"_info\.json: (not timm's list of splits|no split 'train')"):
+        prepared(tmp_path, source="wds/", path="shards", val="train")
+
+
+def test_a_list_of_splits_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", shards=1, samples=2)
+    info = tmp_path / "shards" / "_info.json"
+    info.write_bytes(b"\xef\xbb\xbf" + info.read_bytes())
+    assert prepared(tmp_path, source="wds/", path="shards", val="train").splits == {"val": 2}
+
+
 def test_shards_may_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     with tarfile.open(tmp_path / "shards" / "a.tar", "w") as archive:

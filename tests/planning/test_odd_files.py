@@ -110,7 +110,7 @@ def deep(path: Path) -> None:
 
 
 PLACED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
-    "class in Latin-1": (latin1("café/1.png"), draw, r"the name b'caf\xe9' in the data set is not UTF-8; rename that"),
+    "class in Latin-1": (latin1("café/1.png"), draw, r"in the data set, the name b'caf\xe9' is not UTF-8; rename that"),
     "broken link": (
         "ant/x.png",
         link("/nowhere/x.png"),
@@ -283,6 +283,25 @@ def test_links_to_themselves_are_named_wherever_they_are(tmp_path: Path, planned
     assert (code in (2, 3), out) == (True, ""), err
     assert str(tmp_path / name) in err
     assert err.count("\n") == 1
+
+
+def test_a_damaged_file_of_results_is_named(tmp_path: Path, planned: Planned) -> None:
+    part = tmp_path / "r" / "jobs" / "s" / "part-00000.parquet"
+    part.parent.mkdir(parents=True)
+    part.write_text("junk")
+    code, _, err = planned("report", "--results", "r")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "r/jobs: a file in it is damaged, or not one of kt-study's (" in err
+    assert err.endswith("); move the folder away and run `kt-study collect` again\n")
+
+
+@pytest.mark.parametrize("name", ["out", "results"])
+def test_names_on_the_command_line_that_are_not_utf8(tmp_path: Path, planned: Planned, name: str) -> None:
+    write_study(tmp_path, FOLDER, *FOUR)
+    open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True).add_study("x", {})
+    command = {"out": "collect", "results": "report"}[name]
+    code, _, err = planned(command, f"--{name}", latin1("café"))
+    assert (code in (2, 3), err.count("\n")) == (True, 1), err
 
 
 @pytest.mark.parametrize(
