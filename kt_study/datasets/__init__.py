@@ -15,7 +15,7 @@ from typing import cast
 import msgspec
 
 from kt_study.datasets.index import read_listing, write_index
-from kt_study.datasets.kind import DatasetKind, Found, Listing, Split
+from kt_study.datasets.kind import Contents, DatasetKind, Found, Listing, Skipped, Split, SplitContents
 from kt_study.datasets.subset import subset_of
 from kt_study.errors import DataError
 from kt_study.hashing import digest
@@ -25,7 +25,7 @@ from kt_study.printable import not_utf8
 from kt_study.records import DatasetRecord, Record
 from kt_study.study import DatasetSection
 
-__all__ = ["KINDS", "Split", "kind_module", "list_split", "open_split", "prepare"]
+__all__ = ["KINDS", "Contents", "Split", "kind_module", "list_split", "open_split", "prepare"]
 
 KINDS: dict[str, str] = {
     "imagefolder": "kt_study.datasets.imagefolder",
@@ -58,6 +58,7 @@ def prepare(
     folder: Path,
     paths: StudyPaths,
     progress: Callable[[int], None] | None = None,
+    contents: Callable[[Contents], None] = lambda _: None,
 ) -> DatasetRecord:
     """Scan a data set, check it, draw its training subset and store its index. Twice gives the same record.
 
@@ -67,6 +68,7 @@ def prepare(
         folder: where relative paths of the section start, the study file's own folder.
         paths: of the study; the index goes to `paths.dataset_index(key)`.
         progress: called with the number of samples seen so far.
+        contents: called with what was found and what was left out.
 
     Raises:
         DataError: a missing or empty folder, a class without images, classes that do not fit, an unreadable list.
@@ -88,6 +90,7 @@ def prepare(
     _require_usable(found)
     record = _record(section, found, folder, seed)
     write_index(paths.dataset_index(record.key), found)
+    contents(_contents(record, found))
     return record
 
 
@@ -180,6 +183,31 @@ def _classes_present(found: Found) -> int:
     return present if present < len(found.class_names) else 0
 
 
+def _contents(record: DatasetRecord, found: Found) -> Contents:
+    return Contents(
+        dataset=record.name,
+        key=record.key,
+        splits=tuple(_split_contents(split, listing, found) for split, listing in found.listings.items()),
+        notes=tuple(found.notes),
+    )
+
+
+def _split_contents(split: str, listing: Listing, found: Found) -> SplitContents:
+    import numpy as np
+
+    reasons = found.left_out[split].reasons if split in found.left_out else {}
+    sizes = np.zeros(0, np.int64) if listing.labels is None else np.bincount(listing.labels)
+    sizes = sizes[sizes > 0]
+    return SplitContents(
+        split=split,
+        images=len(listing.names),
+        classes=len(sizes),
+        fewest=int(sizes.min(initial=len(listing.names))) if len(sizes) else 0,
+        most=int(sizes.max(initial=0)),
+        left_out=tuple(Skipped(why=why, count=count, first=first) for why, (count, first) in sorted(reasons.items())),
+    )
+
+
 def _similarity_files(section: DatasetSection, folder: Path) -> dict[str, str]:
     """The user's own files for the similarity of classes, as absolute paths. Raises DataError for one that is missing."""
     given = {name: getattr(section, name) for name in ("class_embeddings", "clip_weights", "wordnet")}
@@ -187,6 +215,6 @@ def _similarity_files(section: DatasetSection, folder: Path) -> dict[str, str]:
     for name, file in files.items():
         if not (file.is_dir() if name == "wordnet" else file.is_file()):
             raise DataError(
-                f"{file}: no such {'folder' if name == 'wordnet' else 'file'}; mend [dataset] {name} in the study file"
+                f"{file}: no such {'folder' if name == 'wordnet' else 'file'}; fix [dataset] {name} in the study file"
             )
     return {name: str(file) for name, file in files.items()}

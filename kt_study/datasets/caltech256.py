@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kt_study.datasets.image_files import LeftOut
 from kt_study.datasets.imagefolder import list_class_folders
 from kt_study.datasets.kind import FileImages, Found, section_folder
 from kt_study.datasets.subset import split_by_hash
@@ -28,11 +29,13 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and re.match(r"\d{3}\.", entry.name))
     if not folders:
         raise DataError(f"{root}: no folders like 001.ak47; [dataset] path must be the unpacked 256_ObjectCategories")
-    everything = list_class_folders(root, folders, folders, progress)
+    left_out = LeftOut()
+    everything = list_class_folders(root, folders, folders, progress, left_out)
     return Found(
         listings=split_by_hash(everything, SHARES, "caltech256"),
         class_names=[name.split(".", 1)[1] for name in folders],
         location={"path": str(root)},
+        left_out={"train": left_out},
     )
 
 

@@ -27,9 +27,12 @@ def entered(folder: Path, above: Above = ()) -> Above:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or a link to one. Raises DataError for a link that leads nowhere, whatever it was."""
+    """Whether an entry is a folder, or a link to one.
+
+    Raises DataError for a link that leads nowhere, whatever it was; hidden ones are other programs' notes to themselves.
+    """
     try:
-        if entry.is_symlink():
+        if entry.is_symlink() and not entry.name.startswith("."):
             entry.stat()
     except FileNotFoundError:
         target = os.readlink(entry.path)  # noqa: PTH115 -- as it is written

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kt_study.datasets.folders import Above, entered, file_bytes, is_folder
+from kt_study.datasets.image_files import OUTSIDE, LeftOut, file_left_out, folder_left_out
 from kt_study.datasets.imagenet import class_names_of
-from kt_study.datasets.kind import IMAGE_SUFFIXES, FileImages, Found, Listing, section_folder
+from kt_study.datasets.kind import FileImages, Found, Listing, section_folder
 from kt_study.errors import DataError
 from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
@@ -32,7 +33,8 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
         if split == "val" or getattr(section, split)
     }
     labelled = {split for split in roots if section.labels is True or split == section.labels}
-    folders = {split: _class_folders(roots[split], split) for split in roots if split in labelled}
+    left_out = {split: LeftOut() for split in roots}
+    folders = {split: _class_folders(roots[split], split, left_out[split]) for split in roots if split in labelled}
     if len(folders) == 2:
         _check_same(roots, folders)
     class_names, class_index = (
@@ -40,14 +42,15 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     )
     return Found(
         listings={
-            split: list_class_folders(root, folders[split], class_names, progress)
+            split: list_class_folders(root, folders[split], class_names, progress, left_out[split])
             if split in labelled
-            else list_images(root, progress)
+            else list_images(root, progress, left_out[split])
             for split, root in roots.items()
         },
         class_names=class_names,
         class_index=class_index,
         location={split: str(root) for split, root in roots.items()},
+        left_out=left_out,
     )
 
 
@@ -57,9 +60,15 @@ def images(record: DatasetRecord, split: str, names: Sequence[str]) -> FileImage
 
 
 def list_class_folders(
-    root: Path, folders: list[str], class_names: list[str], progress: Callable[[int], None] = lambda _: None
+    root: Path,
+    folders: list[str],
+    class_names: list[str],
+    progress: Callable[[int], None],
+    left_out: LeftOut,
 ) -> Listing:
     """The images of each class folder in sorted order, labelled by the folder's place in `class_names`.
+
+    Other files are added to `left_out`.
 
     Raises:
         DataError: a class folder without images.
@@ -72,21 +81,21 @@ def list_class_folders(
     labels: list[int] = []
     above = entered(root)
     for folder in folders:
-        found = sorted(_images(root / folder, above))
+        found = sorted(_images(root / folder, left_out, f"{folder}/", above))
         if not found:
-            raise DataError(f"{root / folder}: no images in this class folder; add some or remove the folder")
-        names += [f"{folder}/{name}" for name, _ in found]
+            raise DataError(f"{root / folder}: {_none_because(root / folder)}; add some or remove the folder")
+        names += [name for name, _ in found]
         sizes += [size for _, size in found]
         labels += [index[folder]] * len(found)
         progress(len(names))
     return Listing(names=names, labels=np.array(labels, np.int32), sizes=np.array(sizes, np.int64))
 
 
-def list_images(root: Path, progress: Callable[[int], None] = lambda _: None) -> Listing:
+def list_images(root: Path, progress: Callable[[int], None], left_out: LeftOut) -> Listing:
     """Every image below a folder in sorted order, without labels. Raises DataError where there is none."""
     import numpy as np
 
-    found = sorted(_images(root))
+    found = sorted(_images(root, left_out))
     if not found:
         raise DataError(f"{root}: no images in it or below it; correct the folder in [dataset]")
     progress(len(found))
@@ -95,18 +104,28 @@ def list_images(root: Path, progress: Callable[[int], None] = lambda _: None) ->
     )
 
 
-def _class_folders(root: Path, split: str) -> list[str]:
-    folders = _folders(root)
+def _none_because(folder: Path) -> str:
+    """That a class folder has no images, and what it has instead."""
+    left_out = LeftOut()
+    list(_images(folder, left_out))
+    others = ", ".join(f"{count} {why}, first {first}" for why, (count, first) in sorted(left_out.reasons.items()))
+    return f"no images in this class folder ({others})" if others else "no images in this class folder"
+
+
+def _class_folders(root: Path, split: str, left_out: LeftOut) -> list[str]:
+    folders, others = _folders(root, left_out)
+    for name in others:
+        left_out.add(file_left_out(root / name, others) or OUTSIDE, name)
     if not folders:
         raise DataError(
-            f"{root}: no class folders in it; an image folder has one folder a class, or say labels = false in [dataset]"
+            f"{root}: no class folders in it; an image folder has one folder per class, or say labels = false in [dataset]"
         )
     if len(folders) == 1:
         _check_depth(root, split)
     if (
         len(folders) > 1
         and _SPLITS.issuperset(map(str.lower, folders))
-        and all(_folders(root / one) for one in folders)
+        and all(_folders(root / one, LeftOut())[0] for one in folders)
     ):
         raise DataError(
             f"{root}: its folders are splits ({', '.join(folders)}), and the classes lie in them; set [dataset] {split} to "
@@ -115,17 +134,26 @@ def _class_folders(root: Path, split: str) -> list[str]:
     return folders
 
 
-def _folders(root: Path) -> list[str]:
+def _folders(root: Path, left_out: LeftOut) -> tuple[list[str], list[str]]:
+    """Names of the folders of a folder, those of other programs added to `left_out`, and of its files."""
+    folders: list[str] = []
+    others: list[str] = []
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry))
+        for entry in entries:
+            (folders if is_folder(entry) else others).append(entry.name)
+    foreign = {name: why for name in folders if (why := folder_left_out(name))}
+    for name, why in foreign.items():
+        left_out.add(why, f"{name}/")
+    return sorted(set(folders) - set(foreign)), others
 
 
 def _check_depth(root: Path, split: str) -> None:
     """Refuse a tree in which the class folders lie in the only one of their level. Raises DataError."""
-    above, deepest, inner = entered(root), root, _folders(root)
-    while len(inner) == 1 and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in deepest.iterdir()):
+    above, deepest = entered(root), root
+    inner, others = _folders(root, LeftOut())
+    while len(inner) == 1 and all(file_left_out(deepest / name, others) for name in others):
         deepest /= inner[0]
-        above, inner = entered(deepest, above), _folders(deepest)
+        above, (inner, others) = entered(deepest, above), _folders(deepest, LeftOut())
     if len(inner) > 1:
         some = ", ".join(inner[:3]) + (", ..." if len(inner) > 3 else "")
         raise DataError(
@@ -134,17 +162,21 @@ def _check_depth(root: Path, split: str) -> None:
         )
 
 
-def _images(folder: Path, above: Above = (), prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Relative name and size in bytes of every image below a folder; hidden files are left out."""
+def _images(folder: Path, left_out: LeftOut, prefix: str = "", above: Above = ()) -> Iterator[tuple[str, int]]:
+    """Relative name and size in bytes of every image below a folder; other files are added to `left_out`."""
     above = entered(folder, above)
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if is_folder(entry):
-                yield from _images(Path(entry.path), above, f"{prefix}{entry.name}/")
-            elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
-                yield f"{prefix}{entry.name}", file_bytes(entry.path)
+    with os.scandir(folder) as scanned:
+        entries = {entry.name: entry for entry in scanned}
+    for name, entry in entries.items():
+        if is_folder(entry):
+            if why := folder_left_out(name):
+                left_out.add(why, f"{prefix}{name}/")
+            else:
+                yield from _images(Path(entry.path), left_out, f"{prefix}{name}/", above)
+        elif why := file_left_out(Path(entry.path), entries.keys()):
+            left_out.add(why, f"{prefix}{name}")
+        else:
+            yield f"{prefix}{name}", file_bytes(entry.path)
 
 
 def _check_same(roots: dict[str, Path], folders: dict[str, list[str]]) -> None:

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kt_study.datasets.image_files import LeftOut
+from kt_study.datasets.pixels import read_rgb
 from kt_study.errors import DataError
-from kt_study.records import DatasetRecord
+from kt_study.records import DatasetRecord, Record
 from kt_study.study import DatasetSection
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +56,50 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a scan found. `options` is what, besides the listings, decides the pixels or labels."""
+    """What a scan found. `options` is what, besides the listings, decides the pixels or labels.
+
+    `left_out` says of each split which files are not samples; `notes` what `plan` prints beside it.
+    """
 
     listings: dict[str, Listing]
     class_names: list[str]
     location: dict[str, str] = field(default_factory=dict)
     class_index: str = "sorted"
     options: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def with_split(self, split: str, listing: Listing) -> Found:
         """The same with one listing replaced."""
         return dataclasses.replace(self, listings={**self.listings, split: listing})
+
+
+class Skipped(Record, frozen=True, kw_only=True):
+    """Files or folders that are not samples: why, how many, and the first of them."""
+
+    why: str
+    count: int
+    first: str
+
+
+class SplitContents(Record, frozen=True, kw_only=True):
+    """What a split has: its images, over how many classes, and how many the smallest and the largest class have."""
+
+    split: str
+    images: int
+    classes: int = 0  # with images; 0 without labels
+    fewest: int = 0
+    most: int = 0
+    left_out: tuple[Skipped, ...] = ()
+
+
+class Contents(Record, frozen=True, kw_only=True):
+    """What a scan found, for the user."""
+
+    dataset: str
+    key: str
+    splits: tuple[SplitContents, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Images(Protocol):
@@ -133,7 +166,7 @@ class FileImages:
 
     def image(self, i: int) -> Image.Image:
         """Image i, RGB. Raises DataError."""
-        return read_image(self.file(i))
+        return read_rgb(self.file(i), str(self.file(i)))
 
     def file(self, i: int) -> Path:
         """The file of image i."""
@@ -154,22 +187,6 @@ class ArrayImages:
 
     def file(self, i: int) -> None:
         """No image has a file of its own."""
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image as RGB. Raises DataError naming the file when it is missing, truncated or not an image."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: this image is missing since the study was planned; restore it or plan again"
-        ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: unreadable image ({reason}); mend or remove it and plan again") from error
 
 
 def section_folder(section: DatasetSection, key: str, folder: Path) -> Path:

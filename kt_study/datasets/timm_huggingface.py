@@ -7,9 +7,11 @@ import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kt_study.datasets.kind import Listing
+from kt_study.datasets.pixels import read_rgb
 from kt_study.datasets.timm_sources import SplitFound, SplitPlace
 from kt_study.errors import DataError
 
@@ -72,16 +74,12 @@ class TableImages:
 
     def image(self, i: int) -> Image.Image:
         """Image i, RGB. Raises DataError."""
-        from PIL import Image
-
+        name = f"{self.place}: sample {self.names[i]}"
         try:
             stored = self._reader.dataset[int(self.names[i])][self._reader.image_key]
-            with Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, IndexError) as error:
-            raise DataError(
-                f"{self.place}: sample {self.names[i]} is unreadable ({error}); mend it and plan again"
-            ) from error
+        except (OSError, ValueError, IndexError) as error:
+            raise DataError(f"{name} is unreadable ({error}); fetch the data set again and plan again") from error
+        return read_rgb(io.BytesIO(stored["bytes"]) if stored["bytes"] else Path(stored["path"]), name)
 
     def file(self, i: int) -> None:
         """No image has a file of its own."""

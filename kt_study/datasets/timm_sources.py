@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from kt_study.datasets.image_files import LeftOut
 from kt_study.datasets.kind import Found, Images, Listing
 from kt_study.errors import DataError
 from kt_study.records import DatasetRecord
@@ -49,6 +50,7 @@ class SplitFound:
     listing: Listing
     class_names: list[str]
     content: str = ""
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 class Source(Protocol):
@@ -85,6 +87,7 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
             "arguments": section.arguments,
             **{f"content_{split}": one.content for split, one in found.items() if one.content},
         },
+        left_out={split: one.left_out for split, one in found.items()},
     )
 
 

@@ -24,7 +24,7 @@ from orchestrator.planning.checks import numbered_by_imagenet
 from orchestrator.planning.hub_models import described, is_described
 from orchestrator.planning.universe import CatalogueModel, catalogue, resolve, select
 
-_WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin")
+_WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 
 
 def _remembered(memory: Path) -> dict[str, str]:
@@ -84,23 +84,24 @@ def listed_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digest
     return sorted(records, key=lambda record: record.name)
 
 
-def check_own_models(records: Iterable[ModelRecord], dataset: DatasetRecord, folder: Path) -> None:
+def check_own_models(records: Iterable[ModelRecord], dataset: DatasetRecord, folder: Path) -> list[str]:
     """Build those of the models that the user brought, by a factory or a checkpoint, before a job fails for them.
 
-    Imports torch, but only where there are such models.
+    Imports torch, but only where there are such models. Returns notes: how a checkpoint was read where that is not plain, and
+    models whose predictions depend on the batch.
 
     Raises:
         UnknownModelError, WeightsError: one that cannot be built, or whose weights do not fit.
     """
     own = [one for one in records if (one.factory or one.checkpoint) and not _is_made_here(one)]
     if not own:
-        return
+        return []
     from orchestrator.terminal.progress import shown
     from worker.pilot.entry import check_models
 
     try:
         with shown("building own models", "models") as advance:
-            check_models(own, folder, advance)
+            return check_models(own, folder, advance)
     except WeightsError as error:
         if hint := numbered_by_imagenet(dataset):
             raise WeightsError(f"{error}; {hint}") from error
@@ -301,9 +302,12 @@ def _weights(
         raise StudyFileError(
             f"[[model]] {table.name!r} needs a checkpoint, or random_weights = true for a baseline without knowledge"
         )
-    path = (folder / Path(table.checkpoint).expanduser()).resolve()
+    path = folder / Path(table.checkpoint).expanduser()
+    path = (
+        path.parent.resolve() / path.name
+    )  # the name is kept: links of the hub's cache lead to names without a suffix
     if not path.is_file():
         raise WeightsError(f"[[model]] {table.name!r}: no checkpoint at {path}; correct `checkpoint` in the study file")
-    if path.suffix not in _WEIGHTS_FILES:
+    if not path.name.lower().endswith(_WEIGHTS_FILES):
         raise WeightsError(f"[[model]] {table.name!r}: {path.name} is none of {', '.join(_WEIGHTS_FILES)}")
     return {"weights": digests.of(path), "checkpoint": str(path)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kt_study.datasets import list_split, prepare
+from kt_study.datasets import Contents, list_split, prepare
 from kt_study.errors import DataError
 from kt_study.paths import StudyPaths
 from kt_study.records import DatasetRecord, ModelRecord, PlannedJob, TransferSpec
@@ -53,6 +53,7 @@ class Sources:
     acc_after: Callable[[str], float | None] = lambda _: None  # % of a transfer that is done, by digest
     progress: Callable[[int], None] = lambda _: None  # samples seen while a data set is scanned
     digests: FileDigests
+    contents: dict[str, Contents] = field(default_factory=dict)  # of the data sets scanned so far, by key
 
     @property
     def paths(self) -> StudyPaths:
@@ -62,7 +63,9 @@ class Sources:
     def dataset(self, section: DatasetSection, *, seed: int) -> DatasetRecord:
         """The data set of a section, its index stored under `scratch`. Raises DataError."""
         scratch = StudyPaths(root=self.scratch)
-        found = prepare(section, seed=seed, folder=self.folder, paths=scratch, progress=self.progress)
+        found = prepare(
+            section, seed=seed, folder=self.folder, paths=scratch, progress=self.progress, contents=self._remember
+        )
         if found.n_classes == 1:
             ((_, names), samples) = list_split(found, "val", scratch), found.splits["val"]
             raise DataError(
@@ -70,6 +73,9 @@ class Sources:
                 "apart; correct the folders in [dataset], which hold one folder for each class"
             )
         return found
+
+    def _remember(self, contents: Contents) -> None:
+        self.contents[contents.key] = contents
 
 
 @dataclass(kw_only=True)

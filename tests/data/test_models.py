@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import gzip
 import pickle
 import resource
+import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -26,11 +30,11 @@ from worker.models.build import (
     build_model,
     check_model,
     initialised,
-    read_state,
     save_state,
     weights_digest,
     with_features,
 )
+from worker.models.weights_file import read_weights
 
 ARCHITECTURE = "test_resnet"
 
@@ -181,26 +185,263 @@ def test_one_misfit_is_enough(
         build_model(_record(tmp_path / "w.safetensors"), paths, CPU)
 
 
+def _wrapped(*wrappers: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda state: {".".join([*wrappers, name]): value for name, value in state.items()}
+
+
+def _zeros(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value * 0 for name, value in state.items()}
+
+
+def _inside(state: Mapping[str, torch.Tensor], wrapper: str) -> dict[str, torch.Tensor]:
+    """As where only a part of the model was wrapped."""
+    return {name.replace("layer1.", f"layer1.{wrapper}."): value for name, value in state.items()}
+
+
+WRAPPINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "compiled, distributed, of a framework": (_wrapped("_orig_mod", "module", "model"), "'_orig_mod.module.model.'"),
+    "the other way round": (
+        lambda s: {"state_dict": _wrapped("model", "module", "_orig_mod")(s)},
+        "under 'state_dict', the",
+    ),
+    "beside a loss and a metric": (
+        lambda s: {"state_dict": {**_wrapped("model")(s), "loss.weight": torch.ones(3), "acc.total": torch.ones(1)}},
+        "behind 'model.', without 2 other tensors (loss.weight, acc.total)",
+    ),
+    "an averaged copy beside the plain weights": (
+        lambda s: {"state_dict": {**_wrapped("model")(_zeros(s)), **_wrapped("ema_model", "module")(s)}},
+        "behind 'ema_model.module.', the averaged weights, not the plain ones",
+    ),
+    "an averaged dict beside the plain one": (
+        lambda s: {"model": _zeros(s), "model_ema": {"module": s}},
+        "under 'model_ema.module', the averaged weights, not the plain ones",
+    ),
+    "an averaged dict that does not fit": (
+        lambda s: {"model": s, "ema": {"decay": torch.ones(1), "shadow": [torch.ones(2)]}},
+        "the state dict under 'model'",
+    ),
+    "torch's AveragedModel": (
+        lambda s: {**_wrapped("module")(s), "n_averaged": torch.tensor(3)},
+        "behind 'module.', without 1 other tensor (n_averaged)",
+    ),
+    "a counter of operations": (
+        lambda s: {**s, "fc.total_ops": torch.ones(1)},
+        "without 1 other tensor (fc.total_ops)",
+    ),
+    "a distributed part": (lambda s: _inside(s, "module"), "names without 'module.'"),
+    "a compiled part": (lambda s: _wrapped("module")(_inside(s, "_orig_mod")), "'module.', names without '_orig_mod.'"),
+    "options and scores beside it": (
+        lambda s: {"state_dict": s, "args": argparse.Namespace(lr=0.1, out=Path("x")), "best": np.float64(0.5)},
+        "the state dict under 'state_dict'",
+    ),
+    "nothing": (lambda s: s, ""),
+    "of before torch 0.4.1": (lambda s: {n: v for n, v in s.items() if not n.endswith("num_batches_tracked")}, ""),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_what_fits_is_chosen_and_said(tmp_path: Path, paths: StudyPaths, trained: nn.Module, wrapping: str) -> None:
+    wrap, said = WRAPPINGS[wrapping]
+    torch.save(wrap(dict(trained.state_dict())), tmp_path / "w.pth")
+    assert _same(build_model(_record(tmp_path / "w.pth"), paths, CPU), trained)
+    notes = check_model(_record(tmp_path / "w.pth"), paths)
+    assert len(notes) == bool(said)
+    for note in notes:
+        assert note.startswith("model 'tiny': read from w.pth: ") and said in note and "\n" not in note
+
+
+NETWORKS = """
+import timm
+from torch import nn
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = timm.create_model("test_resnet", num_classes=10)
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module, self.model, self.fc, self.ema = (nn.Linear(2, 2) for _ in range(4))
+"""
+
+
+@pytest.mark.parametrize("network", ["Inner", "Parts"])
+@pytest.mark.parametrize("save", ["safetensors", "plain", "distributed", "framework"])
+def test_a_network_may_use_the_names_of_wrappers(
+    tmp_path: Path, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch, network: str, save: str
+) -> None:
+    paths.root.mkdir()
+    (paths.root / "own_networks.py").write_text(NETWORKS)
+    monkeypatch.delitem(sys.modules, "own_networks", raising=False)
+    factory: dict[str, Any] = {"timm": "", "factory": f"own_networks:{network}"}
+    model = initialised(tiny_model(**factory), paths, seed=3)
+    file = tmp_path / ("w.safetensors" if save == "safetensors" else "w.pth")
+    state = model.state_dict()
+    if save == "safetensors":
+        save_state(file, state)  # as kt-study itself keeps and exports students
+    else:
+        wrapped = {"plain": state, "distributed": _wrapped("module")(state)}
+        torch.save(wrapped.get(save, {"state_dict": _wrapped("model")(state)}), file)
+    assert _same(build_model(_record(file, **factory), paths, CPU), model)
+    check_model(_record(file, **factory), paths)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "told"),
+    [
+        (lambda s: {"net": s, "acc": 0.9}, r"tensors are under 'net' \(keys: net, acc\); save that state dict alone"),
+        (
+            lambda s: {"weights": s, "optimizer": {"state": {}}},
+            r"tensors are under 'weights' \(keys: weights, optimizer\)",
+        ),
+        (lambda s: {"model": {"a": torch.ones(1)}, "net": s}, "the entry 'net' would fit, save it alone"),
+        (
+            lambda s: {"state_dict": _wrapped("backbone")(s)},
+            "the names behind 'backbone.' would fit, save the state_dict",
+        ),
+        (
+            lambda s: {**_wrapped("model")(s), **_wrapped("module")(_zeros(s))},
+            "two state dicts that fit, behind 'model.' and",
+        ),
+        (
+            lambda s: {"state_dict": s, "model": _zeros(s)},
+            "two state dicts that fit, under 'state_dict' and under 'model'",
+        ),
+        (lambda s: list(s.values()), "holds a list and not a state dict"),
+        (lambda _: torch.ones(3), "holds a Tensor and not a state dict"),
+        (lambda _: {"epoch": 3}, r"no tensors in it \(keys: epoch\)"),
+        (
+            lambda s: {n: (9 * v).to(torch.int8) for n, v in s.items()},
+            r"tensors are int8 \(conv1\.0\.weight, .* floating-point",
+        ),
+        (lambda s: {n: v.to(torch.complex64) for n, v in s.items()}, r"tensors are complex64 \(conv1"),
+        (
+            lambda s: {**s, "fc.weight": (9 * s["fc.weight"]).to(torch.int8), "fc.SCB": torch.ones(1)},
+            "1 tensors are int8",
+        ),
+        (
+            lambda s: {"state_dict": s, "hyper_parameters": nn.ReLU()},
+            r"pickled objects \(torch\.nn\S*ReLU\) beside tensors",
+        ),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_by_name(
+    tmp_path: Path, paths: StudyPaths, trained: nn.Module, wrap: Callable[[dict[str, Any]], Any], told: str
+) -> None:
+    torch.save(wrap(dict(trained.state_dict())), tmp_path / "w.pth")
+    for refuse in (check_model, lambda record, paths: build_model(record, paths, CPU)):
+        with pytest.raises(WeightsError, match=rf"w\.pth.*{told}") as caught:
+            refuse(_record(tmp_path / "w.pth"), paths)
+        assert "\n" not in str(caught.value)
+
+
+def test_equal_copies_are_no_choice(tmp_path: Path, paths: StudyPaths, trained: nn.Module) -> None:
+    state = trained.state_dict()
+    torch.save(
+        {"state_dict": state, "model": {name: value.clone() for name, value in state.items()}}, tmp_path / "w.pth"
+    )
+    assert _same(build_model(_record(tmp_path / "w.pth"), paths, CPU), trained)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (POINTER, "a Git LFS pointer and not the weights; run `git lfs pull`"),
+        (PAGE, "an HTML or XML page and not the weights"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an HTML or XML page and not the weights"),
+        (b'{"error": "Invalid credentials"}', "a JSON file and not the weights"),
+        (b"", "an empty file"),
+        (gzip.compress(b"weights"), "a compressed file; unpack it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(600), "an HDF5 file, such as Keras writes"),
+        (b"name.txt".ljust(257, b"\0") + b"ustar\x0000" + bytes(800), "a tar archive; unpack it"),
+    ],
+    ids=["pointer", "page", "xml", "json", "empty", "gzip", "hdf5", "tar"],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, suffix: str, content: bytes, told: str) -> None:
+    file = tmp_path / f"w{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=told) as caught:
+        read_weights(file)
+    assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
+
+
+def test_archives_that_torch_did_not_write_are_named(tmp_path: Path) -> None:
+    with (tmp_path / "numpy.pth").open("wb") as stream:
+        np.savez(stream, weight=np.ones(3))
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:  # as torch.jit.save lays it
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"net/{name}", b"")
+    with zipfile.ZipFile(tmp_path / "other.bin", "w") as archive:
+        archive.writestr("readme.txt", b"x")
+    for name, told in (
+        ("numpy.pth", "a NumPy archive"),
+        ("script.pt", "a TorchScript archive"),
+        ("other.bin", "a zip archive"),
+    ):
+        with pytest.raises(WeightsError, match=rf"{name}: {told}"):
+            read_weights(tmp_path / name)
+
+
+def test_a_format_under_another_name_is_named_and_renaming_helps(tmp_path: Path, trained: nn.Module) -> None:
+    state = trained.state_dict()
+    save_file(state, tmp_path / "w.pth")
+    torch.save(state, tmp_path / "zip.safetensors")
+    torch.save(state, tmp_path / "legacy.safetensors", _use_new_zipfile_serialization=False)
+    for name, told in (
+        ("w.pth", r"a safetensors file under another name; rename it to w\.safetensors"),
+        ("zip.safetensors", r"a checkpoint of torch under another name; rename it to zip\.pth"),
+        ("legacy.safetensors", r"a checkpoint of torch under another name; rename it to legacy\.pth"),
+    ):
+        with pytest.raises(WeightsError, match=told) as caught:
+            read_weights(tmp_path / name)
+        renamed = (tmp_path / name).rename(tmp_path / str(caught.value).rpartition(" ")[2])
+        assert read_weights(renamed).keys() == state.keys()
+
+
+def test_a_network_without_running_statistics_is_pointed_out(paths: StudyPaths) -> None:
+    paths.root.mkdir()
+    (paths.root / "batchwise.py").write_text(
+        "from torch import nn\n"
+        "def net(track):\n"
+        "    return nn.Sequential(nn.InstanceNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=track), nn.ReLU(),"
+        " nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+    )
+    without, usual = (
+        tiny_model(timm="", factory="batchwise:net", arguments={"track": track}) for track in (False, True)
+    )
+    assert check_model(usual, paths) == []
+    (note,) = check_model(without, paths)
+    assert "model 'tiny': 1 of its batch norms keep no running statistics" in note and "one batch size only" in note
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for record, alike in ((without, False), (usual, True)):  # the note says what is so
+        model = build_model(record, paths, CPU)
+        assert torch.allclose(model(images)[:2], model(images[:2]), atol=1e-6) == alike
+
+
 def test_unreadable_checkpoints(tmp_path: Path, paths: StudyPaths, trained: nn.Module) -> None:
     file = tmp_path / "w.pth"
     with pytest.raises(WeightsError, match="no such checkpoint"):
         build_model(tiny_model(weights="0" * 32, checkpoint=str(file)), paths, CPU)
     torch.save(trained, file)  # a whole module: loading it would run code
     with pytest.raises(WeightsError, match=r"could run code; save its state_dict\(\) alone"):
-        read_state(file)
+        read_weights(file)
     file.write_bytes(pickle.dumps(print))
     with pytest.raises(WeightsError, match=r"w\.pth"):
-        read_state(file)
+        read_weights(file)
     torch.save(trained.state_dict(), file)
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(WeightsError, match="not a readable checkpoint"):
-        read_state(file)
+        read_weights(file)
     torch.save({"epoch": 3}, file)
     with pytest.raises(WeightsError, match="no tensors"):
-        read_state(file)
+        read_weights(file)
     (tmp_path / "w.safetensors").write_bytes(b"12")
     with pytest.raises(WeightsError, match="not a readable checkpoint"):
-        read_state(tmp_path / "w.safetensors")
+        read_weights(tmp_path / "w.safetensors")
 
 
 def test_a_checkpoint_changed_after_planning(tmp_path: Path, paths: StudyPaths, trained: nn.Module) -> None:
@@ -298,7 +539,7 @@ def test_an_archive_that_inflates_past_its_size_is_refused_unread(
     inflated = _deflated(file, **longer)
     assert inflated > 2**26 > 100 * file.stat().st_size
     with pytest.raises(WeightsError, match=rf"whose members inflate to {inflated / 1e6:.1f} MB"):
-        read_state(file, lazily=lazily)
+        read_weights(file, lazily=lazily)
 
 
 def test_members_that_share_their_bytes_are_refused_too(tmp_path: Path) -> None:
@@ -311,7 +552,7 @@ def test_members_that_share_their_bytes_are_refused_too(tmp_path: Path) -> None:
             archive.filelist[-1].filename = f"w/data/{number}"
         archive._didModify = True  # type: ignore[attr-defined]
     with pytest.raises(WeightsError, match=r"a file of 1\.1 MB whose members inflate to 64\.0 MB"):
-        read_state(file)
+        read_weights(file)
 
 
 def test_a_member_longer_than_its_archive_says_is_not_inflated(tmp_path: Path) -> None:
@@ -324,7 +565,7 @@ def test_a_member_longer_than_its_archive_says_is_not_inflated(tmp_path: Path) -
     file.write_bytes(content.replace((2**28).to_bytes(4, "little"), (40).to_bytes(4, "little")))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
     with pytest.raises(WeightsError, match="not a readable checkpoint"):
-        read_state(file)
+        read_weights(file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
 
 
@@ -332,7 +573,7 @@ def test_an_archive_packed_again_without_gain_is_read(tmp_path: Path, trained: n
     file = tmp_path / "w.pth"
     torch.save(trained.state_dict(), file)
     _deflated(file)
-    assert read_state(file).keys() == trained.state_dict().keys()
+    assert read_weights(file).keys() == trained.state_dict().keys()
 
 
 @pytest.mark.parametrize("save", ["zip", "legacy", "safetensors"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kt_study.datasets import open_split, predictions, prepare
+from kt_study.datasets import Contents, open_split, predictions, prepare
 from kt_study.errors import DataError
 from kt_study.paths import StudyPaths
 from kt_study.records import AllPairsSpec, ComplementaritySpec, DatasetRecord, LogitsSpec, ModelRecord, as_spec
@@ -101,7 +105,7 @@ def test_changed_files_are_noticed(tmp_path: Path, paths: StudyPaths) -> None:
     [
         ("sample_index,predicted\n0,1\n", "column 'label' is missing; it has sample_index, predicted"),
         ("sample_index,predicted,label\n", "no rows"),
-        ("sample_index,predicted,label\n0,1,0\n0,1,0\n", "sample '0' stands twice"),
+        ("sample_index,predicted,label\n0,1,0\n0,1,0\n", "sample '0' is in it twice"),
         ("sample_index,predicted,label\n0,,0\n", "empty cells in column 'predicted'"),
         ("sample_index,predicted,label\n0,0,0\n1,1,1\n2,2,2\n3,2,2\n", "not the samples of good.csv: '4' is only in"),
         ("sample_index,predicted,label\n0,0,0\n1,1,1\n2,2,2\n3,2,2\n4,1,2\n", "sample '4' has another label"),
@@ -158,10 +162,10 @@ def test_a_list_of_classes_counts_those_that_do_not_occur(tmp_path: Path, paths:
         got = predictions.predicted_classes(record, "m", split.listing.names, split.class_names)
         assert split.labels is not None
         assert (split.labels.tolist(), got.tolist()) == (([2, 0], [2, 4]) if name == "numbers" else ([2, 3], [2, 1]))
-    for predicted, told in (([5], "'5' is none of them"), (["crane"], "'crane' stands twice"), (["emu"], "'emu' is")):
+    for predicted, told in (([5], "'5' is none of them"), (["crane"], "'crane' is in it twice"), (["emu"], "'emu' is")):
         with pytest.raises(DataError, match=rf"classes\.txt: .*{told}"):
             _prepare(_write_csv(tmp_path / "p", "m", predicted, ["dog"]), paths, **listed)
-    with pytest.raises(DataError, match=r"gone\.txt: cannot be read; mend \[dataset\] class_names"):
+    with pytest.raises(DataError, match=r"gone\.txt: cannot be read; fix \[dataset\] class_names"):
         _prepare(tmp_path / "numbers", paths, class_names="gone.txt")
     with pytest.raises(DataError, match="class_names is for kind = 'predictions'"):
         prepare(DatasetSection(kind="digits", **listed), seed=0, folder=tmp_path, paths=paths)
@@ -187,3 +191,149 @@ def test_all_pairs_of_more_classes_than_int16_counts(tmp_path: Path, paths: Stud
     (single,) = complementarity.run(as_spec(spec), context)["complementarity"]
     assert single["rho_pos"] == rows["rho_pos"]["a"] == 25.0
     assert single["n_classes"] == rows["n_classes"]["a"] == 40_000
+
+
+NAMES = ["tabby cat", "Golden Retriever", "ox", "emu"]
+RIGHT = [0, 1, 2, 3] * 5  # 20 samples
+MOSTLY = [0, 1, 2, 3] * 4 + [1, 2, 3, 0]  # 16 of them right
+
+
+def _named(numbers: Sequence[int]) -> list[str]:
+    return [NAMES[number] for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "told"),
+    [
+        (
+            _named(MOSTLY),
+            RIGHT,
+            r"none of its predictions is one of the labels: .*'ox', .*; list the names in the order",
+        ),
+        (MOSTLY, _named(RIGHT), r"predicted are '0', '1', '2', \.\., labels .*\[dataset\] class_names"),
+        ([f"[{n}]" for n in MOSTLY], RIGHT, r"predicted are '\[0\]', .*; give one class per row"),
+        ([f"tensor({n})" for n in MOSTLY], RIGHT, r"predicted are 'tensor\(0\)', .*; give one class per row"),
+        (
+            [name.upper() for name in _named(MOSTLY)],
+            [name.lower() for name in _named(RIGHT)],
+            r"80\.0 % would be right",
+        ),
+        ([0.1, 0.9] * 10, [0, 1] * 10, r"column 'predicted' holds 0\.1, which is none of the labels; .*probability"),
+        ([0.0, 1.0, 0.93, 0.2] * 5, [0, 1, 1, 0] * 5, r"column 'predicted' holds 0\.93"),
+    ],
+)
+def test_predictions_that_cannot_be_right_are_refused(
+    tmp_path: Path, paths: StudyPaths, predicted: Sequence[object], labels: Sequence[object], told: str
+) -> None:
+    with pytest.raises(DataError, match=rf"m\.csv: .*{told}") as caught:
+        _prepare(_write_csv(tmp_path / "p", "m", predicted, labels), paths)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_advice_about_names_and_numbers_works(tmp_path: Path, paths: StudyPaths) -> None:
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    for folder, predicted, labels in (("a", MOSTLY, _named(RIGHT)), ("b", _named(MOSTLY), RIGHT)):
+        root = _write_csv(tmp_path / folder, "m", predicted, labels)
+        record = _prepare(root, paths, class_names=str(tmp_path / "classes.txt"))
+        split = open_split(record, "val", paths)
+        got = predictions.predicted_classes(record, "m", split.listing.names, split.class_names)
+        assert (got == split.labels).sum() == 16
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "told"),
+    [
+        (
+            [n + 1 for n in MOSTLY],
+            RIGHT,
+            r"'m': \d+\.\d % .* and 80\.0 % would be if the predicted numbers were one lower;",
+        ),
+        (MOSTLY, [n + 1 for n in RIGHT], r"80\.0 % would be if the predicted numbers were one higher;"),
+        (
+            [NAMES[n].replace(" ", "_") for n in MOSTLY],
+            _named(RIGHT),
+            r"'m': 40\.0 % .* 80\.0 % would be if case, spaces",
+        ),
+        ([NAMES[n].lower() for n in MOSTLY], _named(RIGHT), r"'m': 60\.0 % .* 80\.0 % would be if case, spaces"),
+    ],
+)
+def test_a_shift_or_a_spelling_that_fits_far_better_is_pointed_out(
+    tmp_path: Path, paths: StudyPaths, predicted: Sequence[object], labels: Sequence[object], told: str
+) -> None:
+    found: list[Contents] = []
+    root = _write_csv(tmp_path / "p", "m", predicted, labels)
+    section = DatasetSection(kind="predictions", path=str(root))
+    prepare(section, seed=0, folder=root, paths=paths, contents=found.append)
+    (note,) = found[0].notes
+    assert re.search(told, note)
+
+
+@pytest.mark.parametrize("predicted", [MOSTLY, RIGHT, [3, 0, 1, 2] * 4 + RIGHT[:4], RIGHT[::-1], [0] * 20])
+def test_what_is_plainly_meant_is_not_questioned(tmp_path: Path, paths: StudyPaths, predicted: Sequence[int]) -> None:
+    found: list[Contents] = []
+    for name, labels, values in (("n", RIGHT, predicted), ("t", _named(RIGHT), _named(predicted))):
+        root = _write_csv(tmp_path / name, "m", values, labels)
+        section = DatasetSection(kind="predictions", path=str(root))
+        prepare(section, seed=0, folder=root, paths=paths, contents=found.append)
+    shifted = predicted[:4] == [3, 0, 1, 2]  # by one, and no two readings are right of it
+    assert [bool(contents.notes) for contents in found] == [shifted, False]
+
+
+@pytest.mark.parametrize("column", ["sample_index", "predicted", "label"])
+@pytest.mark.parametrize("value", [[[0], [1]], [{"c": 0}, {"c": 1}]], ids=["lists", "dicts"])
+def test_columns_of_lists_are_refused_in_one_line(
+    tmp_path: Path, paths: StudyPaths, column: str, value: list[object]
+) -> None:
+    (tmp_path / "p").mkdir()
+    frame = pd.DataFrame({"sample_index": [0, 1], "predicted": [0, 1], "label": [0, 1], column: value})
+    frame.to_parquet(tmp_path / "p" / "m.parquet")
+    with pytest.raises(
+        DataError, match=rf"m\.parquet: column '{column}' holds \w+ values \(row 0: .*; give one"
+    ) as caught:
+        _prepare(tmp_path / "p", paths)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_with_a_null_is_refused_in_one_line(tmp_path: Path, paths: StudyPaths) -> None:
+    (tmp_path / "p").mkdir()
+    frame = pd.DataFrame({"sample_index": [0, 1], "predicted": ["a", None], "label": ["a", "b"]})
+    frame.to_parquet(tmp_path / "p" / "m.parquet")
+    with pytest.raises(DataError, match=r"m\.parquet: empty cells in column 'predicted'"):
+        _prepare(tmp_path / "p", paths)
+
+
+def test_compressed_files_and_endings_in_upper_case(tmp_path: Path, paths: StudyPaths) -> None:
+    root = _write(tmp_path / "p")
+    plain = (root / "good.csv").read_bytes()
+    (root / "A.CSV").write_bytes(plain)
+    (root / "b.v2.csv.gz").write_bytes(gzip.compress(plain))
+    (root / "c.Csv.BZ2").write_bytes(bz2.compress(plain))
+    (root / "d.csv.xz").write_bytes(lzma.compress(plain))
+    (root / "E.PARQUET").write_bytes((root / "poor.parquet").read_bytes())
+    (root / "notes.txt").write_text("x")
+    (root / "._A.CSV").write_bytes(b"\0\5")
+    (root / "f.parquet").mkdir()
+    found: list[Contents] = []
+    section = DatasetSection(kind="predictions", path=str(root))
+    record = prepare(section, seed=0, folder=root, paths=paths, contents=found.append)
+    assert predictions.model_names(record) == ["A", "E", "b.v2", "c", "d", "good", "poor"]
+    split = open_split(record, "val", paths)
+    for name in predictions.model_names(record):
+        got = predictions.predicted_classes(record, name, split.listing.names, split.class_names)
+        assert got.tolist() == PREDICTED["poor" if name in ("E", "poor") else "good"]
+    assert {(each.count, each.first) for each in found[0].splits[0].left_out} == {(2, "f.parquet"), (1, "._A.CSV")}
+    (root / "A.csv").write_bytes(plain)
+    with pytest.raises(DataError, match=r"A\.CSV and A\.csv are both there; keep one file per model"):
+        _prepare(root, paths)
+    (root / "A.csv").unlink()
+    (root / "d.csv.xz").write_bytes(lzma.compress(plain)[:-20])
+    with pytest.raises(DataError, match=r"d\.csv\.xz: cannot be read as csv"):
+        _prepare(root, paths)
+
+
+def test_rows_longer_than_the_header_do_not_shift_the_columns(tmp_path: Path, paths: StudyPaths) -> None:
+    (tmp_path / "p").mkdir()
+    rows = "".join(f"{i},{i % 2},{i % 2},{100 + i}\n" for i in range(4))
+    (tmp_path / "p" / "m.csv").write_text(f"sample_index,predicted,label\n{rows}")
+    with pytest.raises(DataError, match=r"m\.csv: cannot be read as csv: Length of header"):
+        _prepare(tmp_path / "p", paths)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kt_study.datasets.kind import IMAGE_SUFFIXES
+from kt_study.datasets.image_files import IMAGE_SUFFIXES
 from tests.own.sources import write_fashion, write_parquet, write_shards
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-models-and-data.md"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kt_study.datasets import Split, open_split, prepare
+from kt_study.datasets import Contents, Split, open_split, prepare
 from kt_study.datasets.timm_shards import _expanded
 from kt_study.errors import DataError
 from kt_study.paths import StudyPaths
@@ -33,9 +33,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     yield
 
 
-def prepared(folder: Path, **section: Any) -> DatasetRecord:
+def prepared(folder: Path, contents: Callable[[Contents], None] = lambda _: None, **section: Any) -> DatasetRecord:
     paths = StudyPaths(root=folder / "study")
-    return prepare(DatasetSection(kind="timm", **section), seed=0, folder=folder, paths=paths)
+    return prepare(DatasetSection(kind="timm", **section), seed=0, folder=folder, paths=paths, contents=contents)
 
 
 def opened(folder: Path, record: DatasetRecord, split: str) -> Split:
@@ -185,6 +185,99 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path, section: dic
     with pytest.raises(DataError, match=line) as refusal:
         prepared(tmp_path, **section)
     assert "\n" not in str(refusal.value)
+
+
+def archive(members: Sequence[tuple[str, bytes | tuple[bytes, str]]]) -> bytes:
+    """A tar file of these members, closed as tarfile does. A pair in place of the content is a link: type and target."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as written:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, tuple):
+                member.type, member.linkname = content
+                written.addfile(member)
+            else:
+                member.size = len(content)
+                written.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+SIX = [part for i in range(6) for part in ((f"{i}.png", image(i)), (f"{i}.cls", b"%d" % i))]
+WHOLE = archive(SIX)
+BLOCKS = [512 * (1 + -(-len(content) // 512)) for _, content in SIX]
+"""Bytes of each member: a header of one block, and the content in whole blocks."""
+END, FOUR_SAMPLES = sum(BLOCKS), sum(BLOCKS[:8])
+
+
+@pytest.mark.parametrize(
+    ("shard", "line"),
+    [
+        (WHOLE[:END], r"cut off or not closed, it has no end after 12,288 bytes; fetch or write it again"),
+        (WHOLE[: END + 512], "cut off or not closed"),
+        (WHOLE[:FOUR_SAMPLES], "cut off or not closed, it has no end after 8,192 bytes"),
+        (WHOLE[: FOUR_SAMPLES + 100], "cut off or not closed"),
+        (WHOLE[: FOUR_SAMPLES + 600], "not a readable tar file .*unexpected end of data"),
+        (WHOLE[:FOUR_SAMPLES] + b"\xff" * 512 + WHOLE[FOUR_SAMPLES + 512 :], "cut off or not closed"),
+        (WHOLE + WHOLE, "another archive, or something else, follows the end after 12,288 bytes"),
+        (archive([*SIX[:3], *SIX[4:]]), r"sample '1' has no class in a member cls"),
+        (archive([*SIX[:2], *SIX[3:]]), r"sample '1' has no jpg, png, webp but cls"),
+        (archive(SIX[0::2] + SIX[1::2]), r"members of sample '0' are not next to one another, .* tar --sort=name"),
+        (archive([*SIX[:2], *SIX]), r"sample '0' has a member twice"),
+        (archive([*SIX, *SIX[:2]]), r"members of sample '0' are not next to one another, or are in it twice"),
+        (archive([*SIX[:1], ("0.PNG", image(9)), *SIX[1:]]), r"sample '0' has a member twice"),
+        (archive([*SIX, ("6.png", (tarfile.SYMTYPE, "0.png"))]), r"'6.png' is not a plain file but a link"),
+        (archive([*SIX, ("6.png", (tarfile.LNKTYPE, "0.png"))]), r"'6.png' is not a plain file but a link"),
+    ],
+    ids=[
+        "not closed",
+        "one block",
+        "cut between members",
+        "cut in a header",
+        "cut in a member",
+        "damaged header",
+        "two archives",
+        "no class",
+        "no image",
+        "unsorted",
+        "twice in a row",
+        "twice",
+        "suffix in two cases",
+        "symbolic link",
+        "hard link",
+    ],
+)
+def test_an_archive_that_would_lose_samples_is_refused(tmp_path: Path, shard: bytes, line: str) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.tar").write_bytes(shard)
+    with pytest.raises(DataError, match=line) as refusal:
+        prepared(tmp_path, source="wds/", path="shards", val="a.tar")
+    assert "\n" not in str(refusal.value) and f"{tmp_path / 'shards' / 'a.tar'}: " in str(refusal.value)
+
+
+@pytest.mark.parametrize("padding", [1024, 10240, 1 << 21])
+def test_a_closed_archive_is_read_whatever_its_padding(tmp_path: Path, padding: int) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.tar").write_bytes(WHOLE[:END] + bytes(padding))
+    assert prepared(tmp_path, source="wds/", path="shards", val="a.tar").splits == {"val": 6}
+
+
+def test_what_other_programs_put_into_a_shard_is_left_out_and_said(tmp_path: Path) -> None:
+    theirs = [("._0.png", b"\0\5"), ("part/._1.cls", b"\0"), ("__MACOSX/0.png", b"\0"), ("__notes__/a.json", b"{}")]
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.tar").write_bytes(archive([*theirs, *SIX]))
+    found: list[Contents] = []
+    record = prepared(tmp_path, contents=found.append, source="wds/", path="shards", val="a.tar")
+    assert record.splits == {"val": 6}
+    counts = {skipped.why: skipped.count for skipped in found[0].splits[0].left_out}
+    assert counts == {"hidden (the name begins with a dot)": 2, "folders and thumbnails of other programs": 2}
+
+
+def test_fewer_samples_than_the_info_file_says_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", shards=2, samples=4)
+    info = tmp_path / "shards" / "_info.json"
+    info.write_text(info.read_text().replace('"shard_lengths": [4, 4]', '"shard_lengths": [4, 5]'))
+    with pytest.raises(DataError, match=r"train-0001\.tar: has 4 samples, and the info file says 5"):
+        prepared(tmp_path, source="wds/", path="shards", val="train")
 
 
 def test_a_damaged_image_names_its_shard(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def _files(folder: Path) -> dict[Path, int]:
 @pytest.mark.parametrize(
     ("parts", "arguments", "told"),
     [
-        ((FOLDER, 'val = "nowhere"\n'), (), "nowhere: no such folder; mend [dataset] val"),
+        ((FOLDER, 'val = "nowhere"\n'), (), "nowhere: no such folder; fix [dataset] val"),
         (
             (DIGITS, *FOUR, '[[model]]\nname = "a"\ntimm = "resnet51"\n'),
             (),
@@ -127,8 +127,8 @@ def _files(folder: Path) -> dict[Path, int]:
         ((PREDICTED, *FOUR), (), "[dataset] kind = 'predictions' brings its own models"),
         ((FOLDER, 'val = "v"\n', *FOUR), ("--pairs", "1"), "has no training samples (give [dataset] train)"),
         ((DIGITS, 'class_embeddings = "none.npy"\n', *FOUR), (), "none.npy: no such file"),
-        ((DIGITS, 'clip_weights = "none.pt"\n', *FOUR), (), "none.pt: no such file; mend [dataset] clip_weights in"),
-        ((DIGITS, 'wordnet = "study.toml"\n', *FOUR), (), "study.toml: no such folder; mend [dataset] wordnet in the"),
+        ((DIGITS, 'clip_weights = "none.pt"\n', *FOUR), (), "none.pt: no such file; fix [dataset] clip_weights in"),
+        ((DIGITS, 'wordnet = "study.toml"\n', *FOUR), (), "study.toml: no such folder; fix [dataset] wordnet in the"),
         (
             (DIGITS, 'class_names = "study.toml"\n', *FOUR),
             (),

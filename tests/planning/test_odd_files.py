@@ -180,14 +180,13 @@ def test_images_may_have_names_that_are_not_utf8_and_lie_behind_links(tmp_path: 
         ("study", "{name}: cannot be read: not a regular file"),
         ("checkpoint", "[[model]] 'own': no checkpoint at {name}"),
         ("config", "[[model]] 'own': {name}/config.json is missing or no JSON"),
-        ("predictions", "{name}: not a regular file but a named pipe"),
         ("list", "{name}: this list is missing or unreadable"),
         ("database", "{name} is not a file, so it is no SQLite database"),
         ("profile", "{name}: "),
     ],
 )
 def test_no_command_waits_for_the_writer_of_a_pipe(tmp_path: Path, planned: Planned, name: str, told: str) -> None:
-    pipe = {"predictions": "val/c.csv", "list": "val/classes.txt", "config": "pipe/config.json"}.get(name, "pipe")
+    pipe = {"list": "val/classes.txt", "config": "pipe/config.json"}.get(name, "pipe")
     (tmp_path / pipe).parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / pipe)
     (tmp_path / "val").mkdir(exist_ok=True)
@@ -196,7 +195,6 @@ def test_no_command_waits_for_the_writer_of_a_pipe(tmp_path: Path, planned: Plan
         (tmp_path / "val" / f"{model}.csv").write_text(text)
     parts = {
         "class_names": (PREDICTED, 'class_names = "pipe"\n'),
-        "predictions": (PREDICTED,),
         "list": (CUB, *FOUR),
         "checkpoint": (FOLDER, *FOUR, model_table("own", random_weights=None, checkpoint="pipe")),
         "config": (FOLDER, *FOUR, '[[model]]\nname = "own"\ntimm = "local-dir:pipe"\n'),
@@ -216,6 +214,18 @@ def test_no_command_waits_for_the_writer_of_a_pipe(tmp_path: Path, planned: Plan
     shown = "pipe" if name in ("study", "recommendation", "profile") else tmp_path / pipe.removesuffix("/config.json")
     assert told.format(name=shown) in err
     assert err.count("\n") == 1
+
+
+def test_a_pipe_among_the_prediction_files_is_left_out(tmp_path: Path, planned: Planned) -> None:
+    (tmp_path / "val").mkdir()
+    os.mkfifo(tmp_path / "val" / "c.csv")
+    for model in "ab":
+        text = f"sample_index,predicted,label\n0,ant,ant\n1,{'ant' if model == 'a' else 'bee'},bee\n"
+        (tmp_path / "val" / f"{model}.csv").write_text(text)
+    write_study(tmp_path, PREDICTED, "[complementarity]\npairs = 2\n")
+    code, out, err = planned("plan", "--dry-run")
+    assert code == 0, err
+    assert "2 models" in out and "c.csv" in out
 
 
 MARK = b"\xef\xbb\xbf"

@@ -87,13 +87,14 @@ class Study:
 
 
 def make_study(root: Path) -> Study:
-    """Student s and teachers a, b, c on the digits."""
+    """Student s, teachers a, b, c, and w, whose network is its `model`, on the digits."""
     paths = StudyPaths(root=root)
     records = [
         digits_model("s", "small_cnn", 1, width=8),
         digits_model("a", "small_mlp", 2, side=32),
         digits_model("b", "small_cnn", 3, width=12),
         digits_model("c", "small_mlp", 4, side=32),
+        digits_model("w", "Wrapped", 5, width=8),
     ]
     data = prepare(DatasetSection(kind="digits"), seed=0, folder=root, paths=paths)
     return Study(paths=paths, data=data, models={record.key: record for record in records})

@@ -124,6 +124,18 @@ def test_a_kept_student_is_each_transfers_own_file(study: Study, trainings: list
         assert all(torch.equal(state[name], trained[name]) for name in trained)
 
 
+def test_a_kept_student_has_the_names_of_its_network(study: Study, trainings: list[str]) -> None:
+    """Also where they begin as a wrapper's would."""
+    specs = [study.spec("self_distillation", teacher, student="w", keep="all") for teacher in ("a", "b")]
+    train_once(study, specs[0])
+    for spec in specs:
+        row_of(study, spec)
+    assert len(trainings) == 1
+    for spec in specs:
+        names = load_file(study.paths.weights(transfer_digest(spec))).keys()
+        assert names and all(name.startswith("model.") for name in names)
+
+
 def test_a_training_that_kept_nothing_serves_no_transfer_that_keeps(study: Study, trainings: list[str]) -> None:
     spec = study.spec("self_distillation", "a")
     train_once(study, spec)

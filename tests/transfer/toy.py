@@ -45,6 +45,18 @@ def small_mlp(num_classes: int = CLASSES, side: int = SIDE, width: int = 12, dro
     )
 
 
+class Wrapped(nn.Module):
+    """Keeps its network as `model`, a name that wrappers of checkpoints have, too."""
+
+    def __init__(self, num_classes: int = CLASSES, width: int = 6) -> None:
+        super().__init__()
+        self.model = small_cnn(num_classes, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits
+
+
 @dataclass(frozen=True)
 class TensorViews:
     """Images [view, n, 3, h, w] in memory."""

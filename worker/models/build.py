@@ -6,9 +6,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import pickle
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,18 +14,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kt_study.errors import ArtefactGone, DiskError, UnknownModelError, WeightsError
 from kt_study.files import file_digest, written_aside
 from kt_study.paths import StudyPaths
 from kt_study.records import ModelRecord
 from kt_study.trust import require_own
+from worker.models.weights_file import first_line, fitting_state, read_weights
 
 _STATE_DIGEST = "blake2b"
-_NESTS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
-"""Where training scripts keep the state dict inside a checkpoint, the averaged weights first as timm does."""
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What wrappers put before every name: DistributedDataParallel, torch.compile, Lightning."""
 
 
 def build_model(record: ModelRecord, paths: StudyPaths, device: torch.device) -> nn.Module:
@@ -51,16 +47,18 @@ def build_model(record: ModelRecord, paths: StudyPaths, device: torch.device) ->
         model = initialised(record, paths, seed=int(rest))
     elif source in ("train", "transfer") and rest:
         model = initialised(record, paths, seed=0)
-        _fit(model, left_state(paths, rest), paths.weights(rest), record.name)
+        _load(model, left_state(paths, rest), paths.weights(rest), record.name)
     else:
         model = initialised(record, paths, seed=0)
         load_weights(model, _checkpoint(record, paths), record.name)
     return model.eval().to(device)
 
 
-def check_model(record: ModelRecord, paths: StudyPaths) -> None:
+def check_model(record: ModelRecord, paths: StudyPaths) -> list[str]:
     """Refuse what `build_model` would refuse of a factory or a local checkpoint, without reading weights, and a factory's
     model whose outputs are not the classes.
+
+    Returns notes: what was chosen in the checkpoint, and whether predictions depend on the batch.
 
     Raises:
         UnknownModelError, WeightsError: as `build_model`.
@@ -68,9 +66,17 @@ def check_model(record: ModelRecord, paths: StudyPaths) -> None:
     model = _outline(record, paths)
     if record.factory:
         _check_outputs(model, record)
+    notes = []
     if record.checkpoint:
         checkpoint = paths.cache / record.checkpoint
-        _fit(model, read_state(checkpoint, lazily=True), checkpoint, record.name, assign=True)
+        how = _load(model, read_weights(checkpoint, lazily=True), checkpoint, record.name, assign=True)
+        notes += [f"model {record.name!r}: read from {checkpoint.name}: {how}"] if how else []
+    if without := _without_statistics(model):
+        notes.append(
+            f"model {record.name!r}: {without} of its batch norms keep no running statistics, so that its predictions depend "
+            "on which images are evaluated together; its results hold for one batch size only"
+        )
+    return notes
 
 
 def initialised(record: ModelRecord, paths: StudyPaths, *, seed: int) -> nn.Module:
@@ -86,35 +92,7 @@ def load_weights(model: nn.Module, checkpoint: Path, name: str) -> None:
     Raises:
         WeightsError: with the first few names that do not fit.
     """
-    _fit(model, read_state(checkpoint), checkpoint, name)
-
-
-def read_state(checkpoint: Path, *, lazily: bool = False) -> dict[str, torch.Tensor]:
-    """The state dict in a .safetensors, .pth, .pt or .bin file, without the wrapping of common training scripts.
-
-    Args:
-        checkpoint: the file.
-        lazily: leave the values in the file as far as its format lets us, for a look at names and shapes.
-
-    Raises:
-        WeightsError: no such file, not readable without running code, or no tensors in it.
-    """
-    if not checkpoint.is_file():
-        raise WeightsError(f"{checkpoint}: no such checkpoint; mend `checkpoint` in the study file")
-    try:
-        content = _read(checkpoint, lazily=lazily)
-    except WeightsError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{checkpoint}: holds pickled objects beside tensors, which could run code; save its state_dict() alone"
-        ) from error
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise WeightsError(f"{checkpoint}: not a readable checkpoint ({_first_line(error)}); fetch it again") from error
-    state = _unwrapped(content)
-    if not state:
-        raise WeightsError(f"{checkpoint}: no tensors in it; save a state_dict")
-    return state
+    _load(model, read_weights(checkpoint), checkpoint, name)
 
 
 def left_state(paths: StudyPaths, job: str) -> dict[str, torch.Tensor]:
@@ -176,7 +154,7 @@ def weights_digest(path: Path) -> str:
         stat = path.stat()
         return _digest_of(path, stat.st_mtime_ns, stat.st_size)
     except OSError as error:
-        raise WeightsError(f"{path}: no such checkpoint; mend `checkpoint` in the study file") from error
+        raise WeightsError(f"{path}: no such checkpoint; correct `checkpoint` in the study file") from error
 
 
 def with_features(model: nn.Module) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
@@ -221,11 +199,11 @@ def _timm_model(record: ModelRecord, *, pretrained: bool) -> nn.Module:
     except Exception as error:  # the hub, the network and the architecture raise many kinds
         if pretrained:
             raise WeightsError(
-                f"model {record.name!r}: weights of timm's {name!r} cannot be had ({_first_line(error)}); fetch them"
+                f"model {record.name!r}: weights of timm's {name!r} cannot be had ({first_line(error)}); fetch them"
                 " where there is a network, or give a local `checkpoint`"
             ) from error
         raise UnknownModelError(
-            f"model {record.name!r}: timm cannot build {name!r}: {_first_line(error)}; correct `timm` or `arguments`"
+            f"model {record.name!r}: timm cannot build {name!r}: {first_line(error)}; correct `timm` or `arguments`"
         ) from error
     classes = getattr(model, "num_classes", record.num_classes)
     if classes != record.num_classes:
@@ -247,7 +225,7 @@ def _factory_model(record: ModelRecord, paths: StudyPaths) -> nn.Module:
         except Exception as error:  # the user's code may raise anything
             hint = _hidden(module_name, paths.root) or "its module is looked for beside the study file too"
             raise UnknownModelError(
-                f"model {record.name!r}: factory {record.factory!r}: {type(error).__name__}: {_first_line(error)}; "
+                f"model {record.name!r}: factory {record.factory!r}: {type(error).__name__}: {first_line(error)}; "
                 f"correct `factory` or `arguments`; {hint}"
             ) from error
     if not isinstance(model, nn.Module):
@@ -316,88 +294,22 @@ def _outline(record: ModelRecord, paths: StudyPaths) -> nn.Module:
     return initialised(record, paths, seed=0)
 
 
-def _fit(
-    model: nn.Module, state: dict[str, torch.Tensor], checkpoint: Path, name: str, *, assign: bool = False
-) -> None:
+def _load(model: nn.Module, content: Mapping[Any, Any], checkpoint: Path, name: str, *, assign: bool = False) -> str:
+    """Load the state dict in a checkpoint that fits. Returns what was chosen in it, empty for a plain one."""
+    fitting = fitting_state(content, model.state_dict(), checkpoint, name)
     try:
-        model.load_state_dict(state, strict=True, assign=assign)
+        model.load_state_dict(fitting.state, strict=True, assign=assign)
     except (RuntimeError, KeyError, AttributeError) as error:
         raise WeightsError(
-            f"model {name!r}: {checkpoint} does not fit: {_misfit(model, state, error)}; correct `checkpoint`, `timm`, "
-            "`factory` or `num_classes`"
+            f"model {name!r}: {checkpoint} does not fit: {first_line(error)}; correct `checkpoint`, `timm`, `factory` or "
+            "`num_classes`"
         ) from error
+    return fitting.how
 
 
-def _read(checkpoint: Path, *, lazily: bool) -> Any:
-    if checkpoint.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(checkpoint)
-    archived = _is_archive(checkpoint)
-    if archived:
-        _require_plausible(checkpoint)
-    mapped = lazily and archived  # torch cannot map the format from before 1.6
-    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=mapped)
-
-
-def _is_archive(checkpoint: Path) -> bool:
-    """Whether torch would read it as a zip archive, by its first bytes; or zipfile, by its last."""
-    with checkpoint.open("rb") as stream:
-        return stream.read(4) == b"PK\x03\x04" or zipfile.is_zipfile(checkpoint)
-
-
-def _require_plausible(checkpoint: Path) -> None:
-    """Refuse an archive before its members fill the memory. torch.save stores them as they are, so that they fit into the
-    file; torch makes room for what the archive's directory says, and reads no more than that.
-
-    Raises:
-        WeightsError: they inflate to more than twice the file.
-        zipfile.BadZipFile: the directory is incomplete.
-    """
-    with zipfile.ZipFile(checkpoint) as archive:
-        inflated = sum(member.file_size for member in archive.infolist())
-    size = checkpoint.stat().st_size
-    if inflated > 2 * size + 2**20:
-        raise WeightsError(
-            f"{checkpoint}: a file of {size / 1e6:,.1f} MB whose members inflate to {inflated / 1e6:,.1f} MB, as torch.save "
-            "writes none; fetch it again, or save its state_dict() with torch.save"
-        )
-
-
-def _unwrapped(content: Any) -> dict[str, torch.Tensor]:
-    """The innermost mapping of names to tensors, names without the prefix that all of them share."""
-    if not isinstance(content, Mapping):
-        return {}
-    for nest in _NESTS:
-        if isinstance(content.get(nest), Mapping):
-            return _unwrapped(content[nest])
-    state = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
-
-
-def _misfit(model: nn.Module, state: dict[str, torch.Tensor], error: Exception) -> str:
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    foreign = [name for name in state if name not in own]
-    shapes = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
-    parts = [("missing", missing), ("unexpected", foreign), ("of another shape", shapes)]
-    told = [f"{len(names)} {what} ({_some(names)})" for what, names in parts if names]
-    return "; ".join(told) or _first_line(error)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _without_statistics(model: nn.Module) -> int:
+    """Number of batch norms that normalise with the batch also in eval mode."""
+    return sum(isinstance(module, _BatchNorm) and module.running_mean is None for module in model.modules())
 
 
 def _timm_with_features(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ import torch
 from kt_study.errors import WeightsError
 from kt_study.paths import StudyPaths
 from kt_study.records import ModelRecord
-from worker.models.build import initialised, read_state
+from worker.models.build import initialised
 
 _OF_THE_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 """What timm says of the architecture's own weights, which these are not."""
@@ -53,10 +53,11 @@ def write_config(record: ModelRecord, folder: Path, class_names: Sequence[str]) 
 
 def _check(record: ModelRecord, folder: Path) -> None:
     import timm
+    from safetensors.torch import load_file
     from timm.data.config import resolve_model_data_config
 
     resolve: Callable[..., dict[str, Any]] = resolve_model_data_config
-    kept = read_state(folder / "model.safetensors")
+    kept = load_file(folder / "model.safetensors")
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     loaded = model.state_dict()
     if differing := [name for name in {**kept, **loaded} if not _same(kept.get(name), loaded.get(name))]:

@@ -145,8 +145,10 @@ def prepare_data(
         return prepare_beton(dataset, split, paths, options=chosen, workers=workers, progress=move)
 
 
-def check_models(records: Iterable[ModelRecord], folder: Path, progress: Callable[[str, int], None]) -> None:
+def check_models(records: Iterable[ModelRecord], folder: Path, progress: Callable[[str, int], None]) -> list[str]:
     """Refuse the first of some models whose factory or local checkpoint no worker could build. Imports torch.
+
+    Returns notes on the models, see `worker.models.build.check_model`.
 
     Args:
         records: the models.
@@ -159,10 +161,12 @@ def check_models(records: Iterable[ModelRecord], folder: Path, progress: Callabl
     from kt_study.paths import StudyPaths
     from worker.models.build import check_model
 
+    notes = []
     with contextlib.redirect_stdout(sys.stderr):  # what factories print is no part of our answer
         for record in records:
-            check_model(record, StudyPaths(root=folder))
+            notes += check_model(record, StudyPaths(root=folder))
             progress(record.name, 1)
+    return notes
 
 
 def write_timm_config(record: ModelRecord, folder: Path, class_names: list[str]) -> None:

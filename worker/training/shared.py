@@ -17,7 +17,7 @@ from kt_study.hashing import job_digest
 from kt_study.objectives import shared_training
 from kt_study.records import TransferSpec, as_spec
 from worker.job.context import JobContext
-from worker.models.build import read_state
+from worker.models.build import left_state
 from worker.models.kept import keep_student
 from worker.training.result import TrainedStudent, this_machine, write_predictions
 
@@ -55,7 +55,7 @@ def shared_student(spec: TransferSpec, context: JobContext) -> TrainedStudent | 
     try:
         told = json.loads(context.paths.outcome(job).read_bytes())
         predictions = np.load(context.paths.predictions(job)).astype(np.int64)
-        state = {} if spec.settings.keep == "none" else read_state(context.paths.weights(job))
+        state = {} if spec.settings.keep == "none" else left_state(context.paths, job)
     except (OSError, ValueError, WeightsError):
         return None
     return TrainedStudent(state=state, predictions=predictions, **told)

@@ -108,7 +108,8 @@ def command(
             plan = _plan(here, preset_name, sources, wishes, dry_run=dry_run)
         else:
             plan = _recommended(here, recommendation, preset_name, sources, wishes)
-        check_own_models([*plan.models, *plan.others], plan.datasets[0], here.folder)
+        plan.notes += check_own_models([*plan.models, *plan.others], plan.datasets[0], here.folder)
+        plan.notes += [note for scanned in sources.contents.values() for note in scanned.notes]
         store = _store_if_any(here) if dry_run else here.store(create=True)
         said = _put_down(plan, sources, store, None if dry_run else _typed(preset_name, wishes, grid, recommendation))
     if store and preset_name is None and recommendation is None and wishes == PlanOptions():
@@ -142,6 +143,11 @@ def _put_down(plan: Plan, sources: Sources, store: JobStore | None, command: str
     done = {digest for digest, state in states.items() if state == JobState.DONE}
     counts = {str(state): list(states.values()).count(state) for state in JobState}
     said: dict[str, Any] = msgspec.to_builtins(plan_cost(plan, done=done)) | msgspec.to_builtins(written) | counts
+    said["data"] = [
+        {"dataset": scanned.dataset, **msgspec.to_builtins(split)}
+        for scanned in sources.contents.values()
+        for split in scanned.splits
+    ]
     return said
 
 
@@ -264,7 +270,7 @@ def _grid_axis(text: str) -> tuple[str, tuple[Any, ...]]:
 
 def _as_text(name: str, preset_name: str | None, cost: dict[str, Any], *, dry_run: bool) -> str:
     head = f"study {name}" if preset_name is None else f"study {name}, preset {preset_name}"
-    lines = [f"{head}: {counted(cost['models'], 'model')}", *_pair_lines(cost)]
+    lines = [f"{head}: {counted(cost['models'], 'model')}", *_data_lines(cost), *_pair_lines(cost)]
     lines.append("  jobs: " + ", ".join(f"{count:,} {kind}" for kind, count in cost["jobs"].items()))
     lines += _cost_lines(cost)
     lines += [f"  note: {printable(note)}" for note in cost["notes"]]
@@ -307,6 +313,17 @@ def _cost_lines(cost: dict[str, Any]) -> Iterator[str]:
 
 def _planned(cost: dict[str, Any]) -> int:
     return sum(cost["jobs"].values())
+
+
+def _data_lines(cost: dict[str, Any]) -> Iterator[str]:
+    """How many images each split has, over how many classes, and what was left out."""
+    for split in cost["data"]:
+        fewest, most = split["fewest"], split["most"]
+        per_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        classes = f", {counted(split['classes'], 'class', 'classes')} of {per_class}" if split["classes"] else ""
+        yield f"  {split['split']} of {printable(split['dataset'])}: {counted(split['images'], 'image')}{classes}"
+        for skipped in split["left_out"]:
+            yield f"    left out: {skipped['count']:,} {skipped['why']}, first {printable(skipped['first'])}"
 
 
 def _pair_lines(cost: dict[str, Any]) -> Iterator[str]:
