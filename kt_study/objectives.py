@@ -5,7 +5,7 @@ The losses themselves are in `worker.objectives`, one module each. Nothing here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -17,9 +17,10 @@ from kt_study.nearest import nearest
 from kt_study.records import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec
 from kt_study.settings import SETTINGS, Settings, named
 
-Partition = Literal["teacher", "frozen", "label", "max", "positive_flips", "negative_flips"]
-"""Source of the target of each sample: always the teacher; always the frozen student; the one with the higher probability
-of the label; the more confident one; the teacher on positive flips only; the frozen student on negative flips only."""
+Partition = Literal["teacher", "frozen", "none", "label", "max", "random", "positive_flips", "negative_flips"]
+"""Source of the target of each sample: always the teacher; always the frozen student; neither; the one with the higher
+probability of the label; the more confident one; as many from the teacher as by `label`, but drawn at random; the teacher on
+positive flips only; the frozen student on negative flips only."""
 
 
 class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +37,10 @@ class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     uses: frozenset[str]
     colour: str = ""  # in figures, a name of the report's palette; a free one where empty
     partition: Partition = "teacher"
+    controls: tuple[str, ...] = (
+        "labels",
+        "self_distillation",
+    )  # objectives that tell what is the teacher's in its gain
     contrastive: bool = False  # needs features, compares the samples of a batch with each other
     slow_weights: bool = False  # evaluates an average of the student's weights
     defaults: dict[str, Any] = {}  # settings whose default is another one than that of `Settings`
@@ -50,6 +55,7 @@ class ObjectiveFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 _KL = frozenset({"temperature", "top_k", "flips"})
 _MIXED = _KL | {"kl_weight"}
+_OF_A_PARTITION = ("labels", "self_distillation", "kl_dp_random", "kl_dp_oracle")
 
 # In the order of figures, tables and pages.
 _FACTS = (
@@ -90,6 +96,7 @@ _FACTS = (
         uses=_KL - {"flips"},
         colour="c1",
         partition="label",
+        controls=_OF_A_PARTITION,
         source="Sec. 4.4",
     ),
     ObjectiveFacts(
@@ -100,6 +107,7 @@ _FACTS = (
         uses=_KL - {"flips"},
         colour="c3",
         partition="max",
+        controls=_OF_A_PARTITION,
         source="Sec. 4.4",
     ),
     ObjectiveFacts(
@@ -148,7 +156,35 @@ _FACTS = (
         uses=_KL - {"flips"},
         colour="c10",
         partition="frozen",
+        controls=(),
         source="Sec. B.1",
+    ),
+    ObjectiveFacts(
+        name="labels",
+        label="labels",
+        meaning="cross-entropy with the labels, without a teacher; a control",
+        reads_labels=True,
+        uses=frozenset(),
+        partition="none",
+        controls=(),
+    ),
+    ObjectiveFacts(
+        name="kl_dp_random",
+        label="KL+DP random",
+        meaning="`kl_dp` with as many samples from the teacher, drawn at random; a control",
+        reads_labels=False,
+        uses=_KL - {"flips"},
+        partition="random",
+        controls=(),
+    ),
+    ObjectiveFacts(
+        name="kl_dp_oracle",
+        label="KL+DP oracle",
+        meaning="`kl_dp` with the teacher on positive flips only; a control",
+        reads_labels=False,
+        uses=_KL - {"flips"},
+        partition="positive_flips",
+        controls=(),
     ),
 )
 
@@ -204,6 +240,16 @@ def check(objective: str, settings: Settings) -> None:
         raise UsageError(f"objective {objective!r}: {clash}")
 
 
+def controls_of(objectives: Sequence[str]) -> list[str]:
+    """The controls that belong beside these objectives and are not among them. Raises UsageError where there are none."""
+    wanted = {control for objective in objectives for control in facts_of(objective).controls}
+    if not wanted:
+        raise UsageError(
+            f"{', '.join(objectives)}: no controls belong to this; add an objective with a teacher, such as kl_dp"
+        )
+    return [name for name in OBJECTIVES if name in wanted.difference(objectives)]
+
+
 def supports(objective: str, mode: str) -> bool:
     """Whether an objective knows a multi-teacher mode: parallel teachers need a data partition to choose among them."""
     return mode != "parallel" or facts_of(objective).partition in ("label", "max")
@@ -245,19 +291,19 @@ def partition_of(objective: str, settings: Settings) -> Partition:
 def label_use(objective: str, settings: Settings) -> str:
     """What in a transfer reads the labels of the training samples; empty where nothing does."""
     facts = facts_of(objective)
-    if partition_of(objective, settings) in ("label", "positive_flips", "negative_flips"):
+    if partition_of(objective, settings) in ("label", "random", "positive_flips", "negative_flips"):
         return "its data partition"
     return "its loss" if facts.reads_labels else ""
 
 
 def needs_frozen_student(objective: str, settings: Settings) -> bool:
     """Whether a transfer reads the frozen student's logits on the training views."""
-    return partition_of(objective, settings) != "teacher"
+    return partition_of(objective, settings) not in ("teacher", "none")
 
 
 def asks_teacher(objective: str, settings: Settings) -> bool:
     """Whether a teacher has a part in the training, and not only in what is measured of it."""
-    return partition_of(objective, settings) != "frozen"
+    return partition_of(objective, settings) not in ("frozen", "none")
 
 
 def shared_training(spec: TransferSpec) -> TransferSpec | None:

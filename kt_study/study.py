@@ -219,6 +219,20 @@ class TransferSection(Section, frozen=True, kw_only=True):
     objectives: Annotated[list[str], Meta(min_length=1, description="Transfer objectives.")] = field(
         default_factory=lambda: ["kl", "kl_dp"]
     )
+    seeds: (
+        Annotated[int, Meta(ge=1)]
+        | Annotated[
+            list[Annotated[int, Meta(ge=0)]],
+            Meta(
+                min_length=1,
+                description="Replicates of each transfer, or a list of seeds: other order, dropout and views.",
+            ),
+        ]
+    ) = 1
+    controls: Annotated[
+        bool,
+        Meta(description="Add the objectives that tell what the teacher adds: training on labels only, and others."),
+    ] = False
     loader: Annotated[Literal["auto", "torch", "ffcv"], Meta(description="Loader of training views.")] = "auto"
     multi_teacher: Annotated[
         list[Literal["sequential", "parallel", "soup"]],

@@ -45,21 +45,27 @@ def _summary(folder: Path) -> str:
         _complementary(results),
         f"database  {folder / 'kt-study.db'}",
         f"parquet   {folder / 'results'}",
-        f"images  {folder / 'report' / 'index.html'}",
+        f"report    {folder / 'report' / 'index.html'}",
     ]
     return "\n".join(parts)
 
 
 def _objectives(results: kt_study.Results) -> str:  # type: ignore[name-defined]  # noqa: F821
     transfers = results.transfers
-    lines = ["", f"{'objective':<22}{'transfers':>10}{'success':>10}{'mean delta':>12}{'best':>8}{'worst':>8}"]
+    by_pair = transfers.pivot_table(index=["student", "teacher"], columns="objective", values="delta_transf")
+    beyond = by_pair.sub(by_pair["labels"], axis=0).mean() if "labels" in by_pair else {}
+    head = f"{'objective':<22}{'transfers':>10}{'success':>10}{'mean delta':>12}{'beyond labels':>15}{'best':>8}{'worst':>8}"
+    lines = ["", head]
     for objective, rows in transfers.groupby("objective"):
         delta = rows["delta_transf"]
         lines.append(
             f"{objective:<22}{len(rows):>10}{100 * (delta > 0).mean():>8.1f} %{delta.mean():>+12.2f}"
+            f"{beyond.get(objective, float('nan')):>+15.2f}"
             f"{delta.max():>+8.2f}{delta.min():>+8.2f}"
         )
-    return "\n".join([*lines, "success: % of transfers that raised the student's accuracy; deltas in points"])
+    lines.append("success: % of transfers that raised the student's accuracy; deltas in points")
+    lines.append("beyond labels: mean difference to training the same student on the labels, without a teacher")
+    return "\n".join(lines)
 
 
 def _complementary(results: kt_study.Results, top: int = 5) -> str:  # type: ignore[name-defined]  # noqa: F821

@@ -10,6 +10,7 @@ streamed (tfds/, hfids/) are refused, since workers need random access to sample
 
 from __future__ import annotations
 
+import glob
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -108,13 +109,22 @@ def _places(section: DatasetSection, folder: Path) -> dict[str, SplitPlace]:
     root = str((folder / Path(section.path).expanduser()).resolve()) if section.path else ""
     prefix, _, name = section.source.partition("/")
     local = (folder / Path(name).expanduser()).resolve()
-    source = f"{prefix}/{local}" if prefix == "hfds" and name and local.is_dir() else section.source
+    source = section.source
+    if prefix == "hfds" and name and local.is_dir():
+        _require_plain(local)
+        source = f"{prefix}/{local}"
     _module(source)
     return {
         split: SplitPlace(source=source, root=root, split=named, arguments=section.arguments)
         for split, named in (("train", section.train), ("val", section.val))
         if named
     }
+
+
+def _require_plain(folder: Path) -> None:
+    """Refuse a folder that the package datasets, which reads its path as a pattern, would take for others. Raises DataError."""
+    if glob.glob(str(folder)) != [str(folder)]:  # noqa: PTH207 -- the path itself is the pattern
+        raise DataError(f"{folder}: the package datasets takes *, ? and [] in a path for a pattern; rename the folder")
 
 
 def _module(source: str) -> Source:

@@ -153,7 +153,13 @@ def _run(
 
 
 def _check_wishes(preset: Preset, wishes: PlanOptions) -> None:
-    for flag, given in (("--pairs", wishes.pairs is not None), ("--grid", bool(wishes.grid))):
+    asked = {
+        "--pairs": wishes.pairs is not None,
+        "--grid": bool(wishes.grid),
+        "--controls": wishes.controls,
+        "--seeds": wishes.seeds is not None,
+    }
+    for flag, given in asked.items():
         if given:
             raise UsageError(f"{flag} and --preset {preset.name}: a preset has its own pairs and settings; drop one")
 

@@ -25,6 +25,8 @@ class PlanOptions:
 
     pairs: int | None = None
     complementarity_pairs: int | str | None = None
+    controls: bool = False
+    seeds: int | list[int] | None = None
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from kt_study.errors import PairsError, UsageError
 from kt_study.hashing import hash64
 from kt_study.multi_teacher import order_teachers
-from kt_study.objectives import check, settings_for
+from kt_study.objectives import check, controls_of, facts_of, label_use, settings_for
 from kt_study.records import DatasetRecord, ModelRecord, TransferSpec
-from kt_study.settings import Settings
+from kt_study.settings import Settings, named
 from kt_study.study import DatasetSection, StudyFile, TransferSection, said_settings
 from orchestrator.planning.checks import check_can_transfer
 from orchestrator.planning.model_records import matching
@@ -45,19 +45,45 @@ class StudyTransfers:
             PairsError: more pairs than exist, or too few teachers for a set.
         """
         settings = {objective: self._settings(objective) for objective in self._study.transfer.objectives}
+        controls = {objective: self._settings(objective, controls=True) for objective in self._controls()}
         wanted = self._wanted()
         if wanted == 0:
             return []
         pairs = self._pairs(wanted)
         found = [
-            self._run(objective, student, [teacher], point)
-            for objective, points in settings.items()
+            self._run(objective, student, [teacher], point, seed)
+            for seed in self._seeds()
+            for objective, points in (settings | controls).items()
             for point in points
             for teacher, student in pairs
         ]
         for mode in self._study.transfer.multi_teacher:
             found += self._team_runs(mode, settings)
         return [self._kept_for_later(run) for run in dict.fromkeys(found)]
+
+    def _seeds(self) -> list[int]:
+        """Seeds of the replicates of each transfer. Pairs and subset are those of the study's own seed."""
+        given = self._study.transfer.seeds if self._wishes.seeds is None else self._wishes.seeds
+        first = self._study.study.seed
+        seeds = [first + number for number in range(given)] if isinstance(given, int) else given
+        if len(set(seeds)) < len(seeds):
+            raise UsageError(f"seeds {', '.join(map(str, seeds))}: a seed is named twice; each gives one replicate")
+        return seeds
+
+    def _controls(self) -> list[str]:
+        """The controls of the study's objectives, with one teacher; those that read labels only where there are some."""
+        section = self._study.transfer
+        if not (section.controls or self._wishes.controls):
+            return []
+        found = controls_of(section.objectives)
+        if self._dataset.has_labels("train"):
+            return found
+        left = [name for name in found if not label_use(name, Settings())]
+        self.notes.append(
+            f"controls that read labels are left out, since {self._dataset.name} has none in train: "
+            f"{', '.join(name for name in found if name not in left)}"
+        )
+        return left
 
     def _wanted(self) -> int | None:
         """How many pairs; None for the paper's 400, or all where there are fewer."""
@@ -79,16 +105,20 @@ class StudyTransfers:
         drawn = sample_transfer_pairs(students, teachers, n, seed=self._study.study.seed)
         return [(by_name[teacher], by_name[student]) for teacher, student in drawn]
 
-    def _settings(self, objective: str) -> list[Settings]:
-        """The objective's own settings, under the study file's words, under each point of the grid."""
+    def _settings(self, objective: str, *, controls: bool = False) -> list[Settings]:
+        """The objective's own settings, under the study file's, under each point of the grid. Controls drop what others use."""
         points: list[dict[str, Any]] = [{}]
         for name, values in self._wishes.grid.items():
             points = [{**point, name: value} for point in points for value in values]
         common = common_settings(self._study.transfer, self._study.dataset, self._dataset, self._sources)
-        return list(dict.fromkeys(settings_for(objective, {**common, **point}) for point in points))
+        given = [{**common, **point} for point in points]
+        if controls:
+            others = set(named("objective")) - facts_of(objective).uses
+            given = [{name: value for name, value in one.items() if name not in others} for one in given]
+        return list(dict.fromkeys(settings_for(objective, one) for one in given))
 
     def _run(
-        self, objective: str, student: ModelRecord, teachers: list[ModelRecord], settings: Settings
+        self, objective: str, student: ModelRecord, teachers: list[ModelRecord], settings: Settings, seed: int
     ) -> TransferSpec:
         return TransferSpec(
             dataset=self._dataset.key,
@@ -96,7 +126,7 @@ class StudyTransfers:
             teachers=tuple(teacher.key for teacher in teachers),
             objective=objective,
             settings=settings,
-            seed=self._study.study.seed,
+            seed=seed,
         )
 
     def _team_runs(self, mode: str, settings: dict[str, list[Settings]]) -> list[TransferSpec]:
@@ -112,7 +142,12 @@ class StudyTransfers:
             self.notes.append(f"sequential transfers are left out for now: {reason}")
             self._may_come_first = {(student.key, teacher.key) for student, team in self._teams() for teacher in team}
             return []
-        return [self._run(objective, student, team, point) for objective, point in points for student, team in teams]
+        return [
+            self._run(objective, student, team, point, seed)
+            for seed in self._seeds()
+            for objective, point in points
+            for student, team in teams
+        ]
 
     def _kept_for_later(self, run: TransferSpec) -> TransferSpec:
         """Whichever teacher will come first in a sequence, its single transfer is the first stage: it is kept."""

@@ -19,7 +19,7 @@ from tests.documentation.blocks import ROOT, commands, of, pages_for
 from tests.documentation.environment import copy_checkout, run
 from tests.require import require
 
-OBJECTIVES = ("kl", "kl_dp")
+OBJECTIVES = ("labels", "kl", "kl_dp")
 STAMP = ".installed"
 TIMEOUT_S = 1800
 
@@ -76,26 +76,40 @@ def test_make_demo_does_every_job_of_the_study(demo: Demo) -> None:
     with sqlite3.connect(demo.checkout / "runs/demo/kt-study.db") as database:
         assert database.execute("SELECT DISTINCT state FROM jobs").fetchall() == [("done",)]
     assert len(demo.rows("complementarity")) == 12 * 11
-    assert len(demo.rows("transfers")) == 48
+    assert len(demo.rows("transfers")) == 72
 
 
 def test_make_demo_ends_with_success_rate_and_mean_change_of_each_objective(demo: Demo) -> None:
     for objective in OBJECTIVES:
         deltas = [row["delta_transf"] for row in demo.rows("transfers") if row["objective"] == objective]
         success, mean = 100 * sum(delta > 0 for delta in deltas) / len(deltas), sum(deltas) / len(deltas)
-        line = re.search(rf"^{objective} +24 +(\S+) % +(\S+) ", demo.said, re.MULTILINE)
+        line = re.search(rf"^{objective} +24 +(\S+) % +(\S+) +(\S+) ", demo.said, re.MULTILINE)
         assert line, demo.said
         assert float(line[1]) == pytest.approx(success, abs=0.051)
         assert float(line[2]) == pytest.approx(mean, abs=0.0051)
+        labels = {(row["student"], row["teacher"]): row["delta_transf"] for row in demo.rows("transfers")
+                  if row["objective"] == "labels"}  # fmt: skip
+        beyond = [row["delta_transf"] - labels[row["student"], row["teacher"]] for row in demo.rows("transfers")
+                  if row["objective"] == objective]  # fmt: skip
+        assert float(line[3]) == pytest.approx(sum(beyond) / 24, abs=0.0051)
+
+
+def test_make_demo_trains_on_labels_once_per_student(demo: Demo) -> None:
+    rows = [row for row in demo.rows("transfers") if row["objective"] == "labels"]
+    students = {row["student"] for row in rows}
+    with sqlite3.connect(demo.checkout / "runs/demo/kt-study.db") as database:
+        (shared,) = database.execute("SELECT count(*) FROM jobs WHERE kind = 'shared'").fetchone()
+    assert shared == len(students) < len(rows)
+    assert len({(row["student"], row["acc_after"], row["seconds"]) for row in rows}) == len(students)
 
 
 def test_make_demo_names_what_it_wrote(demo: Demo) -> None:
-    named = dict(re.findall(r"^(database|parquet|images) +(\S+)$", demo.said, re.MULTILINE))
-    assert set(named) == {"database", "parquet", "images"}
+    named = dict(re.findall(r"^(database|parquet|report) +(\S+)$", demo.said, re.MULTILINE))
+    assert set(named) == {"database", "parquet", "report"}
     assert all(path.startswith("runs/demo/") for path in named.values())
     assert (demo.checkout / named["database"]).read_bytes().startswith(b"SQLite format 3")
     assert list((demo.checkout / named["parquet"]).rglob("*.parquet"))
-    page = demo.checkout / named["images"]
+    page = demo.checkout / named["report"]
     for figure in ("1a", "4a", "7"):
         assert f'id="digits-figure-{figure}"' in page.read_text(encoding="utf-8")
         assert (page.parent / f"figures/digits/figure-{figure}.png").read_bytes().startswith(b"\x89PNG")

@@ -21,7 +21,7 @@ from tests.databases import ask, url_of
 from tests.end_to_end.agreement import assert_pairs_agree
 from worker.models.build import build_model
 
-OBJECTIVES = ("kl", "kl_dp")
+OBJECTIVES = ("labels", "kl", "kl_dp")
 
 
 def test_planning_again_adds_nothing(digits: Path) -> None:
@@ -37,14 +37,14 @@ def test_status_counts_every_job_as_done(digits: Path) -> None:
     assert all(set(states) == {"done"} for states in seen["counts"].values())
     assert {"train", "logits", "complementarity", "transfer"} <= set(seen["counts"])
     assert seen["counts"]["complementarity"]["done"] == 132
-    assert seen["counts"]["transfer"]["done"] == 16
+    assert seen["counts"]["transfer"]["done"] == 24
     assert seen["failures"] == []
 
 
 def test_there_is_one_row_for_each_job(results: Any) -> None:
     assert len(results.complementarity) == 132
-    assert len(results.transfers) == 16
-    assert len(results.transfer_epochs) == 16 * 10
+    assert len(results.transfers) == 24
+    assert len(results.transfer_epochs) == 24 * 10
     assert set(results.transfers["objective"]) == set(OBJECTIVES)
 
 

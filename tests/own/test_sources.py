@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -118,6 +119,21 @@ def test_shards_may_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
             archive.addfile(member, io.BytesIO(content))
     record = prepared(tmp_path, source="wds/", path="shards", val="a.tar")
     assert pixels(opened(tmp_path, record, "val").image(0)) == pixels(_decoded(image(1)))
+
+
+@pytest.mark.parametrize("name", ["exp#1", "50%20off", "exp[1]", "what?"])
+def test_a_table_is_the_one_in_its_own_folder(tmp_path: Path, name: str) -> None:
+    """Not those beside it that the name fits as a pattern."""
+    for folder, val in ((name, 2), ("exp1", 3), ("whatX", 4)):
+        write_parquet(tmp_path / folder, train=1, val=val)
+    if name in ("exp#1", "50%20off"):
+        assert prepared(tmp_path, source=f"hfds/{name}", val="validation").splits == {"val": 2}
+        return
+    with pytest.raises(DataError, match=r"takes \*, \? and \[\] in a path for a pattern; rename the folder"):
+        prepared(tmp_path, source=f"hfds/{name}", val="validation")
+    shutil.rmtree(tmp_path / "whatX")
+    if name == "what?":  # nothing else fits now
+        assert prepared(tmp_path, source="hfds/what?", val="validation").splits == {"val": 2}
 
 
 def test_a_table_without_labels_says_so_or_does_without(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def bound(path: Path) -> None:
 
 def deep(path: Path) -> None:
     handle = os.open(path.parent, os.O_RDONLY)
-    for _ in range(1200):
+    for _ in range(110):
         os.mkdir("d", dir_fd=handle)
         inner = os.open("d", os.O_RDONLY, dir_fd=handle)
         os.close(handle)

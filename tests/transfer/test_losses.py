@@ -101,6 +101,10 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Array]]] 
     "kl_dp": ("kl_dp", {}, lambda x: kl(x["target"], x["logits"], 1.0)),
     "kl_dp_unsupervised": ("kl_dp_unsupervised", {}, lambda x: kl(x["target"], x["logits"], 1.0)),
     "self_distillation": ("self_distillation", {"temperature": 0.5}, lambda x: kl(x["target"], x["logits"], 0.5)),
+    "kl_dp_random": ("kl_dp_random", {"temperature": 2.0}, lambda x: kl(x["target"], x["logits"], 2.0)),
+    "kl_dp_oracle": ("kl_dp_oracle", {}, lambda x: kl(x["target"], x["logits"], 1.0)),
+    "labels": ("labels", {}, lambda x: xe(x["logits"], x["labels"])),
+    "labels authors": ("labels", {"reading": "authors"}, lambda x: xe(x["logits"], x["labels"])),
     "xe_kl": (
         "xe_kl",
         {"kl_weight": 0.3, "temperature": 2.0},

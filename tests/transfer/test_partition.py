@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt_study.errors import UsageError
+from kt_study.hashing import hash64
 from kt_study.objectives import OBJECTIVES, needs_frozen_student, partition_of
 from kt_study.settings import Settings
 from worker.objectives.partition import Columns, assign_sources
@@ -61,6 +62,29 @@ def test_flips(drawn) -> None:  # type: ignore[no-untyped-def]
             assert found[i] == to_teacher(teacher[i][2] == label, student[i][2] == label)
 
 
+@given(samples(teachers=1), st.integers(0, 2**32))
+def test_a_random_partition_gives_the_teacher_as_many_samples_as_the_labels_do(drawn, key: int) -> None:  # type: ignore[no-untyped-def]
+    labels, sources = drawn
+    frozen, teacher = (as_columns(rows) for rows in sources)
+    given = {"labels": np.array(labels), "frozen": frozen, "teachers": [teacher]}
+    found = assign_sources("random", key=key, **given)
+    assert set(found) <= {0, 1}
+    assert found.sum() == sum(t[0] > s[0] for s, t in zip(*sources, strict=True))
+    np.testing.assert_array_equal(found, assign_sources("random", key=key, **given))
+
+
+def test_a_random_partition_draws_every_sample_equally_often() -> None:
+    n, keys = 40, 2000
+    frozen = Columns(p_label=np.full(n, 0.5, np.float32), p_max=np.full(n, 0.5, np.float32), argmax=np.zeros(n, int))
+    p_label = np.where(np.arange(n) < 10, 0.9, 0.1).astype(np.float32)  # by the labels, always the first ten
+    teacher = Columns(p_label=p_label, p_max=p_label, argmax=np.zeros(n, int))
+    given = {"labels": np.zeros(n, int), "frozen": frozen, "teachers": [teacher]}
+    counts = np.sum([assign_sources("random", key=hash64("draw", key), **given) for key in range(keys)], axis=0)  # type: ignore[arg-type]
+    assert counts.sum() == 10 * keys
+    expected, sd = keys / 4, (keys * 0.25 * 0.75) ** 0.5
+    assert np.abs(counts - expected).max() < 4.5 * sd
+
+
 def test_rules_for_one_teacher_refuse_several() -> None:
     columns = as_columns([(0.5, 0.5, 0)])
     with pytest.raises(UsageError, match="takes one teacher, not 2"):
@@ -70,7 +94,7 @@ def test_rules_for_one_teacher_refuse_several() -> None:
 def test_which_rule_and_who_needs_the_frozen_student() -> None:
     rules = {name: partition_of(name, Settings()) for name in OBJECTIVES}
     assert {name for name in OBJECTIVES if needs_frozen_student(name, Settings())} == {
-        "kl_dp", "kl_dp_unsupervised", "self_distillation",
+        "kl_dp", "kl_dp_unsupervised", "self_distillation", "kl_dp_random", "kl_dp_oracle",
     }  # fmt: skip
     assert (rules["kl_dp"], rules["kl_dp_unsupervised"], rules["self_distillation"]) == ("label", "max", "frozen")
     assert needs_frozen_student("kl", Settings(flips="positive"))

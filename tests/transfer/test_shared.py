@@ -56,9 +56,9 @@ def row_of(study: Study, spec: TransferSpec) -> dict[str, Any]:
     return dict(row)
 
 
-def test_only_self_distillation_is_the_same_for_every_teacher(study: Study) -> None:
+def test_what_asks_no_teacher_is_the_same_for_every_teacher(study: Study) -> None:
     shared = [name for name in OBJECTIVES if shared_training(study.spec(name, "a")) is not None]
-    assert shared == ["self_distillation"]
+    assert shared == ["self_distillation", "labels"]
     spec = study.spec("self_distillation", "a")
     assert shared_training(spec) == shared_training(study.spec("self_distillation", "b"))
     assert shared_training(spec) != shared_training(study.spec("self_distillation", "a", lr=0.01))
@@ -74,6 +74,17 @@ def test_it_reads_no_pass_of_a_teacher_over_the_training_set(study: Study) -> No
     passes = needed_logits(shared, dataset=study.data, model=study.model)
     assert {(one.model, one.split) for one in passes} == {("key-s", "val"), ("key-s", "train")}
     assert all(isinstance(one, LogitsSpec) for one in passes)
+
+
+def test_training_on_labels_reads_no_pass_over_the_training_set(study: Study) -> None:
+    passes = needed_logits(study.spec("labels", "a"), dataset=study.data, model=study.model)
+    assert {(one.model, one.split) for one in passes} == {("key-s", "val"), ("key-a", "val")}
+
+
+def test_training_on_labels_gives_nothing_to_a_teacher(study: Study) -> None:
+    (row,) = study.run(study.spec("labels", "a"))["transfers"]
+    assert {row[name] for name in ("teacher_share", "dp_pos_to_teacher", "dp_neg_to_teacher")} == {None}
+    assert row["knowledge_gain"] - row["knowledge_loss"] == pytest.approx(row["delta_transf"])
 
 
 def test_each_transfers_rows_are_those_of_a_training_of_its_own(study: Study, trainings: list[str]) -> None:

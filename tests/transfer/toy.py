@@ -130,6 +130,8 @@ class World:
             tables = row_tables(everywhere, [[view] for view in features], CPU)
             return Feed(views=TensorViews(self.images), labels=self.labels, teacher_features=tables)
         rule = partition_of(objective, settings)
+        if rule == "none":
+            return Feed(views=TensorViews(self.images), labels=self.labels)
         sources = [
             assign_sources(rule, labels=labels, frozen=columns(f, labels), teachers=[columns(t, labels)])
             for f, t in zip(frozen, teacher, strict=True)

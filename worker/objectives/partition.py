@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt_study.errors import UsageError
+from kt_study.hashing import hash64_array
 from kt_study.objectives import Partition
 
 Sources = NDArray[np.uint8]
@@ -27,7 +28,7 @@ class Columns:
 
 
 def assign_sources(
-    rule: Partition, *, labels: NDArray[np.integer], frozen: Columns | None, teachers: Sequence[Columns]
+    rule: Partition, *, labels: NDArray[np.integer], frozen: Columns | None, teachers: Sequence[Columns], key: int = 0
 ) -> Sources:
     """Who teaches each sample.
 
@@ -35,6 +36,7 @@ def assign_sources(
     * label: argmax over [frozen student, t_1 .. t_K] of p[y], the first on ties; with one teacher p_t[y] > p_st[y],
       strictly.
     * max: the same with max p.
+    * random: as many samples to the teacher as by `label`, those with the lowest hash of `key` and their position.
     * positive_flips: the teacher where it is right and the frozen student wrong, else the frozen student.
     * negative_flips: the frozen student where it is right and the teacher wrong, else the teacher.
 
@@ -42,6 +44,7 @@ def assign_sources(
         labels: integers [n].
         frozen: columns of the frozen student; may be None under `teacher`, which does not ask it.
         teachers: columns of each teacher; nobody is asked under `frozen`.
+        key: of the draw under `random`.
 
     Returns:
         uint8 [n].
@@ -57,6 +60,8 @@ def assign_sources(
         return _most_confident(rule, frozen, teachers)
     if len(teachers) != 1:
         raise UsageError(f"the partition {rule!r} takes one teacher, not {len(teachers)}; use kl_dp for several")
+    if rule == "random":
+        return _drawn(int(np.count_nonzero(_most_confident("label", frozen, teachers))), len(labels), key)
     right, teacher_right = frozen.argmax == labels, teachers[0].argmax == labels
     to_teacher = {
         "teacher": np.ones(len(labels), dtype=bool),
@@ -64,6 +69,12 @@ def assign_sources(
         "negative_flips": ~(right & ~teacher_right),
     }[rule]
     return np.asarray(to_teacher, dtype=np.uint8)
+
+
+def _drawn(count: int, n: int, key: int) -> Sources:
+    sources = np.zeros(n, dtype=np.uint8)
+    sources[np.argsort(hash64_array(key, np.arange(n)), kind="stable")[:count]] = 1
+    return sources
 
 
 def _most_confident(rule: Partition, frozen: Columns, teachers: Sequence[Columns]) -> Sources:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kt_study.datasets import list_split
 from kt_study.errors import DataError
+from kt_study.hashing import hash64
 from kt_study.multi_teacher import previous_stage, transferred_record
 from kt_study.objectives import facts_of, partition_of, transfer_logits
 from kt_study.records import DatasetRecord, LogitsSpec, ModelRecord, TransferSpec
@@ -54,6 +55,7 @@ class OpenedTransfer:
             labels=self.val_labels,
             frozen=columns_of(self.start_val),
             teachers=[columns_of(entry) for entry in asked],
+            key=self._key("val"),
         )
 
     def best_teacher(self) -> int:
@@ -66,7 +68,12 @@ class OpenedTransfer:
             labels=self.train_labels,
             frozen=columns_of(self.start_train[view]) if self.start_train else None,
             teachers=[columns_of(teacher[view]) for teacher in self.teachers_train],
+            key=self._key("train"),
         )
+
+    def _key(self, split: str) -> int:
+        """Of a random partition: another one for each pair, the same in every view."""
+        return hash64("random partition", split, self.spec.seed, self.spec.student, *self.spec.teachers)
 
 
 def open_transfer(spec: TransferSpec, context: JobContext) -> OpenedTransfer:

@@ -104,9 +104,9 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _partition_shares(opened: OpenedTransfer) -> dict[str, Any]:
-    """What the partition gives to the teacher; empty for contrastive objectives and soups, which partition nothing."""
+    """What the partition gives to the teacher; empty for those that partition nothing: contrastive ones, labels, soups."""
     names = ("dp_pos_to_teacher", "dp_neg_to_teacher", "teacher_share")
-    if facts_of(opened.spec.objective).contrastive or opened.spec.settings.multi_teacher == "soup":
+    if facts_of(opened.spec.objective).contrastive or not opened.views:
         return dict.fromkeys(names)
     taught = 100.0 * float(np.mean([np.mean(sources != 0) for sources in opened.train_sources()]))
     if not opened.dataset.has_labels("val"):

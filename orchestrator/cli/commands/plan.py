@@ -50,6 +50,12 @@ _NO_AXES = (*named("teachers"), "keep")
 @click.option(
     "--complementarity-pairs", metavar="N|all", help="Number of ordered pairs to compare, or all of them in one file."
 )
+@click.option(
+    "--seeds", metavar="N|S1,S2", help="Replicates of each transfer, or their seeds: other order, dropout and views."
+)
+@click.option(
+    "--controls", is_flag=True, help="Add the controls of each objective: labels only, a random partition, ..."
+)
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="Grid search over every combination of these values.")
 @click.option(
     "--from-recommendation",
@@ -70,6 +76,8 @@ def command(
     preset_name: str | None,
     pairs: int | None,
     complementarity_pairs: str | None,
+    seeds: str | None,
+    controls: bool,
     grid: tuple[str, ...],
     recommendation: Path | None,
     adopt: bool,
@@ -83,6 +91,8 @@ def command(
       kt-study plan                                 # 466 complementarity pairs and 400 transfer pairs per objective
       kt-study plan --pairs 40 --complementarity-pairs all
       kt-study plan --grid lr=1e-3,1e-4 --grid temperature=0.1,1,10
+      kt-study plan --seeds 3                       # each transfer three times
+      kt-study plan --controls                      # and what tells the teacher's part in a gain from training as such
       kt-study plan --dry-run                       # jobs by kind, models, forwards, cache bytes, GPU-hours
       kt-study plan --preset paper-10pct --dry-run  # the paper's own sizes; needs no study file
       kt-study plan --from-recommendation           # the teachers that kt-study recommend found
@@ -95,7 +105,11 @@ def command(
     from orchestrator.planning.model_records import check_own_models
 
     wishes = PlanOptions(
-        pairs=pairs, complementarity_pairs=_pairs_or_all(complementarity_pairs), grid=dict(map(_grid_axis, grid))
+        pairs=pairs,
+        complementarity_pairs=_pairs_or_all(complementarity_pairs),
+        controls=controls,
+        seeds=_number_or_list(seeds),
+        grid=dict(map(_grid_axis, grid)),
     )
     with suppress(StudyFileError):  # a preset needs no study file to be looked at
         parse_url(here.database_url)  # a slip in it is said before the work of planning
@@ -126,8 +140,13 @@ def _typed(preset_name: str | None, wishes: PlanOptions, grid: tuple[str, ...], 
         "--from-recommendation": recommendation,
     }
     given = [(flag, str(value)) for flag, value in options.items() if value is not None]
+    if isinstance(wishes.seeds, list):
+        given.append(("--seeds", ",".join(map(str, wishes.seeds))))
+    elif wishes.seeds is not None:
+        given.append(("--seeds", str(wishes.seeds)))
     given += [("--grid", axis) for axis in grid]
-    return shlex.join(["kt-study", "plan", *itertools.chain.from_iterable(given)])
+    flags = ["--controls"] if wishes.controls else []
+    return shlex.join(["kt-study", "plan", *itertools.chain.from_iterable(given), *flags])
 
 
 def _put_down(plan: Plan, sources: Sources, store: JobStore | None, command: str | None) -> dict[str, Any]:
@@ -192,6 +211,8 @@ def _recommended(
         "--preset": preset_name,
         "--pairs": wishes.pairs,
         "--complementarity-pairs": wishes.complementarity_pairs,
+        "--controls": wishes.controls or None,
+        "--seeds": wishes.seeds,
         "--grid": wishes.grid or None,
     }
     for flag in (flag for flag, value in given.items() if value is not None):
@@ -248,6 +269,16 @@ def _pairs_or_all(text: str | None) -> int | str | None:
     if not text.isdigit():
         raise UsageError(f"--complementarity-pairs {text}: give a whole number or all")
     return int(text)
+
+
+def _number_or_list(text: str | None) -> int | list[int] | None:
+    """`3` as a number of replicates, `0,7` as their seeds."""
+    if text is None:
+        return None
+    parts = text.rstrip(",").split(",")
+    if not all(part.strip().isdigit() for part in parts) or text.strip() == "0":
+        raise UsageError(f"--seeds {text}: give a number from 1, or seeds as in 0,7,9")
+    return [int(part) for part in parts] if "," in text else int(text)
 
 
 def _grid_axis(text: str) -> tuple[str, tuple[Any, ...]]:
