@@ -55,7 +55,7 @@ class User:
         may, and no more: root runs the command once before, in a copy of the first folder, so that Python has by then
         imported what only root may read."""
         done = subprocess.run(
-            [sys.executable, "-c", _IN_EACH, str(self.uid), str(self.gid), *map(str, folders), "--", *arguments],
+            [sys.executable, "-P", "-c", _IN_EACH, str(self.uid), str(self.gid), *map(str, folders), "--", *arguments],
             capture_output=True,
             text=True,
             timeout=300,

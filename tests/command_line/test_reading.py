@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ def folder() -> Iterator[Path]:
         synthetic.fill(store, synthetic.make_world(models=3, n=100, classes=4), study="tiny")
         store._database.close()
         assert User(0, gid=0).kt_study(made, "collect").returncode == 0
+        with contextlib.closing(sqlite3.connect(made / "kt-study.db")) as last:
+            last.execute("SELECT count(*) FROM jobs")  # whose end takes SQLite's log away, as that of a worker does
+        assert not (made / "kt-study.db-wal").exists()
         for path in (made / "kt-study.db", made / "study.toml", *made.rglob("*")):
             ALICE.owns(path)
         yield made
