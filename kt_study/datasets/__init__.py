@@ -100,7 +100,7 @@ def _require_usable(found: Found) -> None:
         if any("\ud800" <= sign <= "\udfff" for sign in name):
             raise DataError(f"in the data set, {not_utf8(name)}")
     for split, listing in found.listings.items():
-        where = found.location.get(split) or found.location.get("path", "")
+        where = next((found.location[key] for key in ("root", "source", split, "path") if found.location.get(key)), "")
         if not listing.names:
             raise DataError(f"{where}: no samples in {split}; correct [dataset] in the study file")
         if empty := [name for name, size in zip(listing.names, listing.sizes.tolist(), strict=True) if size == 0]:
