@@ -72,7 +72,7 @@ class Sources:
             ((_, names), samples) = list_split(found, "val", scratch), found.splits["val"]
             raise DataError(
                 f"data set {found.name!r} has one class, {names[0]!r}, with {samples:,} samples in val: nothing can be told "
-                "apart; correct the folders in [dataset], which hold one folder for each class"
+                "apart; correct [dataset] (an image folder has one folder for each class)"
             )
         return found
 
