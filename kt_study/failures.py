@@ -61,7 +61,7 @@ def unusable(error: BaseException) -> str:
         before, after = error.object[: error.start], error.object[error.start :]
         return not_utf8(re.split(r"[\"'\n\x1f]", before)[-1] + re.split(r"[\"'\n\x1f]", after)[0])
     if isinstance(error, RuntimeError) and str(error).startswith(_PATHLIB):  # which is how Python 3.11 and 3.12 say it
-        return f"{error}; correct the path, or remove the link"
+        return f"{str(error).rstrip('.')}; correct the path, or remove the link"
     if not isinstance(error, OSError) or error.errno is None:
         return ""
     if not isinstance(error.filename, str | bytes | os.PathLike):
