@@ -36,12 +36,12 @@ from typing import Any
 import psycopg
 
 from benchmarks.harness import read_result, versions, write_result
-from kt_study.database import connect_postgresql, connect_sqlite, parse_url, sqlalchemy_url
+from kt_study.database import connect_postgresql, connect_sqlite, parse_url
 from kt_study.hashing import job_digest
 from kt_study.pilots import LaunchFiles
 from kt_study.records import PlannedJob
 from kt_study.store import JobStore, Planned, open_store
-from orchestrator.cli.status import look
+from orchestrator.cli.status import summary
 from orchestrator.cluster import postgres_server
 
 BOUNDS = {
@@ -136,7 +136,7 @@ def fill_optuna(url: str) -> None:
 
 
 def _for_sqlalchemy(url: str) -> str:
-    return sqlalchemy_url(parse_url(url)).render_as_string(hide_password=False)
+    return parse_url(url).url.replace("postgresql://", "postgresql+psycopg://")
 
 
 def _patience(url: str) -> dict[str, Any]:
@@ -366,7 +366,7 @@ def _plan(url: str, number: int, answers: Any) -> None:
     plan_jobs(store, number, needs_every=100)
     marks.append(time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
-        look(store, "bench", LaunchFiles(root=Path(folder)))
+        summary(store, "bench", LaunchFiles(root=Path(folder)))
     marks.append(time.perf_counter())
     seconds, again_s, status_s = (later - earlier for earlier, later in itertools.pairwise(marks))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -38,13 +38,13 @@ log = logging.getLogger("kt-study.notify")
 Event = Literal["finished", "failure"]
 
 TRIES = 2
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 """Seconds that a webhook or a command may take."""
 _REDIRECTED = "it answered with a redirect"
 
 
 class Channels(Record, frozen=True, kw_only=True):
-    """Where messages go, and which; in `LaunchFiles.channels`, mode 0600."""
+    """Where messages are sent, and which; stored in `LaunchFiles.channels`, mode 0600."""
 
     webhook: str = ""
     command: str = ""
@@ -52,7 +52,7 @@ class Channels(Record, frozen=True, kw_only=True):
 
 
 class Message(Record, frozen=True, kw_only=True):
-    """What a webhook gets as JSON. `text` is for people; a command gets it on standard input."""
+    """The JSON that a webhook receives. A command receives only `text`, on standard input."""
 
     event: Event
     study: str
@@ -62,22 +62,24 @@ class Message(Record, frozen=True, kw_only=True):
 
 
 def channels_of(section: NotifySection, folder: Path) -> Channels | None:
-    """Where the messages of a study go; None when the study file asks for none.
+    """Where the messages of a study are sent; None if the study file configures none.
 
     Raises:
-        StudyFileError: a webhook file that cannot be read, or an address that is not http or https; it is not repeated.
+        StudyFileError: a webhook file that cannot be read, or an address that is not http or https. The address is secret.
         UntrustedFile: another account can write the webhook file.
     """
     webhook = os.environ.get("KT_STUDY_WEBHOOK") or section.webhook or _read(section.webhook_file, folder)
     if webhook and not is_web_address(webhook):
-        raise StudyFileError("[notify] the webhook is no https:// address; correct it in the study file or its file")
+        raise StudyFileError(
+            "[notify] the webhook is not an https:// address; correct it in the study file or its file"
+        )
     if not webhook and not section.command:
         return None
     return Channels(webhook=webhook, command=section.command, on=tuple(section.on))
 
 
-def arm(files: LaunchFiles, study: str, channels: Channels | None, workload: Workload) -> None:
-    """Before workers start: leave the channels where they find them, and forget events that a new run may bring again.
+def prepare(files: LaunchFiles, study: str, channels: Channels | None, workload: Workload) -> None:
+    """Before workers start: write the channels for them, and delete the markers of events that a new run may bring again.
 
     Raises:
         DiskError: the study folder cannot be written.
@@ -89,15 +91,15 @@ def arm(files: LaunchFiles, study: str, channels: Channels | None, workload: Wor
     _require_own_command(channels.command, files.root)
     write_private(files.channels(study), msgspec.json.encode(channels), below=files.root)
     if workload.ready_now or workload.ready_later:
-        files.told(study, "finished").unlink(missing_ok=True)
+        files.sent(study, "finished").unlink(missing_ok=True)
     if not workload.failed:
-        files.told(study, "failure").unlink(missing_ok=True)
+        files.sent(study, "failure").unlink(missing_ok=True)
 
 
-def look(store: JobStore, study: str, files: LaunchFiles) -> None:
-    """Send all messages that are due and not sent yet. Raises nothing: a message must not harm the study.
+def send_due(store: JobStore, study: str, files: LaunchFiles) -> None:
+    """Send all messages that are due and not sent yet, unless the study is another account's.
 
-    Nothing is sent for another account's study.
+    Raises nothing: a failed message must not harm the study.
     """
     try:
         if files.channels(study).stat().st_uid != os.geteuid():
@@ -110,23 +112,23 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> None:
         log.warning("no message is sent: %s", error)
         return
     try:
-        _tell(store, study, channels, files)
+        _send_due(store, study, channels, files)
     except (OSError, DatabaseError, DiskError, UntrustedFile) as error:
         log.warning("no message could be sent: %s", error)
 
 
-def _tell(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -> None:
+def _send_due(store: JobStore, study: str, channels: Channels, files: LaunchFiles) -> None:
     workload = store.workload(study)
     failures = store.failures(study) if workload.failed else []
     for event in events(workload):
         if event in channels.on and _claim(files, study, event):
             outcome = deliver(channels, message(event, study, workload, failures), files.root)
             with contextlib.suppress(DiskError, UntrustedFile):
-                write_private(files.told(study, event), f"{outcome}\n".encode(), below=files.root)
+                write_private(files.sent(study, event), f"{outcome}\n".encode(), below=files.root)
 
 
 def events(workload: Workload) -> list[Event]:
-    """What a study's workload amounts to."""
+    """The events that a study's workload shows."""
     found: list[Event] = ["failure"] if workload.failed else []
     if workload.done + workload.failed and not (workload.running or workload.ready_now or workload.ready_later):
         found.append("finished")
@@ -139,43 +141,41 @@ def message(event: Event, study: str, workload: Workload, failures: list[Failure
     counts = {name: count for name, count in msgspec.to_builtins(workload).items() if count and name != "next_s"}
     lines = [f"kt-study: study {study} {head[event]}", ", ".join(f"{n} {name}" for name, n in counts.items())]
     lines += [f"{group.count} x {group.error}: {group.message}" for group in failures[:5]]
-    lines += ["kt-study status says more; kt-study retry tries failed jobs again"] if failures else []
-    told = [
+    lines += ["kt-study status shows more; kt-study retry tries failed jobs again"] if failures else []
+    groups = [
         {"group": group.group, "error": group.error, "message": group.message, "count": group.count}
         for group in failures
     ]
-    return Message(event=event, study=study, text="\n".join(lines), workload=counts, failures=told)
+    return Message(event=event, study=study, text="\n".join(lines), workload=counts, failures=groups)
 
 
 def deliver(channels: Channels, message: Message, folder: Path) -> str:
-    """Send one message to every channel. Returns "sent", or what went wrong, without addresses."""
-    troubles = []
-    if channels.webhook and (trouble := _patiently(lambda: _post(channels.webhook, message))):
-        troubles.append(f"webhook: {trouble}")
-    if channels.command and (trouble := _patiently(lambda: _run(channels.command, message, folder))):
-        troubles.append(f"command: {trouble}")
-    for trouble in troubles:
-        log.warning("message %r was not sent: %s", message.event, trouble)
-    return "; ".join(troubles) or "sent"
+    """Send one message to every channel. Returns "sent", or the errors, without addresses."""
+    errors = []
+    if channels.webhook and (error := _retried(lambda: _post(channels.webhook, message))):
+        errors.append(f"webhook: {error}")
+    if channels.command and (error := _retried(lambda: _run(channels.command, message, folder))):
+        errors.append(f"command: {error}")
+    for error in errors:
+        log.warning("message %r was not sent: %s", message.event, error)
+    return "; ".join(errors) or "sent"
 
 
-def _patiently(send: Callable[[], str]) -> str:
-    trouble = ""
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(1.0)
-        if not (trouble := send()) or trouble.startswith(_REDIRECTED):
-            break
-    return trouble
+def _retried(send: Callable[[], str]) -> str:
+    for _ in range(TRIES - 1):
+        if not (error := send()) or error.startswith(_REDIRECTED):
+            return error
+        time.sleep(1.0)
+    return send()
 
 
 def _post(url: str, message: Message) -> str:
-    """Why a webhook did not take the message; errors of urllib may carry the address, so only their kind is told."""
+    """Returns the error, "" for none. Errors of urllib may contain the address, so only their class is reported."""
     from urllib.error import HTTPError
     from urllib.request import HTTPRedirectHandler, Request, build_opener
 
     class NoRedirects(HTTPRedirectHandler):
-        """urllib would go on with a GET, which brings the other address a call without the message."""
+        """urllib would send a GET without the message to the other address."""
 
         def redirect_request(self, *_: object) -> None:
             return None
@@ -183,11 +183,11 @@ def _post(url: str, message: Message) -> str:
     body = json.dumps({**msgspec.to_builtins(message), "content": message.text}).encode()
     try:
         request = Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")
-        with build_opener(NoRedirects).open(request, timeout=PATIENCE_S):
+        with build_opener(NoRedirects).open(request, timeout=TIMEOUT_S):
             return ""
     except HTTPError as error:
         if 300 <= error.code < 400:
-            return f"{_REDIRECTED} ({error.code}), which is not followed; give the address that it redirects to"
+            return f"{_REDIRECTED} ({error.code}), which is not followed; use the address that it redirects to"
         return f"it answered {error.code}"
     except Exception as error:
         return f"it could not be reached ({type(error).__name__})"
@@ -202,7 +202,7 @@ def _run(command: str, message: Message, folder: Path) -> str:
             text=True,
             cwd=folder,
             env=environment,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=False,
@@ -221,7 +221,7 @@ def _require_own_command(command: str, folder: Path) -> None:
     try:
         named = [folder / word for word in shlex.split(command)]
     except ValueError:
-        return  # it cannot be run either, which is reported when it is tried
+        return  # running it reports the error
     for file in named:
         if file.is_relative_to(folder) and file.is_file():
             require_own(file, folder)
@@ -229,7 +229,7 @@ def _require_own_command(command: str, folder: Path) -> None:
 
 def _claim(files: LaunchFiles, study: str, event: Event) -> bool:
     """Whether this process is the first to see the event."""
-    marker = files.told(study, event)
+    marker = files.sent(study, event)
     private_folder(marker.parent, below=files.root)
     try:
         os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -245,5 +245,5 @@ def _read(name: str, folder: Path) -> str:
         return read_own(folder / Path(name).expanduser(), folder).decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise StudyFileError(
-            f"[notify] webhook_file = {name!r} cannot be read; it holds the address, one line"
+            f"[notify] webhook_file = {name!r} cannot be read; it must contain the address in one line"
         ) from error

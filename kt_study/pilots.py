@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from msgspec import field
+
 from kt_study.errors import DatabaseError, UntrustedFile
 from kt_study.paths import StudyPaths
 from kt_study.records import Record
@@ -20,20 +22,20 @@ class ProbeExit(IntEnum):
     NO_PYTHON = 82  # the virtual environment is not there, or kt-study is not in it
     NO_DATABASE = 83
     NO_GPU = 84
-    LOST_GPU = 85  # it answered at first
-    UNTRUSTED = 86  # another account may have written what a pilot runs or trusts
+    LOST_GPU = 85  # after it had worked
+    UNTRUSTED = 86  # another account may have written a file that a pilot runs or trusts
 
 
 LEASE_S = 60.0
-"""Seconds without a heartbeat before a job is requeued, unless a launch says otherwise."""
+"""Default lease: seconds without a heartbeat before a job is requeued."""
 
 HOLD_BAD_NODE_S = 20
-"""Seconds that a pilot stays after a failed check: otherwise its node would use up a whole array."""
+"""Seconds that a pilot waits after a failed check: otherwise its node would use up a whole array."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchFiles:
-    """Files of the study folder that launches and pilots share, beside those of `StudyPaths`. All are private."""
+    """Files of the study folder that launches and pilots share, in addition to those of `StudyPaths`. All are private."""
 
     root: Path
 
@@ -64,7 +66,7 @@ class LaunchFiles:
 
     @property
     def launches(self) -> Path:
-        """One record for each launch on Slurm."""
+        """One record per launch on Slurm."""
         return self.folder / "launches"
 
     @property
@@ -73,11 +75,11 @@ class LaunchFiles:
         return self.folder / "slurm.json"
 
     def channels(self, study: str) -> Path:
-        """Where messages about a study go."""
+        """The channels of messages about a study."""
         return self.folder / "notify" / f"{study}.json"
 
-    def told(self, study: str, event: str) -> Path:
-        """Marks that the message about an event of a study was sent, or is being sent."""
+    def sent(self, study: str, event: str) -> Path:
+        """Marks that the message about an event of a study was or is being sent; contains the outcome."""
         return self.folder / "notify" / f"{study}.{event}"
 
     def launch(self, token: str) -> Path:
@@ -85,20 +87,20 @@ class LaunchFiles:
         return self.launches / f"{token}.json"
 
     def probe(self, token: str, slurm_job: str) -> Path:
-        """What a pilot found on its node in its first minute."""
+        """The result of a pilot's check of its node."""
         return self.folder / "probes" / token / f"{slurm_job}.json"
 
 
 class Probe(Record, frozen=True, kw_only=True):
-    """Result of a pilot's check of its node: `trouble` is empty, or one line."""
+    """Result of a pilot's check of its node: `error` is empty, or one line."""
 
     node: str
     slurm_job: str
-    trouble: str = ""
+    error: str = field(name="trouble", default="")
 
 
 class PilotOptions(Record, frozen=True, kw_only=True):
-    """How one pilot works. Travels in submitit's pickle, so it holds no password: `database` is a URL without one."""
+    """The options of one pilot. They are in submitit's pickle, so `database` is a URL without a password."""
 
     root: str  # the study folder, shared by all nodes
     database: str = ""  # empty: in the file `LaunchFiles.database`
@@ -106,20 +108,18 @@ class PilotOptions(Record, frozen=True, kw_only=True):
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # torch threads; 0 for the cores this process may use
     lease_s: float = LEASE_S
-    idle_s: float = 600.0  # how long to wait for work that others must finish first
-    grace_s: float = 20.0  # from the first signal to the last word to the database
-    margin_s: float = 60.0  # time left to the allocation in which no job is claimed
-    linger_s: float = 120.0  # under Slurm, how long a stopped pilot waits to be killed, so that it is requeued
+    idle_s: float = 600.0  # how long to wait for jobs that need unfinished ones
+    grace_s: float = 20.0  # from the first signal to the last write to the database
+    margin_s: float = 60.0  # before the end of the allocation, in which no job is claimed
+    linger_s: float = 120.0  # on Slurm, how long a stopped pilot waits to be killed and so requeued
     eval_batch_size: int = 64
     loader_workers: int | None = None  # processes that read images; None: on a GPU all threads but one, else none
     checkpoint_every_s: float = 300.0
     cuda_graphs: bool = False  # replay compiled students as CUDA graphs
-    gpus: int = 0  # GPUs that each allocation has; its pilots share them evenly
+    gpus: int = 0  # of the allocation; its pilots share them evenly
     token: str = ""  # names the launch in Slurm's job list
     umask: int | None = None  # for files that the study makes; what is in `logs` is private before it is set
-    after_stop: str = (
-        ""  # the last `kt-study stop` before the launch, as `last_stop` gives it; a later one ends the pilot
-    )
+    after_stop: str = ""  # token of the last `kt-study stop` before the launch; a later one ends the pilot
 
     @property
     def paths(self) -> StudyPaths:
@@ -132,10 +132,10 @@ class PilotOptions(Record, frozen=True, kw_only=True):
         return LaunchFiles(root=Path(self.root))
 
     def database_url(self) -> str:
-        """Where the job table is.
+        """The URL of the job database.
 
         Raises:
-            DatabaseError: the file that says so cannot be read.
+            DatabaseError: its file cannot be read.
             UntrustedFile: another account may have written it.
         """
         if self.database:
@@ -149,7 +149,7 @@ class PilotOptions(Record, frozen=True, kw_only=True):
 
 
 def alive_within_s(*leases_s: float) -> float:
-    """Seconds since its last heartbeat for which a worker counts as alive: two leases, of the longest ones given."""
+    """Seconds since its last heartbeat for which a worker counts as alive: twice the longest lease."""
     return 2 * max(leases_s, default=LEASE_S)
 
 
@@ -162,7 +162,7 @@ def leave_if_untrusted(study: str, *folders: str) -> None:
             for path in (folder, *folder.glob("*.pkl")):
                 require_own(path, Path(study))
     except FileNotFoundError:
-        return  # a pickle that has just got its last name; a missing folder is found by others
+        return  # a pickle is being renamed; other checks find a missing folder
     except UntrustedFile as error:
         print(f"kt-study: {error}", flush=True)
         raise SystemExit(int(ProbeExit.UNTRUSTED)) from None

@@ -6,5 +6,5 @@ import re
 
 
 def records(text: str) -> list[dict[str, str]]:
-    """A dictionary per line. Of a name that comes twice the first counts: comments, which anybody writes, come last."""
+    """A dictionary per line. If a name occurs twice the first counts: comments, which are free text, come last."""
     return [dict(reversed(re.findall(r"(\w+)=(\S*)", line))) for line in text.splitlines() if "=" in line]

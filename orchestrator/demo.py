@@ -1,4 +1,4 @@
-"""`make demo`: a study of the embedded digits zoo, with the commands a user would type, and a table at the end."""
+"""`make demo`: a study of the embedded digits zoo with the user's commands, and a table at the end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kt_study.errors import EnvironmentUnusable, KtStudyError
 
 
 def main(folder: Path) -> None:
-    """Run the whole study in `folder`, which may hold an earlier, unfinished run: it resumes from there.
+    """Run the whole study in `folder`, or resume an unfinished run there.
 
     Raises:
-        EnvironmentUnusable: a command failed; it has said why.
+        EnvironmentUnusable: a command failed; its message says why.
     """
     began = time.monotonic()
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)

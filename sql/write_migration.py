@@ -17,7 +17,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.operations import ops
 
-from kt_study.database import migrate, migrations_folder, newest_revision, parse_url, sqlalchemy_url
+from kt_study.database import migrate, migrations_folder, newest_revision, parse_url, sqlalchemy_engine
 from kt_study.schema import TRANSFERS
 from kt_study.settings import SETTINGS
 
@@ -32,7 +32,7 @@ def write_migration(name: str) -> list[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         address = parse_url(f"sqlite:///{scratch}/newest.db")
         migrate(address)
-        engine = config.attributes["engine"] = sa.create_engine(sqlalchemy_url(address), poolclass=sa.NullPool)
+        engine = config.attributes["engine"] = sqlalchemy_engine(address)
         made = command.revision(
             config,
             message=f"{name.replace('_', ' ').capitalize()}.",

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from kt_study.database import connect_postgresql, parse_url, place, sqlalchemy_url
+from kt_study.database import connect_postgresql, parse_url, place, sqlalchemy_engine
 from tests.postgres import Server, postgres_server
 
 __all__ = ["Databases", "ask", "databases", "postgres_server", "url_of"]
@@ -83,7 +83,7 @@ class Databases:
 def _move_rows(file: Path, url: str) -> None:
     """Copy the rows of every table of a SQLite file into the tables of that name, which are empty, of a server."""
     tables = sa.MetaData()
-    source, target = sa.create_engine(f"sqlite:///{file}"), sa.create_engine(sqlalchemy_url(parse_url(url)))
+    source, target = sa.create_engine(f"sqlite:///{file}"), sqlalchemy_engine(parse_url(url))
     tables.reflect(target)
     known = sa.inspect(source)
     with source.connect() as reading, target.begin() as writing:

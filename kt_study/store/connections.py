@@ -24,10 +24,10 @@ from kt_study.database import (
     may_write,
     mismatch,
     read_only,
-    require_local_disk,
     unreachable,
 )
 from kt_study.errors import SchemaMismatch
+from kt_study.file_systems import require_local_disk
 
 T = TypeVar("T")
 

@@ -42,14 +42,14 @@ COMMANDS = {
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-"""Why a disk takes nothing: full, over quota, broken."""
+"""A full disk, an exceeded quota, a broken disk."""
 
 
 class LazyGroup(click.Group):
     """Lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Names in the order of a study's life."""
+        """Names in the order in which a study uses them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
@@ -94,7 +94,7 @@ def kt_study_command() -> None:
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 some jobs failed, 2 wrong usage or input, 3 environment not usable."""
-    if logging.lastResort:  # warnings of modules that workers use too
+    if logging.lastResort:  # for warnings of modules that workers use too
         logging.lastResort.setFormatter(OneLine("%(message)s"))
     colour = False if os.environ.get("NO_COLOR") else None  # None: on a terminal only
     try:
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def _give_up_writing(error: OSError) -> NoReturn:
-    """One line, if even that can be written, and exit code 3. Python itself would try standard output again."""
+    """Print one line, if possible, and exit with 3. Python would try standard output again at exit."""
     with contextlib.suppress(OSError):
         click.echo(
             f"kt-study: {printable(str(error.filename or 'the output'))} cannot be written: {error.strerror}", err=True

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def presets(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
-    """Names of the paper's lists."""
+    """Names of the presets."""
     from orchestrator.planning.presets import presets
 
     return [name for name in presets() if name.startswith(incomplete)]
@@ -36,7 +36,7 @@ def objectives(ctx: click.Context, parameter: click.Parameter, incomplete: str) 
 
 
 def models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
-    """Names of the models in the job database; without those that exist only to be trained, or between two stages."""
+    """Names of the models in the job database, except untrained starts and intermediate stages."""
     from kt_study.multi_teacher import TRANSFERRED
     from kt_study.training import UNTRAINED
 
@@ -53,18 +53,18 @@ def kinds(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> li
 
 
 def error_groups(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
-    """Causes from which jobs of the study failed."""
+    """Error groups of the study's failed jobs."""
     return _from_database(ctx, incomplete, lambda store, study: store.error_groups(study))
 
 
 def _from_database(ctx: click.Context, incomplete: str, ask: Callable[[JobStore, str], Iterable[str]]) -> list[str]:
-    """What the job database knows; nothing without one: a shell that completes has no place for errors."""
+    """Values from the job database; none if it cannot be opened, since completion cannot show errors."""
     from kt_study.errors import KtStudyError
 
     given = ctx.params
-    here = StudyContext(study_path=given.get("study_path") or Path("study.toml"), db_flag=given.get("db_flag"))
+    context = StudyContext(study_path=given.get("study_path") or Path("study.toml"), db_flag=given.get("db_flag"))
     try:
-        found = sorted(ask(here.store(), here.name))
+        found = sorted(ask(context.store(), context.name))
     except KtStudyError:
         return []
     return [word for word in found if word.startswith(incomplete)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command --study, --db and the options that choose jobs; hand it `here` and a `selection`."""
+    """Add --study, --db and the options that select jobs; pass `context` and a `selection`."""
 
     @with_study_context
     @click.option(
@@ -50,7 +50,7 @@ def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(command)
     def wrapped(
-        here: StudyContext,
+        context: StudyContext,
         kind: str | None,
         job_ids: tuple[int, ...],
         teacher: str,
@@ -58,7 +58,7 @@ def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
         error_group: str | None,
         **kwargs: Any,
     ) -> Any:
-        store, study = here.store(), here.name
+        store, study = context.store(), context.name
         if kind is not None:
             _check_kind(store, study, kind)
         _check_numbers(store, study, job_ids)
@@ -71,31 +71,31 @@ def with_selection(command: Callable[..., Any]) -> Callable[..., Any]:
             pair=(teacher, student) if (teacher, student) != ("*", "*") else None,
             error_group=_whole_group(store, study, error_group) if error_group is not None else None,
         )
-        return command(here, selection, **kwargs)
+        return command(context, selection, **kwargs)
 
     return wrapped
 
 
-def told(store: JobStore, selection: Selection, count: int, done: str) -> str:
-    """`2 jobs cancelled`, and where it was none, how the selected ones stand."""
+def outcome_line(store: JobStore, selection: Selection, count: int, done: str) -> str:
+    """`2 jobs cancelled`; if it was none, also the states of the selected jobs."""
     line = f"{counted(count, 'job')} {done}"
     if count:
         return line
-    there = ", ".join(f"{number:,} {state}" for state, number in store.tally(selection).items())
-    return f"{line}; those selected: {there or 'none'}"
+    states = ", ".join(f"{number:,} {state}" for state, number in store.tally(selection).items())
+    return f"{line}; selected jobs: {states or 'none'}"
 
 
 def _check_kind(store: JobStore, study: str, kind: str) -> None:
-    there = {kind for kind, _ in store.counts(study)}
-    if there and kind not in there:
-        hint = nearest(kind, there)
-        raise UsageError(f"--kind {kind}: study {study!r} has no such jobs{hint} (it has {', '.join(sorted(there))})")
+    kinds = {kind for kind, _ in store.counts(study)}
+    if kinds and kind not in kinds:
+        hint = nearest(kind, kinds)
+        raise UsageError(f"--kind {kind}: study {study!r} has no such jobs{hint} (it has {', '.join(sorted(kinds))})")
 
 
 def _check_numbers(store: JobStore, study: str, numbers: tuple[int, ...]) -> None:
-    there = {job.id for job in store.jobs(Selection(study=study, job_ids=numbers), limit=len(numbers))}
+    existing = {job.id for job in store.jobs(Selection(study=study, job_ids=numbers), limit=len(numbers))}
     for number in numbers:
-        if number not in there:
+        if number not in existing:
             raise UsageError(
                 f"--job {number}: study {study!r} has no such job; `kt-study query 'SELECT id, kind, state FROM jobs'` "
                 "lists them"
@@ -110,12 +110,12 @@ def _check_glob(store: JobStore, study: str, role: str, glob: str) -> None:
 
 
 def _whole_group(store: JobStore, study: str, start: str) -> str:
-    """The group of causes that begins so; `status` shows eight digits of each."""
+    """The error group with this beginning; `status` shows its first digits."""
     groups = store.error_groups(study)
     found = [group for group in groups if group.startswith(start)]
     if start in groups or len(found) == 1:
         return start if start in groups else found[0]
     if found:
-        raise UsageError(f"--error {start}: that may be {', '.join(found)}; give more of it")
-    there = ", ".join(group[:GROUP_SHOWN] for group in groups) or "none"
-    raise UsageError(f"--error {start}: no job of study {study!r} failed from such a cause (there are: {there})")
+        raise UsageError(f"--error {start}: that may be {', '.join(found)}; give more digits")
+    known = ", ".join(group[:GROUP_SHOWN] for group in groups) or "none"
+    raise UsageError(f"--error {start}: no job of study {study!r} failed with such a cause (there are: {known})")

@@ -1,4 +1,4 @@
-"""status: a summary of the job table, computed once and shown in three ways (text, JSON, one job)."""
+"""status: a summary of the job table, as text or JSON, and the details of one job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kt_study.records import JobState
 from kt_study.store import JobRow, Selection
 from orchestrator.cluster import slurm_status
 from orchestrator.cluster.launch import records
-from orchestrator.cluster.slurm_status import SlurmPart
+from orchestrator.cluster.slurm_status import SlurmStatus
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.spans import span
 from orchestrator.terminal.tint import tint
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _RATE_WINDOW_S = 600.0
 
 
-def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
-    """Everything `kt-study status` shows of a study, as JSON-ready builtins. Times are in seconds.
+def summary(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
+    """Everything that `kt-study status` shows of a study, as JSON-ready builtins. Times are in seconds.
 
     Raises:
         UsageError: the database has no such study.
@@ -38,7 +38,9 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
     if not counts:
         raise UsageError(f"study {study!r} has no jobs in this database; kt-study plan adds them")
     pace = store.pace(study, window_s=_RATE_WINDOW_S)
-    slurm = slurm_status.slurm_part(files, store, study, eta_s=pace.eta_s)  # first: it takes ended workers off the list
+    slurm = slurm_status.slurm_status_of(
+        files, store, study, eta_s=pace.eta_s
+    )  # first: it ends workers that Slurm ended
     leases_s = [record.lease_s for record in records.launches(files, study)]
     workers = store.workers(alive_within_s=alive_within_s(*leases_s))
     if not workers:
@@ -59,47 +61,49 @@ def look(store: JobStore, study: str, files: LaunchFiles) -> dict[str, Any]:
     }
 
 
-def is_over(seen: dict[str, Any]) -> bool:
-    """Whether nothing is left that could run."""
-    workload = seen["workload"]
+def is_over(summary: dict[str, Any]) -> bool:
+    """Whether no job is left that can run."""
+    workload = summary["workload"]
     return not (workload["running"] or workload["ready_now"] or workload["ready_later"])
 
 
-def as_text(seen: dict[str, Any]) -> str:
-    """A page for a person."""
+def as_text(summary: dict[str, Any]) -> str:
+    """The output of `kt-study status`."""
     head = [
-        f"study {printable(seen['study'])}",
-        printable(f"  folder {seen['folder'] or '?'}, database {seen['database']}"),
+        f"study {printable(summary['study'])}",
+        printable(f"  folder {summary['folder'] or '?'}, database {summary['database']}"),
     ]
-    return "\n".join([*head, *_table(seen["counts"]), *details(seen)])
+    return "\n".join([*head, *_table(summary["counts"]), *details(summary)])
 
 
-def details(seen: dict[str, Any]) -> list[str]:
-    """What the page says below the counts."""
+def details(summary: dict[str, Any]) -> list[str]:
+    """The lines below the counts."""
     lines = []
-    if seen["jobs_per_s"]:
-        eta = f", about {span(seen['eta_s'])} left" if seen["eta_s"] else ""
-        lines.append(f"\n{60 * seen['jobs_per_s']:.1f} jobs a minute{eta}, {counted(len(seen['workers']), 'worker')}")
-    if seen["slurm"]:
-        lines += map(printable, slurm_status.lines(msgspec.convert(seen["slurm"], SlurmPart)))
-    if seen["running"]:
+    if summary["jobs_per_s"]:
+        eta = f", about {span(summary['eta_s'])} left" if summary["eta_s"] else ""
+        lines.append(
+            f"\n{60 * summary['jobs_per_s']:.1f} jobs per minute{eta}, {counted(len(summary['workers']), 'worker')}"
+        )
+    if summary["slurm"]:
+        lines += map(printable, slurm_status.lines(msgspec.convert(summary["slurm"], SlurmStatus)))
+    if summary["running"]:
         lines.append("\nrunning")
-        lines += [f"  {printable(_running_line(job))}" for job in seen["running"]]
-    if seen["failures"]:
+        lines += [f"  {printable(_running_line(job))}" for job in summary["running"]]
+    if summary["failures"]:
         lines.append("\nfailed, by cause")
-        for group in seen["failures"]:
+        for group in summary["failures"]:
             jobs = ", ".join(map(str, group["job_ids"]))
             cause = tint(f"{group['count']:>5} x {printable(group['error'])}", "failed")
             name = group["group"][:GROUP_SHOWN]
             lines.append(f"  {name}  {cause}: {printable(group['message'])}")
             lines.append(f"            jobs {jobs}; kt-study retry --error {name}")
-    if seen["workload"]["blocked"] and is_over(seen):
-        lines.append("\nblocked jobs wait for failed ones; kt-study status --why N says which")
+    if summary["workload"]["blocked"] and is_over(summary):
+        lines.append("\nblocked jobs wait for failed ones; kt-study status --why N names them")
     return lines
 
 
 def describe_job(job: JobRow, *, as_json: bool) -> str:
-    """One job: what it is, its state and why, its attempts."""
+    """The details of one job: kind, state, reason, specification, attempts."""
     if as_json:
         return json.dumps(msgspec.to_builtins(job))
     lines = [
@@ -119,13 +123,13 @@ def describe_job(job: JobRow, *, as_json: bool) -> str:
 
 
 def log_of(job: JobRow) -> str:
-    """The log of the worker that had the job last.
+    """The log of the last worker that ran the job.
 
     Raises:
-        UsageError: the job has no attempt yet, or the log is not readable from here.
+        UsageError: the job has no attempt yet, or the log cannot be read here.
     """
     if not job.attempts:
-        raise UsageError(f"job {job.id} has not been tried yet: {job.why}")
+        raise UsageError(f"job {job.id} has not been run yet: {job.why}")
     last = job.attempts[-1]
     try:
         text = Path(last.log).read_text(encoding="utf-8", errors="replace")

@@ -30,7 +30,7 @@ from kt_study.parquet import MODELS, PARQUET_TABLES, arrow_schema, parquet_colum
 from kt_study.training import UNTRAINED
 from orchestrator.results.rows import Mark, Source, Study, read_studies, sources
 from orchestrator.results.streaming import Reader, reading
-from orchestrator.terminal.outage import waited_for
+from orchestrator.terminal.outage import through_outages
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,7 +102,7 @@ def collect(
     with reading(store_url) as reader:
         _require_ours(out, _choose(read_studies(reader), study))  # before anything is made under `out`
     with _locked(out):
-        return waited_for(lambda: _collect(store_url, out, study, folder or out.absolute().parent, progress))
+        return through_outages(lambda: _collect(store_url, out, study, folder or out.absolute().parent, progress))
 
 
 def _collect(store_url: str, out: Path, study: str | None, folder: Path, progress: Progress | None) -> Collected:

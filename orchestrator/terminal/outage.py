@@ -13,22 +13,24 @@ from orchestrator.terminal.spans import span
 
 T = TypeVar("T")
 
-TRY_AGAIN_S = 5.0
+RETRY_EVERY_S = 5.0
 PATIENCE_S = 5.0
-"""How long the calls of a store retry by themselves, before the user is told that the database is away."""
+"""How long the store retries before the outage is reported to the user."""
 
 
-def waited_for(step: Callable[[], T], say: Callable[[str], None] = lambda line: click.echo(line, err=True)) -> T:
-    """Do a step; where the database is away do it again, from its start, until the database has answered.
+def through_outages(
+    step: Callable[[], T], report: Callable[[str], None] = lambda line: click.echo(line, err=True)
+) -> T:
+    """Run `step`; while the database is down, run it again from its start.
 
-    Only for what has reached its database before: one that cannot be opened at all may be a slip in its URL.
+    Only for a database that was reached before: one that cannot be opened at all may have a wrong URL.
 
     Args:
-        step: harms nothing when it is done again after it failed anywhere in its middle.
-        say: called when the database goes away, and when it is back.
+        step: may be repeated after it has failed at any point.
+        report: called when the database goes away, and when it is back.
 
     Raises:
-        NothingPlanned, SchemaMismatch: it answers, and waiting does not help.
+        NothingPlanned, SchemaMismatch: the database answers, and waiting does not help.
     """
     asked = time.time()
     try:
@@ -36,16 +38,16 @@ def waited_for(step: Callable[[], T], say: Callable[[str], None] = lambda line: 
     except (NothingPlanned, SchemaMismatch):
         raise
     except DatabaseError as error:
-        say(
+        report(
             f"the database has been away since {time.strftime('%H:%M:%S', time.localtime(asked))}: {error}; waiting for it"
         )
     while True:
-        time.sleep(TRY_AGAIN_S)
+        time.sleep(RETRY_EVERY_S)
         try:
             result = step()
         except (NothingPlanned, SchemaMismatch):
             raise
         except DatabaseError:
             continue
-        say(f"the database is back after {span(time.time() - asked)}")
+        report(f"the database is back after {span(time.time() - asked)}")
         return result

@@ -12,12 +12,12 @@ import click
 LINE_EVERY_S = 10.0
 
 Advance = Callable[[str, int], None]
-"""Called with what was just done, and how much of it."""
+"""Called with the part that was just done (may be empty), and its count."""
 
 
 @contextmanager
 def shown(what: str, unit: str, total: int | None = None) -> Iterator[Advance]:
-    """Show how far `what` has come, counted in `unit`, of `total` if that is known; nothing stays on the terminal."""
+    """Show the progress of `what` in `unit`s, of `total` if known; the bar is removed at the end."""
     with _bar(what, unit, total) if sys.stderr.isatty() else _lines(what, unit, total) as advance:
         yield advance
 
@@ -45,6 +45,6 @@ def _lines(what: str, unit: str, total: int | None) -> Iterator[Advance]:
         done += count
         if time.monotonic() - last >= LINE_EVERY_S:
             last = time.monotonic()
-            click.echo(f"{what}: {done:,}{of} {unit}, {part}", err=True)
+            click.echo(f"{what}: {done:,}{of} {unit}{part and f', {part}'}", err=True)
 
     yield advance

@@ -30,7 +30,7 @@ STUDY_FILE = Path("study.toml")
 
 @dataclass(frozen=True, kw_only=True)
 class StudyContext:
-    """What `--study` and `--db` amount to."""
+    """The study that `--study` and `--db` name."""
 
     study_path: Path
     db_flag: str | None
@@ -64,11 +64,11 @@ class StudyContext:
         """
         given = self.db_flag or os.environ.get("KT_STUDY_DB")
         if not given and (url := self.study.study.database) and not parse_url(url).is_sqlite:
-            require_own(self.study_path, self.folder)  # it says whom the password is sent to
+            require_own(self.study_path, self.folder)  # it decides where the password is sent
         return given or self.study.study.database or sqlite_url(self.paths.database)
 
     def require_own(self) -> None:
-        """Refuse a study that others may write, before anything of it is run. Raises UntrustedFile."""
+        """Refuse a study that others can write, before any of its code runs. Raises UntrustedFile."""
         require_own(self.study_path, self.folder)
         require_own_study(self.folder, *files_of(parse_url(self.database_url)))
 
@@ -110,25 +110,25 @@ class StudyContext:
         """The job store.
 
         Args:
-            create: make the tables where there are none.
-            waits: its calls will be made through `orchestrator.terminal.outage.waited_for`, and leave the patience to that.
+            create: create missing tables.
+            waits: its calls are made with `orchestrator.terminal.outage.through_outages`, which waits in their place.
 
         Raises:
-            DatabaseError: it cannot be opened. A SQLite file that is there is waited for with `waits`, since its URL is no
-                slip; also when there is no database yet and `create` is false.
+            DatabaseError: it cannot be opened, or does not exist and `create` is false. With `waits`, an existing SQLite
+                file that cannot be opened is waited for.
         """
         from kt_study.store import open_store
-        from orchestrator.terminal.outage import PATIENCE_S, waited_for
+        from orchestrator.terminal.outage import PATIENCE_S, through_outages
 
         if not waits:
             return open_store(self.database_url, create=create)
         address = parse_url(self.database_url)
         opened = functools.partial(open_store, self.database_url, create=create, patience_s=PATIENCE_S)
-        return waited_for(opened) if address.is_sqlite and Path(address.path).exists() else opened()
+        return through_outages(opened) if address.is_sqlite and Path(address.path).exists() else opened()
 
 
 def with_study_context(command: Command) -> Command:
-    """Give a command --study and --db, and hand it a `StudyContext` as its first argument `here`."""
+    """Add --study and --db to a command, and pass it a `StudyContext` as its first argument, `context`."""
 
     @click.option(
         "--study",

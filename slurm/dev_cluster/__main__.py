@@ -5,8 +5,8 @@
     slurm/dev-cluster down [DAEMON...]  stop it, or only the daemons named (up starts them again)
 
 Three nodes (node1 to node3; 4 CPUs, 8 GiB and 2 fake GPUs each), the partitions gpu, low and high, slurmdbd on a
-MariaDB of its own. Everything is under one directory: --dir, else KT_STUDY_DEV_CLUSTER, else in the user's state.
-Exit codes: 0 done, 1 it failed, 2 wrong usage, 3 the machine cannot have one, or (status) something is down.
+separate MariaDB. All files are in one directory: --dir, else KT_STUDY_DEV_CLUSTER, else in the user's state folder.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the machine cannot run one, or (status) something is down.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from report import print_status, status
 from start import up
 from stop import down
 
-# The "-core" packages bring the same MariaDB without a service that starts by itself.
+# The "-core" packages contain MariaDB without a service that starts automatically.
 PACKAGES = ("slurmctld", "slurmd", "slurmdbd", "slurm-client", "munge", "mariadb-server-core", "mariadb-client-core")
 PROGRAMS = {
     "slurmctld": "slurmctld",
@@ -62,7 +62,7 @@ def check_machine(cluster: Cluster) -> None:
 
 
 def claim(cluster: Cluster) -> None:
-    """Mark the directory as ours; one that holds anything else is left alone."""
+    """Mark the directory as ours. Raises MachineError if it has other content."""
     marker, conf = cluster.root / "kt-study-dev-cluster", cluster.slurm_conf
     ours = marker.exists() or (conf.is_file() and f"ClusterName={CLUSTER}\n" in conf.read_text(errors="replace"))
     if not ours and cluster.root.exists() and (not cluster.root.is_dir() or any(cluster.root.iterdir())):
@@ -73,7 +73,7 @@ def claim(cluster: Cluster) -> None:
 
 @contextmanager
 def only_one(cluster: Cluster) -> Iterator[None]:
-    """Two `up` at once: the second waits, and finds it up."""
+    """Of two `up` at once, the second waits and finds the cluster up."""
     claim(cluster)
     with (cluster.root / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""The parts of the development cluster, and the names of its files."""
+"""The development cluster: its daemons, files and commands."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class ClusterError(Exception):
 
 
 class MachineError(ClusterError):
-    """This machine cannot have a development cluster as it is."""
+    """This machine cannot run a development cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Names every file of one development cluster."""
+    """One development cluster, by its directory."""
 
     root: Path
 
@@ -49,7 +49,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For daemons and commands: nothing of the caller's."""
+        """The environment of daemons and commands, without the caller's."""
         return {
             "PATH": PATH,
             "HOME": str(self.root),
@@ -65,7 +65,7 @@ class Cluster:
         return self.root / "run" / f"{daemon}.json"
 
     def process(self, daemon: str) -> Process | None:
-        """The daemon, where it is alive and the one that we started."""
+        """The daemon's process, if it is alive and we started it."""
         try:
             process = Process(**json.loads(self.record(daemon).read_text()))
         except FileNotFoundError:
@@ -76,7 +76,7 @@ class Cluster:
         return subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
 
     def query(self, *argv: str) -> list[str]:
-        """Lines that a command prints; none where it fails."""
+        """The lines that a command prints; none if it fails."""
         done = self.call(*argv)
         return done.stdout.splitlines() if done.returncode == 0 else []
 
@@ -88,7 +88,7 @@ class Cluster:
 
 
 def write(path: Path, text: str) -> None:
-    """Aside and renamed, readable by its owner only: slurmdbd.conf and the munge key must be."""
+    """Write atomically, readable by the owner only, as slurmdbd.conf and the munge key must be."""
     aside = path.with_name(f"{path.name}.new")
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)

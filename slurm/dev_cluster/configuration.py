@@ -17,7 +17,7 @@ FIRST_PORT, LAST_PORT = 16820, 32000  # below the kernel's ephemeral range, whic
 
 
 def configure(cluster: Cluster) -> None:
-    """Write every file that the daemons need. Ports are chosen again, as nothing of ours runs."""
+    """Write every file that the daemons need. No daemon runs, so new ports are chosen."""
     for folder in ("etc", "run", "log", "spool/slurmctld", *(f"spool/{node}" for node in NODES)):
         (cluster.root / folder).mkdir(parents=True, exist_ok=True)
     ports = free_ports(cluster, 2 + len(NODES))
@@ -59,7 +59,7 @@ def link(path: Path, target: Path) -> None:
 
 
 def create_database(cluster: Cluster, user: str) -> None:
-    """Made aside and renamed, so that a half-made one is never taken for one."""
+    """Create the database in another folder and rename it, so that an incomplete one is never used."""
     aside = cluster.root / "mariadb.new"
     shutil.rmtree(aside, ignore_errors=True)
     cluster.demand(

@@ -14,7 +14,7 @@ STOP_TIMEOUT_S = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A daemon that we started: its pid means nothing without the moment at which it began."""
+    """A daemon that we started. Its pid may be reused, so its start time is part of its identity."""
 
     pid: int
     started: str
@@ -25,7 +25,7 @@ class Process:
 
 
 def started_at(pid: int) -> str | None:
-    """Boot and clock tick at which the process began (proc(5): /proc/PID/stat); None where it is gone or a zombie."""
+    """Boot and clock tick at which the process started (proc(5): /proc/PID/stat); None if it has ended or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -35,7 +35,7 @@ def started_at(pid: int) -> str | None:
 
 
 def end(processes: list[Process], patience_s: float = STOP_TIMEOUT_S) -> None:
-    """SIGTERM to all of them, SIGKILL to those that stay; a pid that now belongs to another process is left alone."""
+    """SIGTERM to all of them, then SIGKILL to those still alive; a reused pid gets no signal."""
     for step in (signal.SIGTERM, signal.SIGKILL):
         for process in (process for process in processes if process.alive):
             with suppress(ProcessLookupError):

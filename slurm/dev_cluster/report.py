@@ -33,7 +33,7 @@ VERSION_COMMANDS = {
 
 
 def status(cluster: Cluster) -> dict[str, Any]:
-    """All that `status --json` prints; a daemon that does not run has no pid."""
+    """The content of `status --json`; a daemon that does not run has no pid."""
     processes = {daemon: cluster.process(daemon) for daemon in DAEMONS}
     serving = processes["slurmctld"] is not None
     nodes = records(cluster.query("scontrol", "-o", "show", "node"), NODE_FIELDS) if serving else []
@@ -51,13 +51,13 @@ def status(cluster: Cluster) -> dict[str, Any]:
 
 
 def versions(cluster: Cluster) -> dict[str, str]:
-    """What the programs say of themselves; those that are not installed are left out."""
+    """The versions of the installed programs."""
     installed = {name: argv for name, argv in VERSION_COMMANDS.items() if shutil.which(argv[0], path=PATH)}
     return {name: " ".join(cluster.query(*argv)) for name, argv in installed.items()}
 
 
 def records(lines: list[str], fields: dict[str, str]) -> list[dict[str, str]]:
-    """The fields wanted, under our names, of what `scontrol -o` prints: one thing a line, as words KEY=VALUE."""
+    """These fields of the output of `scontrol -o`, which has one object per line as KEY=VALUE, under our names."""
     found = []
     for line in lines:
         values = dict(word.split("=", 1) for word in line.split() if "=" in word)

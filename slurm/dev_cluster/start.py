@@ -18,7 +18,7 @@ START_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Daemon:
-    """How a daemon is started, in the foreground so that its pid is known; `probe` succeeds once it serves."""
+    """How a daemon is started, in the foreground so that its pid is known; `probe` succeeds once it responds."""
 
     name: str
     argv: tuple[str, ...]
@@ -26,14 +26,14 @@ class Daemon:
 
 
 def up(cluster: Cluster) -> list[str]:
-    """Start what does not run and wait until all of it serves; the names of the daemons started."""
+    """Start the daemons that do not run and wait until all respond. Returns the names of those started."""
     missing = [daemon for daemon in DAEMONS if not cluster.process(daemon)]
     if len(missing) == len(DAEMONS):
         configure(cluster)
     for stage in stages(cluster):
         processes = [cluster.process(daemon.name) or launch(cluster, daemon) for daemon in stage]
         for daemon, process in zip(stage, processes, strict=True):
-            wait_until_it_serves(cluster, daemon, process)
+            wait_until_ready(cluster, daemon, process)
             if daemon.name == "slurmdbd":
                 fill_accounting(cluster)
     wait_for_nodes(cluster)
@@ -41,10 +41,10 @@ def up(cluster: Cluster) -> list[str]:
 
 
 def stages(cluster: Cluster) -> list[list[Daemon]]:
-    """The daemons in the order in which they need each other; those of one stage start together."""
+    """The daemons in the order of their dependencies; those of one stage start together."""
     run, etc, munge = cluster.root / "run", cluster.root / "etc", str(cluster.munge_socket)
     files = [f"--{kind}-file={run / 'munge'}.{kind}" for kind in ("pid", "log", "seed")]
-    # --force: a folder that only its owner can enter, such as /root, is good enough for us and not for munged.
+    # --force: munged would refuse a folder that only its owner can enter, such as /root.
     munged = (
         "munged",
         "--foreground",
@@ -67,7 +67,7 @@ def stages(cluster: Cluster) -> list[list[Daemon]]:
 
 
 def slurmd(node: str) -> Daemon:
-    """scontrol asks the slurmd that SLURMD_NODENAME names."""
+    """scontrol queries the slurmd that SLURMD_NODENAME names."""
     probe = ("env", f"SLURMD_NODENAME={node}", "scontrol", "show", "slurmd")
     return Daemon(name=node, argv=("slurmd", "-D", "-N", node), probe=probe)
 
@@ -88,7 +88,7 @@ def launch(cluster: Cluster, daemon: Daemon) -> Process:
     return process
 
 
-def wait_until_it_serves(cluster: Cluster, daemon: Daemon, process: Process) -> None:
+def wait_until_ready(cluster: Cluster, daemon: Daemon, process: Process) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while cluster.call(*daemon.probe).returncode != 0:
         log = cluster.log(daemon.name)
@@ -101,7 +101,7 @@ def wait_until_it_serves(cluster: Cluster, daemon: Daemon, process: Process) -> 
 
 
 def fill_accounting(cluster: Cluster) -> None:
-    """The cluster, accounts, qualities of service and this user, where slurmdbd does not know them yet."""
+    """Add the cluster, accounts, qualities of service and this user, unless slurmdbd has them."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     if CLUSTER not in cluster.query("sacctmgr", "-nP", "show", "cluster", "format=cluster"):
         cluster.demand("sacctmgr", "-i", "add", "cluster", CLUSTER)
@@ -117,16 +117,18 @@ def fill_accounting(cluster: Cluster) -> None:
 
 
 def wait_for_nodes(cluster: Cluster) -> None:
-    """Until every node answers; one that an administrator drained or set down stays so."""
+    """Wait until every node responds. Nodes that an administrator drained or set down stay so."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while silent := [node for node, state in node_states(cluster).items() if state.endswith("*") or state == "unknown"]:
         if time.monotonic() > deadline:
-            raise ClusterError(f"no word from {', '.join(silent)} in {START_TIMEOUT_S:.0f} s; see {cluster.root}/log")
+            raise ClusterError(
+                f"no response from {', '.join(silent)} in {START_TIMEOUT_S:.0f} s; see {cluster.root}/log"
+            )
         time.sleep(0.1)
 
 
 def node_states(cluster: Cluster) -> dict[str, str]:
-    """Node -> its state in sinfo's words; a "*" at the end means that it does not answer."""
+    """Node -> its state in sinfo; a "*" at the end means that it does not respond."""
     states = dict.fromkeys(NODES, "unknown")
     for line in cluster.query("sinfo", "-hN", "-o", "%N %T"):
         name, _, state = line.partition(" ")

@@ -11,7 +11,7 @@ from processes import Process, end, parents, started_at
 
 
 def down(cluster: Cluster, daemons: list[str]) -> list[str]:
-    """Stop these daemons, or all of them with their jobs and job steps; the names of those that ran."""
+    """Stop these daemons, or all of them with their jobs and job steps; returns the names of those that ran."""
     if daemons:
         return [daemon for daemon in daemons if stop(cluster, daemon)]
     cancel_jobs(cluster)
@@ -21,7 +21,7 @@ def down(cluster: Cluster, daemons: list[str]) -> list[str]:
 
 
 def stop(cluster: Cluster, daemon: str) -> bool:
-    """Whether there was anything to stop."""
+    """Stop one daemon. Returns whether it ran."""
     process = cluster.process(daemon)
     if process:
         end([process])
@@ -30,7 +30,7 @@ def stop(cluster: Cluster, daemon: str) -> bool:
 
 
 def cancel_jobs(cluster: Cluster) -> None:
-    """So that the next `up` starts empty. Steps still alive afterwards are ended with the leftovers."""
+    """Cancel all jobs, so that the next `up` starts with an empty queue. Surviving steps are ended with the leftovers."""
     if cluster.process("slurmctld") and (jobs := cluster.query("squeue", "-h", "-o", "%A")):
         cluster.call("scancel", "--signal=KILL", "--full", *jobs)
         cluster.call("scancel", *jobs)
@@ -53,7 +53,7 @@ def leftovers(cluster: Cluster) -> list[Process]:
 
 
 def is_step(cluster: Cluster, pid: int) -> bool:
-    """A slurmstepd keeps its node's log open. (Its environment is gone: it writes its title over it.)"""
+    """A slurmstepd keeps its node's log open. (Its environment cannot be read: it overwrites it with its title.)"""
     proc = Path(f"/proc/{pid}")
     with suppress(OSError):
         if (proc / "comm").read_text().strip() == "slurmstepd":

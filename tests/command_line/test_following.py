@@ -76,10 +76,10 @@ def test_status_gives_no_time_while_nobody_works(folder: Path, store: JobStore) 
     store.retry(Selection())
     files = LaunchFiles(root=folder)
     assert store.pace(STUDY).eta_s is not None
-    seen = status.look(store, STUDY, files)
+    seen = status.summary(store, STUDY, files)
     assert seen["eta_s"] is None and " left" not in status.as_text(seen)
     store.register(WorkerRecord(id="one", host="node", pid=1))
-    seen = status.look(store, STUDY, files)
+    seen = status.summary(store, STUDY, files)
     assert seen["eta_s"] > 0
     assert f"left, {len(seen['workers'])} worker\n" in status.as_text(seen) + "\n"
 
@@ -89,11 +89,11 @@ def test_a_log_is_told_what_changed_and_every_ten_minutes_that_nothing_did(
 ) -> None:
     clock = SimpleNamespace(now=5000.0)
     monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    lines = follow._lines()
-    for second in range(1300):
-        clock.now = 5000.0 + second
-        done = sum(second >= moment for moment in (3, 5, 27))
-        lines.show(Workload(running=3 - done, done=done))
+    with follow._lines() as show:
+        for second in range(1300):
+            clock.now = 5000.0 + second
+            done = sum(second >= moment for moment in (3, 5, 27))
+            show(Workload(running=3 - done, done=done))
     assert capsys.readouterr().err.splitlines() == [
         "0:00:00 0 of 3 jobs done, 3 running",
         "0:00:10 2 of 3 jobs done, 1 running",

@@ -51,7 +51,7 @@ def test_the_version(tmp_path: Path) -> None:
         ("kt-study launch --device c", ["cpu", "cuda"]),
         ("kt-study plan --preset paper-m", ["paper-multi"]),
         ("kt-study query su", ["success-rate"]),
-        ("kt-study recommend --objective kl_d", ["kl_dp", "kl_dp_unsupervised"]),
+        ("kt-study recommend --objective kl_d", ["kl_dp", "kl_dp_oracle", "kl_dp_random", "kl_dp_unsupervised"]),
     ],
 )
 def test_the_shell_completes(tmp_path: Path, typed: str, offered: list[str]) -> None:

@@ -67,13 +67,13 @@ def test_a_database_that_only_this_machine_finds_is_refused_for_pilots_elsewhere
 def test_the_last_word_comes_before_slurm_kills(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kill_wait_s: int, grace_s: float
 ) -> None:
-    partition = Partition(name="gpu", is_default=True, is_up=True, nodes=1, longest_min=60, default_min=60)
+    partition = Partition(name="gpu", is_default=True, is_up=True, longest_min=60)
     cluster = Cluster(partitions=(partition,), nodes=(NODE,), largest_array=100, kill_wait_s=kill_wait_s)
-    monkeypatch.setattr("orchestrator.cluster.slurm.cluster.look_at_cluster", lambda: cluster)
-    here = StudyContext(study_path=folder / "study.toml", db_flag=None)
-    here.store(create=True)
+    monkeypatch.setattr("orchestrator.cluster.slurm.cluster.read_cluster", lambda: cluster)
+    context = StudyContext(study_path=folder / "study.toml", db_flag=None)
+    context.store(create=True)
     flags: dict[str, Any] = {"partition": "gpu"}
-    pilots = launch._slurm_pilots(here, PilotOptions(root=str(folder), device="cpu"), None, flags, 1, 1)
+    pilots = launch._slurm_pilots(context, PilotOptions(root=str(folder), device="cpu"), None, flags, 1, 1)
     assert pilots.options.grace_s == grace_s
 
 

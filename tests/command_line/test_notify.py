@@ -90,11 +90,11 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arm(store: JobStore, files: LaunchFiles, **section: Any) -> None:
     channels = notify.channels_of(NotifySection(**section), files.root)
-    notify.arm(files, STUDY, channels, store.workload(STUDY))
+    notify.prepare(files, STUDY, channels, store.workload(STUDY))
 
 
 def look(store: JobStore, files: LaunchFiles) -> None:
-    notify.look(store, STUDY, files)
+    notify.send_due(store, STUDY, files)
 
 
 def finish_all(store: JobStore) -> None:
@@ -145,7 +145,7 @@ def test_of_many_pilots_that_see_the_end_one_tells(store: JobStore, files: Launc
     code = (
         "import sys; from pathlib import Path; from kt_study import notify; from kt_study.pilots import LaunchFiles; "
         "from kt_study.store import open_store; sys.stdin.read(); "
-        f"notify.look(open_store({store.url!r}), {STUDY!r}, LaunchFiles(root=Path({str(files.root)!r})))"
+        f"notify.send_due(open_store({store.url!r}), {STUDY!r}, LaunchFiles(root=Path({str(files.root)!r})))"
     )
     pilots = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) for _ in range(6)]
     for pilot in pilots:
@@ -200,7 +200,7 @@ def test_a_message_that_cannot_be_sent_harms_nothing(
     arm(store, files, **section)
     finish_all(store)
     look(store, files)
-    assert files.told(STUDY, "finished").read_text() == f"{said}\n"
+    assert files.sent(STUDY, "finished").read_text() == f"{said}\n"
     assert said in caplog.text
     assert SECRET not in caplog.text
 
@@ -211,7 +211,7 @@ def test_a_webhook_that_errs_is_tried_twice(store: JobStore, files: LaunchFiles,
     finish_all(store)
     look(store, files)
     assert len(hook.got) == notify.TRIES == 2
-    assert files.told(STUDY, "finished").read_text() == "webhook: it answered 500\n"
+    assert files.sent(STUDY, "finished").read_text() == "webhook: it answered 500\n"
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -221,8 +221,8 @@ def test_a_webhook_that_redirects_gets_one_message(store: JobStore, files: Launc
     finish_all(store)
     look(store, files)
     assert [(call["path"], call["event"]) for call in hook.got] == [(f"/{SECRET}", "finished")]
-    said = files.told(STUDY, "finished").read_text()
-    assert said.startswith(f"webhook: it answered with a redirect ({code}), which is not followed; give the address")
+    said = files.sent(STUDY, "finished").read_text()
+    assert said.startswith(f"webhook: it answered with a redirect ({code}), which is not followed; use the address")
 
 
 def test_the_address_comes_from_the_environment_a_file_or_the_study_file(

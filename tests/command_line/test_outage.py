@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from kt_study.paths import StudyPaths
 from kt_study.store import JobStore, Selection, open_store
 from orchestrator.cli.commands import launch, status
-from orchestrator.cluster.launch.live import started_here
-from orchestrator.cluster.launch.local import stop_here
+from orchestrator.cluster.launch.live import local_processes
+from orchestrator.cluster.launch.local import stop_local_workers
 from orchestrator.results.collect import collect
 from orchestrator.terminal import outage
 from tests.cli import refused
@@ -54,13 +54,13 @@ def folder(tmp_path: Path, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("KT_STUDY_DB", store.url)
     (tmp_path / "study.toml").write_text(STUDY_FILE)
     yield tmp_path
-    stop_here(StudyPaths(root=tmp_path).logs)
+    stop_local_workers(StudyPaths(root=tmp_path).logs)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outage, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(outage, "TRY_AGAIN_S", 0.3)
+    monkeypatch.setattr(outage, "RETRY_EVERY_S", 0.3)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -110,10 +110,10 @@ def test_launch_wait_goes_on_and_replaces_workers_that_died_meanwhile(
     logs = StudyPaths(root=folder).logs
 
     def kill_the_worker() -> None:
-        for started in started_here(logs):
+        for started in local_processes(logs):
             (child,) = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
             os.kill(int(child), signal.SIGKILL)
-        until(lambda: not started_here(logs))
+        until(lambda: not local_processes(logs))
 
     other = meanwhile(
         lambda: until(lambda: store.workload("tiny").failed),  # a worker is there
@@ -145,10 +145,10 @@ def test_ctrl_c_works_at_once_while_the_database_is_away(folder: Path, own_serve
                 terminal.press_ctrl_c()
             assert (watch.ends(), launched.ends()) == (0, 130)
             assert "Traceback" not in watch.text + launched.text
-            assert "1 worker asked to give their jobs back" in launched.text
+            assert "1 worker asked to release their jobs" in launched.text
         finally:
             own_server.restart()
-        until(lambda: not started_here(StudyPaths(root=folder).logs))
+        until(lambda: not local_processes(StudyPaths(root=folder).logs))
 
 
 def test_a_command_typed_by_hand_fails_at_once(folder: Path, own_server: Server) -> None:

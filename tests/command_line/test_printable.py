@@ -88,7 +88,7 @@ def test_status_shows_what_a_failure_said_on_one_line(tmp_path: Path) -> None:
     for text in (shown(), shown("--job", str(claim.job_id)), shown("--why", str(claim.job_id))):
         assert TOLD in text
         assert not ACTING.search(text)
-    seen = status.look(store, STUDY, status_command.LaunchFiles(root=tmp_path))
+    seen = status.summary(store, STUDY, status_command.LaunchFiles(root=tmp_path))
     page = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in watch.page(seen, width=400)]
     assert any(TOLD in line for line in page)
     assert not any(ACTING.search(line) or "\n" in line for line in page)

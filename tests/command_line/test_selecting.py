@@ -46,7 +46,7 @@ def test_the_name_of_a_cause_that_status_shows_is_enough(folder: Path, store: Jo
     store.fail(claim_one(store), passing())  # it backs off
     assert say(folder, "pause", "--error", passing().group) == "1 job paused\n"
     assert say(folder, "cancel", "--error", CAUSES[0]) == "1 job cancelled\n"
-    with pytest.raises(UsageError, match=f"that may be {CAUSES[0]}, {CAUSES[1]}; give more of it"):
+    with pytest.raises(UsageError, match=f"that may be {CAUSES[0]}, {CAUSES[1]}; give more digits"):
         say(folder, "cancel", "--error", "0fdfec6b")
 
 
@@ -69,14 +69,13 @@ def test_what_the_study_does_not_have_is_refused(
 
 
 def test_a_selection_that_changes_nothing_says_how_its_jobs_stand(folder: Path, store: JobStore) -> None:
-    assert say(folder, "cancel", "--job", "1") == "0 jobs cancelled; those selected: 1 done\n"
+    assert say(folder, "cancel", "--job", "1") == "0 jobs cancelled; selected jobs: 1 done\n"
     assert (
-        say(folder, "retry", "--job", "5", "--job", "1")
-        == "0 jobs put back to ready; those selected: 1 done, 1 ready\n"
+        say(folder, "retry", "--job", "5", "--job", "1") == "0 jobs put back to ready; selected jobs: 1 done, 1 ready\n"
     )
-    assert say(folder, "cancel", "--job", "5", "--error", CAUSES[0]) == "0 jobs cancelled; those selected: none\n"
+    assert say(folder, "cancel", "--job", "5", "--error", CAUSES[0]) == "0 jobs cancelled; selected jobs: none\n"
     assert say(folder, "pause") == "1 job paused\n"
-    assert say(folder, "pause") == "0 jobs paused; those selected: 1 done, 3 failed, 1 paused\n"
+    assert say(folder, "pause") == "0 jobs paused; selected jobs: 1 done, 3 failed, 1 paused\n"
     assert say(folder, "resume") == "1 job resumed\n"
     assert say(folder, "cancel") == "4 jobs cancelled\n"
     assert store.failures(STUDY) == []

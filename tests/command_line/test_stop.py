@@ -12,8 +12,8 @@ import pytest
 
 from kt_study.paths import StudyPaths
 from kt_study.store import JobStore, open_store
-from orchestrator.cluster.launch.live import started_here
-from orchestrator.cluster.launch.local import stop_here
+from orchestrator.cluster.launch.live import local_processes
+from orchestrator.cluster.launch.local import stop_local_workers
 from tests.cli import succeeds
 from tests.command_line.tiny import STUDY_FILE
 from tests.store.making import job, plan
@@ -25,7 +25,7 @@ PATIENCE_S = 120.0
 def folder(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "study.toml").write_text(STUDY_FILE)
     yield tmp_path
-    stop_here(StudyPaths(root=tmp_path).logs)
+    stop_local_workers(StudyPaths(root=tmp_path).logs)
 
 
 @pytest.fixture
@@ -56,15 +56,15 @@ def test_launches_at_once_start_no_more_than_asked_for_and_stop_ends_them(
     asked = ["launch", "--workers", str(workers), "--device", "cpu"]
     said = [launch.communicate(timeout=PATIENCE_S)[0] for launch in [_started(folder, *asked) for _ in range(launches)]]
     assert sum(f"{workers} worker" in each for each in said) == 1, said
-    assert sum("none is missing" in each for each in said) == launches - 1, said
+    assert sum("no worker is missing" in each for each in said) == launches - 1, said
     _registered(store, workers)
-    assert len(started_here(StudyPaths(root=folder).logs)) == workers
+    assert len(local_processes(StudyPaths(root=folder).logs)) == workers
     assert len(store.workers()) == workers
-    assert "none is missing" in succeeds(folder, *asked)
+    assert "no worker is missing" in succeeds(folder, *asked)
 
     assert "no worker is left" in succeeds(folder, "stop")
 
-    assert started_here(StudyPaths(root=folder).logs) == []
+    assert local_processes(StudyPaths(root=folder).logs) == []
     assert all(worker.ended_at for worker in store.workers())
 
 

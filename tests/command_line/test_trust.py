@@ -17,7 +17,7 @@ from kt_study.files import private_folder, write_private, write_text
 from kt_study.pilots import PilotOptions, ProbeExit
 from kt_study.store import open_store
 from kt_study.trust import read_own, require_own
-from orchestrator.cluster.launch.submission import look_around
+from orchestrator.cluster.launch.submission import node_check
 from tests.command_line.tiny import STUDY_FILE
 from tests.store.making import claim_one, job, lasting
 from tests.users import ALICE, BOB, LAB, STRANGER, User, folder_of
@@ -212,7 +212,7 @@ def test_files_that_name_addresses_and_passwords_are_ones_own(folder: Path, kind
 
 def shell(folder: Path, pickles: Path) -> subprocess.CompletedProcess[str]:
     """The lines that a job's script runs before it unpickles anything, also when Slurm starts it again."""
-    lines = look_around(str(folder), "word", folder / ".kt-study" / "marker", pickles=pickles, hold_s=0)
+    lines = node_check(str(folder), "word", folder / ".kt-study" / "marker", pickles=pickles, hold_s=0)
     return ALICE.run(folder, "bash", "-c", "\n".join([*lines, "echo unpickled"]))
 
 

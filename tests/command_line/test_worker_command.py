@@ -45,4 +45,4 @@ def test_a_worker_that_ends_with_failed_jobs_exits_with_1(tmp_path: Path) -> Non
     done = kt_study(tmp_path, *WORKER)
     assert done.returncode == 1, done.stderr
     assert "0 done, 1 failed" in done.stdout.splitlines()[-1]
-    assert done.stderr == "see kt-study status for the failures, grouped by cause; kt-study retry tries them again\n"
+    assert done.stderr == "kt-study status shows the failures, grouped by cause; kt-study retry tries them again\n"

@@ -80,21 +80,21 @@ def test_sizes_are_for_people() -> None:
 
 
 def test_cache_verify_ends_with_1_when_something_is_torn(folder: Path) -> None:
-    assert "3 passes checked, 0 not whole" in succeeds(folder, "cache", "verify")
+    assert "3 passes checked, 0 damaged" in succeeds(folder, "cache", "verify")
     torn = Path(entries(StudyPaths(root=folder))[1].folder)
     os.truncate(torn / "logits.npy", 200)
     done = kt_study(folder, "cache", "verify")
     assert done.returncode == 1
-    assert f"{torn}: logits.npy has another size; it is made again" in done.stdout
-    assert "3 passes checked, 1 not whole" in done.stdout
+    assert f"{torn}: logits.npy has another size; it is computed again" in done.stdout
+    assert "3 passes checked, 1 damaged" in done.stdout
 
 
 def test_cache_gc_keeps_the_latest_within_the_size(folder: Path, databases: Databases) -> None:
     databases.settle(folder)
     open_store(url_of(folder), create=True)  # says what unfinished jobs need: nothing here
     one = entries(StudyPaths(root=folder))[0].nbytes
-    assert "0 passes removed" in succeeds(folder, "cache", "gc", "--max-size", "1G")
-    assert "1 passes removed" in succeeds(folder, "cache", "gc", "--max-size", str(2 * one + one // 2))
+    assert "0 passes deleted" in succeeds(folder, "cache", "gc", "--max-size", "1G")
+    assert "1 passes deleted" in succeeds(folder, "cache", "gc", "--max-size", str(2 * one + one // 2))
     assert [entry.model for entry in entries(StudyPaths(root=folder))] == ["middle", "new"]
     assert "give a size such as 500M" in refused(folder, "cache", "gc", "--max-size", "much")
 
@@ -111,11 +111,11 @@ def test_cache_gc_leaves_what_kt_study_did_not_make(folder: Path) -> None:
         for path in (file, file.parent):
             os.utime(path, (0, 0))
     done = kt_study(folder, "cache", "gc", "--max-size", "0")
-    assert f"{noted} stays: it holds notes.txt, which kt-study did not make" in done.stderr
+    assert f"{noted} is kept: it contains notes.txt, which kt-study did not make" in done.stderr
     assert [entry.folder for entry in entries(StudyPaths(root=folder))] == [str(noted)]
     assert all(file.read_text() == "mine" for file in theirs)
     (noted / "notes.txt").unlink()
-    assert "1 passes removed" in succeeds(folder, "cache", "gc", "--max-size", "0")
+    assert "1 passes deleted" in succeeds(folder, "cache", "gc", "--max-size", "0")
     assert not noted.exists()
 
 

@@ -23,8 +23,7 @@ from tests.databases import Databases
 
 CLUSTER = Cluster(
     partitions=tuple(
-        Partition(name=name, is_default=name == "gpu", is_up=True, nodes=2, longest_min=120, default_min=10)
-        for name in ("gpu", "other")
+        Partition(name=name, is_default=name == "gpu", is_up=True, longest_min=120) for name in ("gpu", "other")
     ),
     nodes=tuple(
         Node(name=f"{name}{n}", host="h", address="127.0.0.1", cpus=4, memory_mib=4000, gpus=1, partitions=(name,))
@@ -107,8 +106,8 @@ def launched(
     return record
 
 
-def began(pilots: SlurmPilots, token: str, *, node: str = "a", job: str = "5_0", trouble: str = "") -> Path:
-    probe = Probe(node=node, slurm_job=job, trouble=trouble)
+def began(pilots: SlurmPilots, token: str, *, node: str = "a", job: str = "5_0", error: str = "") -> Path:
+    probe = Probe(node=node, slurm_job=job, error=error)
     write_bytes(pilots.options.files.probe(token, job), msgspec.json.encode(probe))
     return pilots.options.files.probe(token, job)
 

@@ -37,6 +37,7 @@ class Pilots:
     sent: list[float] = field(default_factory=list)
     ready: int = 5
     refuses: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def expire(self) -> None: ...
 
@@ -45,12 +46,12 @@ class Pilots:
             ready_now=self.ready, ready_later=0, next_s=None, blocked=0, running=0, failed=0, done=0, cancelled=0, paused=0
         )  # fmt: skip
 
-    def is_alone(self) -> bool:
+    def all_gone(self) -> bool:
         return True
 
-    def tend(self) -> None: ...
+    def maintain(self) -> None: ...
 
-    def add(self) -> int:
+    def start_missing(self) -> int:
         if self.refuses and self.clock.now < 3600:
             raise SlurmError(self.refuses)
         rest = 30.0 * 2.0 ** (len(self.sent) - 2) if len(self.sent) >= 2 else 0.0
@@ -99,8 +100,8 @@ class PausedCrew(Pilots):
             return Workload(paused=5)
         return Workload(done=5) if self.sent else Workload(ready_now=5)
 
-    def add(self) -> int:
-        return super().add() if self.workload("s").ready_now else 0
+    def start_missing(self) -> int:
+        return super().start_missing() if self.workload("s").ready_now else 0
 
 
 def test_a_pause_is_waited_for_and_whoever_resumes_need_not_launch_again(clock: Clock) -> None:

@@ -17,15 +17,15 @@ from kt_study.pilots import LaunchFiles, PilotOptions, Probe, ProbeExit
 from orchestrator.cli.commands.launch import url_for_workers
 from orchestrator.cluster.launch import submission
 from orchestrator.cluster.launch.private import prepare_study_folder, require_reachable
-from orchestrator.cluster.launch.records import unfit_nodes
-from orchestrator.cluster.launch.request import SlurmRequest, fitted, read_request
+from orchestrator.cluster.launch.records import failed_nodes
+from orchestrator.cluster.launch.request import SlurmRequest, completed_request, read_request
 from orchestrator.cluster.launch.submission import Package
 from orchestrator.cluster.slurm import listing
-from orchestrator.cluster.slurm.cluster import Cluster, Node, Partition, count_gpus, look_at_cluster, minutes
-from orchestrator.cluster.slurm.commands import complaint, environment, run
-from orchestrator.cluster.slurm.endings import bad_nodes, trouble
+from orchestrator.cluster.slurm.cluster import Cluster, Node, Partition, count_gpus, minutes, read_cluster
+from orchestrator.cluster.slurm.commands import environment, error_text, run
+from orchestrator.cluster.slurm.endings import bad_nodes, failure
 from orchestrator.cluster.slurm.listing import Run
-from orchestrator.cluster.slurm.view import Answer, look
+from orchestrator.cluster.slurm.view import DaemonState, current_view
 from orchestrator.terminal.study_context import StudyContext
 
 HOME = Path(__file__).parents[2]
@@ -71,16 +71,16 @@ def test_complaints_are_one_line_without_the_programs_name() -> None:
         "sbatch: error: invalid partition specified: nowhere\n"
         "sbatch: error: Batch job submission failed: Invalid partition name specified\n"
     )
-    assert complaint(said) == (
+    assert error_text(said) == (
         "invalid partition specified: nowhere; Batch job submission failed: Invalid partition name specified"
     )
     advice = (
         "sbatch: error: Please give an account (see the wiki)\nsbatch: error: Unspecified error\nsbatch: retrying\n"
     )
-    assert complaint(advice + advice) == "Please give an account (see the wiki); Unspecified error"
-    assert complaint("one\nlast words\n") == "last words"
-    assert complaint("allocation failure: Invalid qos specification") == "Invalid qos specification"
-    assert complaint("") == ""
+    assert error_text(advice + advice) == "Please give an account (see the wiki); Unspecified error"
+    assert error_text("one\nlast words\n") == "last words"
+    assert error_text("allocation failure: Invalid qos specification") == "Invalid qos specification"
+    assert error_text("") == ""
 
 
 def test_commands_that_are_missing_fail_or_hang(bin_folder: Path) -> None:
@@ -146,7 +146,7 @@ def test_hidden_partitions_are_asked_for(bin_folder: Path, tmp_path: Path) -> No
     for name in ("squeue", "scontrol"):
         script(bin_folder, name, f'echo {name} "$@" >> {tmp_path}/calls')
     listing.queue()
-    look_at_cluster()
+    read_cluster()
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     asked = [call for call in calls if "config" not in call]
     assert len(asked) == 3
@@ -166,10 +166,10 @@ def test_the_cluster_is_read_from_scontrol(bin_folder: Path) -> None:
        echo 'NodeName=a2 CPUTot=8 Gres=(null) NodeAddr=a2 NodeHostName=a2 RealMemory=16000 Partitions=gpu';;
 esac""",
     )
-    cluster = look_at_cluster()
+    cluster = read_cluster()
     assert (cluster.largest_array, cluster.kill_wait_s) == (4001, 30)
     gpu = cluster.partition("")
-    assert (gpu.name, gpu.longest_min, gpu.default_min, gpu.is_up) == ("gpu", 2880, 0, True)
+    assert (gpu.name, gpu.longest_min, gpu.is_up) == ("gpu", 2880, True)
     assert [(node.name, node.gpus, node.cpus) for node in cluster.nodes_of(gpu)] == [("a1", 6, 64), ("a2", 0, 8)]
     assert not cluster.partition("old").is_up
     with pytest.raises(
@@ -180,8 +180,8 @@ esac""",
 
 CLUSTER = Cluster(
     partitions=(
-        Partition(name="gpu", is_default=True, is_up=True, nodes=2, longest_min=120, default_min=10),
-        Partition(name="long", is_default=False, is_up=True, nodes=1, longest_min=0, default_min=10),
+        Partition(name="gpu", is_default=True, is_up=True, longest_min=120),
+        Partition(name="long", is_default=False, is_up=True, longest_min=0),
     ),
     nodes=tuple(
         Node(name=name, host=name, address=f"10.0.0.{n}", cpus=16, memory_mib=64_000, gpus=4, partitions=partitions)
@@ -193,38 +193,38 @@ CLUSTER = Cluster(
 
 
 def test_a_request_takes_its_gaps_from_the_cluster() -> None:
-    wanted = fitted(SlurmRequest(), CLUSTER, "auto")
+    wanted = completed_request(SlurmRequest(), CLUSTER, "auto")
     assert (wanted.partition, wanted.time_min, wanted.gpus_per_node, wanted.pilots_each) == ("gpu", 120, 1, 1)
-    assert fitted(SlurmRequest(), CLUSTER, "cpu").gpus_per_node == 0
-    shared = fitted(SlurmRequest(gpus_per_node=2, workers_per_gpu=3), CLUSTER, "auto")
+    assert completed_request(SlurmRequest(), CLUSTER, "cpu").gpus_per_node == 0
+    shared = completed_request(SlurmRequest(gpus_per_node=2, workers_per_gpu=3), CLUSTER, "auto")
     assert shared.pilots_each == 6
 
 
 def test_fake_gpus_are_not_asked_for_and_work_on_them_is_refused_with_the_option_that_works() -> None:
     fake = tuple(msgspec.structs.replace(node, has_fake_gpus=True) for node in CLUSTER.nodes)
     everywhere = msgspec.structs.replace(CLUSTER, nodes=fake)
-    assert fitted(SlurmRequest(), everywhere, "auto").gpus == 0
+    assert completed_request(SlurmRequest(), everywhere, "auto").gpus == 0
     for request, device in ((SlurmRequest(), "cuda"), (SlurmRequest(gpus_per_node=1), "auto")):
-        with pytest.raises(SlurmError, match=r"GPUs of partition 'gpu' are fake: .*; launch with --device cpu$"):
-            fitted(request, everywhere, device)
-        assert fitted(request, everywhere, "cpu").gpus == request.gpus
+        with pytest.raises(SlurmError, match=r"GPUs of partition 'gpu' are fake .*; launch with --device cpu$"):
+            completed_request(request, everywhere, device)
+        assert completed_request(request, everywhere, "cpu").gpus == request.gpus
     mixed = msgspec.structs.replace(CLUSTER, nodes=(fake[0], CLUSTER.nodes[1]))
-    assert fitted(SlurmRequest(), mixed, "auto").gpus == 1
+    assert completed_request(SlurmRequest(), mixed, "auto").gpus == 1
 
 
 def test_of_several_partitions_the_shortest_limit_counts(tmp_path: Path) -> None:
-    wanted = fitted(SlurmRequest(partition="long,gpu"), CLUSTER, "auto")
+    wanted = completed_request(SlurmRequest(partition="long,gpu"), CLUSTER, "auto")
     assert (wanted.partition, wanted.time_min) == ("long,gpu", 120)
-    assert fitted(SlurmRequest(partition="long"), CLUSTER, "auto").time_min == 240
-    both = CLUSTER.nodes_of(*CLUSTER.chosen(wanted.partition))
+    assert completed_request(SlurmRequest(partition="long"), CLUSTER, "auto").time_min == 240
+    both = CLUSTER.nodes_of(*CLUSTER.partitions_of(wanted.partition))
     assert [node.name for node in both] == ["a1", "a2"]
     package = Package(options=PilotOptions(root=str(tmp_path)), request=wanted, name="kt-s-t", allocations=1)
     assert package.parameters()["partition"] == "long,gpu"
 
 
 def test_gpus_of_a_type_or_among_generic_resources(tmp_path: Path) -> None:
-    typed = fitted(read_request(None, {"gpus_per_node": "a100:2"}), CLUSTER, "auto")
-    generic = fitted(read_request(None, {"gres": "gpu:a100:3,tmpdisk:900"}), CLUSTER, "auto")
+    typed = completed_request(read_request(None, {"gpus_per_node": "a100:2"}), CLUSTER, "auto")
+    generic = completed_request(read_request(None, {"gres": "gpu:a100:3,tmpdisk:900"}), CLUSTER, "auto")
     assert [(each.gpus, each.pilots_each) for each in (typed, generic)] == [(2, 2), (3, 3)]
     asked = [
         Package(options=PilotOptions(root=str(tmp_path)), request=each, name="kt-s-t", allocations=1).parameters()
@@ -232,7 +232,7 @@ def test_gpus_of_a_type_or_among_generic_resources(tmp_path: Path) -> None:
     ]
     assert (asked[0]["gpus_per_node"], "gres" in asked[0]) == ("a100:2", False)
     assert (asked[1]["gres"], "gpus_per_node" in asked[1]) == ("gpu:a100:3,tmpdisk:900", False)
-    assert fitted(read_request(None, {"gpus_per_node": "0"}), CLUSTER, "auto").gpus == 0
+    assert completed_request(read_request(None, {"gpus_per_node": "0"}), CLUSTER, "auto").gpus == 0
     with pytest.raises(UsageError, match="gpus_per_node"):
         read_request(None, {"gpus_per_node": "many"})
 
@@ -242,7 +242,7 @@ def test_a_profile_may_hand_any_other_option_to_sbatch(bin_folder: Path, tmp_pat
     profile.write_text(
         'mem = 16000\ncpus_per_task = 4\n[sbatch]\nreservation = "course"\nmail_type = "FAIL"\nexclusive = true\nhold = false\n'
     )
-    request = fitted(read_request(profile, {}), CLUSTER, "auto")
+    request = completed_request(read_request(profile, {}), CLUSTER, "auto")
     package = Package(options=PilotOptions(root=str(tmp_path)), request=request, name="kt-s-t", allocations=1)
     script(bin_folder, "srun", "true")
     lines = submission.script(package).splitlines()
@@ -271,7 +271,7 @@ def test_gpus_of_a_node(gres: str, gpus: int) -> None:
 def test_what_anybody_wrote_into_a_comment_does_not_move_a_node(bin_folder: Path) -> None:
     node = "NodeName=n1 CPUTot=4 Gres=gpu:4 Partitions=gpu,gpu2 Comment=moved from Partitions=old CPUTot=9"
     script(bin_folder, "scontrol", f"case $* in *node) echo '{node}';; esac")
-    (found,) = look_at_cluster().nodes
+    (found,) = read_cluster().nodes
     assert (found.partitions, found.cpus) == (("gpu", "gpu2"), 4)
 
 
@@ -312,7 +312,7 @@ def test_rows_of_sacct(
     ("request_", "line"),
     [
         ({"partition": "cpu"}, "no partition 'cpu'"),
-        ({"time": "3:00:00"}, "allows 120 min at most; 180 were asked"),
+        ({"time": "3:00:00"}, "allows 120 min at most, and --time asks for 180"),
         ({"gpus_per_node": 5}, "has 5 GPUs, the largest has 4"),
         ({"cpus_per_task": 9, "gpus_per_node": 2}, "has 18 cores, the largest has 16"),
         ({"mem": "1T"}, "has 1048576 MiB of memory"),
@@ -325,12 +325,12 @@ def test_rows_of_sacct(
         ({"time": 0}, "--time must be longer than 0 and finite"),
         ({"partition": "long", "time": "UNLIMITED"}, "finite, .* partition 'long' has no limit of its own"),
         ({"partition": "gpu,cpu"}, "no partition 'cpu'"),
-        ({"partition": "long,gpu", "time": "3:00:00"}, "'gpu' allows 120 min at most; 180 were asked"),
+        ({"partition": "long,gpu", "time": "3:00:00"}, "'gpu' allows 120 min at most, and --time asks for 180"),
     ],
 )
 def test_what_the_cluster_can_never_give_is_refused_at_once(request_: dict[str, object], line: str) -> None:
     with pytest.raises(SlurmError, match=line):
-        fitted(msgspec.convert(request_, SlurmRequest), CLUSTER, "auto")
+        completed_request(msgspec.convert(request_, SlurmRequest), CLUSTER, "auto")
 
 
 def test_the_warning_leaves_room_for_work() -> None:
@@ -367,18 +367,18 @@ PLACES = {"root": "/study", "python": "/venv/bin/python"}
 
 
 def test_endings() -> None:
-    assert trouble(ended("a", "COMPLETED"), **PLACES) == ""
-    assert trouble(ended("a", "PREEMPTED", signal=15), **PLACES) == ""
-    assert "/study is not there" in trouble(ended("a", "FAILED", signal=53), **PLACES)
-    assert "/study is not there" in trouble(ended("a", "FAILED", ProbeExit.NO_STUDY), **PLACES)
-    assert "/venv/bin/python" in trouble(ended("a", "FAILED", ProbeExit.NO_PYTHON), **PLACES)
-    assert "--mem" in trouble(ended("a", "OUT_OF_MEMORY", signal=125), **PLACES)
-    assert trouble(ended("a", "FAILED", signal=9), **PLACES) == "the pilot ended by SIGKILL (FAILED)"
+    assert failure(ended("a", "COMPLETED"), **PLACES) == ""
+    assert failure(ended("a", "PREEMPTED", signal=15), **PLACES) == ""
+    assert "/study is missing" in failure(ended("a", "FAILED", signal=53), **PLACES)
+    assert "/study is missing" in failure(ended("a", "FAILED", ProbeExit.NO_STUDY), **PLACES)
+    assert "/venv/bin/python" in failure(ended("a", "FAILED", ProbeExit.NO_PYTHON), **PLACES)
+    assert "--mem" in failure(ended("a", "OUT_OF_MEMORY", signal=125), **PLACES)
+    assert failure(ended("a", "FAILED", signal=9), **PLACES) == "the pilot ended by SIGKILL (FAILED)"
     for code, words in ((9, "by SIGKILL"), (137, "by SIGKILL"), (12, "by SIGUSR2"), (139, "by SIGSEGV"),
                         (1, "with exit code 1"), (75, "with exit code 75"), (127, "with exit code 127")):  # fmt: skip
-        assert trouble(ended("a", "FAILED", code), **PLACES) == f"the pilot ended {words} (FAILED)"
+        assert failure(ended("a", "FAILED", code), **PLACES) == f"the pilot ended {words} (FAILED)"
     unknown = msgspec.structs.replace(ended("a", "FAILED", 1), state="SOMETHING_NEW")
-    assert trouble(unknown, **PLACES) == ""
+    assert failure(unknown, **PLACES) == ""
 
 
 def test_a_node_on_which_pilots_keep_dying_is_left_out() -> None:
@@ -397,10 +397,10 @@ def test_a_node_that_fails_its_probe_is_left_out_at_once_and_memory_is_no_fault_
 
 
 def test_what_a_pilot_says_of_its_node_counts_until_another_can_work_there() -> None:
-    first = Probe(node="a", slurm_job="1_0", trouble="no GPU")
-    others = [Probe(node="b", slurm_job="1_1"), Probe(node="c", slurm_job="1_2", trouble="no database")]
-    assert unfit_nodes([first, *others]) == {"a": "no GPU", "c": "no database"}
-    assert unfit_nodes([first, *others, Probe(node="a", slurm_job="2_0")]) == {"c": "no database"}
+    first = Probe(node="a", slurm_job="1_0", error="no GPU")
+    others = [Probe(node="b", slurm_job="1_1"), Probe(node="c", slurm_job="1_2", error="no database")]
+    assert failed_nodes([first, *others]) == {"a": "no GPU", "c": "no database"}
+    assert failed_nodes([first, *others, Probe(node="a", slurm_job="2_0")]) == {"c": "no database"}
     assert [bad.node for bad in bad_nodes([], {"c": "no database"}, **PLACES)] == ["c"]
 
 
@@ -416,7 +416,7 @@ def test_one_call_serves_everybody_for_a_while(bin_folder: Path, tmp_path: Path)
     script(bin_folder, "sacct", f"echo call >> {calls}; echo '12_0|kt-demo-0a0b0c0d|CANCELLED by 0|0:15|node1|1|2|3'")
     files = LaunchFiles(root=tmp_path)
     for _ in range(5):
-        view = look(files, ["kt-demo-0a0b0c0d"], 0.0)
+        view = current_view(files, ["kt-demo-0a0b0c0d"], 0.0)
     assert len(calls.read_text().splitlines()) == 2
     assert [(job.job, job.is_pending, job.reason) for job in view.queue] == [
         ("12_0", False, "None"), ("12_1", True, "Priority")
@@ -430,24 +430,24 @@ def test_an_accounting_that_is_away_leaves_the_rest_and_is_asked_less(bin_folder
     script(bin_folder, "squeue", SQUEUE.format(calls="/dev/null"))
     script(bin_folder, "sacct", "echo '12_0|kt-demo-0a0b0c0d|FAILED|1:0|node1|1|2|3'")
     files = LaunchFiles(root=tmp_path)
-    look(files, ["kt-demo-0a0b0c0d"], 0.0)
+    current_view(files, ["kt-demo-0a0b0c0d"], 0.0)
     script(bin_folder, "sacct", f"echo call >> {calls}; echo 'sacct: error: Connection refused' >&2; exit 1")
-    view = look(files, ["kt-demo-0a0b0c0d"], 0.0, fresh_s=0.0)
+    view = current_view(files, ["kt-demo-0a0b0c0d"], 0.0, fresh_s=0.0)
     assert len(view.queue) == 2
     assert [known.state for known in view.runs] == ["FAILED"]
     assert len(view.notes) == 1
     assert re.match(r"sacct: Connection refused; past runs are \d+ s old", view.notes[0])
-    assert view.controller.trouble == ""
+    assert view.controller.error == ""
 
 
 def test_who_does_not_answer_is_asked_less_and_less() -> None:
     now = 10_000.0
     waits = []
     for failures in range(6):
-        answer = Answer(asked_at=now, failures=failures, trouble="away")
+        answer = DaemonState(asked_at=now, failures=failures, error="away")
         waits.append(next(wait for wait in range(400) if answer.is_due(15.0, now + wait)))
     assert waits == [15, 30, 60, 120, 240, 300]
-    assert Answer(asked_at=now).is_due(15.0, now - 1), "a clock that was set back"
+    assert DaemonState(asked_at=now).is_due(15.0, now - 1), "a clock that was set back"
 
 
 def test_the_password_goes_to_a_private_file_and_nowhere_else(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from kt_study.errors import SlurmError
 from kt_study.files import locked
 from orchestrator.cluster.launch import submission
-from orchestrator.cluster.launch.lock import AnotherLaunch, lock_file, only_launch
+from orchestrator.cluster.launch.lock import AnotherLaunch, launch_lock, lock_file
 from orchestrator.cluster.launch.records import launches
 from orchestrator.cluster.launch.slurm import SlurmPilots
 from tests.launch.pilots import CLUSTER, SBATCH, launched
@@ -36,12 +36,12 @@ def test_an_open_question_is_settled_before_anything_is_sent(
     sent: list[int] = []
     monkeypatch.setattr(submission, "send", lambda package: sent.append(package.allocations) or "32")
     monkeypatch.setattr(pilots, "wanted", 2)
-    assert pilots.add() == 0
+    assert pilots.start_missing() == 0
     assert sent == []
     assert [known.slurm_id for known in launches(pilots.options.files, "s")] == ["31"]
     assert sorted(path.name for path in folder.iterdir()) == ["31_0_submitted.pkl", "31_1_submitted.pkl"]
     monkeypatch.setattr(pilots, "wanted", 3)
-    assert pilots.add() == 1
+    assert pilots.start_missing() == 1
     assert sent == [1]
 
 
@@ -50,13 +50,13 @@ def test_an_unanswered_sbatch_without_squeue_stays_a_question(
 ) -> None:
     def lost(_package: submission.Package) -> str:
         slurm("squeue", "echo 'error: Unable to contact slurm controller' >&2; exit 1")
-        raise submission.LostAnswer("sbatch: Socket timed out on send/recv operation")
+        raise submission.UnknownSubmission("sbatch: Socket timed out on send/recv operation")
 
     monkeypatch.setattr(submission, "send", lost)
     monkeypatch.setattr(submission, "SEARCH_S", 0.0)
-    with pytest.raises(SlurmError, match=r"nobody knows whether kt-s-\w+ was submitted"):
-        pilots.add()
-    assert [record.is_open_question for record in launches(pilots.options.files, "s")] == [True]
+    with pytest.raises(SlurmError, match=r"it is unknown whether kt-s-\w+ was submitted"):
+        pilots.start_missing()
+    assert [record.is_unconfirmed for record in launches(pilots.options.files, "s")] == [True]
 
 
 def test_two_launches_at_once_send_no_more_than_one(pilots: SlurmPilots, fake_queue: Path, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_two_launches_at_once_send_no_more_than_one(pilots: SlurmPilots, fake_qu
         )
         print("ready", flush=True)
         sys.stdin.read()
-        print(pilots.add())
+        print(pilots.start_missing())
     """
     both = [
         subprocess.Popen(
@@ -103,11 +103,11 @@ def test_a_launch_that_lasts_keeps_another_away(pilots: SlurmPilots, fake_queue:
     assert lock_file().is_relative_to(Path(os.environ["XDG_STATE_HOME"]))
     lock_file().parent.mkdir(parents=True)
     other = locked(lock_file())
-    with pytest.raises(AnotherLaunch, match="another launch of yours is at work"), only_launch(patience_s=0.3):
+    with pytest.raises(AnotherLaunch, match="another launch of yours is running"), launch_lock(timeout_s=0.3):
         pass
     os.close(other)
     pilots.wanted = 1
-    assert pilots.add() == 1
+    assert pilots.start_missing() == 1
     assert len(fake_queue.read_text().splitlines()) == 1
 
 
@@ -120,7 +120,7 @@ def test_an_sbatch_that_is_given_up_cannot_go_through_later(
     for patience_s in (2.0, 4.0, 8.0, 16.0, 32.0):  # until the helper comes as far as sbatch on this machine
         monkeypatch.setattr(submission, "SEND_TIMEOUT_S", patience_s)
         with pytest.raises(SlurmError, match=r"did not answer within .* and Slurm has no job kt-s-\w+; launch again"):
-            pilots.add()
+            pilots.start_missing()
         if begun.exists():
             break
     number = int(begun.read_text())
@@ -136,19 +136,19 @@ def test_a_job_that_slurm_took_is_not_sent_again_whatever_went_wrong_after_it(
 ) -> None:
     slurm("sbatch", SBATCH.replace("{queue}", str(fake_queue)).replace("echo Submitted batch job $$", last_words))
     pilots.wanted = 2
-    assert pilots.add() == 2
+    assert pilots.start_missing() == 2
     (record,) = pilots.launches()
     jobs = [row.split("|")[0] for row in fake_queue.read_text().splitlines()]
     assert {job.partition("_")[0] for job in jobs} == {record.slurm_id}
     folder = pilots.options.paths.logs / record.token
     assert sorted(path.name for path in folder.glob("*.pkl")) == sorted(f"{job}_submitted.pkl" for job in jobs)
-    assert any(f"looked for {record.name} in the queue" in note for note in pilots.notes)
+    assert any(f"searched for {record.name} in the queue" in note for note in pilots.notes)
 
 
 def test_what_sbatch_refuses_is_known_not_to_be_sent(pilots: SlurmPilots, slurm: Callable[[str, str], None]) -> None:
     slurm("sbatch", "echo 'sbatch: error: Please give an account' >&2; echo 'sbatch: error: Unspecified' >&2; exit 1")
     with pytest.raises(SlurmError, match=r"^sbatch: Please give an account; Unspecified$"):
-        pilots.add()
+        pilots.start_missing()
     assert [record.slurm_id for record in pilots.launches()] == ["-"]
 
 
@@ -161,7 +161,7 @@ def test_a_job_that_turns_up_late_gets_its_pickles(pilots: SlurmPilots, slurm: C
         (folder / name).write_bytes(name.encode())
     slurm("squeue", "\n".join(f"echo '31_{task}|{record.name}|PENDING|Priority||N/A|N/A|gpu'" for task in range(2)))
     pilots.wanted = 2
-    assert pilots.add() == 0
+    assert pilots.start_missing() == 0
     assert [known.slurm_id for known in pilots.launches()] == ["31"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         "31_0_submitted.pkl": b"31_0_submitted.pkl", "31_1_submitted.pkl": b"aa.pkl"

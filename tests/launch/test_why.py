@@ -53,8 +53,8 @@ class Slurm:
     def is_away(self) -> None:
         self._write("squeue", "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
 
-    def found(self, node: str, trouble: str) -> None:
-        probe = Probe(node=node, slurm_job="7_0", trouble=trouble)
+    def found(self, node: str, error: str) -> None:
+        probe = Probe(node=node, slurm_job="7_0", error=error)
         write_bytes(self._files.probe(TOKEN, "7_0"), msgspec.json.encode(probe))
 
     def _put(self, name: str, rows: tuple[str, ...]) -> None:
@@ -117,7 +117,7 @@ def test_the_gravest_of_several_causes_is_named(store: JobStore, ask: Ask) -> No
     store.plan("s", [job("a"), job("b"), job("c"), job("d"), job("e", "a", "b", "c", "d", kind="transfer")])
     at_work(store, "w")
     (held,) = store.claim("w")
-    assert "waits for job 2 (logits, ready): ready; 1 worker is at work" in ask(5)
+    assert "waits for job 2 (logits, ready): ready; 1 worker is busy" in ask(5)
     store.pause(Selection(job_ids=(3,)))
     assert "waits for job 3 (logits, ready): paused; `kt-study resume` lets it go on" in ask(5)
     store.cancel(Selection(job_ids=(4,)))
@@ -125,7 +125,7 @@ def test_the_gravest_of_several_causes_is_named(store: JobStore, ask: Ask) -> No
     store.fail(held, Failure(error="E", message="m", traceback="", group="g"))
     assert f"waits for job {held.job_id} (logits, failed): failed with E: m" in ask(5)
     store.pause(Selection(job_ids=(5,)))
-    assert ask(5).startswith("paused (`kt-study resume` lets it go on); waits for job ")
+    assert ask(5).startswith("paused (`kt-study resume` resumes it); waits for job ")
 
 
 def test_a_cause_behind_thousands_is_looked_for_within_bounds() -> None:
@@ -155,9 +155,9 @@ def test_a_cause_behind_thousands_is_looked_for_within_bounds() -> None:
 
 def test_nobody_is_there(store: JobStore, ask: Ask, slurm: Slurm) -> None:
     store.plan("s", [job("a")])
-    assert ask(1) == "ready; nobody works: no worker runs or waits in a queue; `kt-study launch` starts some"
+    assert ask(1) == "ready; no active workers: none runs or waits in a queue; `kt-study launch` starts some"
     slurm.launch()
-    assert "nobody works: no worker runs or waits in Slurm's queue; `kt-study launch --partition ...`" in ask(1)
+    assert "no active workers: none runs or waits in Slurm's queue; `kt-study launch --partition ...`" in ask(1)
 
 
 def test_backing_off_paused_running_done(store: JobStore, ask: Ask) -> None:
@@ -182,7 +182,7 @@ def test_workers_with_gpus_are_still_in_the_queue(store: JobStore, ask: Ask, slu
         pending(0, "Resources", starts=str(int(time.time() + 7500))), pending(1, "Priority"), pending(2, "Priority")
     )
     line = ask(1)
-    assert line.startswith("ready; no worker with a GPU yet: 3 Slurm jobs that ask for 2 each are pending: ")
+    assert line.startswith("ready; no worker with a GPU yet: 3 Slurm jobs that request 2 each are pending: ")
     assert "Priority (2), Resources (1); the first is expected to start in 2 h " in line
 
 
@@ -210,8 +210,9 @@ def test_a_worker_ran_out_of_memory(store: JobStore, ask: Ask, slurm: Slurm) -> 
     store.claim("w", lease_s=1e-3)
     slurm.accounting(f"7_0|{NAME}|OUT_OF_MEMORY|0:125|node1|1|{int(time.time())}|{int(time.time()) + 100}")
     store.end_leases(["w"], reason="stands for a minute of silence")
-    assert "no worker could work: last on node1, the pilot used more memory than it was given; launch with more" in ask(
-        1
+    assert (
+        "no worker could start: last on node1, the pilot used more memory than it was allocated; launch with more"
+        in ask(1)
     )
 
 
@@ -219,14 +220,14 @@ def test_workers_that_are_just_starting(store: JobStore, ask: Ask, slurm: Slurm)
     store.plan("s", [job("a")])
     slurm.launch()
     slurm.queue(running(0, "node2", left_s=3000))
-    assert ask(1) == "ready; workers are starting on node2; they have not said a word yet"
+    assert ask(1) == "ready; workers are starting on node2; they have not registered yet"
 
 
 def test_slurm_does_not_answer(store: JobStore, ask: Ask, slurm: Slurm) -> None:
     store.plan("s", [job("a")])
     slurm.launch()
     slurm.is_away()
-    assert ask(1).startswith("ready; nobody works, as far as is known: squeue: Unable to contact slurm controller")
+    assert ask(1).startswith("ready; no active workers found: squeue: Unable to contact slurm controller")
 
 
 def test_an_estimate_longer_than_any_allocation(store: JobStore, ask: Ask, slurm: Slurm) -> None:
@@ -237,7 +238,7 @@ def test_an_estimate_longer_than_any_allocation(store: JobStore, ask: Ask, slurm
     )
     at_work(store, "w", slurm_job="7_0")
     slurm.queue(running(0, "node1", left_s=3500))
-    assert "longer than the time left to every worker, at most 5" in ask(1)
+    assert "longer than the time left of every worker, at most 5" in ask(1)
     assert "longer than an allocation of 1 h 0 min: launch with a longer --time" in ask(1)
 
 
@@ -247,9 +248,9 @@ def test_an_estimate_longer_than_what_is_left(store: JobStore, ask: Ask, slurm: 
     at_work(store, "w", slurm_job="7_0")
     at_work(store, "v", slurm_job="7_1")
     slurm.queue(running(0, "node1", left_s=690), running(1, "node2", left_s=1290), pending(2, "Priority"))
-    line = "is longer than the time left to every worker, at most 19 min 5"
+    line = "is longer than the time left of every worker, at most 19 min 5"
     assert f"ready; its estimate of 30 min 0 s {line}" in ask(1)
-    assert ask(1).endswith(" on host-of-v; the next allocation takes it, 1 are pending")
+    assert ask(1).endswith(" on host-of-v; the next allocation runs it, 1 are pending")
     assert line in ask(2), "a transfer goes on in the next allocation, but is begun in the first half of one only"
 
 
@@ -258,7 +259,7 @@ def test_a_transfer_is_begun_by_whoever_has_half_an_allocation(store: JobStore, 
     slurm.launch(time_min=60)
     at_work(store, "w", slurm_job="7_0")
     slurm.queue(running(0, "node1", left_s=2400))
-    assert ask(1) == "ready; 1 worker is at work, none with a GPU, with other jobs; it is the next in line"
+    assert ask(1) == "ready; 1 worker is busy with other jobs, none with a GPU; it is next"
 
 
 def test_the_line_before_it(store: JobStore, ask: Ask) -> None:
@@ -270,14 +271,14 @@ def test_the_line_before_it(store: JobStore, ask: Ask) -> None:
     for number in range(2):
         at_work(store, f"w{number}", device="cuda:0" if number else "cpu")
     assert ask(5) == (
-        "ready; 2 workers are at work, 1 with a GPU, with other jobs; 3 jobs are before it in line, 1 of them of "
+        "ready; 2 workers are busy with other jobs, 1 with a GPU; 3 jobs are before it in the queue, 1 of them of "
         "higher priority"
     )
-    assert ask(2).endswith("it is the next in line")
+    assert ask(2).endswith("it is next")
 
 
 def test_workers_of_another_study_do_not_count(store: JobStore, ask: Ask, slurm: Slurm) -> None:
     store.plan("s", [job("a")])
     slurm.launch()
     at_work(store, "w", slurm_job="9_0", token="ffffffff")
-    assert "nobody works" in ask(1)
+    assert "no active workers" in ask(1)

@@ -120,7 +120,7 @@ def test_what_the_study_file_does_not_name_any_more_is_said_and_dropped(study: S
     unfinished = [job_id for job_id, _ in store.unfinished("small")]
     said = study.plan()
     dropped = study.counts()["unplanned"]
-    assert f"are not in this plan any more: {dropped}; `kt-study cancel --unplanned` drops them" in said
+    assert f"are not in this plan any more: {dropped}; `kt-study cancel --unplanned` cancels them" in said
     assert 0 < dropped == told["unplanned"] <= n - kept
     assert "unplanned" not in study.counts("--pairs", "2"), "a plan of other sizes says nothing about the rest"
 

@@ -79,7 +79,7 @@ def test_a_dry_run_needs_no_file_and_leaves_none(name: str, tmp_path: Path) -> N
 
 def test_the_text_says_what_was_left_out(tmp_path: Path) -> None:
     said = succeeds(tmp_path, "plan", "--preset", "paper-10pct", "--dry-run")
-    assert "1,995 runs; pairs for each objective: 399 kl, 399 xe_kl" in said
+    assert "1,995 runs; pairs per objective: 399 kl, 399 xe_kl" in said
     assert "note: Table 5 lists ResMLP-36 as a student and as a teacher: that one pair is left out" in said
     assert "dry run: nothing written" in said
 

@@ -111,7 +111,7 @@ def test_the_commands_write_and_read_the_same_file(
     (folder / "recommendation.json").unlink()
     asked = ["--db", url, "--student", WORLD.name(STUDENT), "--unmeasured", "--top", "3"]
     told = runner.invoke(recommend_command.command, [*asked, "--out", "recommendation.json"])
-    assert told.exit_code == 0 and "kept in recommendation.json" in told.output
+    assert told.exit_code == 0 and "written to recommendation.json" in told.output
     machine = runner.invoke(recommend_command.command, [*asked, "--json"])
     assert json.loads(machine.output) == json.loads((folder / "recommendation.json").read_text())
 

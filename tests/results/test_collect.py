@@ -377,10 +377,10 @@ def test_no_database_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_newer_database_is_refused(store: JobStore, url: str, tmp_path: Path) -> None:
     import sqlalchemy as sa
 
-    from kt_study.database import parse_url, sqlalchemy_url
+    from kt_study.database import parse_url, sqlalchemy_engine
 
     store.add_study("empty", {})
-    with sa.create_engine(sqlalchemy_url(parse_url(url))).begin() as connection:
+    with sqlalchemy_engine(parse_url(url)).begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(DatabaseError, match="newer than this program"):
         collect(url, tmp_path / "results")

@@ -24,7 +24,7 @@ def collected(folder: Path, *arguments: str) -> str:
 
 
 def test_a_refusal_makes_no_folder(tmp_path: Path, url: str) -> None:
-    with pytest.raises(NothingPlanned, match="`kt-study plan` makes"):
+    with pytest.raises(NothingPlanned, match="`kt-study plan` creates"):
         collected(tmp_path, "--db", f"sqlite:///{tmp_path}/none.db")
     plan(open_store(url, create=True), job(1), study="another")
     with pytest.raises(UsageError, match=f"no study '{STUDY}' in the database"):

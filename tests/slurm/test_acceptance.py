@@ -56,7 +56,7 @@ def test_preempted_twice_and_equal_to_a_local_run(study: ClusterStudy, cluster: 
             "--device", "cpu", "--threads", "1", "--lease", "9")  # fmt: skip
     said = study.succeeds("launch", *ours)
     assert said.startswith("4 workers in Slurm job ")
-    assert "none is missing" in study.succeeds("launch", *ours)
+    assert "no worker is missing" in study.succeeds("launch", *ours)
     gone: set[str] = set()
 
     def is_under_way(store: JobStore) -> bool:

@@ -61,7 +61,7 @@ def test_a_node_where_pilots_die_is_left_out_and_launches_that_come_to_nothing_b
     assert eventually(lambda: study.status()["slurm"]["left_out"].keys() == {"node2"}, 120), study.status()["slurm"]
     seen = study.status()["slurm"]
     assert seen["left_out"]["node2"] == f"3 {DIED}"
-    assert f"the next launch leaves node2 out: 3 {DIED}" in study.run("status").stdout
+    assert f"the next launch excludes node2: 3 {DIED}" in study.run("status").stdout
     assert "#SBATCH --exclude=node2" in study.succeeds(*LAUNCH, "--workers", "3", "--dry-run")
 
     profile = study.folder / "deadly.toml"
@@ -69,13 +69,13 @@ def test_a_node_where_pilots_die_is_left_out_and_launches_that_come_to_nothing_b
     for _ in range(2):
         done = study.run(*LAUNCH, "--workers", "1", "--profile", str(profile), "--now")
         assert done.returncode == 3, done.stdout
-        assert f"node2 is left out: 3 {DIED}" in done.stderr
+        assert f"node2 is excluded: 3 {DIED}" in done.stderr
         assert "no pilot can work: on node" in done.stderr
         assert "the pilot ended by SIGKILL (FAILED)" in done.stderr
 
     with as_if_just_over(study):
         line = study.refused(*LAUNCH, "--workers", "2")
-    assert re.search("the last [23] launches ended without one job done; the next may start in ", line), line
+    assert re.search("the last [23] launches ended without finishing a job; the next may start in ", line), line
     assert "--now launches at once" in line
 
     assert study.succeeds(*LAUNCH, "--workers", "2", "--now").startswith("2 workers in Slurm job ")

@@ -69,14 +69,14 @@ def database_finding(url: str) -> Finding:
 
 def test_databases(tmp_path: Path, postgres_server: Any) -> None:
     absent = database_finding(f"sqlite:///{tmp_path}/none.db")
-    assert (absent.verdict, absent.found) == ("note", f"there is no {tmp_path}/none.db yet; kt-study plan makes it")
+    assert (absent.verdict, absent.found) == ("note", f"there is no {tmp_path}/none.db yet; kt-study plan creates it")
     away = database_finding("postgresql://nobody@127.0.0.1:1/none")
     assert away.verdict == "wrong"
     assert "does not answer" in away.found
     assert database_finding("mysql://x/y").verdict == "wrong"
     empty = database_finding(postgres_server.database(template="template0"))
     assert empty.verdict == "note"
-    assert "holds no kt-study tables; `kt-study plan` makes them" in empty.found
+    assert "has no kt-study tables; `kt-study plan` creates them" in empty.found
     there = database_finding(postgres_server.database())
     assert there.verdict in ("ok", "note")  # slow is a note
     assert there.found.startswith("PostgreSQL 1")
@@ -115,7 +115,7 @@ OLD, NEW = Driver(version="535.1", cuda="12.2", gpus=("A100",)), Driver(version=
         (Torch(version="2.6", cuda="12.4", gpus=("A100", "A100"), threads=8), NEW, None, "ok", "2 x A100; torch 2.6 for"),
         (Torch(version="2.6", cuda="12.4", gpus=(), threads=8), None, None, "note", "workers here run on the CPU, 8 thr"),
         (Torch(version="2.6", cuda="", gpus=(), threads=8), NEW, None, "wrong", "install torch's build for CUDA"),
-        (Torch(version="2.6", cuda="12.10", gpus=(), threads=8), OLD, None, "wrong", "serves CUDA 12.2 at most"),
+        (Torch(version="2.6", cuda="12.10", gpus=(), threads=8), OLD, None, "wrong", "supports CUDA 12.2 at most"),
         (Torch(version="2.6", cuda="12.1", gpus=(), threads=8), OLD, "", "wrong", "CUDA_VISIBLE_DEVICES is ''"),
         (Torch(version="2.6", cuda="12.1", gpus=(), threads=8), OLD, None, "wrong", "look at `nvidia-smi`"),
     ],
@@ -176,7 +176,7 @@ def test_a_slurm_without_its_configuration(tmp_path: Path) -> None:
     advice = "; look at `scontrol ping` and at SLURM_CONF"
     assert line.startswith("wrong slurm") and line.endswith(f"failed to fetch config{advice}")
     assert line.count(advice) == 1
-    assert "not looked at, since Slurm does not answer here" in done.stdout
+    assert "not checked, since Slurm does not answer here" in done.stdout
     assert done.returncode == 3
     with_path = kt_study(tmp_path, "launch", "--partition", "gpu", environment=path)
     assert with_path.stderr.endswith(f"failed to fetch config{advice}\n")
@@ -208,10 +208,10 @@ def test_a_node_with_other_packages() -> None:
 
 def test_text_has_the_advice_and_the_node() -> None:
     text = as_text([
-        Finding(what="a", verdict="wrong", found="broken", do="mend it"),
+        Finding(what="a", verdict="wrong", found="broken", do="fix it"),
         Finding(what="bcd", verdict="ok", found="fine", node="n7"),
     ])  # fmt: skip
-    assert text.splitlines() == ["wrong a    broken; mend it", "", "on n7", "ok    bcd  fine"]
+    assert text.splitlines() == ["wrong a    broken; fix it", "", "on n7", "ok    bcd  fine"]
 
 
 def test_no_slurm_here(tmp_path: Path) -> None:
@@ -229,9 +229,9 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> N
         (folder / name).chmod(0o755)
 
 
-def ask_node(root: Path, **wish: Any) -> list[Finding]:
+def ask_node(root: Path, **target: Any) -> list[Finding]:
     request = SlurmRequest(partition="gpu", gpus_per_node=0, time=5)
-    return examine_node(root, f"sqlite:///{root}/k.db", NodeRequest(request=request, **wish), [])
+    return examine_node(root, f"sqlite:///{root}/k.db", NodeRequest(request=request, **target), [])
 
 
 def test_a_node_that_does_not_become_free_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_a_node_that_does_not_become_free_is_given_up(tmp_path: Path, monkeypatc
 
 
 def test_a_node_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_module, "LOOK_S", 0.5)
+    monkeypatch.setattr(node_module, "CHECK_TIMEOUT_S", 0.5)
     stand_in(tmp_path, monkeypatch, srun="exec sleep 300", squeue="echo 'RUNNING|None'", scancel="true")
     (found,) = ask_node(tmp_path, patience_s=0.0)
     assert "no answer within 0 s" in found.found
@@ -259,7 +259,7 @@ def test_a_node_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(81, "study folder {root} is not there"), (82, "there is no kt-study in {python}")],
+    [(81, "study folder {root} is missing"), (82, "there is no kt-study in {python}")],
 )
 def test_what_a_node_says_with_its_exit_code(
     code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,7 +284,7 @@ def test_a_gpu_that_slurm_gave_and_torch_does_not_see(tmp_path: Path, monkeypatc
     request = SlurmRequest(partition="gpu", gpus_per_node=1, time=5)
     found = examine_node(tmp_path, f"sqlite:///{tmp_path}/k.db", NodeRequest(request=request), [])
     assert (found[0].verdict, found[0].node) == ("wrong", "n7")
-    assert found[0].found.startswith("Slurm gave 1 GPUs, and torch sees none")
+    assert found[0].found.startswith("Slurm allocated 1 GPUs, and torch sees none")
 
 
 @pytest.mark.timeout(300)

@@ -27,7 +27,7 @@ INSTALLED = {" --install": ""}
 
 PAGES = pages_for("slurm")
 
-TRANSFERS = "1,995 runs; pairs for each objective: 399 kl, 399 xe_kl, 399 xe_kl_mcl, 399 kl_dp, 399 kl_dp_unsupervised"
+TRANSFERS = "1,995 runs; pairs per objective: 399 kl, 399 xe_kl, 399 xe_kl_mcl, 399 kl_dp, 399 kl_dp_unsupervised"
 """Of paper-10pct: Table 5's 20 students and 20 teachers, one model being both, and five objectives."""
 
 
@@ -104,7 +104,7 @@ def test_the_quickstart_makes_the_papers_study_of_an_imagenet_folder(tmp_path: P
     run(block, tmp_path, substitutions={"/data/imagenet": str(images), "/scratch/me/paper": str(folder)})
     said = succeeds(folder, "plan", "--dry-run")
     assert "complementarity: 466 ordered pairs of 301 models" in said
-    assert "pairs for each objective: 400 kl, 400 kl_dp" in said
+    assert "pairs per objective: 400 kl, 400 kl_dp" in said
 
 
 @pytest.mark.timeout(600)

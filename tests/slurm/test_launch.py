@@ -49,9 +49,7 @@ def test_work_on_fake_gpus_is_refused_and_the_option_that_the_line_names_works(s
     study.succeeds("plan")
     for asked in (("--device", "cuda"), ("--gpus-per-node", "1")):
         line = study.refused("launch", "--partition", "gpu", *asked)
-        assert line == (
-            "kt-study: the GPUs of partition 'gpu' are fake: nothing computes on them; launch with --device cpu"
-        )
+        assert line == ("kt-study: the GPUs of partition 'gpu' are fake and cannot compute; launch with --device cpu")
     script = study.succeeds("launch", "--partition", "gpu", "--device", "cpu", "--dry-run")
     assert "#SBATCH --partition=gpu" in script
 
@@ -64,7 +62,7 @@ def test_what_is_refused_is_one_line_and_submits_nothing(study: ClusterStudy, cl
             "--partition",
             "gpus",
         ),
-        "partition 'low' allows 240 min at most; 300 were asked by --time": ("--partition", "low", "--time", "5:00:00"),
+        "partition 'low' allows 240 min at most, and --time asks for 300": ("--partition", "low", "--time", "5:00:00"),
         "has 3 GPUs, the largest has 2": ("--partition", "gpu", "--gpus-per-node", "3"),
         "has 5 cores, the largest has 4": ("--partition", "gpu", "--cpus-per-task", "5"),
         "Invalid node name specified": ("--partition", "gpu", "--exclude", "nodeX"),
@@ -134,7 +132,7 @@ def test_topping_up_the_cap_pause_and_cancel(study: ClusterStudy, cluster: DevCl
     study.succeeds("plan")
     with busy_nodes(cluster):
         assert "2 jobs are pending (" in study.succeeds(*GPU, "--workers", "2")
-        assert "none is missing" in study.succeeds(*GPU, "--workers", "2")
+        assert "no worker is missing" in study.succeeds(*GPU, "--workers", "2")
         assert study.succeeds(*GPU, "--workers", "3").startswith("1 worker in Slurm job ")
         assert len(kt_jobs(cluster)) == 3
         assert "no more than 3 may be" in study.refused(*GPU, "--workers", "4", "--max-submitted", "3")
@@ -203,7 +201,7 @@ def test_an_sbatch_that_timed_out_but_went_through_is_not_sent_twice(
     finally:
         os.kill(slurmctld, signal.SIGCONT)
     assert done.returncode == 0, done.stderr
-    assert "looked for kt-late-" in done.stderr
+    assert "searched for kt-late-" in done.stderr
     assert log.read_text() == "sent\n"
     assert done.stdout.startswith("2 workers in Slurm job ")
     study.wait_until(lambda store: store.workload("late").done == len(store.jobs()), 150, "the end")
@@ -249,7 +247,7 @@ def test_the_first_minute_finds_what_a_node_lacks(
         blind_node(cluster, "node3", passfile.parent),
     ):
         line = study.refused(*GPU, "--workers", "3", "--cpus-per-task", "3")
-        assert f"no pilot can work: on node1, the study folder {study.folder} is not there" in line
+        assert f"no pilot can work: on node1, the study folder {study.folder} is missing" in line
         assert "node2, node3 cannot either" in line
         assert eventually(lambda: kt_jobs(cluster) == [])
 
@@ -258,13 +256,13 @@ def test_the_first_minute_finds_what_a_node_lacks(
 
         assert eventually(all_known, 60), study.status()["slurm"]
         trouble = study.status()["slurm"]["trouble"]
-        assert f"the study folder {study.folder} is not there" in trouble["node1"]
+        assert f"the study folder {study.folder} is missing" in trouble["node1"]
         assert f"there is no kt-study in {sys.executable}" in trouble["node2"]
         assert "does not answer" in trouble["node3"] or "password" in trouble["node3"]
         again = study.run(*GPU, "--workers", "3", "--cpus-per-task", "3", "--dry-run")
         assert again.returncode == 0
         monkeypatch.setenv("SLURM_CONF", str(cluster.slurm_conf))
-        assert f"the study folder {study.folder} is not there" in doctor_on(study, "node1").found
+        assert f"the study folder {study.folder} is missing" in doctor_on(study, "node1").found
         assert f"there is no kt-study in {sys.executable}" in doctor_on(study, "node2").found
         database = doctor_on(study, "node3")
         assert (database.what, database.node) == ("database", "node3")

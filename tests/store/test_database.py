@@ -14,19 +14,18 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from kt_study import database
+from kt_study import database, file_systems
 from kt_study.database import (
-    file_system,
     hosts,
     is_this_machine,
     parse_url,
     place,
-    require_local_disk,
-    sqlalchemy_url,
+    sqlalchemy_engine,
     sqlite_url,
     without_password,
 )
 from kt_study.errors import DatabaseError, NothingPlanned
+from kt_study.file_systems import file_system, require_local_disk
 from kt_study.store import open_store
 from orchestrator.cli import kt_study_command
 from orchestrator.cluster.doctor.study import database as database_findings
@@ -54,9 +53,6 @@ def test_postgresql_urls() -> None:
         "passfile": "/x/y", "sslmode": "require",
     }  # fmt: skip
     assert place(address) == "study on node7:5433"
-    assert sqlalchemy_url(address).render_as_string() == (
-        "postgresql+psycopg://me:***@node7:5433/study?passfile=%2Fx%2Fy&sslmode=require"
-    )
 
 
 @pytest.mark.parametrize("url", ["", "kt-study.db", "mysql://h/x", "sqlite://", "sqlite:///", "postgresql://h:port/x"])
@@ -169,8 +165,8 @@ def test_a_url_that_would_name_another_file_is_refused(url: str) -> None:
         (f"?passwrod={SECRET}", "the option 'passwrod', which PostgreSQL does not know; did you mean 'password'?"),
         ("?autocommit=yes", "the option 'autocommit', which PostgreSQL does not know"),
         ("?row_factory=x", "the option 'row_factory', which PostgreSQL does not know"),
-        ("?connect_timeout=abc", "connect_timeout='abc', which is no whole number"),
-        ("?keepalives_idle=1m", "keepalives_idle='1m', which is no whole number"),
+        ("?connect_timeout=abc", "connect_timeout='abc', which is not an integer"),
+        ("?keepalives_idle=1m", "keepalives_idle='1m', which is not an integer"),
         ("?password=hun&ter2", "in a password, write & as %26"),
         ("?password=hun&t3r=2", "in a password, write & as %26"),
         ("?sslmode=nope", 'invalid sslmode value: "nope"; correct it'),
@@ -315,7 +311,7 @@ def test_a_wrong_password_is_said_without_it(postgres_server: Server) -> None:
 
 def test_an_absent_file_is_said_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(
-        NothingPlanned, match=r"nothing is planned here yet: .*none.db; `kt-study plan` makes one"
+        NothingPlanned, match=r"nothing is planned here yet: .*none.db; `kt-study plan` creates it"
     ) as said:
         open_store(f"sqlite:///{tmp_path}/none.db")
     assert said.value.exit_code == 2
@@ -327,7 +323,7 @@ def test_an_absent_file_is_said_and_not_made(tmp_path: Path) -> None:
 def test_a_database_without_our_tables_is_said(postgres_server: Server, tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE x (y)")
     for url in (f"sqlite:///{tmp_path}/other.db", postgres_server.database("template0")):
-        with pytest.raises(NothingPlanned, match=r"nothing is planned here yet: .* holds no kt-study tables"):
+        with pytest.raises(NothingPlanned, match=r"nothing is planned here yet: .* has no kt-study tables"):
             open_store(url)
 
 
@@ -341,7 +337,7 @@ def test_a_database_of_another_program_is_recognised_and_left_alone(
     url = f"sqlite:///{tmp_path}/other.db"
     if kind == "postgresql":
         url = request.getfixturevalue("postgres_server").database("template0")
-    with sa.create_engine(sqlalchemy_url(parse_url(url))).begin() as connection:
+    with sqlalchemy_engine(parse_url(url)).begin() as connection:
         connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
         connection.execute(sa.text(f"INSERT INTO alembic_version VALUES ('{revision}')"))
         connection.execute(sa.text("CREATE TABLE experiments (id INTEGER)"))
@@ -351,7 +347,7 @@ def test_a_database_of_another_program_is_recognised_and_left_alone(
         with pytest.raises(DatabaseError, match=f"belongs to another program.*'{revision}'.*--db") as caught:
             open_store(url, create=create)
         assert "newer" not in str(caught.value)
-    with sa.create_engine(sqlalchemy_url(parse_url(url))).connect() as connection:
+    with sqlalchemy_engine(parse_url(url)).connect() as connection:
         assert set(sa.inspect(connection).get_table_names()) == {"alembic_version", "experiments"}
 
 
@@ -359,7 +355,7 @@ def test_a_table_of_our_name_that_is_not_ours_is_left_alone(postgres_server: Ser
     import sqlalchemy as sa
 
     for url in (f"sqlite:///{tmp_path}/other.db", postgres_server.database("template0")):
-        engine = sa.create_engine(sqlalchemy_url(parse_url(url)))
+        engine = sqlalchemy_engine(parse_url(url))
         with engine.begin() as connection:
             connection.execute(sa.text("CREATE TABLE jobs (id INTEGER)"))
         with pytest.raises(DatabaseError, match="belongs to another program: it has a table 'jobs'"):
@@ -405,7 +401,7 @@ def test_network_file_systems_are_refused(kind: str, tmp_path: Path, monkeypatch
         "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
         f"90 22 0:50 / {spelled} rw,relatime shared:9 - {kind} server:/export rw,vers=4.2\n"
     )
-    monkeypatch.setattr(database, "mount_table", lambda: mounts)
+    monkeypatch.setattr(file_systems, "mount_table", lambda: mounts)
     for name in ("x.db", "deeper/down/x.db"):
         with pytest.raises(DatabaseError, match=rf"network file system \({kind}\).*kt-study db start"):
             open_store(f"sqlite:///{shared / name}", create=True)
@@ -416,14 +412,14 @@ def test_a_link_to_a_network_file_system_is_refused_too(tmp_path: Path, monkeypa
     (tmp_path / "far").mkdir()
     (tmp_path / "near").symlink_to(tmp_path / "far")
     mounts = f"1 1 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:5 / {tmp_path}/far rw - nfs s:/ rw\n"
-    monkeypatch.setattr(database, "mount_table", lambda: mounts)
+    monkeypatch.setattr(file_systems, "mount_table", lambda: mounts)
     with pytest.raises(DatabaseError, match="nfs"):
         require_local_disk(tmp_path / "near" / "x.db", "the database")
 
 
 def test_a_mount_with_an_accent_in_its_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = f"1 1 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:5 / {tmp_path}/données\\040là rw - nfs s:/ rw\n"
-    monkeypatch.setattr(database, "mount_table", lambda: mounts)
+    monkeypatch.setattr(file_systems, "mount_table", lambda: mounts)
     assert file_system(tmp_path / "données là" / "x.db") == "nfs"
 
 

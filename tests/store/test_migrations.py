@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from kt_study import database
-from kt_study.database import migrate, migrations_folder, parse_url, sqlalchemy_url
+from kt_study.database import migrate, migrations_folder, parse_url, sqlalchemy_engine
 from kt_study.errors import DatabaseError
 from kt_study.store import Selection, open_store
 from kt_study.tables import metadata
@@ -50,7 +50,7 @@ def old(empty: str) -> str:
 
 
 def engine_of(url: str) -> sa.Engine:
-    return sa.create_engine(sqlalchemy_url(parse_url(url)), poolclass=sa.NullPool)
+    return sqlalchemy_engine(parse_url(url))
 
 
 def revision_of(url: str) -> str:

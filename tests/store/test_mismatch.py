@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from kt_study.database import parse_url, sqlalchemy_url
+from kt_study.database import parse_url, sqlalchemy_engine
 from kt_study.errors import SchemaMismatch
 from kt_study.failures import is_transient
 from kt_study.store import JobStore
@@ -16,7 +16,7 @@ from tests.store.making import claim_one, job, plan
 
 
 def test_a_missing_column_is_said_at_once_and_nothing_is_spooled(store: JobStore, tmp_path: Path) -> None:
-    engine = sa.create_engine(sqlalchemy_url(parse_url(store.url)))
+    engine = sqlalchemy_engine(parse_url(store.url))
     with engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE trainings RENAME COLUMN seconds TO gone"))
     engine.dispose()

@@ -16,6 +16,7 @@ import pytest
 from kt_study.errors import DatabaseError
 from kt_study.store import open_store
 from orchestrator.cluster import postgres_server as server
+from orchestrator.cluster.postgres_server import programs
 from tests.postgres import FAST, TEMPLATE, Server, new_server
 from tests.require import require
 from tests.store.making import job, plan
@@ -97,7 +98,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
             ask(tmp_path / "none")
     with pytest.raises(DatabaseError, match=r"cannot listen on 203\.0\.113\.7"):
         server.start(tmp_path / "new", host="203.0.113.7")
-    monkeypatch.setattr("kt_study.database.file_system", lambda _: "lustre")
+    monkeypatch.setattr("kt_study.file_systems.file_system", lambda _: "lustre")
     with pytest.raises(DatabaseError, match=r"network file system \(lustre\)"):
         server.start(tmp_path / "new")
 
@@ -218,7 +219,7 @@ def test_the_address_is_kept_and_another_one_is_not_pretended(own: Server) -> No
 def test_a_start_that_fails_leaves_no_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DatabaseError, match="cannot listen on"):
         server.start(place / "a" / "b", host="203.0.113.7")
-    monkeypatch.setattr(server, "_run_tool", lambda *_, **__: (_ for _ in ()).throw(DatabaseError("initdb failed")))
+    monkeypatch.setattr(programs, "run", lambda *_, **__: (_ for _ in ()).throw(DatabaseError("initdb failed")))
     with pytest.raises(DatabaseError, match="initdb failed"):
         server.start(place / "a" / "b")
     assert list(place.iterdir()) == []

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-import sqlalchemy as sa
 
-from kt_study.database import parse_url, sqlalchemy_url
+from kt_study.database import parse_url, sqlalchemy_engine
 from kt_study.errors import LeaseLost, UsageError
 from kt_study.records import JobState, Progress
 from kt_study.store import JobStore, Selection, WorkerRecord, open_store
@@ -154,7 +153,7 @@ def test_the_pause_doubles_with_each_attempt(url: str) -> None:
 
 
 def _forget_the_pause(url: str) -> None:
-    engine = sa.create_engine(sqlalchemy_url(parse_url(url)))
+    engine = sqlalchemy_engine(parse_url(url))
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE jobs SET not_before = 0")
     engine.dispose()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kt_study.database import NETWORK_FILE_SYSTEMS, file_system
+from kt_study.file_systems import NETWORK_FILE_SYSTEMS, file_system
 
 
 @functools.cache

@@ -207,7 +207,9 @@ def _tables(opened: OpenedTransfer, contrastive: bool) -> list[list[Any]]:
 
 def _features(entry: CachedLogits) -> NDArray[np.float16]:
     if entry.features is None:
-        raise DataError(f"{entry.folder}: no features in this cache entry; remove it with `kt-study cache gc`")
+        raise DataError(
+            f"{entry.folder}: no features in this cache entry; delete this folder, then run `kt-study retry`"
+        )
     return entry.features
 
 

@@ -402,7 +402,7 @@ class Pilot:
     def _tell(self) -> None:
         """Send notifications of the study's first failure or its end; not while a signal leaves only seconds."""
         if self.options.study and not self.stop.made:
-            notify.look(self.store, self.options.study, self.options.files)
+            notify.send_due(self.store, self.options.study, self.options.files)
 
     def _put_down(self, claim: Claim) -> None:
         self.heartbeat.drop(claim)

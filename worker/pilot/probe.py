@@ -110,7 +110,7 @@ def report(options: PilotOptions, allocation: Allocation, trouble: str = "") -> 
     """Say in the study folder how the probe went, where `launch` and `status` look for it."""
     if not options.token or not allocation.job:
         return
-    found = Probe(node=allocation.node, slurm_job=allocation.job, trouble=trouble)
+    found = Probe(node=allocation.node, slurm_job=allocation.job, error=trouble)
     try:
         target = options.files.probe(options.token, allocation.job)
         write_private(target, msgspec.json.encode(found), below=options.files.root)

@@ -31,7 +31,7 @@ def command() -> None:
 @command.command("ls")
 @with_study_context
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def list_entries(here: StudyContext, as_json: bool) -> None:
+def list_entries(context: StudyContext, as_json: bool) -> None:
     """List every cached pass, least recently used first.
 
     \b
@@ -41,7 +41,7 @@ def list_entries(here: StudyContext, as_json: bool) -> None:
     """
     from kt_study.cache import entries
 
-    paths = _study_paths(here)
+    paths = _study_paths(context)
     found = entries(paths)
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(entry) for entry in found]))
@@ -55,7 +55,7 @@ def list_entries(here: StudyContext, as_json: bool) -> None:
 @command.command("verify")
 @with_study_context
 @click.pass_context
-def verify_entries(ctx: click.Context, here: StudyContext) -> None:
+def verify_entries(ctx: click.Context, context: StudyContext) -> None:
     """Verify every checksum; exit code 1 if an entry is incomplete or altered.
 
     \b
@@ -64,18 +64,18 @@ def verify_entries(ctx: click.Context, here: StudyContext) -> None:
     """
     from kt_study.cache import entries, verify
 
-    paths = _study_paths(here)
+    paths = _study_paths(context)
     broken = verify(paths)
     for entry in broken:
-        click.echo(f"{entry.folder}: {entry.problem}; it is made again when a job needs it")
-    click.echo(f"{len(entries(paths))} passes checked, {len(broken)} not whole")
+        click.echo(f"{entry.folder}: {entry.problem}; it is computed again when a job needs it")
+    click.echo(f"{len(entries(paths))} passes checked, {len(broken)} damaged")
     ctx.exit(1 if broken else 0)
 
 
 @command.command("gc")
 @with_study_context
 @click.option("--max-size", required=True, metavar="SIZE", help="Maximum cache size, e.g. 500M or 2T.")
-def collect_entries(here: StudyContext, max_size: str) -> None:
+def collect_entries(context: StudyContext, max_size: str) -> None:
     """Delete incomplete entries, and the least recently used ones beyond --max-size. Entries that open jobs need are kept.
 
     \b
@@ -85,23 +85,18 @@ def collect_entries(here: StudyContext, max_size: str) -> None:
     """
     from kt_study.cache import collect_garbage, entries
 
-    paths = _study_paths(here)
-    gone = collect_garbage(paths, max_size=_bytes(max_size), keep=_needed(here))
+    paths = _study_paths(context)
+    gone = collect_garbage(paths, max_size=_bytes(max_size), keep=context.store().needed_by_open_jobs("logits"))
     for entry in entries(paths):
         if entry.foreign:
-            click.echo(f"{entry.folder} stays: it holds {entry.foreign}, which kt-study did not make", err=True)
-    click.echo(f"{len(gone)} passes removed, {size(sum(entry.nbytes for entry in gone))}")
+            click.echo(f"{entry.folder} is kept: it contains {entry.foreign}, which kt-study did not make", err=True)
+    click.echo(f"{len(gone)} passes deleted, {size(sum(entry.nbytes for entry in gone))}")
 
 
-def _study_paths(here: StudyContext) -> StudyPaths:
-    """The study's files. Raises StudyFileError where there is no study, rather than tell of an empty cache."""
-    read_study(here.study_path)
-    return here.paths
-
-
-def _needed(here: StudyContext) -> set[str]:
-    """Digests of the logits jobs that jobs still open wait for or will read."""
-    return here.store().needed_by_open_jobs("logits")
+def _study_paths(context: StudyContext) -> StudyPaths:
+    """The study's files. Raises StudyFileError if there is no study, instead of reporting an empty cache."""
+    read_study(context.study_path)
+    return context.paths
 
 
 def _bytes(text: str) -> int:

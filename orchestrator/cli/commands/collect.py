@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: results/ beside the study file).")
 @click.option("--all", "everything", is_flag=True, help="Collect every study of the database, not only this one.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def command(here: StudyContext, out: Path | None, everything: bool, as_json: bool) -> None:
+def command(context: StudyContext, out: Path | None, everything: bool, as_json: bool) -> None:
     """Write the results as parquet; only new rows are written.
 
     \b
@@ -31,9 +31,11 @@ def command(here: StudyContext, out: Path | None, everything: bool, as_json: boo
     """
     from orchestrator.results.collect import collect
 
-    study = None if everything else here.name
+    study = None if everything else context.name
     with shown("collecting", "rows") as advance:
-        found = collect(here.database_url, out or here.paths.results, study, folder=here.folder, progress=advance)
+        found = collect(
+            context.database_url, out or context.paths.results, study, folder=context.folder, progress=advance
+        )
     if as_json:
         click.echo(json.dumps({"out": str(found.out), "rows": found.rows, "written": len(found.written)}))
         return
@@ -41,7 +43,7 @@ def command(here: StudyContext, out: Path | None, everything: bool, as_json: boo
 
 
 def _rows(found: Collected) -> str:
-    """How many rows each table has; what a training starts from is no model of the study."""
+    """The number of rows per table. Untrained starts of trainings do not count as models of the study."""
     counts = found.rows | {"models": found.rows["models"] - found.starts}
     parts = {table: f"{count:,} {table}" for table, count in counts.items() if count}
     if found.starts and "models" in parts:

@@ -42,7 +42,7 @@ def command() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def prepare(
-    here: StudyContext,
+    context: StudyContext,
     split: str,
     max_side: int,
     jpeg_quality: int,
@@ -61,8 +61,8 @@ def prepare(
     from worker.pilot.entry import prepare_data
 
     written = prepare_data(
-        here.study,
-        here.folder,
+        context.study,
+        context.folder,
         split,
         shown,
         max_side=max_side,

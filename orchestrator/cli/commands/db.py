@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 import msgspec
 
+from orchestrator.cluster import postgres_server
+
 _FOLDER = click.option(
     "--dir",
     "folder",
@@ -32,9 +34,9 @@ def command() -> None:
 @_FOLDER
 @click.option(
     "--host",
-    help="Address to listen on; this node's name for workers on other nodes (default: as last time, at first 127.0.0.1).",
+    help="Address to listen on; this node's name for workers on other nodes (default: as last time, first 127.0.0.1).",
 )
-@click.option("--port", type=int, default=0, help="TCP port (default: as last time, at first a free port).")
+@click.option("--port", type=int, default=0, help="TCP port (default: as last time, first a free port).")
 def start(folder: Path, host: str | None, port: int) -> None:
     """Start the server and print its URL. The first start creates it.
 
@@ -43,8 +45,6 @@ def start(folder: Path, host: str | None, port: int) -> None:
       kt-study db start                     # for workers on this machine
       kt-study db start --host $(hostname)  # for workers on other nodes
     """
-    from orchestrator.cluster import postgres_server
-
     click.echo(postgres_server.start(folder, host=host, port=port))
 
 
@@ -57,9 +57,7 @@ def stop(folder: Path) -> None:
     Examples:
       kt-study db stop
     """
-    from orchestrator.cluster import postgres_server
-
-    click.echo("stopped" if postgres_server.stop(folder) else "it was not running")
+    click.echo("stopped" if postgres_server.stop(folder) else "the server was not running")
 
 
 @command.command()
@@ -72,8 +70,6 @@ def status(ctx: click.Context, folder: Path) -> None:
     Examples:
       kt-study db status
     """
-    from orchestrator.cluster import postgres_server
-
     found = postgres_server.status(folder)
     click.echo(json.dumps(msgspec.to_builtins(found)))
     ctx.exit(0 if found.accepting else 1)
@@ -88,6 +84,4 @@ def url(folder: Path) -> None:
     Examples:
       export KT_STUDY_DB=$(kt-study db url)
     """
-    from orchestrator.cluster import postgres_server
-
     click.echo(postgres_server.url(folder))

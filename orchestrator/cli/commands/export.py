@@ -28,7 +28,7 @@ from orchestrator.terminal.study_context import StudyContext, with_study_context
 @click.option("--job", type=int, metavar="N", help="The transfer with this job number.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder; must be new or empty.")
 def command(
-    here: StudyContext,
+    context: StudyContext,
     student: str | None,
     teacher: str | None,
     objective: str | None,
@@ -52,20 +52,20 @@ def command(
         raise UsageError("export needs --student and --teacher, or --job")
     check_empty(out)
     wanted = Wanted(student=student, teacher=teacher, objective=objective, seed=seed, job=job)
-    store = here.store()
-    chosen = choose(store, here.name, here.paths, wanted)
-    exported = export_student(chosen, store, here.name, here.paths, out)
-    click.echo(f"{exported.folder}: {_told(chosen.row)}")
+    store = context.store()
+    chosen = choose(store, context.name, context.paths, wanted)
+    exported = export_student(chosen, store, context.name, context.paths, out)
+    click.echo(f"{exported.folder}: {_description(chosen.row)}")
     for note in exported.notes:
         click.echo(f"  note: {note}")
     if exported.by_timm:
         click.echo(f'  load: timm.create_model("local-dir:{exported.folder}", pretrained=True)')
 
 
-def _told(row: dict[str, Any]) -> str:
-    who = f"{row['student']} taught by {row['teacher']}, {row['objective']}, job {row['job_id']}"
+def _description(row: dict[str, Any]) -> str:
+    what = f"{row['student']} taught by {row['teacher']}, {row['objective']}, job {row['job_id']}"
     if row["acc_after"] is None:
-        return who
+        return what
     interval = f"{row['delta_transf_low']:+.2f} to {row['delta_transf_high']:+.2f}"
     change = f"{row['delta_transf']:+.2f} points, {interval}"
-    return f"{who}: {row['acc_before']:.2f} % before, {row['acc_after']:.2f} % after ({change})"
+    return f"{what}: {row['acc_before']:.2f} % before, {row['acc_after']:.2f} % after ({change})"

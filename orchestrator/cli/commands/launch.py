@@ -11,18 +11,18 @@ import click
 
 from kt_study import notify
 from kt_study.pilots import LaunchFiles, PilotOptions, last_stop
-from orchestrator.cluster.launch.options import with_slurm_options
-from orchestrator.cluster.launch.speed import lease_option, with_speed_options
+from orchestrator.cluster.launch.options import device_option, lease_option, with_slurm_options, with_worker_options
 from orchestrator.terminal.plural import counted
 from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore, Workload
+    from orchestrator.cluster.launch.local import LocalPilots
     from orchestrator.cluster.launch.slurm import SlurmPilots
 
 T = TypeVar("T")
 
-_LAST_WORD_S = 1.5  # of KillWait, for the last word of a pilot that does not stop to reach the database
+_LAST_WRITE_S = 1.5  # of KillWait, for the last write of a pilot whose job does not stop
 
 
 @click.command()
@@ -44,16 +44,16 @@ _LAST_WORD_S = 1.5  # of KillWait, for the last word of a pilot that does not st
 )
 @click.option("--now", is_flag=True, help="Launch now, even if the last launches finished no job.")
 @click.option("--all-nodes", is_flag=True, help="Also use nodes excluded because workers failed there in the last day.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to run models on.")
+@device_option
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Torch threads per worker (default: cores divided by workers)."
 )
 @lease_option
-@with_speed_options
+@with_worker_options
 @click.pass_context
 def command(
     ctx: click.Context,
-    here: StudyContext,
+    context: StudyContext,
     workers: int | None,
     wait: bool,
     profile: Path | None,
@@ -65,7 +65,7 @@ def command(
     device: str,
     threads: int | None,
     lease_s: float,
-    speed: dict[str, Any],
+    tuning: dict[str, Any],
 ) -> None:
     """Start workers, here or on Slurm. A second launch adds only what is missing.
 
@@ -77,100 +77,60 @@ def command(
       kt-study launch --profile slurm/example.toml --dry-run
     """
     options = PilotOptions(
-        root=str(here.folder),
-        study=here.name,
+        root=str(context.folder),
+        study=context.name,
         device=device,
         threads=threads or 0,
         lease_s=lease_s,
-        after_stop=last_stop(LaunchFiles(root=here.folder)),
-        **speed,
+        after_stop=last_stop(LaunchFiles(root=context.folder)),
+        **tuning,
     )
-    here.require_own()
-    if profile is None and flags["partition"] is None:
-        _refuse_slurm_flags(flags, dry_run=dry_run)
-        ctx.exit(_launch_here(here, options, workers, wait=wait))
-    pilots = _slurm_pilots(here, options, profile, flags, workers, max_submitted, waits=wait)
-    pilots.patient, pilots.wary = not now, not all_nodes
-    ctx.exit(_show_script(pilots) if dry_run else _launch_on_slurm(here, pilots, wait=wait))
+    context.require_own()
+    if profile is None and "partition" not in flags:
+        for name in [*flags, *(["dry_run"] if dry_run else [])]:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for Slurm; give --partition or --profile as well")
+        ctx.exit(_launch_here(context, options, workers, wait=wait))
+    pilots = _slurm_pilots(context, options, profile, flags, workers, max_submitted, waits=wait)
+    pilots.backs_off, pilots.excludes_nodes = not now, not all_nodes
+    ctx.exit(_show_script(pilots) if dry_run else _launch_on_slurm(context, pilots, wait=wait))
 
 
-def _refuse_slurm_flags(flags: dict[str, Any], *, dry_run: bool) -> None:
-    given = [name.replace("_", "-") for name, value in flags.items() if value is not None]
-    if dry_run:
-        given.append("dry-run")
-    if given:
-        raise click.UsageError(f"--{given[0]} is for Slurm; give --partition or --profile as well")
-
-
-def _launch_here(here: StudyContext, options: PilotOptions, workers: int | None, *, wait: bool) -> int:
+def _launch_here(context: StudyContext, options: PilotOptions, workers: int | None, *, wait: bool) -> int:
     import msgspec
 
-    from orchestrator.cluster.launch.follow import Follower, Stopped
-    from orchestrator.cluster.launch.local import LocalPilots, default_workers
-    from orchestrator.terminal.outage import waited_for
+    from orchestrator.cluster.launch.local import LocalPilots, default_workers, stop_local_workers
 
     wanted = workers or default_workers()
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // wanted)
-    options = msgspec.structs.replace(options, database=url_for_workers(here), threads=threads)
-    store = here.store(waits=wait)
-    pilots = LocalPilots(store=store, options=options, wanted=wanted)
-    patiently = waited_for if wait else _at_once
-    patiently(lambda: here.require_planned_here(store))
-    patiently(store.expire)
-    patiently(lambda: _arm(here, store))
-    added = patiently(pilots.add)
-    workload = patiently(lambda: store.workload(here.name))
-    if not added and not workload.running and not workload.ready_now and not workload.ready_later:
-        return _nothing_to_do(workload)
-    if added:
-        click.echo(f"{counted(added, 'worker')} started on this machine; logs in {options.paths.logs}")
-    else:
-        click.echo("none is missing: workers are at work here, or about to")
-    if not wait:
-        click.echo("follow with: kt-study status --watch")
-        return 0
-    try:
-        waited_for(pilots.wait_for_first)
-        workload = Follower(store, here.name, pilots, lambda: _is_stopped(options)).until_done()
-        notify.look(store, here.name, LaunchFiles(root=here.folder))
-    except Stopped:
-        return _say_stopped()
-    except KeyboardInterrupt:
-        asked = pilots.stop()
-        click.echo(
-            f"\nstopping: {counted(asked, 'worker')} asked to give their jobs back; kt-study launch goes on from there",
-            err=True,
-        )
-        return 130
-    return _complete(workload)
+    options = msgspec.structs.replace(options, database=url_for_workers(context), threads=threads)
+    pilots = LocalPilots(store=context.store(waits=wait), options=options, wanted=wanted)
+
+    def report_started(added: int) -> None:
+        if added:
+            click.echo(f"{counted(added, 'worker')} started on this machine; logs in {options.paths.logs}")
+        else:
+            click.echo("no worker is missing: enough are active or starting here")
+
+    def stop_workers() -> str:
+        signalled = counted(stop_local_workers(options.paths.logs), "worker")
+        return f"stopping: {signalled} asked to release their jobs; kt-study launch continues from there"
+
+    return _launch(context, pilots, wait=wait, started=report_started, interrupted=stop_workers)
 
 
-def _at_once(step: Callable[[], T]) -> T:
-    return step()
-
-
-def _is_stopped(options: PilotOptions) -> bool:
-    return last_stop(options.files) not in ("", options.after_stop)
-
-
-def _say_stopped() -> int:
-    click.echo("stopped by kt-study stop; kt-study launch goes on from there", err=True)
-    return 130
-
-
-def url_for_workers(here: StudyContext) -> str:
-    """The database's URL as submitit may write it down. Empty where it holds a secret: then a private file has it."""
+def url_for_workers(context: StudyContext) -> str:
+    """The database's URL for submitit's pickle. Empty if it contains a secret: then it is in a private file."""
     from kt_study.database import SECRETS, parse_url
     from orchestrator.cluster.launch.private import prepare_study_folder
 
-    if not parse_url(here.database_url).conninfo.keys() & set(SECRETS):
-        return here.database_url
-    prepare_study_folder(LaunchFiles(root=here.folder), here.database_url)
+    if not parse_url(context.database_url).conninfo.keys() & set(SECRETS):
+        return context.database_url
+    prepare_study_folder(LaunchFiles(root=context.folder), context.database_url)
     return ""
 
 
 def _slurm_pilots(
-    here: StudyContext,
+    context: StudyContext,
     options: PilotOptions,
     profile: Path | None,
     flags: dict[str, Any],
@@ -179,33 +139,33 @@ def _slurm_pilots(
     *,
     waits: bool = False,
 ) -> SlurmPilots:
-    """The pilots that the options ask for, after a look at what the cluster has. Raises SlurmError and UsageError."""
+    """The pilots that the options ask for, checked against the cluster. Raises SlurmError and UsageError."""
     import msgspec
 
-    from orchestrator.cluster.launch.request import fitted, has_only_fake_gpus, read_request
+    from orchestrator.cluster.launch.request import completed_request, has_only_fake_gpus, read_request
     from orchestrator.cluster.launch.slurm import SlurmPilots
-    from orchestrator.cluster.slurm.cluster import look_at_cluster
+    from orchestrator.cluster.slurm.cluster import read_cluster
 
     request = read_request(profile, flags)
-    cluster = look_at_cluster()
-    request = fitted(request, cluster, options.device)
-    nodes = cluster.nodes_of(*cluster.chosen(request.partition))
+    cluster = read_cluster()
+    request = completed_request(request, cluster, options.device)
+    nodes = cluster.nodes_of(*cluster.partitions_of(request.partition))
     gpus = sum(node.gpus for node in nodes)
     notes = []
     if options.device == "auto" and has_only_fake_gpus(nodes):
         notes.append(f"the GPUs of partition {request.partition!r} are fake: workers compute on the CPU (--device cpu)")
     return SlurmPilots(
-        store=here.store(waits=waits),
+        store=context.store(waits=waits),
         options=msgspec.structs.replace(
             options,
             gpus=request.gpus,
             margin_s=float(request.warning_s),
-            grace_s=min(options.grace_s, max(1.0, cluster.kill_wait_s - _LAST_WORD_S)),
+            grace_s=min(options.grace_s, max(1.0, cluster.kill_wait_s - _LAST_WRITE_S)),
             linger_s=max(options.linger_s, cluster.kill_wait_s + 60.0),
         ),
         request=request,
         cluster=cluster,
-        database_url=here.database_url,
+        database_url=context.database_url,
         wanted=workers or max(1, min(16, gpus * request.workers_per_gpu)),
         most_submitted=max_submitted,
         notes=notes,
@@ -219,78 +179,108 @@ def _show_script(pilots: SlurmPilots) -> int:
     pilots.check()
     try:
         allocations, why_none = pilots.missing(), "no worker is missing"
-    except SlurmError as refusal:
-        allocations, why_none = 0, str(refusal)
+    except SlurmError as error:
+        allocations, why_none = 0, str(error)
     package = pilots.package(
-        allocations=max(1, allocations), token="TOKEN", excluded=pilots.left_out(), marker="MARKER"
+        allocations=max(1, allocations), token="TOKEN", excluded=pilots.excluded(pilots.view()), marker="MARKER"
     )
     click.echo(script(package))
     for note in pilots.notes:
         click.echo(note, err=True)
     if not allocations:
-        click.echo(f"{why_none}: nothing would be sent now; this is the script that one allocation would get", err=True)
+        click.echo(f"{why_none}: nothing would be submitted now; this is the script of one allocation", err=True)
     click.echo("dry run: nothing submitted", err=True)
     return 0
 
 
-def _launch_on_slurm(here: StudyContext, pilots: SlurmPilots, *, wait: bool) -> int:
+def _launch_on_slurm(context: StudyContext, pilots: SlurmPilots, *, wait: bool) -> int:
     from orchestrator.cluster.launch.first_minute import watch_first_minute
-    from orchestrator.cluster.launch.follow import Follower, Stopped
-    from orchestrator.terminal.outage import waited_for
+    from orchestrator.terminal.outage import through_outages
+
+    def report_started(added: int) -> None:
+        if added:
+            latest = pilots.launches()[-1]
+            logs = pilots.options.paths.logs / latest.token
+            click.echo(f"{counted(added, 'worker')} in Slurm job {latest.slurm_id}; logs in {logs}")
+            watch_first_minute(pilots)
+        else:
+            click.echo(f"no worker is missing: {through_outages(pilots.present)} are active or in the queue")
 
     pilots.check()
-    patiently = waited_for if wait else _at_once
-    patiently(lambda: here.require_planned_here(pilots.store))
-    patiently(pilots.tend)
-    patiently(pilots.store.expire)
-    patiently(lambda: _arm(here, pilots.store))
-    added = patiently(pilots.add)
+    return _launch(
+        context,
+        pilots,
+        wait=wait,
+        started=report_started,
+        interrupted=lambda: "the workers continue; kt-study status shows them, kt-study stop ends them",
+    )
+
+
+def _launch(
+    context: StudyContext,
+    pilots: LocalPilots | SlurmPilots,
+    *,
+    wait: bool,
+    started: Callable[[int], None],
+    interrupted: Callable[[], str],
+) -> int:
+    """Start the missing workers, and with `wait` follow them to the end. Returns the exit code.
+
+    Args:
+        context, pilots: the study and its workers.
+        wait: wait for the database, and for the end of the study.
+        started: called with the number of new workers.
+        interrupted: called at Ctrl-C; returns what to print.
+    """
+    from orchestrator.cluster.launch.follow import Follower, Stopped
+    from orchestrator.terminal.outage import through_outages
+
+    store, options = pilots.store, pilots.options
+
+    def is_stopped() -> bool:
+        return last_stop(options.files) not in ("", options.after_stop)
+
+    def attempt(step: Callable[[], T]) -> T:
+        return through_outages(step) if wait else step()
+
+    attempt(lambda: context.require_planned_here(store))
+    attempt(pilots.maintain)
+    attempt(store.expire)
+    attempt(lambda: _prepare_notifications(context, store))
+    added = attempt(pilots.start_missing)
     for note in pilots.notes:
         click.echo(note, err=True)
-    workload = patiently(lambda: pilots.store.workload(here.name))
+    workload = attempt(lambda: store.workload(context.name))
     if not added and not workload.running and not workload.ready_now and not workload.ready_later:
-        return _nothing_to_do(workload)
-    if added:
-        latest = pilots.launches()[-1]
-        click.echo(
-            f"{counted(added, 'worker')} in Slurm job {latest.slurm_id}; logs in {pilots.options.paths.logs / latest.token}"
-        )
-        watch_first_minute(pilots)
-    else:
-        click.echo(f"{waited_for(pilots.present)} workers are at work or in the queue; none is missing")
+        return _print_end(workload, "nothing to do")
+    started(added)
     if not wait:
         click.echo("follow with: kt-study status --watch")
         return 0
     try:
-        workload = Follower(pilots.store, here.name, pilots, lambda: _is_stopped(pilots.options)).until_done()
-        notify.look(pilots.store, here.name, LaunchFiles(root=here.folder))
+        through_outages(pilots.wait_for_first)
+        workload = Follower(store, context.name, pilots, is_stopped).until_done()
+        notify.send_due(store, context.name, LaunchFiles(root=context.folder))
     except Stopped:
-        return _say_stopped()
-    except KeyboardInterrupt:
-        click.echo("\nthe workers go on; kt-study status shows them, kt-study cancel ends them", err=True)
+        click.echo("stopped by kt-study stop; kt-study launch continues from there", err=True)
         return 130
-    return _complete(workload)
+    except KeyboardInterrupt:
+        click.echo(f"\n{interrupted()}", err=True)
+        return 130
+    return _print_end(workload, "complete")
 
 
-def _arm(here: StudyContext, store: JobStore) -> None:
+def _prepare_notifications(context: StudyContext, store: JobStore) -> None:
     """Write the notification settings of the study file for the pilots."""
-    channels = notify.channels_of(here.study.notify, here.folder)
-    notify.arm(LaunchFiles(root=here.folder), here.name, channels, store.workload(here.name))
+    channels = notify.channels_of(context.study.notify, context.folder)
+    notify.prepare(LaunchFiles(root=context.folder), context.name, channels, store.workload(context.name))
 
 
-def _nothing_to_do(workload: Workload) -> int:
-    return _at_the_end(workload, "nothing to do")
-
-
-def _complete(workload: Workload) -> int:
-    return _at_the_end(workload, "complete")
-
-
-def _at_the_end(workload: Workload, word: str) -> int:
+def _print_end(workload: Workload, what: str) -> int:
     from orchestrator.cluster.launch.follow import describe, standstill, tell_failures
 
     stuck = standstill(workload)
-    click.echo(f"nothing can run: {stuck}" if stuck else f"{word}: {describe(workload)}")
+    click.echo(f"nothing can run: {stuck}" if stuck else f"{what}: {describe(workload)}")
     if code := tell_failures(workload):
         return code
     if workload.done and not (stuck or workload.paused):

@@ -6,13 +6,13 @@ import click
 
 from kt_study.pilots import LaunchFiles
 from kt_study.store import Selection
-from orchestrator.cli.job_options import told, with_selection
+from orchestrator.cli.job_options import outcome_line, with_selection
 from orchestrator.terminal.study_context import StudyContext
 
 
 @click.command()
 @with_selection
-def command(here: StudyContext, selection: Selection) -> None:
+def command(context: StudyContext, selection: Selection) -> None:
     """Pause jobs. Running ones checkpoint and stop at the next heartbeat; no new ones start.
 
     \b
@@ -20,8 +20,8 @@ def command(here: StudyContext, selection: Selection) -> None:
       kt-study pause
       kt-study pause --job 17 --job 18
     """
-    from orchestrator.cluster.launch.withdraw import say_withdrawn
+    from orchestrator.cluster.launch.cancelling import report_cancelled_surplus
 
-    store = here.store()
-    click.echo(told(store, selection, store.pause(selection), "paused"))
-    say_withdrawn(LaunchFiles(root=here.folder), store, here.name)
+    store = context.store()
+    click.echo(outcome_line(store, selection, store.pause(selection), "paused"))
+    report_cancelled_surplus(LaunchFiles(root=context.folder), store, context.name)

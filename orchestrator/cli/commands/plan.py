@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ from kt_study.settings import SETTINGS, named
 from kt_study.study import TransferSection
 from orchestrator.cli import completion
 from orchestrator.terminal.plural import counted
+from orchestrator.terminal.progress import shown
 from orchestrator.terminal.spans import size
 from orchestrator.terminal.study_context import StudyContext, with_study_context
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.planning import Plan, PlanOptions, Sources
 
 _NO_AXES = (*named("teachers"), "keep")
-"""Settings that do not search for anything."""
+"""Settings that --grid does not vary."""
 
 
 @click.command()
@@ -64,7 +63,7 @@ _NO_AXES = (*named("teachers"), "keep")
     type=click.Path(path_type=Path, dir_okay=False),
     is_flag=False,
     flag_value="recommendation.json",
-    help="Plan the transfers in a file from `kt-study recommend --out` (default: recommendation.json).",
+    help="Plan the transfers in a file written by kt-study recommend (default: recommendation.json).",
 )
 @click.option(
     "--adopt", is_flag=True, help="Move the study of this name from the folder it was planned in to this one."
@@ -72,7 +71,7 @@ _NO_AXES = (*named("teachers"), "keep")
 @click.option("--dry-run", is_flag=True, help="Show the plan and its cost; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
-    here: StudyContext,
+    context: StudyContext,
     preset_name: str | None,
     pairs: int | None,
     complementarity_pairs: str | None,
@@ -104,53 +103,56 @@ def command(
     from orchestrator.planning import PlanOptions, left_over
     from orchestrator.planning.model_records import check_own_models
 
-    wishes = PlanOptions(
+    options = PlanOptions(
         pairs=pairs,
         complementarity_pairs=_pairs_or_all(complementarity_pairs),
         controls=controls,
         seeds=_number_or_list(seeds),
         grid=dict(map(_grid_axis, grid)),
     )
-    with suppress(StudyFileError):  # a preset needs no study file to be looked at
-        parse_url(here.database_url)  # a slip in it is said before the work of planning
+    with suppress(StudyFileError):  # a preset can be planned without a study file, with --dry-run
+        parse_url(context.database_url)  # report an error in it before the work of planning
         if not dry_run:
-            here.require_writable()
-        if not adopt and (found := _store_if_any(here)):
-            here.require_planned_here(found)
-    with _sources(here) as sources:
+            context.require_writable()
+        if not adopt and (existing := _store_if_any(context)):
+            context.require_planned_here(existing)
+    with _sources(context) as sources:
         if recommendation is None:
-            plan = _plan(here, preset_name, sources, wishes, dry_run=dry_run)
+            plan = _plan(context, preset_name, sources, options, dry_run=dry_run)
         else:
-            plan = _recommended(here, recommendation, preset_name, sources, wishes)
-        plan.notes += check_own_models([*plan.models, *plan.others], plan.datasets[0], here.folder)
+            plan = _recommended(context, recommendation, preset_name, sources, options)
+        plan.notes += check_own_models([*plan.models, *plan.others], plan.datasets[0], context.folder)
         plan.notes += [note for scanned in sources.contents.values() for note in scanned.notes]
-        store = _store_if_any(here) if dry_run else here.store(create=True)
-        said = _put_down(plan, sources, store, None if dry_run else _typed(preset_name, wishes, grid, recommendation))
-    if store and preset_name is None and recommendation is None and wishes == PlanOptions():
-        said["unplanned"] = len(left_over(plan, store))
-    click.echo(json.dumps(said) if as_json else _as_text(plan.name, preset_name, said, dry_run=dry_run))
+        store = _store_if_any(context) if dry_run else context.store(create=True)
+        command_line = None if dry_run else _command_line(preset_name, options, grid, recommendation)
+        summary = _write_or_estimate(plan, sources, store, command_line)
+    if store and preset_name is None and recommendation is None and options == PlanOptions():
+        summary["unplanned"] = len(left_over(plan, store))
+    click.echo(json.dumps(summary) if as_json else _as_text(plan.name, preset_name, summary, dry_run=dry_run))
 
 
-def _typed(preset_name: str | None, wishes: PlanOptions, grid: tuple[str, ...], recommendation: Path | None) -> str:
+def _command_line(
+    preset_name: str | None, options: PlanOptions, grid: tuple[str, ...], recommendation: Path | None
+) -> str:
     """The command line that makes the same plan from the same study file."""
-    options = {
+    values = {
         "--preset": preset_name,
-        "--pairs": wishes.pairs,
-        "--complementarity-pairs": wishes.complementarity_pairs,
+        "--pairs": options.pairs,
+        "--complementarity-pairs": options.complementarity_pairs,
         "--from-recommendation": recommendation,
     }
-    given = [(flag, str(value)) for flag, value in options.items() if value is not None]
-    if isinstance(wishes.seeds, list):
-        given.append(("--seeds", ",".join(map(str, wishes.seeds))))
-    elif wishes.seeds is not None:
-        given.append(("--seeds", str(wishes.seeds)))
+    given = [(flag, str(value)) for flag, value in values.items() if value is not None]
+    if isinstance(options.seeds, list):
+        given.append(("--seeds", ",".join(map(str, options.seeds))))
+    elif options.seeds is not None:
+        given.append(("--seeds", str(options.seeds)))
     given += [("--grid", axis) for axis in grid]
-    flags = ["--controls"] if wishes.controls else []
+    flags = ["--controls"] if options.controls else []
     return shlex.join(["kt-study", "plan", *itertools.chain.from_iterable(given), *flags])
 
 
-def _put_down(plan: Plan, sources: Sources, store: JobStore | None, command: str | None) -> dict[str, Any]:
-    """Write the plan, or only compute what that would do if `command` is None. Returns the numbers to print."""
+def _write_or_estimate(plan: Plan, sources: Sources, store: JobStore | None, command: str | None) -> dict[str, Any]:
+    """Write the plan, or compute what that would do if `command` is None. Returns the numbers to print."""
     from kt_study.store import Planned
     from orchestrator.planning import foreseen, plan_cost, write_plan
 
@@ -161,106 +163,91 @@ def _put_down(plan: Plan, sources: Sources, store: JobStore | None, command: str
         states = store.states(plan.jobs)
     done = {digest for digest, state in states.items() if state == JobState.DONE}
     counts = {str(state): list(states.values()).count(state) for state in JobState}
-    said: dict[str, Any] = msgspec.to_builtins(plan_cost(plan, done=done)) | msgspec.to_builtins(written) | counts
-    said["data"] = [
+    summary: dict[str, Any] = msgspec.to_builtins(plan_cost(plan, done=done)) | msgspec.to_builtins(written) | counts
+    summary["data"] = [
         {"dataset": scanned.dataset, **msgspec.to_builtins(split)}
         for scanned in sources.contents.values()
         for split in scanned.splits
     ]
-    return said
+    return summary
 
 
-def plan_of_the_file(here: StudyContext) -> Plan:
-    """What `kt-study plan` without options would plan now. Writes nothing."""
+def plan_of_study_file(context: StudyContext) -> Plan:
+    """The plan of `kt-study plan` without options. Writes nothing."""
     from orchestrator.planning import PlanOptions, make_plan
 
-    with _sources(here) as sources:
-        return make_plan(here.study, sources, PlanOptions())
+    with _sources(context) as sources:
+        return make_plan(context.study, sources, PlanOptions())
 
 
-def _store_if_any(here: StudyContext) -> JobStore | None:
+def _store_if_any(context: StudyContext) -> JobStore | None:
     try:
-        return here.store()
+        return context.store()
     except (DatabaseError, StudyFileError):
         return None
 
 
-def _plan(here: StudyContext, preset_name: str | None, sources: Sources, wishes: PlanOptions, *, dry_run: bool) -> Plan:
+def _plan(
+    context: StudyContext, preset_name: str | None, sources: Sources, options: PlanOptions, *, dry_run: bool
+) -> Plan:
     from orchestrator.planning import make_plan, nominal_plan, preset_plan
     from orchestrator.planning.presets import preset
 
     if preset_name is None:
-        return make_plan(here.study, sources, wishes)
+        return make_plan(context.study, sources, options)
     chosen = preset(preset_name)
     if not dry_run:
-        return preset_plan(chosen, here.study, sources, wishes)
-    if not here.study_path.exists():
-        return nominal_plan(chosen, sources, wishes, why=f"there is no {here.study_path}")
+        return preset_plan(chosen, context.study, sources, options)
+    if not context.study_path.exists():
+        return nominal_plan(chosen, sources, options, why=f"there is no {context.study_path}")
     try:
-        return preset_plan(chosen, here.study, sources, wishes)
+        return preset_plan(chosen, context.study, sources, options)
     except UsageError as error:
-        return nominal_plan(chosen, sources, wishes, why=str(error))
+        return nominal_plan(chosen, sources, options, why=str(error))
 
 
 def _recommended(
-    here: StudyContext, file: Path, preset_name: str | None, sources: Sources, wishes: PlanOptions
+    context: StudyContext, file: Path, preset_name: str | None, sources: Sources, options: PlanOptions
 ) -> Plan:
     from orchestrator.results.recommend.from_recommendation import recommended_plan
 
     given = {
         "--preset": preset_name,
-        "--pairs": wishes.pairs,
-        "--complementarity-pairs": wishes.complementarity_pairs,
-        "--controls": wishes.controls or None,
-        "--seeds": wishes.seeds,
-        "--grid": wishes.grid or None,
+        "--pairs": options.pairs,
+        "--complementarity-pairs": options.complementarity_pairs,
+        "--controls": options.controls or None,
+        "--seeds": options.seeds,
+        "--grid": options.grid or None,
     }
     for flag in (flag for flag, value in given.items() if value is not None):
-        raise UsageError(f"{flag} and --from-recommendation: a recommendation names its own pairs; drop one")
-    return recommended_plan(file, here.study, sources, here.store())
+        raise UsageError(f"{flag} and --from-recommendation: a recommendation has its own pairs; omit one")
+    return recommended_plan(file, context.study, sources, context.store())
 
 
 @contextmanager
-def _sources(here: StudyContext) -> Iterator[Sources]:
+def _sources(context: StudyContext) -> Iterator[Sources]:
     from orchestrator.planning import Sources
     from orchestrator.planning.lookups import Lookups
     from orchestrator.planning.model_records import FileDigests
 
-    known = Lookups(lambda: _store_if_any(here), here.paths)
-    with tempfile.TemporaryDirectory(prefix="kt-study-") as scratch, _scanning() as progress:
+    lookups = Lookups(lambda: _store_if_any(context), context.paths)
+    with tempfile.TemporaryDirectory(prefix="kt-study-") as scratch, shown("scanning", "samples") as advance:
+        scanned = 0
+
+        def show_scanned(count: int) -> None:
+            nonlocal scanned
+            advance("", count - scanned)
+            scanned = count
+
         yield Sources(
-            folder=here.folder,
+            folder=context.folder,
             scratch=Path(scratch),
-            accuracies=known.accuracies,
-            ran=known.ran,
-            acc_after=known.acc_after,
-            progress=progress,
-            digests=FileDigests(here.paths.cache / "digests.json"),
+            accuracies=lookups.accuracies,
+            ran=lookups.ran,
+            acc_after=lookups.acc_after,
+            progress=show_scanned,
+            digests=FileDigests(context.paths.cache / "digests.json"),
         )
-
-
-@contextmanager
-def _scanning() -> Iterator[Callable[[int], None]]:
-    """Shows how many samples were found: a bar on a terminal, in a log a line now and then."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(desc="scanning", unit=" samples", unit_scale=True, delay=1.0, leave=False) as bar:
-
-            def move(count: int) -> None:
-                bar.update(count - bar.n)
-
-            yield move
-        return
-    last = time.monotonic()
-
-    def line(count: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 10:
-            last = time.monotonic()
-            click.echo(f"scanning: {count:,} samples", err=True)
-
-    yield line
 
 
 def _pairs_or_all(text: str | None) -> int | str | None:
@@ -308,14 +295,14 @@ def _as_text(name: str, preset_name: str | None, cost: dict[str, Any], *, dry_ru
     if cost.get("unplanned"):
         lines.append(
             f"unfinished jobs of this study that are not in this plan any more: {cost['unplanned']:,}; "
-            "`kt-study cancel --unplanned` drops them"
+            "`kt-study cancel --unplanned` cancels them"
         )
-    lines.append(f"{_standing(cost)}; {'dry run: nothing written' if dry_run else _next_step(cost)}")
+    lines.append(f"{_progress(cost)}; {'dry run: nothing written' if dry_run else _next_step(cost)}")
     return "\n".join(lines)
 
 
-def _standing(cost: dict[str, Any]) -> str:
-    """How much of the plan was there before, and how far that is."""
+def _progress(cost: dict[str, Any]) -> str:
+    """How many jobs are new and how many existed, and the states of the latter."""
     parts = [counted(cost["new"], "new job"), f"{cost['existing']:,} planned before"]
     if cost["linked"]:
         parts.append(f"{cost['linked']:,} shared with another study")
@@ -339,7 +326,7 @@ def _cost_lines(cost: dict[str, Any]) -> Iterator[str]:
     kept = f" and {size(cost['kept_bytes'])} of kept weights" if cost["kept_bytes"] else ""
     yield f"  {what}: {cost['forwards']:,} images forwarded once, {size(cost['cache_bytes'])} of logits cache{kept}"
     by_kind = ", ".join(f"{_hours(hours)} {kind}" for kind, hours in cost["gpu_hours_by_kind"].items())
-    yield f"  about {_hours(cost['gpu_hours'])} GPU-hours of an A100's class: {by_kind}"
+    yield f"  about {_hours(cost['gpu_hours'])} GPU-hours (A100 class): {by_kind}"
 
 
 def _planned(cost: dict[str, Any]) -> int:
@@ -363,9 +350,9 @@ def _pair_lines(cost: dict[str, Any]) -> Iterator[str]:
         yield f"  complementarity: {pairs:,} ordered pairs of {models} models"
     if cost["runs"]:
         by_objective = ", ".join(f"{count:,} {objective}" for objective, count in cost["pairs_by_objective"].items())
-        yield f"  transfer: {cost['runs']:,} runs; pairs for each objective: {by_objective}"
+        yield f"  transfer: {cost['runs']:,} runs; pairs per objective: {by_objective}"
 
 
 def _hours(hours: float) -> str:
-    """Three digits at most say more than the estimate knows."""
+    """Three significant digits are more than the precision of the estimate."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"

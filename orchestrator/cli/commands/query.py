@@ -22,7 +22,9 @@ from orchestrator.terminal.study_context import StudyContext, with_study_context
     metavar="SECONDS",
     help="Maximum run time of the query in seconds.",
 )
-def command(here: StudyContext, name_or_select: str | None, style: str, given: tuple[str, ...], timeout: float) -> None:
+def command(
+    context: StudyContext, name_or_select: str | None, style: str, given: tuple[str, ...], timeout: float
+) -> None:
     """Query the results database, with a named query or your own SELECT. Queries are read-only.
 
     \b
@@ -38,9 +40,9 @@ def command(here: StudyContext, name_or_select: str | None, style: str, given: t
             click.echo(f"{query.name:<22}{query.title}")
         return
     parameters = dict(_parameter(text) for text in given)
-    answer = run_query(here.database_url, name_or_select, parameters, timeout_s=timeout)
+    answer = run_query(context.database_url, name_or_select, parameters, timeout_s=timeout)
     click.echo(render(answer, style), nl=False)
-    if pairs := pairs_in_files(here.database_url, name_or_select, timeout_s=timeout):
+    if pairs := pairs_in_files(context.database_url, name_or_select, timeout_s=timeout):
         click.echo(
             f"{pairs:,} pairs of --complementarity-pairs all are not in the database but in parquet: `kt-study collect`, "
             'then kt_study.load("results/").all_pairs',

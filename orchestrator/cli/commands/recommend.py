@@ -22,7 +22,7 @@ from orchestrator.terminal.study_context import StudyContext, with_study_context
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the ranking to a file for `plan`.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def command(
-    here: StudyContext,
+    context: StudyContext,
     student: str,
     classes: str,
     objective: str,
@@ -51,11 +51,11 @@ def command(
     if out is not None:
         require_ours(out)
     question = Question(student=student, objective=objective, classes=classes, top=top, unmeasured=unmeasured)
-    cache = here.paths.cache
-    sources = Sources(folder=here.folder, scratch=cache, digests=FileDigests(cache / "digests.json"))
-    advice = recommend(here.database_url, here.study, sources, question)
+    cache = context.paths.cache
+    sources = Sources(folder=context.folder, scratch=cache, digests=FileDigests(cache / "digests.json"))
+    advice = recommend(context.database_url, context.study, sources, question)
     click.echo(encoded(advice) if as_json else as_text(advice), nl=not as_json)
     if out is not None:
         write_bytes(out, encoded(advice))
         if not as_json:
-            click.echo(f"kept in {out}; kt-study plan --from-recommendation {out} plans it")
+            click.echo(f"written to {out}; kt-study plan --from-recommendation {out} plans it")

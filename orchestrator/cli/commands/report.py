@@ -19,7 +19,7 @@ from orchestrator.terminal.study_context import STUDY_FILE, StudyContext, with_s
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: report/).")
 @click.option("--all", "everything", is_flag=True, help="Report every study in the results, not only this one.")
-def command(here: StudyContext, results: Path | None, out: Path | None, everything: bool) -> None:
+def command(context: StudyContext, results: Path | None, out: Path | None, everything: bool) -> None:
     """Write figures, tables and an HTML page from the parquet files. Needs no database and no GPU.
 
     \b
@@ -29,14 +29,14 @@ def command(here: StudyContext, results: Path | None, out: Path | None, everythi
     """
     from orchestrator.results.report import write_report
 
-    study = None if everything or _elsewhere(here, results) else here.name
+    study = None if everything or _has_no_study(context, results) else context.name
     with shown("reporting", "steps") as advance:
         page = write_report(
-            results or here.paths.results, out or here.paths.report, study, progress=lambda step: advance(step, 1)
+            results or context.paths.results, out or context.paths.report, study, progress=lambda step: advance(step, 1)
         )
     click.echo(f"{page}")
 
 
-def _elsewhere(here: StudyContext, results: Path | None) -> bool:
-    """Whether only the parquet was brought along, and no study file that would choose among its studies."""
-    return results is not None and here.study_path == STUDY_FILE and not STUDY_FILE.exists()
+def _has_no_study(context: StudyContext, results: Path | None) -> bool:
+    """Whether there are only parquet files, without the study file that selects one of their studies."""
+    return results is not None and context.study_path == STUDY_FILE and not STUDY_FILE.exists()

@@ -16,8 +16,8 @@ from kt_study.printable import printable
 from orchestrator.cli import status
 from orchestrator.cli.watch import REFRESH_S
 from orchestrator.cli.watch import watch as follow
-from orchestrator.cluster.why import why as why_not
-from orchestrator.terminal.outage import waited_for
+from orchestrator.cluster.why import why as reason_not_running
+from orchestrator.terminal.outage import through_outages
 from orchestrator.terminal.study_context import StudyContext, with_study_context
 
 
@@ -31,7 +31,7 @@ from orchestrator.terminal.study_context import StudyContext, with_study_context
 @click.pass_context
 def command(
     ctx: click.Context,
-    here: StudyContext,
+    context: StudyContext,
     watch: bool,
     as_json: bool,
     job: int | None,
@@ -48,28 +48,28 @@ def command(
     """
     if show_log and job is None:
         raise UsageError("--log prints the log of one job; give --job N as well")
-    store, files = here.store(waits=watch), LaunchFiles(root=here.folder)
+    store, files = context.store(waits=watch), LaunchFiles(root=context.folder)
     if why is not None:
-        reason = why_not(why, store, here.name, files)
+        reason = reason_not_running(why, store, context.name, files)
         click.echo(json.dumps({"job": why, "why": reason}) if as_json else printable(reason))
         return
     if job is not None:
         row = store.job(job)
         click.echo(status.log_of(row) if show_log else status.describe_job(row, as_json=as_json))
         return
-    seen = _show(lambda: status.look(store, here.name, files), watch=watch, as_json=as_json)
-    notify.look(store, here.name, files)
-    ctx.exit(1 if seen["failures"] else 0)
+    summary = _show(lambda: status.summary(store, context.name, files), watch=watch, as_json=as_json)
+    notify.send_due(store, context.name, files)
+    ctx.exit(1 if summary["failures"] else 0)
 
 
-def _show(look: Callable[[], dict[str, Any]], *, watch: bool, as_json: bool) -> dict[str, Any]:
-    """Print what `look` sees, again and again with `watch`. Returns what it saw last."""
+def _show(summarise: Callable[[], dict[str, Any]], *, watch: bool, as_json: bool) -> dict[str, Any]:
+    """Print the summary, repeatedly with `watch`. Returns the last one."""
     if watch and not as_json:
-        return follow(look)
-    seen = look()
+        return follow(summarise)
+    summary = summarise()
     while True:
-        click.echo(json.dumps(seen) if as_json else status.as_text(seen))
-        if not watch or status.is_over(seen):
-            return seen
+        click.echo(json.dumps(summary) if as_json else status.as_text(summary))
+        if not watch or status.is_over(summary):
+            return summary
         time.sleep(REFRESH_S)
-        seen = waited_for(look)
+        summary = through_outages(summarise)

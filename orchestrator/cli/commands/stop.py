@@ -17,15 +17,15 @@ from orchestrator.terminal.study_context import StudyContext, with_study_context
 if TYPE_CHECKING:
     from kt_study.store import WorkerRow
 
-PATIENCE_S = 60.0
-"""How long to wait for workers to leave: a job has 20 s to come to its next step."""
-LOOK_EVERY_S = 1.0
+TIMEOUT_S = 60.0
+"""How long to wait for workers to exit: a job has 20 s to reach its next step."""
+REFRESH_S = 1.0
 
 
 @click.command()
 @with_study_context
 @click.pass_context
-def command(ctx: click.Context, here: StudyContext) -> None:
+def command(ctx: click.Context, context: StudyContext) -> None:
     """Stop every worker of the study, on this machine, on Slurm and elsewhere, and every `launch --wait`.
 
     Their jobs go back to ready.
@@ -35,48 +35,47 @@ def command(ctx: click.Context, here: StudyContext) -> None:
       kt-study stop
       kt-study stop --study other/study.toml
     """
-    from orchestrator.cluster.launch.local import stop_here
-    from orchestrator.cluster.launch.withdraw import withdraw_all
+    from orchestrator.cluster.launch.cancelling import cancel_all
+    from orchestrator.cluster.launch.local import stop_local_workers
 
-    files = LaunchFiles(root=here.folder)
-    study = here.name
+    files = LaunchFiles(root=context.folder)
+    study = context.name
     write_private(files.stop, f"{secrets.token_hex(8)}\n".encode(), below=files.root)
-    click.echo(f"{counted(stop_here(here.paths.logs), 'worker')} here asked to give back what they do")
+    click.echo(f"{counted(stop_local_workers(context.paths.logs), 'local worker')} asked to release their jobs")
     try:
-        if cancelled := withdraw_all(files, study):
+        if cancelled := cancel_all(files, study):
             click.echo(f"{counted(cancelled, 'Slurm job')} cancelled")
     except SlurmError as error:
         raise SlurmError(
-            f"{error}; workers on Slurm leave all the same, within some seconds or as they start"
+            f"{error}; workers on Slurm exit all the same, within some seconds or when they start"
         ) from error
-    if left := _left(here):
+    if left := _left(context):
         click.echo(
-            f"still there after {PATIENCE_S:.0f} s: {'; '.join(left)}; kt-study stop again, or end them by hand",
+            f"still running after {TIMEOUT_S:.0f} s: {'; '.join(left)}; run kt-study stop again, or kill them",
             err=True,
         )
         ctx.exit(1)
-    click.echo("no worker is left; kt-study launch goes on from there")
+    click.echo("no worker is left; kt-study launch continues from there")
 
 
-def _left(here: StudyContext) -> list[str]:
-    """Text about the workers that have not exited in time."""
-    limit = time.monotonic() + PATIENCE_S
-    while (left := _present(here)) and time.monotonic() < limit:
-        time.sleep(LOOK_EVERY_S)
+def _left(context: StudyContext) -> list[str]:
+    """The workers that have not exited in time, one string each."""
+    limit = time.monotonic() + TIMEOUT_S
+    while (left := _present(context)) and time.monotonic() < limit:
+        time.sleep(REFRESH_S)
     return left
 
 
-def _present(here: StudyContext) -> list[str]:
-    """Workers of the study that have not left: processes here, and those that the database knows elsewhere."""
-    from orchestrator.cluster.launch.live import live_workers, started_here
+def _present(context: StudyContext) -> list[str]:
+    """Workers of the study that have not exited: local processes, or if there are none, those in the database."""
+    from orchestrator.cluster.launch.live import live_workers, local_processes
 
-    present = [f"process {started.pid} here ({started.log})" for started in started_here(here.paths.logs)]
-    if present:
-        return present
+    if local := local_processes(context.paths.logs):
+        return [f"process {process.pid} on this machine ({process.log})" for process in local]
     try:
-        live = live_workers(here.store(), PilotOptions(root=str(here.folder), study=here.name))
+        live = live_workers(context.store(), PilotOptions(root=str(context.folder), study=context.name))
     except DatabaseError as error:
-        click.echo(f"{error}; whether workers are left elsewhere is not known", err=True)
+        click.echo(f"{error}; it is unknown whether workers are left on other machines", err=True)
         return []
     gone = _ended_by_slurm(live)
     return [

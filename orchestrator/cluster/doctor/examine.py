@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 from kt_study.errors import DatabaseError, StudyFileError, UsageError
 from kt_study.pilots import PilotOptions
 from orchestrator.cluster.doctor import cluster, machine, study
-from orchestrator.cluster.doctor.findings import Finding
+from orchestrator.cluster.doctor.findings import Finding, ok, wrong
 
 if TYPE_CHECKING:
     from orchestrator.terminal.study_context import StudyContext
 
 
-def examine(here: StudyContext) -> list[Finding]:
-    """This machine, for the one who types commands on it."""
+def examine(context: StudyContext) -> list[Finding]:
+    """This machine, for the user who types commands on it."""
     on_cluster = cluster.has_slurm()
     return list(
         chain(
             _this_machine(),
-            study.folder(here.folder, has_slurm=on_cluster),
-            _study_file_and_database(here, on_cluster=on_cluster),
+            study.folder(context.folder, has_slurm=on_cluster),
+            _study_file_and_database(context, on_cluster=on_cluster),
             cluster.slurm(),
         )
     )
@@ -39,25 +39,25 @@ def _this_machine() -> Iterator[Finding]:
     return chain(machine.python(), machine.packages(), machine.ffcv(), machine.gpu())
 
 
-def _study_file_and_database(here: StudyContext, *, on_cluster: bool) -> Iterator[Finding]:
+def _study_file_and_database(context: StudyContext, *, on_cluster: bool) -> Iterator[Finding]:
     try:
-        yield Finding(what="study file", verdict="ok", found=f"{here.study_path}: study {here.name!r}")
-        url = here.database_url
+        yield ok("study file", f"{context.study_path}: study {context.name!r}")
+        url = context.database_url
     except StudyFileError as error:
-        yield Finding(what="study file", verdict="wrong", found=str(error))
+        yield wrong("study file", str(error))
         return
     yield from study.database(url, has_slurm=on_cluster)
-    with suppress(DatabaseError):  # said above
+    with suppress(DatabaseError):  # see the finding above
         try:
-            here.require_planned_here(here.store())
+            context.require_planned_here(context.store())
         except UsageError as error:
-            yield Finding(what="study", verdict="wrong", found=str(error))
+            yield wrong("study", str(error))
 
 
 def _database_of_pilots(root: Path) -> Iterator[Finding]:
     try:
         url = PilotOptions(root=str(root)).database_url()
     except DatabaseError as error:
-        yield Finding(what="database", verdict="wrong", found=str(error))
+        yield wrong("database", str(error))
         return
     yield from study.database(url)

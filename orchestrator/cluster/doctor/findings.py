@@ -11,7 +11,7 @@ Verdict = Literal["ok", "note", "wrong"]
 
 
 class Finding(Record, frozen=True, kw_only=True):
-    """One line. `do` is empty where nothing is to be done, `node` where this machine is meant."""
+    """One line. `do` is what to do, if anything; `node` is empty for this machine."""
 
     what: str
     verdict: Verdict
@@ -20,8 +20,20 @@ class Finding(Record, frozen=True, kw_only=True):
     node: str = ""
 
 
+def ok(what: str, found: str) -> Finding:
+    return Finding(what=what, verdict="ok", found=found)
+
+
+def note(what: str, found: str, do: str = "") -> Finding:
+    return Finding(what=what, verdict="note", found=found, do=do)
+
+
+def wrong(what: str, found: str, do: str = "", *, node: str = "") -> Finding:
+    return Finding(what=what, verdict="wrong", found=found, do=do, node=node)
+
+
 def as_text(findings: Sequence[Finding]) -> str:
-    """One line for each finding, those of a compute node below its name."""
+    """One line per finding; those of a compute node are below its name."""
     width = max(len(finding.what) for finding in findings)
     lines, node = [], ""
     for finding in findings:

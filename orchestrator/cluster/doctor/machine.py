@@ -14,11 +14,12 @@ import sys
 from collections.abc import Iterator
 
 from kt_study.records import Record
-from orchestrator.cluster.doctor.findings import Finding
+from orchestrator.cluster.doctor.findings import Finding, note, ok, wrong
 
 PACKAGES = ("kt-study", "torch", "timm", "submitit", "sqlalchemy", "psycopg", "pandas", "pyarrow")
-TORCH_TIMEOUT_S = 120.0  # the first import from a shared disk takes that long at times
+TORCH_TIMEOUT_S = 120.0  # the first import from a shared disk may take that long
 NVIDIA_SMI_TIMEOUT_S = 30.0
+_INSTALL_AGAIN = "install kt-study again: pip install kt-study"
 
 _ASK_TORCH = """
 import json, torch
@@ -31,7 +32,7 @@ print(json.dumps({
 
 
 class Torch(Record, frozen=True, kw_only=True):
-    """What torch says of itself. `cuda` is the CUDA it was built for, empty for none."""
+    """torch's version and GPUs. `cuda` is the CUDA version of its build, empty for none."""
 
     version: str
     cuda: str
@@ -40,7 +41,7 @@ class Torch(Record, frozen=True, kw_only=True):
 
 
 class Driver(Record, frozen=True, kw_only=True):
-    """What nvidia-smi says: the driver's version, and the newest CUDA that it serves."""
+    """The driver's version, and the newest CUDA version that it supports, from nvidia-smi."""
 
     version: str
     cuda: str
@@ -49,80 +50,67 @@ class Driver(Record, frozen=True, kw_only=True):
 
 def python() -> Iterator[Finding]:
     """The interpreter."""
-    ok = sys.version_info >= (3, 11)
-    yield Finding(
-        what="python",
-        verdict="ok" if ok else "wrong",
-        found=f"{platform.python_version()} at {sys.executable}",
-        do="" if ok else "install Python 3.11 or newer",
-    )
+    found = f"{platform.python_version()} at {sys.executable}"
+    yield ok("python", found) if sys.version_info >= (3, 11) else wrong("python", found, "install Python 3.11 or newer")
 
 
 def packages() -> Iterator[Finding]:
     """The packages that a study needs, and their versions."""
     for name in PACKAGES:
         try:
-            yield Finding(what=name, verdict="ok", found=importlib.metadata.version(name))
+            yield ok(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(
-                what=name, verdict="wrong", found="not installed", do="install kt-study again: pip install kt-study"
-            )
+            yield wrong(name, "not installed", _INSTALL_AGAIN)
 
 
 def ffcv() -> Iterator[Finding]:
     """The fast loader, which is optional."""
     if importlib.util.find_spec("ffcv"):
-        yield Finding(what="ffcv", verdict="ok", found=importlib.metadata.version("ffcv"))
+        yield ok("ffcv", importlib.metadata.version("ffcv"))
         return
-    yield Finding(
-        what="ffcv",
-        verdict="note",
-        found="not installed; views come from the torch loader",
-        do="for the fast loader: libopencv-dev, libturbojpeg0-dev and pkg-config, then pip install kt-study[ffcv]",
-    )
+    do = "for the fast loader: libopencv-dev, libturbojpeg0-dev and pkg-config, then pip install kt-study[ffcv]"
+    yield note("ffcv", "not installed; the torch loader is used", do)
 
 
 def gpu() -> Iterator[Finding]:
     """The GPUs, the driver, and whether torch can use them."""
     torch, driver = ask_torch(), ask_driver()
     if isinstance(driver, str):
-        yield Finding(what="driver", verdict="wrong", found=driver, do="ask for the NVIDIA driver to be mended")
+        yield wrong("driver", driver, "ask your cluster's staff to fix the NVIDIA driver")
     elif driver:
-        yield Finding(what="driver", verdict="ok", found=f"{driver.version}, for CUDA up to {driver.cuda}")
+        yield ok("driver", f"{driver.version}, for CUDA up to {driver.cuda}")
     if isinstance(torch, str):
-        yield Finding(what="gpu", verdict="wrong", found=torch, do="install kt-study again: pip install kt-study")
+        yield wrong("gpu", torch, _INSTALL_AGAIN)
     else:
         yield judge(torch, driver if isinstance(driver, Driver) else None)
 
 
 def judge(torch: Torch, driver: Driver | None) -> Finding:
-    """Whether torch can use the GPUs that the driver has."""
-    built = f"torch {torch.version} for CUDA {torch.cuda}" if torch.cuda else f"torch {torch.version} without CUDA"
+    """Whether torch can use the driver's GPUs."""
+    build = f"torch {torch.version} for CUDA {torch.cuda}" if torch.cuda else f"torch {torch.version} without CUDA"
     if torch.gpus:
         names = ", ".join(f"{torch.gpus.count(name)} x {name}" for name in dict.fromkeys(torch.gpus))
-        return Finding(what="gpu", verdict="ok", found=f"{names}; {built}")
+        return ok("gpu", f"{names}; {build}")
     if driver is None:
-        found = f"none on this machine; workers here run on the CPU, {torch.threads} threads; {built}"
-        return Finding(what="gpu", verdict="note", found=found)
-    found = f"torch sees none of {len(driver.gpus)} GPUs; {built}"
+        return note("gpu", f"none on this machine; workers here run on the CPU, {torch.threads} threads; {build}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not torch.cuda:
         do = "install torch's build for CUDA, as on pytorch.org"
     elif _version(torch.cuda) > _version(driver.cuda):
-        do = f"the driver serves CUDA {driver.cuda} at most: install torch for an older CUDA, or a newer driver"
+        do = f"the driver supports CUDA {driver.cuda} at most: install torch for an older CUDA, or a newer driver"
     elif visible is not None:
         do = f"CUDA_VISIBLE_DEVICES is {visible!r}: ask Slurm for a GPU with --gpus-per-node 1, or unset it"
     else:
         do = "look at `nvidia-smi` and the kernel's log on that machine"
-    return Finding(what="gpu", verdict="wrong", found=found, do=do)
+    return wrong("gpu", f"torch sees none of {len(driver.gpus)} GPUs; {build}", do)
 
 
 def ask_torch() -> Torch | str:
-    """What torch says in a process of its own, or why it says nothing."""
+    """torch's version and GPUs, from a separate process; a string with the error if torch cannot be imported."""
     import msgspec
 
     try:
-        said = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-P", "-c", _ASK_TORCH],
             capture_output=True,
             text=True,
@@ -131,14 +119,14 @@ def ask_torch() -> Torch | str:
         )
     except subprocess.TimeoutExpired:
         return f"torch cannot be imported within {TORCH_TIMEOUT_S:.0f} s"
-    if said.returncode:
-        last = (said.stderr.strip().splitlines() or [f"exit code {said.returncode}"])[-1]
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return f"torch cannot be imported: {last}"
-    return msgspec.convert(json.loads(said.stdout.splitlines()[-1]), Torch)
+    return msgspec.convert(json.loads(done.stdout.splitlines()[-1]), Torch)
 
 
 def ask_driver() -> Driver | str | None:
-    """What nvidia-smi says, why it says nothing, or None without it."""
+    """The driver; a string with the error if nvidia-smi fails; None without nvidia-smi."""
     if not shutil.which("nvidia-smi"):
         return None
     try:

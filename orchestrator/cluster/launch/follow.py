@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import click
@@ -12,20 +13,20 @@ import click
 from kt_study.errors import DiskError, EnvironmentUnusable, SlurmError
 from kt_study.store import Workload
 from orchestrator.cluster.launch.lock import AnotherLaunch
-from orchestrator.terminal.outage import waited_for
+from orchestrator.terminal.outage import through_outages
 from orchestrator.terminal.plural import counted
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore
 
-_MAX_BARREN_STARTS = 5
+_MAX_FAILED_STARTS = 5
 _LONGEST_PAUSE_S = 60.0
-_PASSING = (SlurmError, DiskError, AnotherLaunch)
-"""What is said once and does not end the watch. That the database is away does not either: see `orchestrator.terminal.outage`."""
+_TRANSIENT = (SlurmError, DiskError, AnotherLaunch)
+"""Errors that are printed once and do not end `--wait`. For an outage of the database see `orchestrator.terminal.outage`."""
 
 
 class BackingOff(SlurmError):
-    """Launches came to nothing; the next has to wait `left_s` seconds."""
+    """The last launches finished no job; the next may start in `left_s` seconds."""
 
     def __init__(self, line: str, left_s: float) -> None:
         super().__init__(line)
@@ -33,150 +34,139 @@ class BackingOff(SlurmError):
 
 
 class Stopped(Exception):
-    """`kt-study stop` was called: the workers leave, and this launch does not replace them."""
+    """`kt-study stop` was called: the workers exit, and this launch does not replace them."""
 
 
 class Pilots(Protocol):
-    """The workers of one study, wherever they run."""
+    """The workers of one study, here or on Slurm."""
 
-    def is_alone(self) -> bool:
-        """Whether no worker is active or queued."""
+    notes: list[str]  # for the user, after `start_missing`
+
+    def all_gone(self) -> bool:
+        """Whether no worker is active, starting or queued."""
         ...
 
-    def tend(self) -> None:
-        """What is to be done about once per second while they work."""
+    def maintain(self) -> None:
+        """Called about once per second while workers run."""
         ...
 
-    def add(self) -> int:
-        """Start the workers that are missing; returns how many. Raises BackingOff when it is too early for that."""
+    def start_missing(self) -> int:
+        """Start the missing workers; returns how many. Raises BackingOff if it is too early for that."""
         ...
 
     def wait_for_first(self) -> None:
-        """After `add`: until `is_alone` can see the new ones."""
+        """After `start_missing`: wait until `all_gone` can see the new workers."""
         ...
 
 
 class Follower:
     """Follows one study's progress on a terminal (a bar) or in a log (a line now and then).
 
-    A database that is away is waited for, and so are Slurm and a full disk. `stopped` says whether `kt-study stop` has
-    been called since: then nobody is replaced any more.
+    It waits while the database or Slurm is down or the disk is full. Once `stopped` returns true, since `kt-study stop`
+    has been called, it replaces no workers.
     """
 
     def __init__(
         self, store: JobStore, study: str, pilots: Pilots, stopped: Callable[[], bool] = lambda: False
     ) -> None:
         self._store, self._study, self._pilots, self._stopped = store, study, pilots, stopped
-        self._told = ""
+        self._last_message = ""
 
     def until_done(self, *, poll_s: float = 1.0) -> Workload:
-        """Wait until nothing is left that could run, replacing workers that died. Paused jobs are waited for.
+        """Wait until no job is left that can run or is paused, replacing dead workers.
 
         Raises:
-            EnvironmentUnusable: workers end again and again without finishing a single job.
+            EnvironmentUnusable: workers end repeatedly without finishing a job.
             Stopped: `kt-study stop` was called.
         """
-        show = _bar if sys.stderr.isatty() else _lines
-        barren, done_before = 0, -1  # starts in a row, and the jobs that were done before them
-        with show() as progress:
+        starts, done_before = 0, -1  # starts in a row without a finished job, and the number of done jobs before them
+        with _bar() if sys.stderr.isatty() else _lines() as show:
             while True:
-                workload = waited_for(self._look)
-                progress.show(workload)
+                workload = through_outages(self._workload)
+                show(workload)
                 if not (workload.running or workload.ready_now or workload.ready_later or workload.paused):
                     return workload
                 if self._stopped():
                     raise Stopped
-                waited_for(self._tend)
-                if waited_for(self._pilots.is_alone):
+                through_outages(self._maintain)
+                if through_outages(self._pilots.all_gone):
                     if workload.done != done_before:
-                        barren, done_before = 0, workload.done
-                    if barren > _MAX_BARREN_STARTS:
+                        starts, done_before = 0, workload.done
+                    if starts > _MAX_FAILED_STARTS:
                         raise EnvironmentUnusable(
-                            f"workers ended {barren} times without finishing a job; read the newest log under logs/"
+                            f"workers ended {starts} times without finishing a job; read the newest log under logs/"
                         )
-                    time.sleep(min(_LONGEST_PAUSE_S, 2.0**barren - 1))
-                    barren += waited_for(self._start)
+                    time.sleep(min(_LONGEST_PAUSE_S, 2.0**starts - 1))
+                    starts += through_outages(self._start)
                 time.sleep(poll_s)
 
-    def _look(self) -> Workload:
+    def _workload(self) -> Workload:
         self._store.expire()
         return self._store.workload(self._study)
 
-    def _tend(self) -> None:
-        """Slurm may be away, or want us to wait, in the middle of a study: say so once and go on."""
+    def _maintain(self) -> None:
         try:
-            self._pilots.tend()
-        except _PASSING as error:
-            self._say(error)
+            self._pilots.maintain()
+        except _TRANSIENT as error:
+            self._print_once(error)
 
     def _start(self) -> bool:
-        """Whether workers were started. Where it is too early for that, some of the time is waited here."""
+        """Whether workers were started. If it is too early for that, wait for a part of the time."""
         try:
-            if not self._pilots.add():
+            if not self._pilots.start_missing():
                 return False
-        except BackingOff as wait:
-            self._say(wait)
-            time.sleep(min(_LONGEST_PAUSE_S, wait.left_s))
+        except BackingOff as error:
+            self._print_once(error)
+            time.sleep(min(_LONGEST_PAUSE_S, error.left_s))
             return False
-        except _PASSING as error:
-            self._say(error)
+        except _TRANSIENT as error:
+            self._print_once(error)
             return False
-        self._told = ""
+        self._last_message = ""
         self._pilots.wait_for_first()
         return True
 
-    def _say(self, error: EnvironmentUnusable) -> None:
-        """Once, though the seconds that are left change."""
-        told = type(error).__name__ if isinstance(error, BackingOff) else str(error)
-        if told != self._told:
+    def _print_once(self, error: EnvironmentUnusable) -> None:
+        """The remaining seconds of BackingOff change; it is printed once all the same."""
+        message = type(error).__name__ if isinstance(error, BackingOff) else str(error)
+        if message != self._last_message:
             click.echo(str(error), err=True)
-        self._told = told
+        self._last_message = message
 
 
 _LINE_S, _SAME_LINE_S = 10.0, 600.0
 
 
-class _lines:
-    """Plain lines for a log: at most one every ten seconds, and when nothing has changed, one every ten minutes."""
+@contextmanager
+def _lines() -> Iterator[Callable[[Workload], None]]:
+    """Plain lines for a log: at most one every ten seconds, and if nothing has changed, one every ten minutes."""
+    began = time.monotonic()
+    printed_at, printed = began - _LINE_S, ""
 
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._last, self._said = self._began - _LINE_S, ""
-
-    def __enter__(self) -> _lines:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def show(self, workload: Workload) -> None:
-        """Print a line if it is time."""
+    def show(workload: Workload) -> None:
+        nonlocal printed_at, printed
         now, line = time.monotonic(), describe(workload)
-        if now - self._last >= (_SAME_LINE_S if line == self._said else _LINE_S):
-            self._last, self._said = now, line
-            click.echo(f"{_clock(now - self._began)} {line}", err=True)
+        if now - printed_at >= (_SAME_LINE_S if line == printed else _LINE_S):
+            printed_at, printed = now, line
+            click.echo(f"{_clock(now - began)} {line}", err=True)
+
+    yield show
 
 
-class _bar:
+@contextmanager
+def _bar() -> Iterator[Callable[[Workload], None]]:
     """A tqdm bar over the study's jobs."""
+    from tqdm import tqdm
 
-    def __init__(self) -> None:
-        from tqdm import tqdm
+    with tqdm(unit="job", dynamic_ncols=True, smoothing=0.1) as bar:
 
-        self._tqdm = tqdm(unit="job", dynamic_ncols=True, smoothing=0.1)
+        def show(workload: Workload) -> None:
+            bar.total = total(workload)
+            bar.n = workload.done + workload.failed
+            bar.set_postfix_str(f"{workload.running} running, {workload.failed} failed", refresh=False)
+            bar.refresh()
 
-    def __enter__(self) -> _bar:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._tqdm.close()
-
-    def show(self, workload: Workload) -> None:
-        """Move the bar."""
-        self._tqdm.total = total(workload)
-        self._tqdm.n = workload.done + workload.failed
-        self._tqdm.set_postfix_str(f"{workload.running} running, {workload.failed} failed", refresh=False)
-        self._tqdm.refresh()
+        yield show
 
 
 def total(workload: Workload) -> int:
@@ -215,7 +205,7 @@ def tell_failures(workload: Workload) -> int:
     """The exit code of a command at the end of a study: 1, with a line that says so, where jobs have failed."""
     if not workload.failed:
         return 0
-    click.echo("see kt-study status for the failures, grouped by cause; kt-study retry tries them again", err=True)
+    click.echo("kt-study status shows the failures, grouped by cause; kt-study retry tries them again", err=True)
     return 1
 
 

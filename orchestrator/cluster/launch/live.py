@@ -1,5 +1,4 @@
-"""Counts active workers, and how many more are useful: from the job table, and for workers that have not registered yet, from
-this machine's processes."""
+"""Counts active workers, from the job table and this machine's processes, and how many more are useful."""
 
 from __future__ import annotations
 
@@ -18,49 +17,49 @@ if TYPE_CHECKING:
 
 
 def live_workers(store: JobStore, options: PilotOptions) -> list[WorkerRow]:
-    """Workers of a study that have not left and still beat; of those here whose process is gone, the jobs are freed.
+    """Active workers of a study. Local workers without a process are ended, which frees their jobs.
 
-    Studies may share a database: whose log is in another study's folder works for that one.
+    Studies may share a database: a worker belongs to the study whose folder contains its log.
     """
-    working = store.workers(alive_within_s=alive_within_s(options.lease_s))
-    here = [worker for worker in working if worker.host == socket.gethostname() and not worker.slurm_job]
-    gone = [worker for worker in here if not _runs(worker.pid)]
+    alive = store.workers(alive_within_s=alive_within_s(options.lease_s))
+    local = [worker for worker in alive if worker.host == socket.gethostname() and not worker.slurm_job]
+    gone = [worker for worker in local if not _runs(worker.pid)]
     if gone:
         store.end_leases([worker.id for worker in gone], reason="its process is gone")
-    return [worker for worker in working if worker not in gone and _is_of(worker, options)]
+    return [worker for worker in alive if worker not in gone and _is_of(worker, options)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Started:
-    """A process of this machine that a launch has started, and that waits for the worker it runs."""
+class LocalProcess:
+    """A local process of submitit, started by a launch, that runs a worker and waits for it."""
 
     pid: int
     log: str  # the worker's
 
 
-def started_here(logs: Path) -> list[Started]:
-    """What launches have started on this machine, for the study whose logs lie in `logs`, and has not ended."""
+def local_processes(logs: Path) -> list[LocalProcess]:
+    """Running processes that launches have started on this machine for the study with these logs."""
     return [
-        Started(pid=pid, log=str(Path(arguments[-1]) / f"{pid}_0_log.out"))
+        LocalProcess(pid=pid, log=str(Path(arguments[-1]) / f"{pid}_0_log.out"))
         for pid, arguments in _processes()
         if _CONTROLLER in arguments and Path(arguments[-1]).is_relative_to(logs) and _runs(pid)
     ]
 
 
-def starting_workers(store: JobStore, options: PilotOptions) -> list[Started]:
-    """Those of `started_here` whose worker has not registered yet: it takes seconds to import torch."""
-    started = started_here(options.paths.logs)
-    known = {worker.log for worker in store.workers()} if started else set()
-    return [one for one in started if one.log not in known]
+def starting_workers(store: JobStore, options: PilotOptions) -> list[LocalProcess]:
+    """Local processes whose worker has not registered yet: importing torch takes seconds."""
+    processes = local_processes(options.paths.logs)
+    known = {worker.log for worker in store.workers()} if processes else set()
+    return [process for process in processes if process.log not in known]
 
 
 def missing_workers(store: JobStore, study: str, wanted: int, present: int) -> int:
-    """How many workers to add to the `present` ones: no more than wanted in all, and no more than there are open jobs."""
+    """How many workers to add to the `present` ones: at most `wanted` in total, and at most one per open job."""
     workload = store.workload(study)
     if not (workload.ready_now or workload.ready_later or workload.running):
-        return 0  # the blocked ones wait for jobs that no worker runs
-    work = workload.ready_now + workload.ready_later + workload.blocked + workload.running
-    return max(0, min(wanted, work) - present)
+        return 0  # blocked jobs wait for jobs that no worker runs
+    useful = workload.ready_now + workload.ready_later + workload.blocked + workload.running
+    return max(0, min(wanted, useful) - present)
 
 
 def _is_of(worker: WorkerRow, options: PilotOptions) -> bool:
@@ -71,7 +70,7 @@ _CONTROLLER = "submitit.local._local"  # the module that submitit runs to start 
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
-    """Number and arguments of every process here that we may look at."""
+    """Pid and arguments of every local process that we may inspect."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,42 +26,42 @@ from kt_study.failures import is_disk_full
 from kt_study.files import current_umask, private_folder
 from kt_study.pilots import PilotOptions
 from kt_study.store import WorkerRow
-from orchestrator.cluster.launch.live import live_workers, missing_workers, started_here, starting_workers
-from orchestrator.cluster.launch.lock import only_launch
+from orchestrator.cluster.launch.live import live_workers, local_processes, missing_workers, starting_workers
+from orchestrator.cluster.launch.lock import launch_lock
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore
 
-_START_PATIENCE_S = 60.0  # a new worker takes seconds to import torch and enlist
+_REGISTER_TIMEOUT_S = 60.0  # a new worker takes seconds to import torch and register
 _A_YEAR_MIN = 60 * 24 * 365
 
 
 @dataclass(kw_only=True)
 class LocalPilots:
-    """The workers of one study on this machine. Those of the study that others started elsewhere count as well."""
+    """The workers of one study on this machine. Workers of the study elsewhere count as well."""
 
     store: JobStore
     options: PilotOptions
     wanted: int
-    _before: frozenset[str] = frozenset()  # workers that had enlisted when the last ones were started
+    notes: list[str] = field(default_factory=list)
+    _before: frozenset[str] = frozenset()  # ids of the workers that were registered before the last start
 
-    def is_alone(self) -> bool:
-        """Whether no worker lives, or is about to."""
+    def all_gone(self) -> bool:
+        """Whether no worker is active or starting."""
         return not starting_workers(self.store, self.options) and not self._live()
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Nothing to do: dead workers are found by their processes and leases."""
 
-    def add(self) -> int:
+    def start_missing(self) -> int:
         """Start the missing workers; returns how many.
 
         Raises:
-            EnvironmentUnusable: the processes could not be started, or another launch is at work (AnotherLaunch).
+            EnvironmentUnusable: the processes could not be started, or another launch is running (AnotherLaunch).
         """
-        with only_launch():
-            starting = starting_workers(
-                self.store, self.options
-            )  # first: who registers meanwhile counts twice, not never
+        with launch_lock():
+            # First: a worker that registers in between is counted twice, not missed.
+            starting = starting_workers(self.store, self.options)
             present = len(starting) + len(self._live())
             count = missing_workers(self.store, self.options.study, self.wanted, present)
             if count:
@@ -70,42 +70,37 @@ class LocalPilots:
         return count
 
     def wait_for_first(self) -> None:
-        """Until a worker has enlisted, also one that has left since, or a minute has passed."""
-        limit = time.monotonic() + _START_PATIENCE_S
-        while time.monotonic() < limit and not (self._live() or self._enlisted()):
+        """Wait until a worker has registered, even if it has exited since, or a minute has passed."""
+        limit = time.monotonic() + _REGISTER_TIMEOUT_S
+        while time.monotonic() < limit and not self._live():
+            if any(worker.id not in self._before for worker in self.store.workers()):
+                return
             time.sleep(0.5)
-
-    def _enlisted(self) -> bool:
-        return any(worker.id not in self._before for worker in self.store.workers())
-
-    def stop(self) -> int:
-        """Ask the workers that launches have started here to give their jobs back and leave. Returns how many were asked."""
-        return stop_here(self.options.paths.logs)
 
     def _live(self) -> list[WorkerRow]:
         return live_workers(self.store, self.options)
 
 
-def stop_here(logs: Path) -> int:
-    """Ask the workers that launches have started here for the study with these logs to leave. Returns how many.
+def stop_local_workers(logs: Path) -> int:
+    """Signal the local workers of the study with these logs to release their jobs and exit. Returns how many.
 
-    Who runs them passes the signal on, so that the database need not be there to say which they are.
+    submitit's process passes the signal on to its worker, so this works while the database is down.
     """
-    asked = 0
-    for started in started_here(logs):
+    signalled = 0
+    for process in local_processes(logs):
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(started.pid, signal.SIGTERM)
-            asked += 1
-    return asked
+            os.kill(process.pid, signal.SIGTERM)
+            signalled += 1
+    return signalled
 
 
 def start_local_workers(options: PilotOptions, count: int, *, first: int = 0) -> None:
     """Start `count` workers in the background; worker k uses GPU (first + k) modulo the GPUs here.
 
     Raises:
-        DiskError: the disk is full.
         EnvironmentUnusable: the processes could not be started.
-        DiskError, UntrustedFile: the folder of their logs cannot be made, or belongs to another account.
+        DiskError: the disk is full, or the folder of the logs cannot be created.
+        UntrustedFile: that folder belongs to another account.
     """
     try:
         _start(options, count, first)
@@ -119,11 +114,11 @@ def _start(options: PilotOptions, count: int, first: int) -> None:
     private_folder(options.paths.logs, below=options.paths.root)
     options = msgspec.structs.replace(options, umask=current_umask())
     request = {"options": msgspec.to_builtins(options), "count": count, "first": first}
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _STARTER, str(Path(__file__).resolve().parents[3])],
             input=msgspec.json.encode(request),
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             check=False,
@@ -131,8 +126,8 @@ def _start(options: PilotOptions, count: int, first: int) -> None:
             env={**os.environ, "PYTHONSAFEPATH": "1"},  # no module from the current folder of `launch`
         )
         if done.returncode:
-            said.seek(0)
-            last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+            output.seek(0)
+            last = output.read().decode(errors="replace").strip().splitlines()[-1:]
             raise EnvironmentUnusable(f"cannot start workers on this machine: {' '.join(last)}")
 
 
@@ -159,7 +154,7 @@ def submit() -> None:
 
 
 def gpu_count() -> int:
-    """GPUs of this machine, asked of nvidia-smi; 0 where there is none."""
+    """Number of GPUs of this machine, by nvidia-smi; 0 without nvidia-smi."""
     if not shutil.which("nvidia-smi"):
         return 0
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
@@ -167,5 +162,5 @@ def gpu_count() -> int:
 
 
 def default_workers() -> int:
-    """A worker for each GPU, or one for every two cores."""
+    """One worker per GPU, or one per two cores."""
     return gpu_count() or max(1, len(os.sched_getaffinity(0)) // 2)

@@ -14,23 +14,23 @@ from pathlib import Path
 from kt_study.errors import DiskError, EnvironmentUnusable
 from kt_study.files import NO_LOCKS, locked
 
-PATIENCE_S = 60.0
-_LOOK_EVERY_S = 0.2
+TIMEOUT_S = 60.0
+_RETRY_EVERY_S = 0.2
 
 
 class AnotherLaunch(EnvironmentUnusable):
-    """Another launch of this user has not ended within the time limit."""
+    """Another launch of this user holds the lock for longer than the timeout."""
 
 
 def lock_file() -> Path:
-    """Where the lock lies: with the user's own state, which the login nodes of a cluster share."""
+    """The lock file, in the user's state folder, which the login nodes of a cluster share."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "kt-study" / "launch.lock"
 
 
 @contextlib.contextmanager
-def only_launch(*, patience_s: float | None = None) -> Iterator[None]:
-    """Hold the lock; wait for it up to `patience_s` seconds, a minute by default.
+def launch_lock(*, timeout_s: float | None = None) -> Iterator[None]:
+    """Hold the lock; wait for it up to `timeout_s` seconds, a minute by default.
 
     Raises:
         AnotherLaunch: another launch holds it for longer.
@@ -39,9 +39,9 @@ def only_launch(*, patience_s: float | None = None) -> Iterator[None]:
     file = lock_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle = _wait_for(file, time.monotonic() + (PATIENCE_S if patience_s is None else patience_s))
+        handle = _wait_for(file, time.monotonic() + (TIMEOUT_S if timeout_s is None else timeout_s))
     except OSError as error:
-        raise DiskError(f"{file}: {error.strerror}; name a folder that can be written with XDG_STATE_HOME") from error
+        raise DiskError(f"{file}: {error.strerror}; set XDG_STATE_HOME to a folder that can be written") from error
     try:
         yield
     finally:
@@ -60,5 +60,5 @@ def _wait_for(file: Path, deadline: float) -> int | None:
                 return None
             raise
         if time.monotonic() > deadline:
-            raise AnotherLaunch("another launch of yours is at work; nothing was started, launch again")
-        time.sleep(_LOOK_EVERY_S)
+            raise AnotherLaunch("another launch of yours is running; nothing was started, launch again")
+        time.sleep(_RETRY_EVERY_S)

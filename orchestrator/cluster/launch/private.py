@@ -1,4 +1,4 @@
-"""Private files in the study folder that tell pilots on other nodes where the job database is."""
+"""Private files in the study folder from which pilots on other nodes read the job database's URL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.cluster.slurm.cluster import Node
 
 
 def prepare_study_folder(files: LaunchFiles, database_url: str) -> str:
-    """Write the database's URL and, where it has one, its password to files of mode 0600. Returns the marker's word.
+    """Write the database's URL and its password, if any, to files of mode 0600. Returns the marker's token.
 
     Raises:
         DatabaseError: a URL that cannot be read.
@@ -26,12 +26,11 @@ def prepare_study_folder(files: LaunchFiles, database_url: str) -> str:
     url = address.url
     private_folder(files.folder, below=files.root)
     if password := address.conninfo.get("password"):
-        write_private(files.passfile, f"*:*:*:*:{_escaped(password)}\n".encode(), below=files.root)
-        url += f"{'&' if '?' in url else '?'}passfile={quote(str(files.passfile))}"
-    for name in (
-        name for name in SECRETS if name != "password" and name in address.conninfo
-    ):  # libpq has no file for these
-        url += f"{'&' if '?' in url else '?'}{name}={quote(address.conninfo[name], safe='')}"
+        escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+        write_private(files.passfile, f"*:*:*:*:{escaped}\n".encode(), below=files.root)
+        url = _with_option(url, "passfile", str(files.passfile))
+    for name in sorted(set(SECRETS) & set(address.conninfo) - {"password"}):  # libpq has no file for these
+        url = _with_option(url, name, address.conninfo[name])
     write_private(files.database, f"{url}\n".encode(), below=files.root)
     if not files.marker.exists():
         write_private(files.marker, secrets.token_hex(8).encode(), below=files.root)
@@ -39,10 +38,10 @@ def prepare_study_folder(files: LaunchFiles, database_url: str) -> str:
 
 
 def require_reachable(address: Address, nodes: Sequence[Node]) -> None:
-    """Refuse a database that is found on this machine's loopback or Unix socket only when pilots would sit elsewhere.
+    """Refuse a database that only this machine can reach if pilots would run elsewhere.
 
     Raises:
-        DatabaseError: the address in the URL is that of this machine only, and a node is not this machine.
+        DatabaseError: the URL has a loopback address or a Unix socket, and a node is not this machine.
     """
     servers = () if address.is_sqlite else hosts(address)
     if not servers or not all(map(is_this_machine, servers)):
@@ -51,9 +50,9 @@ def require_reachable(address: Address, nodes: Sequence[Node]) -> None:
     if elsewhere:
         raise DatabaseError(
             f"the database's address {servers[0] or 'localhost'} means this machine only, and pilots would run on "
-            f"{elsewhere[0]} too; start it with `kt-study db start --host` and this machine's name, and give that URL"
+            f"{elsewhere[0]} too; run `kt-study db stop`, then `kt-study db start --host $(hostname)`, and use the new URL"
         )
 
 
-def _escaped(password: str) -> str:
-    return password.replace("\\", "\\\\").replace(":", "\\:")
+def _with_option(url: str, name: str, value: str) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{name}={quote(value)}"

@@ -13,13 +13,14 @@ from kt_study.records import Record
 from kt_study.store import WorkerRow
 from orchestrator.cluster.launch.request import needs_gpu, warning_of
 from orchestrator.cluster.slurm.listing import NAME_PREFIX
+from orchestrator.cluster.slurm.view import FRESH_S, SlurmView, current_view
 
 MOST_RECENT = 50
-"""Launches whose past is looked at; those in the queue count however old they are."""
+"""Number of launches whose past runs are considered; those in the queue count however old they are."""
 
 
 class LaunchRecord(Record, frozen=True, kw_only=True):
-    """One sbatch. `slurm_id` is empty while it is not known whether Slurm took it, "-" when it did not."""
+    """One sbatch. `slurm_id` is empty while it is unknown whether Slurm accepted it, "-" if it did not."""
 
     token: str
     study: str
@@ -28,15 +29,15 @@ class LaunchRecord(Record, frozen=True, kw_only=True):
     pilots_each: int
     gpus_each: int
     time_min: int
-    done_before: int  # jobs of the study that were done then
+    done_before: int  # jobs of the study that were done at that time
     slurm_id: str = ""
     lease_s: float = LEASE_S  # of its pilots
-    device: str = "auto"  # of its pilots, as asked for
+    device: str = "auto"  # of its pilots, as requested
 
     @property
     def name(self) -> str:
         """The name of its Slurm job."""
-        return f"{NAME_PREFIX}{self.study}-{self.token}"
+        return job_name(self.study, self.token)
 
     @property
     def on_gpu(self) -> bool:
@@ -49,18 +50,23 @@ class LaunchRecord(Record, frozen=True, kw_only=True):
         return warning_of(self.time_min)
 
     @property
-    def is_open_question(self) -> bool:
+    def is_unconfirmed(self) -> bool:
         """Whether it is unknown if Slurm accepted it."""
         return not self.slurm_id
 
     @property
-    def was_sent(self) -> bool:
-        """Whether Slurm took it."""
+    def was_accepted(self) -> bool:
+        """Whether Slurm accepted it."""
         return self.slurm_id not in ("", "-")
 
 
+def job_name(study: str, token: str) -> str:
+    """The name of the Slurm job of a launch."""
+    return f"{NAME_PREFIX}{study}-{token}"
+
+
 def write(files: LaunchFiles, record: LaunchRecord) -> None:
-    """Add a launch, or replace what is known of it. Raises DiskError, UntrustedFile."""
+    """Add or replace the record of a launch. Raises DiskError, UntrustedFile."""
     write_private(files.launch(record.token), msgspec.json.encode(record), below=files.root)
 
 
@@ -76,31 +82,31 @@ def launches(files: LaunchFiles, study: str) -> list[LaunchRecord]:
     return sorted(ours, key=lambda record: record.sent_at)
 
 
-def latest(launches: Sequence[LaunchRecord]) -> Sequence[LaunchRecord]:
-    """Those launches whose past is looked at."""
+def recent(launches: Sequence[LaunchRecord]) -> Sequence[LaunchRecord]:
+    """The launches whose past runs are considered."""
     return launches[-MOST_RECENT:]
 
 
-def watched(launches: Sequence[LaunchRecord]) -> tuple[tuple[str, ...], float]:
-    """Names of the Slurm jobs of the latest launches, and the moment since when accounting is asked about them."""
-    recent = latest(launches)
-    since = min((record.sent_at for record in recent), default=time.time()) - 60.0
-    return tuple(record.name for record in recent), since
+def view(files: LaunchFiles, launches: Sequence[LaunchRecord], *, fresh_s: float = FRESH_S) -> SlurmView:
+    """The queue, and the past runs of recent launches. See `slurm.view.current_view`."""
+    latest = recent(launches)
+    since = min((record.sent_at for record in latest), default=time.time()) - 60.0
+    return current_view(files, tuple(record.name for record in latest), since, fresh_s=fresh_s)
 
 
 def token_of(worker: WorkerRow) -> str:
-    """The token of the launch that sent a worker, from the folder of its log."""
+    """The token of the launch that started a worker, from the folder of its log."""
     return worker.log.rpartition("/")[0].rpartition("/")[2]
 
 
-def unfit_nodes(found: Sequence[Probe]) -> dict[str, str]:
-    """What the latest probe of each node complained about; nodes without a complaint are left out."""
-    latest = {probe.node: probe.trouble for probe in found}
+def failed_nodes(found: Sequence[Probe]) -> dict[str, str]:
+    """The error of each node whose latest probe failed."""
+    latest = {probe.node: probe.error for probe in found}
     return {node: line for node, line in latest.items() if line}
 
 
 def probes(files: LaunchFiles, launches: Sequence[LaunchRecord], *, since: float = 0.0) -> list[Probe]:
-    """What the pilots of these launches found on their nodes since a moment, in the order of the launches."""
+    """The probes that pilots of these launches have written since a time, in the order of the launches."""
     found = []
     for record in launches:
         for path in sorted(files.probe(record.token, "*").parent.glob("*.json")):

@@ -28,17 +28,17 @@ _DECIDED = ("nodes", "ntasks", "ntasks-per-node", "job-name", "array", "output",
 
 
 class SlurmRequest(Record, frozen=True, kw_only=True):
-    """One allocation, and how many pilots share it. What is left out is left to the cluster, but for time and GPUs."""
+    """One allocation, and how many pilots share it. The cluster's defaults apply to missing values, except time and GPUs."""
 
-    partition: str = ""  # the cluster's default one when empty; of a list with commas, any
+    partition: str = ""  # the cluster's default if empty; any of a comma-separated list
     account: str = ""
     qos: str = ""
     constraint: str = ""  # features of nodes, as in sbatch --constraint
-    time: str | int = ""  # of one allocation; the lesser of 4 hours and the partition's limit when empty
+    time: str | int = ""  # of one allocation; the lesser of 4 hours and the partition's limit if empty
     mem: str | Annotated[int, Meta(ge=0)] = ""  # of a node, as in sbatch --mem
     cpus_per_task: Count | None = None  # of a pilot
     gpus_per_node: GpuCount | None = None  # of an allocation, 2 or "a100:2"; 1 where the partition has GPUs
-    gres: str = ""  # as in sbatch --gres, e.g. for sites where that is how GPUs are asked for
+    gres: str = ""  # as in sbatch --gres, for sites that request GPUs in this way
     workers_per_gpu: Count = 1
     exclude: str = ""  # nodes, as in sbatch --exclude
     setup: tuple[str, ...] = ()  # shell lines before the pilot
@@ -46,14 +46,14 @@ class SlurmRequest(Record, frozen=True, kw_only=True):
 
     @property
     def gpus(self) -> int:
-        """GPUs of one allocation, of whatever type."""
+        """GPUs of one allocation, of any type."""
         if self.gpus_per_node is None:
             return count_gpus(self.gres)
         return int(str(self.gpus_per_node).rpartition(":")[2])
 
     @property
     def other_options(self) -> dict[str, str | int | bool]:
-        """The options of the table `sbatch` in sbatch's spelling, without those that are false."""
+        """The options of the table [sbatch] in sbatch's spelling, without those that are false."""
         return {name.replace("_", "-"): value for name, value in self.sbatch.items() if value is not False}
 
     @property
@@ -68,17 +68,17 @@ class SlurmRequest(Record, frozen=True, kw_only=True):
 
     @property
     def warning_s(self) -> int:
-        """Seconds before the time limit at which the pilots are to stop."""
+        """Seconds before the time limit at which the pilots must stop."""
         return warning_of(self.time_min)
 
 
 def warning_of(time_min: int) -> int:
-    """Seconds before the end of an allocation of `time_min` minutes at which its pilots are to stop."""
+    """Seconds before the end of an allocation of `time_min` minutes at which its pilots must stop."""
     return min(LONGEST_WARNING_S, max(SHORTEST_WARNING_S, 60 * time_min // 6))
 
 
 def read_request(profile: Path | None, flags: Mapping[str, Any]) -> SlurmRequest:
-    """The profile's settings, and over them the flags that were given (those that are not None).
+    """The profile's settings, overridden by the flags that are not None.
 
     Raises:
         UsageError: no such profile, not TOML, an unknown or ill-typed key, or one in the wrong table.
@@ -88,7 +88,7 @@ def read_request(profile: Path | None, flags: Mapping[str, Any]) -> SlurmRequest
         try:
             settings = tomllib.loads(read_text(profile))
         except FileNotFoundError:
-            raise UsageError(f"{profile}: no such profile; slurm/example.toml is one") from None
+            raise UsageError(f"{profile}: no such profile; slurm/example.toml is an example") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise UsageError(f"{profile}: {error}") from error
     settings |= {name: value for name, value in flags.items() if value is not None}
@@ -100,19 +100,18 @@ def read_request(profile: Path | None, flags: Mapping[str, Any]) -> SlurmRequest
     own = {name.replace("_", "-") for name in SlurmRequest.__struct_fields__}
     for name in request.other_options:
         if name in own or name in _DECIDED:
-            instead = "it is a key of the profile itself" if name in own else "kt-study decides it"
-            raise UsageError(f"{profile}: {name!r} cannot stand in the table [sbatch]: {instead}")
+            reason = "it is a key of the profile itself" if name in own else "kt-study decides it"
+            raise UsageError(f"{profile}: {name!r} is not allowed in the table [sbatch]: {reason}")
     return request
 
 
-def fitted(request: SlurmRequest, cluster: Cluster, device: str) -> SlurmRequest:
-    """The request with its gaps filled from the cluster, after a look at whether the cluster can ever meet it.
+def completed_request(request: SlurmRequest, cluster: Cluster, device: str) -> SlurmRequest:
+    """The request with missing values filled from the cluster, if the cluster can ever fulfil it.
 
     Raises:
-        SlurmError: an unknown partition, one that is down, more time, GPUs, cores or memory than it has, or work on GPUs
-            that are fake.
+        SlurmError: an unknown partition, one that is down, more time, GPUs, cores or memory than it has, or fake GPUs.
     """
-    partitions = cluster.chosen(request.partition)
+    partitions = cluster.partitions_of(request.partition)
     nodes = cluster.nodes_of(*partitions)
     gpus = request.gpus_per_node
     if gpus is None and not request.gpus:
@@ -127,19 +126,17 @@ def fitted(request: SlurmRequest, cluster: Cluster, device: str) -> SlurmRequest
         _check_partition(wanted, partition, cluster.nodes_of(partition))
     _check_nodes(wanted, nodes)
     if needs_gpu(device, wanted.gpus) and has_only_fake_gpus(nodes):
-        raise SlurmError(
-            f"the GPUs of partition {names!r} are fake: nothing computes on them; launch with --device cpu"
-        )
+        raise SlurmError(f"the GPUs of partition {names!r} are fake and cannot compute; launch with --device cpu")
     return wanted
 
 
 def has_only_fake_gpus(nodes: Sequence[Node]) -> bool:
-    """Whether nodes have GPUs, and none that computes, as on the development cluster."""
+    """Whether nodes have GPUs, and none that can compute, as on the development cluster."""
     return any(node.gpus for node in nodes) and all(node.has_fake_gpus for node in nodes if node.gpus)
 
 
 def needs_gpu(device: str, gpus: int) -> bool:
-    """Whether pilots with that `--device`, whose allocations have so many GPUs, work on a GPU or not at all."""
+    """Whether pilots with that `--device`, in allocations with so many GPUs, need a GPU to work."""
     return device == "cuda" or (device != "cpu" and gpus > 0)
 
 
@@ -151,7 +148,7 @@ def _check_partition(request: SlurmRequest, partition: Partition, nodes: tuple[N
         bound = f"allows {longest} min at most" if longest else "has no limit of its own"
         raise SlurmError(f"--time must be longer than 0 and finite, since pilots stop in time; {where} {bound}")
     if longest and request.time_min > longest:
-        raise SlurmError(f"{where} allows {longest} min at most; {request.time_min} were asked by --time")
+        raise SlurmError(f"{where} allows {longest} min at most, and --time asks for {request.time_min}")
     if not nodes:
         raise SlurmError(f"{where} has no nodes")
 

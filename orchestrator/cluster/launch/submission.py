@@ -1,7 +1,7 @@
 """Submits an array of pilots to Slurm through submitit, once: if sbatch's answer is lost, the job is searched by name.
 
-A helper process calls submitit, so that a hanging sbatch can be abandoned, and so that a batch job does not inherit private
-variables of this process's environment.
+A helper process calls submitit, so that a hanging sbatch can be killed, and a batch job does not inherit private variables of
+this process's environment.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from kt_study.pilots import HOLD_BAD_NODE_S, PilotOptions, ProbeExit
 from kt_study.records import Record
 from orchestrator.cluster.launch.request import SlurmRequest
 from orchestrator.cluster.slurm import listing
-from orchestrator.cluster.slurm.commands import complaint, environment, run
+from orchestrator.cluster.slurm.commands import environment, error_text, run
 
 SEND_TIMEOUT_S = 180.0
 SEARCH_S = 45.0
-_REFUSED = 3  # exit code of the helper: sbatch itself said no
-_LOST = ("timed out", "timeout", "unable to contact", "zero bytes", "communication", "connection", "did not answer")
+_REFUSED = 3  # exit code of the helper: sbatch refused
+_UNKNOWN = ("timed out", "timeout", "unable to contact", "zero bytes", "communication", "connection", "did not answer")
 
 
 class Package(Record, frozen=True, kw_only=True):
@@ -40,68 +40,61 @@ class Package(Record, frozen=True, kw_only=True):
     request: SlurmRequest
     name: str  # of the Slurm job
     allocations: int
-    exclude: tuple[str, ...] = ()  # nodes, beside the request's
+    exclude: tuple[str, ...] = ()  # nodes, in addition to the request's
     marker: str = ""  # of the study folder
 
     @property
     def folder(self) -> Path:
-        """Where submitit keeps the script, the pickles and the logs of this launch."""
+        """The folder of submitit's script and pickles and of the logs of this launch."""
         return self.options.paths.logs / self.options.token
 
     def parameters(self) -> dict[str, Any]:
-        """For submitit's SlurmExecutor, in Slurm's words."""
-        request, tasks = self.request, self.request.pilots_each
+        """Parameters of submitit's SlurmExecutor."""
+        request, cores = self.request, self.request.cpus_per_task
         chosen = {name: getattr(request, name) for name in ("partition", "account", "qos", "constraint", "mem", "gres")}
         nodes = ",".join(part for part in (request.exclude, *self.exclude) if part)
+        checks = node_check(self.options.root, self.marker, self.options.files.marker, pickles=self.folder)
         return {name: str(value) for name, value in chosen.items() if value != ""} | {
             **({"exclude": nodes} if nodes else {}),
-            **_cores(request),
+            # srun ignores --cpus-per-task in the script since Slurm 22.05.
+            **({"cpus_per_task": cores, "srun_args": [f"--cpus-per-task={cores}"]} if cores else {}),
             **({"gpus_per_node": request.gpus_per_node} if request.gpus_per_node and request.gpus else {}),
             "job_name": self.name,
             "time": request.time_min,
             "nodes": 1,
-            "ntasks_per_node": tasks,
+            "ntasks_per_node": request.pilots_each,
             "signal_delay_s": request.warning_s,
             "array_parallelism": self.allocations,
             "stderr_to_stdout": True,
             "wckey": None,
-            "setup": [*request.setup, *self._look_around()],
+            "setup": [*request.setup, *checks],
             "additional_parameters": {**request.other_options, "requeue": True},
         }
 
-    def _look_around(self) -> list[str]:
-        return look_around(self.options.root, self.marker, self.options.files.marker, pickles=self.folder)
-
     @property
-    def settled(self) -> tuple[str, ...]:
-        """The options that the script decides, whatever the user's environment says of them."""
+    def options_set(self) -> tuple[str, ...]:
+        """The options that the script sets, so that variables of the user's environment must not override them."""
         return (*self.parameters(), *self.request.other_options)
 
 
-def _cores(request: SlurmRequest) -> dict[str, Any]:
-    """Said twice: since Slurm 22.05 srun does not take --cpus-per-task from the script that it stands in."""
-    cores = request.cpus_per_task
-    return {"cpus_per_task": cores, "srun_args": [f"--cpus-per-task={cores}"]} if cores else {}
-
-
-def look_around(
+def node_check(
     root: str, marker: str, file: Path, *, pickles: Path | None = None, hold_s: int = HOLD_BAD_NODE_S
 ) -> list[str]:
-    """Shell lines by which a node that lacks the study folder or the virtual environment says so with its exit code, as it
-    does where others may write the study folder, or what is in the folder `pickles`.
+    """Shell lines that check a node, and exit with a code of `ProbeExit` after `hold_s` seconds if a check fails.
 
-    They hold the node for `hold_s` seconds then.
+    They check the study folder and the virtual environment, and that others can write neither the study folder nor the
+    folder `pickles` and its files.
     """
     folder, python, file_ = shlex.quote(root), shlex.quote(sys.executable), shlex.quote(str(file))
-    looked_at = folder if pickles is None else f"{folder} {shlex.quote(str(pickles))}"
-    said, hold = "echo kt-study: $SLURMD_NODENAME:", f"sleep {hold_s}"
-    look = "import submitit, sys; from kt_study.pilots import leave_if_untrusted; leave_if_untrusted(*sys.argv[1:])"
+    trusted = folder if pickles is None else f"{folder} {shlex.quote(str(pickles))}"
+    echo, hold = "echo kt-study: $SLURMD_NODENAME:", f"sleep {hold_s}"
+    check = "import submitit, sys; from kt_study.pilots import leave_if_untrusted; leave_if_untrusted(*sys.argv[1:])"
     return [
         f'if [ "$(cat {file_} 2>/dev/null)" != {marker} ]; then '
-        f"{said} {folder} is not the study folder; {hold}; exit {int(ProbeExit.NO_STUDY)}; fi",
-        f'found=0; {python} -P -c "{look}" {looked_at} || found=$?',
+        f"{echo} {folder} is not the study folder; {hold}; exit {int(ProbeExit.NO_STUDY)}; fi",
+        f'found=0; {python} -P -c "{check}" {trusted} || found=$?',
         f"if [ $found = {int(ProbeExit.UNTRUSTED)} ]; then {hold}; exit $found; fi",
-        f"if [ $found != 0 ]; then {said} no kt-study in {python}; {hold}; exit {int(ProbeExit.NO_PYTHON)}; fi",
+        f"if [ $found != 0 ]; then {echo} no kt-study in {python}; {hold}; exit {int(ProbeExit.NO_PYTHON)}; fi",
     ]
 
 
@@ -115,13 +108,13 @@ def script(package: Package) -> str:
 
 
 def check(package: Package) -> None:
-    """Let slurmctld judge the script without submitting it. Raises SlurmError with its reason."""
+    """Let slurmctld check the script without submitting it. Raises SlurmError with its reason."""
     import tempfile
 
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script(package))
         file.flush()
-        run("sbatch", "--test-only", file.name, overridden=package.settled)
+        run("sbatch", "--test-only", file.name, overridden=package.options_set)
 
 
 def send(package: Package) -> str:
@@ -129,8 +122,8 @@ def send(package: Package) -> str:
 
     Raises:
         SlurmError: sbatch refused; nothing was submitted.
-        LostAnswer: it is unknown whether it was submitted. Do not submit it again before `find` has an answer.
-        DiskError, UntrustedFile: the folder of its logs cannot be made, or belongs to another account.
+        UnknownSubmission: it may have been submitted. Do not submit it again before `find` has an answer.
+        DiskError, UntrustedFile: the folder of its logs cannot be created, or belongs to another account.
     """
     private_folder(package.folder, below=package.options.paths.root)
     helper = subprocess.Popen(
@@ -138,44 +131,44 @@ def send(package: Package) -> str:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment(package.settled),
+        env=environment(package.options_set),
         start_new_session=True,
-        umask=0o077,  # of the pickles, and by way of sbatch of the logs
+        umask=0o077,  # for the pickles and, through sbatch, the logs
     )
     options = msgspec.structs.replace(package.options, umask=current_umask())
     package = msgspec.structs.replace(package, options=options)
     try:
         out, err = helper.communicate(msgspec.json.encode(package), timeout=SEND_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise LostAnswer(f"sbatch did not answer within {SEND_TIMEOUT_S:.0f} s") from None
+        raise UnknownSubmission(f"sbatch did not answer within {SEND_TIMEOUT_S:.0f} s") from None
     finally:
         _end(helper)
     if helper.returncode == 0:
         slurm_id: str = json.loads(out)["id"]
         return slurm_id
-    said = complaint(err.decode(errors="replace")) or f"ended without a word ({helper.returncode})"
-    if helper.returncode != _REFUSED or any(word in said.lower() for word in _LOST):
-        raise LostAnswer(f"sbatch: {said}")
-    raise SlurmError(f"sbatch: {said}")
+    text = error_text(err.decode(errors="replace")) or f"no message (exit code {helper.returncode})"
+    if helper.returncode != _REFUSED or any(words in text.lower() for words in _UNKNOWN):
+        raise UnknownSubmission(f"sbatch: {text}")
+    raise SlurmError(f"sbatch: {text}")
 
 
 def _end(helper: subprocess.Popen[bytes]) -> None:
-    """Kill a helper that hangs, and the sbatch that it waits for, which could otherwise submit the job later."""
+    """Kill a hanging helper and its sbatch, which could otherwise submit the job later."""
     if helper.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(helper.pid, signal.SIGKILL)
         helper.communicate()
 
 
-class LostAnswer(SlurmError):
+class UnknownSubmission(SlurmError):
     """sbatch ended without reporting whether the job is in the queue."""
 
 
 def find(package: Package) -> str:
-    """The id of a job whose sbatch gave no answer, looked for by its name, and made ready to run; "" if Slurm lacks it.
+    """Search a job whose sbatch gave no answer by its name, and name its pickles. Returns its id, "" if Slurm has no such job.
 
     Raises:
-        SlurmError: slurmctld does not respond either, so this is unknown.
+        SlurmError: slurmctld does not respond either.
     """
     deadline = time.monotonic() + SEARCH_S
     while True:
@@ -187,15 +180,15 @@ def find(package: Package) -> str:
             ids = set()
         if ids:
             slurm_id = min(ids)
-            hand_over(package, slurm_id)
+            name_pickles(package, slurm_id)
             return slurm_id
         if time.monotonic() > deadline:
             return ""
         time.sleep(3.0)
 
 
-def hand_over(package: Package, slurm_id: str) -> None:
-    """Give the pickles the names under which the pilots of job `slurm_id` look for theirs. All of them are equal.
+def name_pickles(package: Package, slurm_id: str) -> None:
+    """Rename the pickles, which are all equal, to the names that the pilots of job `slurm_id` expect.
 
     Raises:
         DiskError: the folder cannot be written.
@@ -231,7 +224,7 @@ def submit() -> None:
 
 
 def _is_refusal(cause: BaseException | None) -> bool:
-    """Whether sbatch ended by itself and said why: whatever else went wrong may have gone wrong after it."""
+    """Whether sbatch itself failed with an error: any other failure may have happened after the submission."""
     return isinstance(cause, subprocess.CalledProcessError) and cause.returncode > 0 and "error" in str(cause.stderr)
 
 

@@ -12,7 +12,7 @@ from orchestrator.cluster.slurm.commands import run
 
 UNLIMITED = 0
 FAKE = "gpu:fake:"
-"""How a node's generic resources begin where its GPUs are links to /dev/null: slurm/dev_cluster names that type so."""
+"""The prefix of the generic resources of a node whose GPUs are links to /dev/null, as slurm/dev_cluster configures them."""
 
 
 class Partition(Record, frozen=True, kw_only=True):
@@ -21,13 +21,11 @@ class Partition(Record, frozen=True, kw_only=True):
     name: str
     is_default: bool
     is_up: bool
-    nodes: int
     longest_min: int
-    default_min: int
 
 
 class Node(Record, frozen=True, kw_only=True):
-    """A node's size and where it is."""
+    """A node's size and address."""
 
     name: str
     host: str
@@ -36,11 +34,11 @@ class Node(Record, frozen=True, kw_only=True):
     memory_mib: int
     gpus: int
     partitions: tuple[str, ...]
-    has_fake_gpus: bool = False  # as on the development cluster: Slurm counts them, and nothing can compute on them
+    has_fake_gpus: bool = False  # as on the development cluster: Slurm counts them, but they cannot compute
 
 
 class Cluster(Record, frozen=True, kw_only=True):
-    """What `scontrol show` says."""
+    """Partitions, nodes and limits, from `scontrol show`."""
 
     partitions: tuple[Partition, ...]
     nodes: tuple[Node, ...]
@@ -58,18 +56,18 @@ class Cluster(Record, frozen=True, kw_only=True):
         hint = nearest(name, [partition.name for partition in self.partitions])
         raise SlurmError(f"no partition {name!r} on this cluster{hint} (--partition may be {names})")
 
-    def chosen(self, names: str) -> tuple[Partition, ...]:
-        """The partitions of a list with commas, any of which will do; the default one for none. Raises SlurmError."""
+    def partitions_of(self, names: str) -> tuple[Partition, ...]:
+        """The partitions of a comma-separated list; the default one for an empty list. Raises SlurmError."""
         return tuple(self.partition(name.strip()) for name in names.split(","))
 
     def nodes_of(self, *partitions: Partition) -> tuple[Node, ...]:
-        """The nodes of some partitions, each once."""
+        """The nodes of these partitions, without duplicates."""
         names = {partition.name for partition in partitions}
         return tuple(node for node in self.nodes if names & set(node.partitions))
 
 
-def look_at_cluster() -> Cluster:
-    """Ask slurmctld. Raises SlurmError."""
+def read_cluster() -> Cluster:
+    """Query slurmctld. Raises SlurmError."""
     config = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", run("scontrol", "show", "config"), re.MULTILINE))
     return Cluster(
         partitions=tuple(map(_partition, scontrol.records(run("scontrol", "--all", "-o", "show", "partition")))),
@@ -80,12 +78,12 @@ def look_at_cluster() -> Cluster:
 
 
 def minutes(text: str) -> int:
-    """Slurm's spelling of a length of time, in whole minutes, rounded up; 0 for UNLIMITED.
+    """A time limit in Slurm's format, in minutes, rounded up; 0 for UNLIMITED.
 
-    It is minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes or days-hours:minutes:seconds.
+    The format is minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes or days-hours:minutes:seconds.
 
     Raises:
-        SlurmError: none of these.
+        SlurmError: another format.
     """
     if text.upper() in ("UNLIMITED", "NONE", "INFINITE"):
         return UNLIMITED
@@ -102,27 +100,25 @@ def minutes(text: str) -> int:
     return (int(days or 0) * 24 + hours) * 60 + mins + -(-seconds // 60)
 
 
-def _partition(facts: dict[str, str]) -> Partition:
+def _partition(fields: dict[str, str]) -> Partition:
     return Partition(
-        name=facts["PartitionName"],
-        is_default=facts.get("Default") == "YES",
-        is_up=facts.get("State", "UP") == "UP",
-        nodes=int(facts.get("TotalNodes", "0")),
-        longest_min=minutes(facts.get("MaxTime", "UNLIMITED")),
-        default_min=minutes(facts.get("DefaultTime", "NONE")),
+        name=fields["PartitionName"],
+        is_default=fields.get("Default") == "YES",
+        is_up=fields.get("State", "UP") == "UP",
+        longest_min=minutes(fields.get("MaxTime", "UNLIMITED")),
     )
 
 
-def _node(facts: dict[str, str]) -> Node:
+def _node(fields: dict[str, str]) -> Node:
     return Node(
-        name=facts["NodeName"],
-        host=facts.get("NodeHostName", facts["NodeName"]),
-        address=facts.get("NodeAddr", facts["NodeName"]),
-        cpus=int(facts.get("CPUTot", "0")),
-        memory_mib=int(facts.get("RealMemory", "0")),
-        gpus=count_gpus(facts.get("Gres", "")),
-        partitions=tuple(facts.get("Partitions", "").split(",")),
-        has_fake_gpus=FAKE in facts.get("Gres", ""),
+        name=fields["NodeName"],
+        host=fields.get("NodeHostName", fields["NodeName"]),
+        address=fields.get("NodeAddr", fields["NodeName"]),
+        cpus=int(fields.get("CPUTot", "0")),
+        memory_mib=int(fields.get("RealMemory", "0")),
+        gpus=count_gpus(fields.get("Gres", "")),
+        partitions=tuple(fields.get("Partitions", "").split(",")),
+        has_fake_gpus=FAKE in fields.get("Gres", ""),
     )
 
 

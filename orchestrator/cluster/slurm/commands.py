@@ -11,25 +11,25 @@ from kt_study.errors import SlurmError
 TIMEOUT_S = 45.0
 
 LOOK_AT = "look at `scontrol ping` and at SLURM_CONF"
-"""What to do when Slurm does not work here."""
+"""The advice if Slurm does not work here."""
 
-_OURS = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_MPI_TYPE"})
+_KEPT = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_MPI_TYPE"})
 _SECRETS = frozenset({"KT_STUDY_DB", "PGPASSWORD"})
-_NOT_THE_USERS = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SCONTROL_")
-_A_PILOT_LIVES_BY = frozenset(
+_SLURMS_OWN = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SCONTROL_")
+_NEEDED_BY_PILOTS = frozenset(
     f"SBATCH_{name}"
     for name in ("TIMELIMIT", "SIGNAL", "REQUEUE", "NO_REQUEUE", "ARRAY_INX", "OPEN_MODE", "OUTPUT", "ERROR", "GPUS",
                  "GPUS_PER_NODE", "GPUS_PER_TASK", "JOB_NAME", "WAIT", "WCKEY")
 )  # fmt: skip
-_SPELLINGS = {
+_VARIABLES = {
     "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
     "cpus_per_task": ("CPUS_PER_TASK", "CPUS_PER_GPU"),
 }
-"""Options whose variables for sbatch are not named like them, or that another's variable contradicts."""
+"""Options of sbatch whose variables have other names, or that contradict another option's variable."""
 
 
 def run(*argv: str, timeout_s: float = TIMEOUT_S, overridden: Sequence[str] = ()) -> str:
-    """Standard output of a Slurm command. Times in it are seconds since 1970, where the command lets us choose.
+    """Standard output of a Slurm command. Times in it are seconds since 1970, if the command has a choice.
 
     Args:
         argv: the command.
@@ -37,7 +37,7 @@ def run(*argv: str, timeout_s: float = TIMEOUT_S, overridden: Sequence[str] = ()
         overridden: as for `environment`.
 
     Raises:
-        SlurmError: not installed here, no answer within `timeout_s` seconds, or a refusal, in its own last words.
+        SlurmError: not installed here, no answer within `timeout_s` seconds, or a refusal, with Slurm's message.
     """
     env = environment(overridden) | {"SLURM_TIME_FORMAT": "%s"}
     try:
@@ -49,40 +49,36 @@ def run(*argv: str, timeout_s: float = TIMEOUT_S, overridden: Sequence[str] = ()
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{argv[0]} did not answer within {timeout_s:.0f} s; see `scontrol ping`") from None
     if done.returncode:
-        said = complaint(done.stderr or done.stdout) or f"exit code {done.returncode}"
-        raise SlurmError(f"{argv[0]}: {said}{_advice(said)}")
+        text = error_text(done.stderr or done.stdout) or f"exit code {done.returncode}"
+        unconfigured = ("fetch config", "configuration file", "contact slurm contr")
+        advice = f"; {LOOK_AT}" if any(words in text.lower() for words in unconfigured) else ""
+        raise SlurmError(f"{argv[0]}: {text}{advice}")
     return done.stdout
 
 
-def _advice(said: str) -> str:
-    """What to do where a command finds no configuration, or no controller."""
-    unconfigured = any(words in said.lower() for words in ("fetch config", "configuration file", "contact slurm contr"))
-    return f"; {LOOK_AT}" if unconfigured else ""
-
-
 def environment(overridden: Sequence[str] = ()) -> dict[str, str]:
-    """This process's environment as Slurm's commands should see it.
+    """This process's environment, for Slurm's commands, without:
 
-    Without the database's URL, which may carry a password and would travel with a batch job; without the variables of
-    an allocation that we may ourselves sit in, and those by which squeue and its like would leave jobs out; without
-    SBATCH_* for the `overridden` options and for what a pilot cannot live without: they win over a script.
+    - the database's URL, which may contain a password and would be passed to the batch job;
+    - variables of an allocation in which this process may run, and those with which squeue and others would hide jobs;
+    - SBATCH_* of the `overridden` options and of those that pilots depend on: they take precedence over a script.
     """
     options = {name.replace("-", "_") for name in overridden}
-    spelt = {variable for name in options for variable in _SPELLINGS.get(name, (name.upper(),))}
-    hidden = _SECRETS | _A_PILOT_LIVES_BY | {f"SBATCH_{name}" for name in spelt}
+    variables = {variable for name in options for variable in _VARIABLES.get(name, (name.upper(),))}
+    hidden = _SECRETS | _NEEDED_BY_PILOTS | {f"SBATCH_{name}" for name in variables}
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in hidden and (name in _OURS or not name.startswith(_NOT_THE_USERS))
+        if name not in hidden and (name in _KEPT or not name.startswith(_SLURMS_OWN))
     }
 
 
-def complaint(text: str) -> str:
-    """What a command's output says is wrong, one line, without the command's name in front.
+def error_text(text: str) -> str:
+    """All errors in a command's output, in one line, without the command's name.
 
-    All of its errors: the site's own advice stands in the first, and the last may be "Unspecified error".
+    The first often contains the site's own advice; the last may be "Unspecified error".
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if "error:" in line.lower() or "failure:" in line.lower()] or lines[-1:]
-    said = [line.split("error: ")[-1].removeprefix("allocation failure: ") for line in telling]
-    return "; ".join(dict.fromkeys(said))
+    errors = [line for line in lines if "error:" in line.lower() or "failure:" in line.lower()] or lines[-1:]
+    texts = [line.split("error: ")[-1].removeprefix("allocation failure: ") for line in errors]
+    return "; ".join(dict.fromkeys(texts))

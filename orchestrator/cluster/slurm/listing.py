@@ -1,4 +1,4 @@
-"""squeue and sacct: one call each for all pilots of a user, as records. Times are seconds since 1970, 0 if unknown."""
+"""squeue and sacct: one call each for all pilots of a user. Times are seconds since 1970, 0 if unknown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kt_study.records import Record
 from orchestrator.cluster.slurm.commands import run
 
 NAME_PREFIX = "kt-"
-"""Every Slurm job of ours is named kt-<study>-<token>; the token is that of its launch."""
+"""Our Slurm jobs are named kt-<study>-<token of the launch>."""
 
 _QUEUE_FORMAT = "%i|%j|%T|%r|%N|%S|%e|%P"
 _RUN_FIELDS = "JobID,JobName,State,ExitCode,NodeList,Submit,Start,End"
@@ -24,9 +24,9 @@ class QueuedJob(Record, frozen=True, kw_only=True):
     job: str  # 123 or 123_4
     name: str
     state: str
-    reason: str  # why it is pending, in Slurm's word
+    reason: str  # Slurm's reason why it is pending
     node: str
-    starts_at: float  # of a pending one: Slurm's estimate
+    starts_at: float  # Slurm's estimate for a pending job
     ends_at: float
     partition: str
 
@@ -37,11 +37,11 @@ class QueuedJob(Record, frozen=True, kw_only=True):
 
     @property
     def is_pending(self) -> bool:
-        """Whether it waits for its (next) start."""
+        """Whether it waits for its first or next start."""
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING")
 
     @property
-    def is_stuck(self) -> bool:
+    def is_held(self) -> bool:
         """Whether Slurm holds it because it could not start it. A hold by a person has another reason."""
         return self.is_pending and self.reason in _HELD_BY_SLURM
 
@@ -66,23 +66,23 @@ class Run(Record, frozen=True, kw_only=True):
 
     @property
     def is_over(self) -> bool:
-        """Whether Slurm says for certain that it has ended; an unknown state is not."""
+        """Whether it has ended for certain; an unknown state does not count."""
         return self.state in _GONE_STATES and self.ended_at > 0
 
 
 def queue() -> list[QueuedJob]:
-    """All pilots of this user that are pending or running, whatever their study; the tasks of arrays one by one.
+    """All pilots of this user that are pending or running, of any study; one entry per array task.
 
     Raises:
         SlurmError: slurmctld does not answer.
     """
-    said = run("squeue", "--me", "--all", "--array", "--noheader", f"--format={_QUEUE_FORMAT}")
-    rows = [line.strip().split("|") for line in said.splitlines() if line.count("|") == 7]
+    out = run("squeue", "--me", "--all", "--array", "--noheader", f"--format={_QUEUE_FORMAT}")
+    rows = [line.strip().split("|") for line in out.splitlines() if line.count("|") == 7]
     return [_queued(row) for row in rows if row[1].startswith(NAME_PREFIX)]
 
 
 def runs(names: Sequence[str], since: float) -> list[Run]:
-    """What accounting has of the jobs of these names submitted since a moment; earlier runs of requeued jobs as well.
+    """The runs of jobs with these names since a time, from accounting, including earlier runs of requeued jobs.
 
     Raises:
         SlurmError: slurmdbd does not answer.
@@ -90,11 +90,11 @@ def runs(names: Sequence[str], since: float) -> list[Run]:
     if not names:
         return []
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
-    said = run(
+    out = run(
         "sacct", "--allocations", "--duplicates", "--noheader", "--parsable2",
         f"--starttime={start}", f"--name={','.join(names)}", f"--format={_RUN_FIELDS}",
     )  # fmt: skip
-    return [_run(line.split("|")) for line in said.splitlines() if line.count("|") == 7]
+    return [_run(line.split("|")) for line in out.splitlines() if line.count("|") == 7]
 
 
 def _queued(row: Sequence[str]) -> QueuedJob:
