@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import re
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
 
 from kt_study.errors import EnvironmentUnusable, SchemaMismatch, UsageError
+from kt_study.printable import not_utf8
 from kt_study.records import Failure
 
 GROUP_SHOWN = 8  # characters of a group that are shown, and enough to select it
@@ -34,10 +36,48 @@ _DISK_FULL_MESSAGE = re.compile(
     r"unexpected pos \d+ vs \d+|^\d+ requested and \d+ written$"
 )
 
+_ADVICE = {
+    errno.EACCES: "ask its owner for permission to read it and to enter the folders above it",
+    errno.EPERM: "ask its owner for permission",
+    errno.ELOOP: "it is a link that leads back to itself: remove the link",
+    errno.ENAMETOOLONG: "shorten the name or the path",
+    errno.EIO: "the disk may be failing",
+    errno.ESTALE: "the file server has lost it: try again",
+}
+_PATHLIB = ("Symlink loop", "Could not determine home directory")
+
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{12,}\b|[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _PATHS = re.compile(r"(?:[A-Za-z]:)?(?:[\w.~+-]*[/\\])+[\w.+-]*")
 _OURS = ("kt_study.", "worker.", "orchestrator.")
 _QUOTED = re.compile(r"(?<!\w)'[^'\n]*'|\"[^\"\n]*\"")
+
+
+def unusable(error: BaseException) -> str:
+    """One line for a file that the system refused: which, why and what to do. Empty for an error that is none of these.
+
+    It covers what any command may meet at any of its files, so that no command needs a guard of its own.
+    """
+    if isinstance(error, UnicodeEncodeError):  # only of names that the file system brought
+        before, after = error.object[: error.start], error.object[error.start :]
+        return not_utf8(re.split(r"[\"'\n\x1f]", before)[-1] + re.split(r"[\"'\n\x1f]", after)[0])
+    if isinstance(error, RuntimeError) and str(error).startswith(_PATHLIB):  # which is how Python 3.11 and 3.12 say it
+        return f"{str(error).rstrip('.')}; correct the path, or remove the link"
+    if not isinstance(error, OSError) or error.errno is None:
+        return ""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        if _has_no_working_folder():
+            return "the working folder has been deleted; change to one that exists"
+        return f"{error.strerror}; {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""  # as pyarrow's say it
+    advice = _ADVICE.get(error.errno, "correct the path")
+    return f"{os.fsdecode(error.filename)}: {error.strerror}; {advice}"
+
+
+def _has_no_working_folder() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 -- asked for by `Path` too
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def describe(error: BaseException) -> Failure:
@@ -45,11 +85,16 @@ def describe(error: BaseException) -> Failure:
     lines = str(error).strip().splitlines()
     return Failure(
         error=type(error).__name__,
-        message=lines[0].strip() if lines else type(error).__name__,
-        traceback="".join(traceback.format_exception(error)),
+        message=_storable(lines[0].strip() if lines else type(error).__name__),
+        traceback=_storable("".join(traceback.format_exception(error))),
         group=group(error),
         transient=is_transient(error),
     )
+
+
+def _storable(text: str) -> str:
+    """The text as databases take it: bytes that are not UTF-8, as in a file name, and NUL written as their codes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def group(error: BaseException) -> str:
@@ -60,7 +105,7 @@ def group(error: BaseException) -> str:
     parts = []
     for cause in _chain(error):
         parts += [type(cause).__qualname__, plain_cause(str(cause)), *_places(cause.__traceback__)]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b("\n".join(parts).encode("utf-8", "backslashreplace"), digest_size=6).hexdigest()
 
 
 def plain_cause(message: str) -> str:

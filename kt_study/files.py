@@ -66,6 +66,20 @@ def atomic_write(target: Path, *, mode: int | None = None) -> Iterator[Path]:
             scratch.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """A text file of a user's: UTF-8, with or without the byte-order mark that some editors write.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or device, where reading might never end.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's writer is not waited for
+    with os.fdopen(handle, encoding="utf-8-sig") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return stream.read()
+
+
 def write_bytes(target: Path, content: bytes) -> None:
     """Replace `target` with `content` in one step. Raises DiskError."""
     with atomic_write(target) as scratch:

@@ -48,7 +48,8 @@ def _without_keep(spec: Mapping[str, Any]) -> Mapping[str, Any]:
 def hash64(*parts: str | int) -> int:
     """blake2b-64 of the parts, an unsigned 64-bit integer. `hash64("a", 1)` differs from `hash64("a1")`."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    encoded = text.encode("utf-8", "surrogateescape")  # of a file name that is not UTF-8, its bytes
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
 def hash64_array(key: int, counters: NDArray[np.integer[Any]]) -> NDArray[np.uint64]:

@@ -37,6 +37,7 @@ class Results:
 
     def arrow(self, name: str) -> pa.Table:
         """One table as it is stored, read again. Raises UsageError for a name that is not a table."""
+        import pyarrow as pa
         import pyarrow.dataset as ds
 
         if name not in PARQUET_TABLES:
@@ -45,7 +46,13 @@ class Results:
         if not folder.is_dir():
             return arrow_schema(name).empty_table()
         chosen = None if self.study is None else ds.field("study") == self.study
-        return ds.dataset(folder, schema=arrow_schema(name), format="parquet").to_table(filter=chosen)
+        try:
+            return ds.dataset(folder, schema=arrow_schema(name), format="parquet").to_table(filter=chosen)
+        except pa.ArrowInvalid as error:
+            raise UsageError(
+                f"{folder}: a file in it is damaged, or not one of kt-study's ({str(error).splitlines()[0]}); move the folder "
+                "away and run `kt-study collect` again"
+            ) from error
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name not in PARQUET_TABLES:

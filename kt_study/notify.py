@@ -242,7 +242,7 @@ def _read(name: str, folder: Path) -> str:
     if not name:
         return ""
     try:
-        return read_own(folder / Path(name).expanduser(), folder).decode().strip()
+        return read_own(folder / Path(name).expanduser(), folder).decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise StudyFileError(
             f"[notify] webhook_file = {name!r} cannot be read; it must contain the address in one line"

@@ -7,6 +7,7 @@ a database may belong to another account.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from typing import Any
 
@@ -17,6 +18,16 @@ _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u
 def printable(text: str) -> str:
     """The text with each control character and end of line written as its code, such as \\x1b or \\n."""
     return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def not_utf8(name: str) -> str:
+    """The error for the name of a file that Python could not decode: which one, and what to do."""
+    written = os.fsencode(name)
+    try:
+        written.decode()
+    except UnicodeDecodeError:
+        return f"the name {written!r} is not UTF-8; rename that file or folder"
+    return f"the name {written!r} is UTF-8, and this locale is not; set LC_ALL=C.UTF-8"
 
 
 def acting_character(value: Any, path: str = "$") -> str:

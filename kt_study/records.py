@@ -69,6 +69,7 @@ class DatasetRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     n_classes: int = 0
     splits: dict[str, int] = {}  # split -> number of samples
     class_index: str = "sorted"  # how labels are numbered: sorted | imagenet
+    classes_present: int = 0  # classes that samples have, where these are fewer than n_classes
     prepared: dict[str, Any] = {}  # the arguments of `kt_study.datasets.prepare`, by which a lost index is made again
     labelled: bool = True  # every split has labels
     unlabelled: tuple[str, ...] = ()  # the splits without, where others have some

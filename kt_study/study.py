@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, field
 
 from kt_study.errors import StudyFileError
+from kt_study.files import read_text
 from kt_study.mistakes import explained, place, unusable_number
 from kt_study.objectives import OWN_DEFAULTS
 from kt_study.printable import acting_character, printable
@@ -315,13 +316,19 @@ def read_study(path: Path) -> StudyFile:
     if printable(folder := str(path.absolute().parent)) != folder:
         raise StudyFileError(f"{folder}: a control character or the end of a line in the path; rename the folder")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
+        if path.is_symlink():
+            raise StudyFileError(
+                f"{path}: this link leads nowhere ({path.readlink()}); correct or remove it"
+            ) from error
         raise StudyFileError(
             f"{path}: no such study file; `kt-study init` writes one, --study names another"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyFileError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise StudyFileError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise StudyFileError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     try:
         tree = tomllib.loads(text)
         if unclean := acting_character(_names_and_paths(tree)):

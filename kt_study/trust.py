@@ -71,6 +71,11 @@ def require_owner(path: Path, status: os.stat_result) -> None:
     )
 
 
+def owner(path: Path) -> str:
+    """The account that a file or folder belongs to. Raises OSError where it cannot be seen."""
+    return _user(path.stat().st_uid)
+
+
 def _require(place: Path, status: os.stat_result, study: Path | None) -> None:
     require_owner(place, status)
     if not _others_may_write(place, status, study):

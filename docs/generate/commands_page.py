@@ -25,7 +25,7 @@ that of `--db URL`, else of `KT_STUDY_DB`, else of the study file, else `kt-stud
 | 0 | done |
 | 1 | done, and some jobs failed |
 | 2 | wrong usage or input; one line explains it |
-| 3 | the database, Slurm or the disk cannot be used; one line gives the reason |
+| 3 | the database, Slurm, the disk or a file cannot be used; one line gives the reason |
 | 130 | stopped with Ctrl-C |
 
 Colour and progress bars appear only on a terminal, and `NO_COLOR=1` turns colour off. A log gets plain lines.

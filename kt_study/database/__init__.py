@@ -24,8 +24,12 @@ from kt_study.database.connections import (
     cannot_open,
     connect_postgresql,
     connect_sqlite,
+    is_at_rest,
+    may_write,
     mismatch,
+    read_only,
     sqlalchemy_engine,
+    sqlite_uri,
     unreachable,
 )
 from kt_study.database.schema import (
@@ -39,7 +43,9 @@ from kt_study.database.schema import (
 
 __all__ = [
     "SECRETS", "Address", "cannot_open", "check_revision", "connect_postgresql", "connect_sqlite", "create_if_needed",
-    "files_of", "hosts", "is_this_machine", "migrate", "migrations_folder", "mismatch", "newest_revision", "parse_url",
-    "place", "prepare_sqlite", "require_single_node", "sqlalchemy_engine", "sqlite_url", "unreachable",
+    "files_of", "hosts", "is_at_rest", "is_this_machine", "may_write", "migrate", "migrations_folder",
+    "mismatch", "newest_revision", "parse_url",
+    "place", "prepare_sqlite", "read_only", "require_single_node", "sqlalchemy_engine", "sqlite_uri", "sqlite_url",
+    "unreachable",
     "without_password",
 ]  # fmt: skip

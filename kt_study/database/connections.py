@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from urllib.parse import quote
 
 from kt_study.database.address import SECRETS, Address, place
 from kt_study.errors import DatabaseError, NothingPlanned, SchemaMismatch
-from kt_study.trust import require_own
+from kt_study.trust import owner, require_own
 
 if TYPE_CHECKING:
     import psycopg
@@ -41,6 +42,8 @@ def sqlalchemy_engine(address: Address) -> sa.Engine:
 def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
     """A connection in autocommit, WAL with synchronous FULL: what is committed survives a power cut.
 
+    Who may not write the file gets one that reads it.
+
     The caller waits for other writers (busy timeout 0), since SQLite's own waiting starves some of eight processes.
 
     Raises:
@@ -50,10 +53,9 @@ def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
         raise DatabaseError(
             f"SQLite {sqlite3.sqlite_version} is too old for the job table; use a Python with 3.35 or newer"
         )
-    mode = "rwc" if create else "rw"
     try:
         connection = sqlite3.connect(
-            f"file:{quote(path)}?mode={mode}",
+            sqlite_uri(path, "rwc" if create else "rw" if may_write(path) else "ro"),
             uri=True,
             timeout=CONNECT_TIMEOUT_S,
             isolation_level=None,
@@ -68,11 +70,44 @@ def connect_sqlite(path: str, *, create: bool = False) -> sqlite3.Connection:
     return connection
 
 
+def may_write(path: str) -> bool:
+    """Whether this account may write an SQLite file, and the files beside it; True where there is none yet."""
+    return not os.path.exists(path) or (os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK))  # noqa: PTH110, PTH120 -- asked with every connection
+
+
+def sqlite_uri(path: str, mode: str) -> str:
+    """What `sqlite3.connect` takes for a file, to be opened as `mode` says: rwc, rw or ro.
+
+    To read, a file that nobody has open and that we may not write is opened as one that does not change: any other way
+    would make two files beside it, which its owner could not write.
+
+    Raises:
+        DatabaseError: it is there and no file. SQLite would wait for the writer of a pipe.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 -- with every connection
+        raise DatabaseError(f"{path} is not a file, so it is no SQLite database; correct --db, or move it away")
+    still = "&immutable=1" if mode == "ro" and is_at_rest(path) and not may_write(path) else ""
+    return f"file:{quote(path)}?mode={mode}{still}"
+
+
+def is_at_rest(path: str) -> bool:
+    """Whether nobody has an SQLite file open, as far as its write-ahead log tells."""
+    return not os.path.exists(f"{path}-wal")  # noqa: PTH110 -- asked with every use of a connection
+
+
 def cannot_open(path: str, error: sqlite3.OperationalError) -> DatabaseError:
     """The error for a SQLite file that cannot be opened, usually because there is none."""
-    if not Path(path).exists():
+    if not os.path.exists(path) and not _is_loop(path):  # noqa: PTH110 -- which raises none of its errors
         return NothingPlanned(f"nothing is planned here yet: there is no database {path}; `kt-study plan` creates it")
     return DatabaseError(f"cannot open the database {path}: {error}; check its permissions and those of its folder")
+
+
+def _is_loop(path: str) -> bool:
+    try:
+        os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def connect_postgresql(address: Address, *, autocommit: bool = True) -> psycopg.Connection[Any]:
@@ -115,8 +150,18 @@ def unreachable(address: Address, error: BaseException) -> DatabaseError:
     """The error for a database that does not answer: which one, where, and what to do."""
     why = reason(address, error)
     if address.is_sqlite:
-        return DatabaseError(f"database {place(address)}: {why}")
+        return DatabaseError(f"database {place(address)}: {why}{read_only(address)}")
     return DatabaseError(f"database {place(address)} does not answer: {why}; {_how_to_start(address)}")
+
+
+def read_only(address: Address) -> str:
+    """What to know about a SQLite file that this account may read and not write, to end an error with; else empty."""
+    if not address.is_sqlite or may_write(address.path):
+        return ""
+    return (
+        f"; you may not write it (owner {owner(Path(address.path))}), or its disk is read-only: only status, query, "
+        "collect --out and report --out work"
+    )
 
 
 def _how_to_start(address: Address) -> str:

@@ -73,8 +73,9 @@ def _require_ours(address: Address, engine: sa.Engine) -> None:
 
     with engine.connect() as connection:
         tables = set(sa.inspect(connection).get_table_names())  # before the version, which appears together with them
-        versions = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() \
+        found_versions = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() \
             if "alembic_version" in tables else []  # fmt: skip
+    versions = list(map(str, found_versions))  # another program may keep numbers, or nothing, in that column
     if versions and not (len(versions) == 1 and re.fullmatch(r"[0-9]{4}", versions[0]) and tables >= _OUR_TABLES):
         found = f"its alembic_version says {', '.join(versions)[:60]!r}"
     elif not versions and (taken := sorted(tables.intersection(metadata.tables))):
@@ -117,7 +118,7 @@ def check_revision(address: Address, found: str | None) -> None:
         raise NothingPlanned(
             f"nothing is planned here yet: database {place(address)} has no kt-study tables; `kt-study plan` creates them"
         )
-    ours = newest_revision()
+    ours, found = newest_revision(), str(found)
     if found != ours:
         _require_ours(address, sqlalchemy_engine(address))
     if found > ours:

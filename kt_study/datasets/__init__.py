@@ -21,6 +21,7 @@ from kt_study.errors import DataError
 from kt_study.hashing import digest
 from kt_study.nearest import nearest
 from kt_study.paths import StudyPaths
+from kt_study.printable import not_utf8
 from kt_study.records import DatasetRecord, Record
 from kt_study.study import DatasetSection
 
@@ -86,10 +87,27 @@ def prepare(
             found.listings["train"], seed=seed, fraction=section.train_fraction, per_class=section.train_per_class
         )
         found = found.with_split("train", train)
+    _require_usable(found)
     record = _record(section, found, folder, seed)
     write_index(paths.dataset_index(record.key), found)
     contents(_contents(record, found))
     return record
+
+
+def _require_usable(found: Found) -> None:
+    """Refuse names that no database or file of results can hold, and images without content. Raises DataError."""
+    for name in (*found.class_names, *found.location.values(), *found.options.get("files", ())):
+        if any("\ud800" <= sign <= "\udfff" for sign in name):
+            raise DataError(f"in the data set, {not_utf8(name)}")
+    for split, listing in found.listings.items():
+        where = next((found.location[key] for key in ("root", "source", split, "path") if found.location.get(key)), "")
+        if not listing.names:
+            raise DataError(f"{where}: no samples in {split}; correct [dataset] in the study file")
+        if empty := [name for name, size in zip(listing.names, listing.sizes.tolist(), strict=True) if size == 0]:
+            raise DataError(
+                f"{where}: sample {empty[0]} of {split} is empty (0 bytes), {len(empty)} such in all; fetch the data set "
+                "again, or leave them out"
+            )
 
 
 def list_split(record: DatasetRecord, split: str, paths: StudyPaths) -> tuple[Listing, list[str]]:
@@ -149,10 +167,20 @@ def _record(section: DatasetSection, found: Found, folder: Path, seed: int) -> D
         n_classes=len(found.class_names),
         splits={split: len(listing.names) for split, listing in found.listings.items()},
         class_index=found.class_index,
+        classes_present=_classes_present(found),
         prepared=msgspec.to_builtins(_Prepared(section=section, seed=seed, folder=str(folder.absolute()))),
         labelled=not unlabelled,
         unlabelled=tuple(unlabelled),
     )
+
+
+def _classes_present(found: Found) -> int:
+    """Classes that samples have; 0 where all have some."""
+    import numpy as np
+
+    labels = [listing.labels for listing in found.listings.values() if listing.labels is not None]
+    present = len(np.unique(np.concatenate(labels))) if labels else 0
+    return present if present < len(found.class_names) else 0
 
 
 def _contents(record: DatasetRecord, found: Found) -> Contents:

@@ -36,7 +36,9 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
         location[split] = str(images)
         digests[split] = file_digest(images)
         progress(n)
-    n_classes = 1 + max(int(listing.labels.max()) for listing in listings.values() if listing.labels is not None)
+    n_classes = 1 + max(
+        int(listing.labels.max(initial=-1)) for listing in listings.values() if listing.labels is not None
+    )
     return Found(
         listings=listings,
         class_names=[str(i) for i in range(n_classes)],

@@ -9,12 +9,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from kt_study.datasets.folders import Above, entered, file_bytes, is_folder
 from kt_study.datasets.image_files import OUTSIDE, LeftOut, file_left_out, folder_left_out
 from kt_study.datasets.imagenet import class_names_of
 from kt_study.datasets.kind import FileImages, Found, Listing, section_folder
 from kt_study.errors import DataError
 from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
+
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+"""What the folders of a data set's splits are called."""
 
 
 def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable[[int], None]) -> Found:  # noqa: ARG001
@@ -30,7 +34,7 @@ def scan(section: DatasetSection, *, seed: int, folder: Path, progress: Callable
     }
     labelled = {split for split in roots if section.labels is True or split == section.labels}
     left_out = {split: LeftOut() for split in roots}
-    folders = {split: _class_folders(roots[split], left_out[split]) for split in roots if split in labelled}
+    folders = {split: _class_folders(roots[split], split, left_out[split]) for split in roots if split in labelled}
     if len(folders) == 2:
         _check_same(roots, folders)
     class_names, class_index = (
@@ -75,8 +79,9 @@ def list_class_folders(
     names: list[str] = []
     sizes: list[int] = []
     labels: list[int] = []
+    above = entered(root)
     for folder in folders:
-        found = sorted(_images(root / folder, left_out, f"{folder}/"))
+        found = sorted(_images(root / folder, left_out, f"{folder}/", above))
         if not found:
             raise DataError(f"{root / folder}: {_none_because(root / folder)}; add some or remove the folder")
         names += [name for name, _ in found]
@@ -107,38 +112,71 @@ def _none_because(folder: Path) -> str:
     return f"no images in this class folder ({others})" if others else "no images in this class folder"
 
 
-def _class_folders(root: Path, left_out: LeftOut) -> list[str]:
+def _class_folders(root: Path, split: str, left_out: LeftOut) -> list[str]:
+    folders, others = _folders(root, left_out)
+    for name in others:
+        left_out.add(file_left_out(root / name, others) or OUTSIDE, name)
+    if not folders:
+        raise DataError(
+            f"{root}: no class folders in it; an image folder has one folder per class, or say labels = false in [dataset]"
+        )
+    if len(folders) == 1:
+        _check_depth(root, split)
+    if (
+        len(folders) > 1
+        and _SPLITS.issuperset(map(str.lower, folders))
+        and all(_folders(root / one, LeftOut())[0] for one in folders)
+    ):
+        raise DataError(
+            f"{root}: its folders are splits ({', '.join(folders)}), and the classes lie in them; set [dataset] {split} to "
+            "one of them"
+        )
+    return folders
+
+
+def _folders(root: Path, left_out: LeftOut) -> tuple[list[str], list[str]]:
+    """Names of the folders of a folder, those of other programs added to `left_out`, and of its files."""
     folders: list[str] = []
     others: list[str] = []
     with os.scandir(root) as entries:
         for entry in entries:
-            (folders if entry.is_dir() else others).append(entry.name)
-    for name in others:
-        left_out.add(file_left_out(root / name, others) or OUTSIDE, name)
+            (folders if is_folder(entry) else others).append(entry.name)
     foreign = {name: why for name in folders if (why := folder_left_out(name))}
     for name, why in foreign.items():
         left_out.add(why, f"{name}/")
-    if len(foreign) == len(folders):
+    return sorted(set(folders) - set(foreign)), others
+
+
+def _check_depth(root: Path, split: str) -> None:
+    """Refuse a tree in which the class folders lie in the only one of their level. Raises DataError."""
+    above, deepest = entered(root), root
+    inner, others = _folders(root, LeftOut())
+    while len(inner) == 1 and all(file_left_out(deepest / name, others) for name in others):
+        deepest /= inner[0]
+        above, (inner, others) = entered(deepest, above), _folders(deepest, LeftOut())
+    if len(inner) > 1:
+        some = ", ".join(inner[:3]) + (", ..." if len(inner) > 3 else "")
         raise DataError(
-            f"{root}: no class folders in it; an image folder has one folder per class, or say labels = false in [dataset]"
+            f"{root}: one class folder, {deepest.relative_to(root).as_posix()!r}, and in it {len(inner)} folders ({some}): "
+            f"the classes lie deeper; set [dataset] {split} to {deepest}"
         )
-    return sorted(set(folders) - set(foreign))
 
 
-def _images(folder: Path, left_out: LeftOut, prefix: str = "") -> Iterator[tuple[str, int]]:
+def _images(folder: Path, left_out: LeftOut, prefix: str = "", above: Above = ()) -> Iterator[tuple[str, int]]:
     """Relative name and size in bytes of every image below a folder; other files are added to `left_out`."""
+    above = entered(folder, above)
     with os.scandir(folder) as scanned:
         entries = {entry.name: entry for entry in scanned}
     for name, entry in entries.items():
-        if entry.is_dir():
+        if is_folder(entry):
             if why := folder_left_out(name):
                 left_out.add(why, f"{prefix}{name}/")
             else:
-                yield from _images(Path(entry.path), left_out, f"{prefix}{name}/")
+                yield from _images(Path(entry.path), left_out, f"{prefix}{name}/", above)
         elif why := file_left_out(Path(entry.path), entries.keys()):
             left_out.add(why, f"{prefix}{name}")
         else:
-            yield f"{prefix}{name}", entry.stat().st_size
+            yield f"{prefix}{name}", file_bytes(entry.path)
 
 
 def _check_same(roots: dict[str, Path], folders: dict[str, list[str]]) -> None:

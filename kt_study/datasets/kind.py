@@ -42,7 +42,7 @@ class Listing:
         )
         total = hashlib.blake2b(digest_size=16)
         for line in lines:
-            total.update(line.encode())
+            total.update(line.encode("utf-8", "surrogateescape"))  # of a file name that is not UTF-8, its bytes
         return total.hexdigest()
 
     def take(self, positions: NDArray[np.integer[Any]]) -> Listing:

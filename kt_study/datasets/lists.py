@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from kt_study.datasets.folders import file_bytes
 from kt_study.datasets.kind import Listing
 from kt_study.errors import DataError
+from kt_study.files import read_text
 
 
 def read_columns(path: Path, columns: int) -> list[list[str]]:
@@ -16,7 +18,7 @@ def read_columns(path: Path, columns: int) -> list[list[str]]:
         DataError: no such list, or a line with fewer columns.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: this list is missing or unreadable; is [dataset] path the unpacked folder?"
@@ -38,7 +40,7 @@ def listing_of(root: Path, samples: list[tuple[str, int]], progress: Callable[[i
     sizes = []
     for name, _ in samples:
         try:
-            sizes.append((root / name).stat().st_size)
+            sizes.append(file_bytes(root / name))
         except OSError as error:
             raise DataError(f"{root / name}: listed but not there; unpack the data set again") from error
     progress(len(samples))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kt_study.datasets.image_files import HIDDEN, LeftOut
 from kt_study.datasets.kind import Found, Listing, section_folder
 from kt_study.errors import DataError
-from kt_study.files import file_digest
+from kt_study.files import file_digest, read_text
 from kt_study.records import DatasetRecord
 from kt_study.study import DatasetSection
 
@@ -330,7 +330,7 @@ def _listed_classes(section: DatasetSection, folder: Path, seen: set[str]) -> li
     """The lines of the user's own list. Raises DataError where it is missing, or leaves open which class is meant."""
     file = (folder / Path(section.class_names).expanduser()).resolve()
     try:
-        listed = [line.strip() for line in file.read_text(encoding="utf-8").strip().splitlines()]
+        listed = [line.strip() for line in read_text(file).strip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read; fix [dataset] class_names in the study file") from error
     if unknown := sorted(seen - _numbers(listed).keys()):

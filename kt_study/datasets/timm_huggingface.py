@@ -86,7 +86,7 @@ class TableImages:
 
 
 def _sizes(reader: Any) -> NDArray[np.int64]:
-    """Bytes of each stored image, -1 where it is a file elsewhere; reads no image."""
+    """Bytes of each stored image, 0 where there is none, -1 where it is a file elsewhere; reads no image."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -96,7 +96,8 @@ def _sizes(reader: Any) -> NDArray[np.int64]:
     for batch in table.iter(_ROWS):
         column = batch.column(reader.image_key)
         lengths = pc.binary_length(pc.struct_field(column, "bytes")).cast(pa.int64())
-        parts.append(np.asarray(pc.fill_null(lengths, -1).to_numpy()))
+        elsewhere = pc.is_valid(pc.struct_field(column, "path"))
+        parts.append(np.asarray(pc.coalesce(lengths, pc.if_else(elsewhere, -1, 0)).to_numpy()))
     return np.concatenate(parts)
 
 

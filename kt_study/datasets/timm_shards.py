@@ -23,6 +23,7 @@ from kt_study.datasets.kind import Listing
 from kt_study.datasets.pixels import read_rgb
 from kt_study.datasets.timm_sources import SplitFound, SplitPlace
 from kt_study.errors import DataError
+from kt_study.files import read_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -122,10 +123,13 @@ def _shards(place: SplitPlace) -> dict[str, int | None]:
 def _listed_shards(place: SplitPlace, root: Path) -> dict[str, int | None]:
     for name in ("_info.json", "info.json"):
         if (root / name).is_file():
-            splits = json.loads((root / name).read_text(encoding="utf-8")).get("splits", {})
-            if place.split in splits:
-                names, lengths = splits[place.split]["filenames"], splits[place.split].get("shard_lengths") or ()
-                return dict(itertools.zip_longest(names, lengths[: len(names)]))
+            try:
+                splits = json.loads(read_text(root / name))["splits"]
+                if place.split in splits:
+                    names, lengths = splits[place.split]["filenames"], splits[place.split].get("shard_lengths") or ()
+                    return dict(itertools.zip_longest(names, lengths[: len(names)]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{root / name}: not timm's list of splits; name the shards in [dataset]") from error
             raise DataError(f"{root / name}: no split {place.split!r}; it has {', '.join(splits)}")
     raise DataError(f"{place}: no _info.json in {root}; name the shards, as in train-{{0000..0015}}.tar")
 

@@ -16,7 +16,16 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
-from kt_study.database import Address, connect_postgresql, connect_sqlite, mismatch, unreachable
+from kt_study.database import (
+    Address,
+    connect_postgresql,
+    connect_sqlite,
+    is_at_rest,
+    may_write,
+    mismatch,
+    read_only,
+    unreachable,
+)
 from kt_study.errors import SchemaMismatch
 from kt_study.file_systems import require_local_disk
 
@@ -186,6 +195,11 @@ class Store:
         """The database's URL, without a password."""
         return self._database.address.url
 
+    @property
+    def why_read_only(self) -> str:
+        """Why this account cannot write the database, as far as can be told beforehand; empty where it may."""
+        return read_only(self._database.address)
+
 
 S = TypeVar("S", bound=Store)
 P = ParamSpec("P")
@@ -221,11 +235,14 @@ def _engine(address: Address) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def remember_file(_: object, record: sa.pool.ConnectionPoolEntry) -> None:
         record.info["file"] = _identity(address.path)
+        record.info["unchanging"] = not may_write(address.path) and is_at_rest(address.path)
 
     @sa.event.listens_for(engine, "checkout")
     def require_same_file(_: object, record: sa.pool.ConnectionPoolEntry, __: object) -> None:
-        """The file may have been replaced by another of the same name."""
-        if record.info["file"] != _identity(address.path):
+        """The file may have been replaced by another of the same name, or be written by now."""
+        if record.info["file"] != _identity(address.path) or (
+            record.info["unchanging"] and not is_at_rest(address.path)
+        ):
             raise sa.exc.DisconnectionError
 
     return engine

@@ -14,6 +14,7 @@ import click
 
 from kt_study import __version__
 from kt_study.errors import KtStudyError
+from kt_study.failures import unusable
 from kt_study.nearest import nearest
 from kt_study.printable import OneLine, printable
 
@@ -110,10 +111,13 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
+    except (OSError, RuntimeError, UnicodeEncodeError) as error:
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            _give_up_writing(error)
+        if not (line := unusable(error)):
             raise
-        _give_up_writing(error)
+        click.echo(f"kt-study: {printable(line)}", err=True)
+        sys.exit(3)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -44,7 +44,8 @@ def slurm_status_of(files: LaunchFiles, store: JobStore, study: str, *, eta_s: f
     if not launches:
         return None
     view = records.view(files, launches)
-    free_jobs_of_ended_workers(store, view, launches)
+    if not store.why_read_only:
+        free_jobs_of_ended_workers(store, view, launches)
     queue = view.queue_of([record.token for record in launches])
     pending = [job for job in queue if job.is_pending]
     probe_errors = records.failed_nodes(records.probes(files, records.recent(launches)))

@@ -34,6 +34,22 @@ def check_names(zoo: Iterable[ModelRecord], own: Iterable[ModelRecord]) -> None:
         raise UsageError(f"[[model]] {name!r} has the name of a model of the zoo; rename it")
 
 
+_OTHER_CLASSES = (
+    "leave it out, name class folders by ImageNet's synsets, or give it a new last layer with [fine_tuning]"
+)
+
+
+def numbered_by_imagenet(dataset: DatasetRecord) -> str:
+    """What to set for a model or matrix of as many classes as there are folders, where these are some of ImageNet's;
+    else empty."""
+    if dataset.class_index != "imagenet" or not dataset.classes_present:
+        return ""
+    return (
+        f"the {dataset.classes_present} class folders are numbered as ImageNet's {dataset.n_classes:,} classes: for "
+        f'{dataset.classes_present} classes, set [dataset] classes = "sorted"'
+    )
+
+
 def check_classes(models: Iterable[ModelRecord], dataset: DatasetRecord) -> None:
     """Refuse a model with another number of outputs than the data set has classes or, without labels, than the first model.
 
@@ -48,8 +64,7 @@ def check_classes(models: Iterable[ModelRecord], dataset: DatasetRecord) -> None
         if model.num_classes != dataset.n_classes:
             raise UsageError(
                 f"model {model.name!r} has {model.num_classes} outputs, data set {dataset.name!r} {dataset.n_classes} "
-                "classes; leave it out, name class folders by ImageNet's synsets, or give it a new last layer with "
-                "[fine_tuning]"
+                f"classes; {numbered_by_imagenet(dataset) or _OTHER_CLASSES}"
             )
 
 
@@ -74,9 +89,9 @@ def check_embeddings(dataset: DatasetRecord) -> None:
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a matrix in .npy format; fix [dataset] class_embeddings") from error
     if len(shape) != 2 or shape[0] != dataset.n_classes:
+        needed = numbered_by_imagenet(dataset) or "class_embeddings need one row per class"
         raise DataError(
-            f"{path}: has shape {list(shape)}, and data set {dataset.name!r} {dataset.n_classes} classes; "
-            "class_embeddings need one row per class"
+            f"{path}: has shape {list(shape)}, and data set {dataset.name!r} {dataset.n_classes} classes; {needed}"
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kt_study.errors import UnknownModelError, WeightsError
+from kt_study.files import read_text
 from orchestrator.planning.universe import catalogue
 
 LOCAL = "local-dir:"
@@ -105,7 +106,7 @@ def _quietly() -> Iterator[None]:
 
 def _parsed(config: Path, table: str) -> Described:
     try:
-        content: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(read_text(config))
         nested: dict[str, Any] = content.get("pretrained_cfg", content)
         architecture = str(content["architecture"])
     except (OSError, UnicodeDecodeError, ValueError) as error:

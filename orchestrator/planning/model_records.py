@@ -13,12 +13,13 @@ import msgspec
 
 from kt_study.datasets import predictions
 from kt_study.errors import StudyFileError, UnknownModelError, WeightsError
-from kt_study.files import file_digest, write_text
+from kt_study.files import file_digest, read_text, write_text
 from kt_study.multi_teacher import TRANSFERRED
 from kt_study.nearest import nearest
 from kt_study.records import DatasetRecord, ModelRecord
 from kt_study.study import ModelsSection, ModelTable, StudyFile
 from kt_study.training import TRAINED, UNTRAINED, keyed
+from orchestrator.planning.checks import numbered_by_imagenet
 from orchestrator.planning.hub_models import PREPROCESSING, described, is_described
 from orchestrator.planning.universe import CatalogueModel, ModelTraits, catalogue, resolve, select
 
@@ -27,10 +28,10 @@ _WEIGHTS_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".
 
 def _remembered(memory: Path) -> dict[str, str]:
     try:
-        return msgspec.json.decode(memory.read_bytes(), type=dict[str, str])
+        return msgspec.json.decode(read_text(memory), type=dict[str, str])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError) as error:
+    except msgspec.MsgspecError as error:
         raise StudyFileError(f"{memory} is not one of kt-study's, or damaged ({error}); move it away") from None
 
 
@@ -82,7 +83,7 @@ def listed_models(study: StudyFile, folder: Path, dataset: DatasetRecord, digest
     return sorted(records, key=lambda record: record.name)
 
 
-def check_own_models(records: Iterable[ModelRecord], folder: Path) -> list[str]:
+def check_own_models(records: Iterable[ModelRecord], dataset: DatasetRecord, folder: Path) -> list[str]:
     """Build those of the models that the user brought, by a factory or a checkpoint, before a job fails for them.
 
     Imports torch, but only where there are such models. Returns notes: how a checkpoint was read where that is not plain, and
@@ -97,8 +98,13 @@ def check_own_models(records: Iterable[ModelRecord], folder: Path) -> list[str]:
     from orchestrator.terminal.progress import shown
     from worker.pilot.entry import check_models
 
-    with shown("building own models", "models") as advance:
-        return check_models(own, folder, advance)
+    try:
+        with shown("building own models", "models") as advance:
+            return check_models(own, folder, advance)
+    except WeightsError as error:
+        if hint := numbered_by_imagenet(dataset):
+            raise WeightsError(f"{error}; {hint}") from error
+        raise
 
 
 def _is_made_here(record: ModelRecord) -> bool:

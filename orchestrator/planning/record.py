@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kt_study.datasets import Contents, prepare
+from kt_study.datasets import Contents, list_split, prepare
+from kt_study.errors import DataError
 from kt_study.paths import StudyPaths
 from kt_study.records import DatasetRecord, ModelRecord, PlannedJob, TransferSpec
 from kt_study.study import DatasetSection
@@ -64,9 +65,16 @@ class Sources:
     def dataset(self, section: DatasetSection, *, seed: int) -> DatasetRecord:
         """The data set of a section, its index stored under `scratch`. Raises DataError."""
         scratch = StudyPaths(root=self.scratch)
-        return prepare(
+        found = prepare(
             section, seed=seed, folder=self.folder, paths=scratch, progress=self.progress, contents=self._remember
         )
+        if found.n_classes == 1:
+            ((_, names), samples) = list_split(found, "val", scratch), found.splits["val"]
+            raise DataError(
+                f"data set {found.name!r} has one class, {names[0]!r}, with {samples:,} samples in val: nothing can be told "
+                "apart; correct [dataset] (an image folder has one folder for each class)"
+            )
+        return found
 
     def _remember(self, contents: Contents) -> None:
         self.contents[contents.key] = contents

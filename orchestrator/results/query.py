@@ -31,7 +31,7 @@ from kt_study.printable import printable
 from kt_study.settings import named
 from kt_study.shared_files import missing, shared_folder
 from kt_study.tables import attempts, metadata
-from orchestrator.results.streaming import open_read_only
+from orchestrator.results.streaming import open_read_only, reading
 
 if TYPE_CHECKING:
     import psycopg
@@ -106,9 +106,12 @@ def run_query(
     """
     sql, values = _statement(name_or_sql, dict(parameters or {}))
     address = parse_url(url)
-    if address.is_sqlite:
-        return _query_sqlite(address, sql, values, timeout_s)
-    return _query_postgresql(address, sql, values, timeout_s)
+    query = _query_sqlite if address.is_sqlite else _query_postgresql
+    try:
+        return query(address, sql, values, timeout_s)
+    except UsageError:
+        with reading(url):  # which says where the tables are not there, or another program's
+            raise
 
 
 def pairs_in_files(url: str, name_or_sql: str, *, timeout_s: float = TIMEOUT_S) -> int:

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from kt_study.database import Address, cannot_open, check_revision, connect_postgresql, parse_url, unreachable
+from kt_study.database import (
+    Address,
+    cannot_open,
+    check_revision,
+    connect_postgresql,
+    parse_url,
+    sqlite_uri,
+    unreachable,
+)
 
 if TYPE_CHECKING:
     import psycopg
@@ -82,20 +87,12 @@ def _driver_errors() -> tuple[type[Exception], ...]:
 
 def open_read_only(address: Address) -> sqlite3.Connection:
     """A read-only autocommit connection to an SQLite file. Raises DatabaseError if there is none."""
-    immutable = "&immutable=1" if _is_closed_and_read_only(Path(address.path)) else ""
     try:
-        connection = sqlite3.connect(
-            f"file:{quote(address.path)}?mode=ro{immutable}", uri=True, timeout=BUSY_S, isolation_level=None
-        )
+        connection = sqlite3.connect(sqlite_uri(address.path, "ro"), uri=True, timeout=BUSY_S, isolation_level=None)
     except sqlite3.OperationalError as error:
         raise cannot_open(address.path, error) from error
     connection.execute("PRAGMA query_only=ON")
     return connection
-
-
-def _is_closed_and_read_only(path: Path) -> bool:
-    """Whether no process has the file open, and we cannot create the two files beside it that an ordinary read needs."""
-    return not Path(f"{path}-wal").exists() and not os.access(path.parent, os.W_OK)
 
 
 class SqliteReader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kt_study.database import files_of, parse_url, sqlite_url
-from kt_study.errors import UsageError
+from kt_study.errors import DiskError, UsageError
 from kt_study.paths import StudyPaths
 from kt_study.study import StudyFile, read_study
-from kt_study.trust import require_own, require_own_study
+from kt_study.trust import owner, require_own, require_own_study
 
 if TYPE_CHECKING:
     from kt_study.store import JobStore
@@ -62,7 +63,7 @@ class StudyContext:
             UntrustedFile: it is in a study file that another account can write.
         """
         given = self.db_flag or os.environ.get("KT_STUDY_DB")
-        if not given and self.study.study.database:
+        if not given and (url := self.study.study.database) and not parse_url(url).is_sqlite:
             require_own(self.study_path, self.folder)  # it decides where the password is sent
         return given or self.study.study.database or sqlite_url(self.paths.database)
 
@@ -70,6 +71,20 @@ class StudyContext:
         """Refuse a study that others can write, before any of its code runs. Raises UntrustedFile."""
         require_own(self.study_path, self.folder)
         require_own_study(self.folder, *files_of(parse_url(self.database_url)))
+
+    def require_writable(self) -> None:
+        """Refuse a study folder that a plan cannot be written to, before the work of planning. Raises DiskError."""
+        address = parse_url(self.database_url)
+        indices = (self.paths.dataset_index("").parent, self.paths.cache, self.folder)
+        written = [next(place for place in indices if place == self.folder or place.exists())]
+        if address.is_sqlite:
+            written += [place for place in (Path(address.path).parent, Path(address.path)) if place.exists()]
+        for there in written:
+            if not os.access(there, os.W_OK):
+                raise DiskError(
+                    f"{there} is read-only for you ({stat.filemode(there.stat().st_mode)}, owner {owner(there)}), and a plan "
+                    "is written there; plan in a copy of the study folder, or look at the plan with --dry-run"
+                )
 
     def require_planned_here(self, store: JobStore) -> None:
         """Refuse a study of this name that was planned in another folder, where its jobs have their files.
@@ -116,7 +131,11 @@ def with_study_context(command: Command) -> Command:
     """Add --study and --db to a command, and pass it a `StudyContext` as its first argument, `context`."""
 
     @click.option(
-        "--study", "study_path", type=click.Path(path_type=Path), default=str(STUDY_FILE), help="The study file."
+        "--study",
+        "study_path",
+        type=click.Path(path_type=Path, readable=False),
+        default=str(STUDY_FILE),
+        help="The study file.",
     )
     @click.option(
         "--db", "db_flag", metavar="URL", help="Job database (default: KT_STUDY_DB, else from the study file)."

@@ -93,6 +93,10 @@ def test_bad_idx_files(tmp_path: Path, paths: StudyPaths) -> None:
     refused("not an IDX file")
     images.write_bytes(_idx(np.zeros((29, 28, 28), np.uint8)))
     refused("29 images but 30 labels")
+    for name, dimensions in (("images-idx3", 3), ("labels-idx1", 1)):
+        for prefix in ("train", "t10k"):
+            (root / f"{prefix}-{name}-ubyte").write_bytes(_idx(np.zeros((0, 28, 28)[:dimensions], np.uint8)))
+    refused("no samples in train")
     images.rename(root / "train-images-idx3-ubyte.gz")
     refused("unreadable IDX file")
     (root / "train-images-idx3-ubyte.gz").unlink()

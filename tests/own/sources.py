@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ def image(number: int) -> bytes:
     return stream.getvalue()
 
 
-def write_parquet(folder: Path, *, train: int, val: int, labels: bool = True) -> None:
-    """`train` and `validation` as parquet with the columns image and label (classes cat, dog)."""
+def write_parquet(
+    folder: Path, *, train: int, val: int, labels: bool = True, instead: dict[int, Any] | None = None
+) -> None:
+    """`train` and `validation` as parquet with the columns image and label (classes cat, dog). `instead` has what stands
+    in some rows of each in place of an image."""
     import datasets
 
     folder.mkdir(parents=True)
     for split, count, first in (("train", train, 0), ("validation", val, 1000)):
-        columns: dict[str, Any] = {"image": [{"bytes": image(first + i), "path": None} for i in range(count)]}
+        images = {i: {"bytes": image(first + i), "path": None} for i in range(count)} | (instead or {})
+        columns: dict[str, Any] = {"image": list(images.values())}
         features: dict[str, Any] = {"image": datasets.Image()}
         if labels:
             columns["label"] = [(i * i) % 2 for i in range(count)]
@@ -36,8 +41,9 @@ def write_parquet(folder: Path, *, train: int, val: int, labels: bool = True) ->
         table.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
 
 
-def write_shards(folder: Path, *, shards: int, samples: int, info: bool = True) -> None:
-    """`train-0000.tar`, ...: each sample a .png, a .cls and a .json; and timm's _info.json."""
+def write_shards(folder: Path, *, shards: int, samples: int, info: bool = True, empty: Container[int] = ()) -> None:
+    """`train-0000.tar`, ...: each sample a .png, without content for the `empty` ones, a .cls and a .json; and timm's
+    _info.json."""
     folder.mkdir(parents=True)
     names = [f"train-{number:04d}.tar" for number in range(shards)]
     for number, name in enumerate(names):
@@ -45,7 +51,11 @@ def write_shards(folder: Path, *, shards: int, samples: int, info: bool = True) 
             for sample in range(samples):
                 at = number * samples + sample
                 meta = json.dumps({"kind": at % 2}).encode()
-                for suffix, content in (("png", image(at)), ("cls", str(at % 3).encode()), ("json", meta)):
+                for suffix, content in (
+                    ("png", b"" if at in empty else image(at)),
+                    ("cls", str(at % 3).encode()),
+                    ("json", meta),
+                ):
                     member = tarfile.TarInfo(f"part/{at:05d}.{suffix}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))

@@ -75,6 +75,52 @@ def test_the_key_is_what_is_in_it_and_not_where_it_lies(tmp_path: Path) -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
+@pytest.mark.parametrize("stored", [None, {"bytes": b"", "path": None}], ids=str)
+def test_a_row_without_an_image_is_refused(tmp_path: Path, stored: Any) -> None:
+    write_parquet(tmp_path / "pets", train=5, val=4, instead={1: stored, 3: stored})
+    with pytest.raises(DataError, match=r"sample 1 of train is empty \(0 bytes\), 2 such in all"):
+        prepared(tmp_path, source="hfds/pets", train="train", val="validation")
+
+
+def test_an_image_may_be_a_file_beside_the_table(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image(9))
+    write_parquet(tmp_path / "pets", train=3, val=3, instead={1: {"bytes": None, "path": str(tmp_path / "a.png")}})
+    record = prepared(tmp_path, source="hfds/pets", train="train", val="validation")
+    assert pixels(opened(tmp_path, record, "val").image(1)) == pixels(_decoded(image(9)))
+
+
+def test_a_shard_with_an_empty_image_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", shards=1, samples=4, empty=[2])
+    with pytest.raises(DataError, match=r"part/00002\.png of val is empty \(0 bytes\), 1 such in all"):
+        prepared(tmp_path, source="wds/", path="shards", val="train")
+
+
+@pytest.mark.parametrize("content", [b"junk", b"[]", b'{"splits": []}', b'{"splits": {"train": {}}}'])
+def test_a_list_of_splits_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    write_shards(tmp_path / "shards", shards=1, samples=1)
+    (tmp_path / "shards" / "_info.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"_info\.json: (not timm's list of splits|no split 'train')"):
+        prepared(tmp_path, source="wds/", path="shards", val="train")
+
+
+def test_a_list_of_splits_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", shards=1, samples=2)
+    info = tmp_path / "shards" / "_info.json"
+    info.write_bytes(b"\xef\xbb\xbf" + info.read_bytes())
+    assert prepared(tmp_path, source="wds/", path="shards", val="train").splits == {"val": 2}
+
+
+def test_shards_may_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "a.tar", "w") as archive:
+        for suffix, content in (("png", image(1)), ("cls", b"1")):
+            member = tarfile.TarInfo(f"caf\udce9.{suffix}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    record = prepared(tmp_path, source="wds/", path="shards", val="a.tar")
+    assert pixels(opened(tmp_path, record, "val").image(0)) == pixels(_decoded(image(1)))
+
+
 @pytest.mark.parametrize("name", ["exp#1", "50%20off", "exp[1]", "what?"])
 def test_a_table_is_the_one_in_its_own_folder(tmp_path: Path, name: str) -> None:
     """Not those beside it that the name fits as a pattern."""

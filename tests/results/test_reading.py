@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import sqlalchemy as sa
 
 from kt_study.store import open_store
 from kt_study.tables import studies
-from orchestrator.results import streaming
 from orchestrator.results.streaming import reading
 
 
@@ -21,7 +21,7 @@ def test_a_database_at_rest_is_read_in_a_folder_where_we_may_not_write(
     store = open_store(url, create=True)
     store.add_study("theirs", {})
     store.close()
-    monkeypatch.setattr(streaming.os, "access", lambda path, mode: False)  # noqa: ARG005 -- root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # noqa: ARG005 -- root may write anywhere
     with reading(url) as reader:
         assert reader.rows(sa.select(studies.c.name)) == [("theirs",)]
         assert [path.name for path in tmp_path.iterdir()] == ["kt-study.db"]

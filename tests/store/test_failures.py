@@ -10,6 +10,8 @@ import pytest
 
 from kt_study.errors import DataError, DiskError
 from kt_study.failures import describe, group, is_transient, plain_cause
+from kt_study.store import JobStore
+from tests.store.making import claim_one, job, plan
 
 
 def _raise(error: BaseException) -> None:
@@ -119,3 +121,12 @@ def test_describe_keeps_what_a_user_needs() -> None:
     assert (failure.error, failure.message, failure.transient) == ("ValueError", "first line", False)
     assert Path(__file__).name in failure.traceback and "second line" in failure.traceback
     assert describe(caught(KeyboardInterrupt())).message == "KeyboardInterrupt"
+
+
+def test_a_message_of_any_characters_can_be_stored(store: JobStore) -> None:
+    """Of the user's own code, or with the name of a file that is not UTF-8."""
+    plan(store, job(1))
+    claim = claim_one(store)
+    store.fail(claim, describe(caught(ValueError("caf\udce9 and \0"))))
+    (attempt,) = store.job(claim.job_id).attempts
+    assert attempt.message == r"caf\udce9 and \x00"

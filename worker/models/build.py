@@ -55,7 +55,8 @@ def build_model(record: ModelRecord, paths: StudyPaths, device: torch.device) ->
 
 
 def check_model(record: ModelRecord, paths: StudyPaths) -> list[str]:
-    """Refuse what `build_model` would refuse of a factory or a local checkpoint, without computing or reading weights.
+    """Refuse what `build_model` would refuse of a factory or a local checkpoint, without reading weights, and a factory's
+    model whose outputs are not the classes.
 
     Returns notes: what was chosen in the checkpoint, and whether predictions depend on the batch.
 
@@ -63,6 +64,8 @@ def check_model(record: ModelRecord, paths: StudyPaths) -> list[str]:
         UnknownModelError, WeightsError: as `build_model`.
     """
     model = _outline(record, paths)
+    if record.factory:
+        _check_outputs(model, record)
     notes = []
     if record.checkpoint:
         checkpoint = paths.cache / record.checkpoint
@@ -220,9 +223,10 @@ def _factory_model(record: ModelRecord, paths: StudyPaths) -> nn.Module:
                 factory = getattr(factory, part)
             model = factory(**record.arguments)
         except Exception as error:  # the user's code may raise anything
+            hint = _hidden(module_name, paths.root) or "its module is looked for beside the study file too"
             raise UnknownModelError(
                 f"model {record.name!r}: factory {record.factory!r}: {type(error).__name__}: {first_line(error)}; "
-                "correct `factory` or `arguments`; its module is looked for beside the study file too"
+                f"correct `factory` or `arguments`; {hint}"
             ) from error
     if not isinstance(model, nn.Module):
         raise UnknownModelError(f"model {record.name!r}: factory {record.factory!r} gives no torch module")
@@ -235,6 +239,17 @@ def _require_own_module(name: str, folder: Path) -> None:
         spec = importlib.util.find_spec(name.partition(".")[0])
         if spec and spec.origin and Path(spec.origin).is_relative_to(folder):
             require_own(Path(spec.origin), folder)
+
+
+def _hidden(name: str, folder: Path) -> str:
+    """That a module beside the study file has the name of one that Python finds first; empty where it has not."""
+    top = name.partition(".")[0]
+    own = [path for path in (folder / f"{top}.py", folder / top / "__init__.py") if path.is_file()]
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(top)
+        if own and spec and spec.origin != str(own[0]):
+            return f"{own[0]} is hidden by {spec.origin}: rename it"
+    return ""
 
 
 @contextmanager
@@ -253,6 +268,22 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         sys.dont_write_bytecode = bytecode
         sys.path.remove(str(folder))
+
+
+def _check_outputs(model: nn.Module, record: ModelRecord) -> None:
+    """Refuse a factory's model that gives other than one output per class; what runs on a GPU alone is not looked at.
+
+    Raises:
+        WeightsError: it says how many there are.
+    """
+    found: tuple[int, ...] = ()
+    with torch.no_grad(), suppress(Exception):  # the user's code may raise anything, and workers report it
+        found = tuple(model.eval()(torch.zeros(1, *record.input_size)).shape)
+    if found and found != (1, record.num_classes):
+        raise WeightsError(
+            f"model {record.name!r}: factory {record.factory!r} gives outputs of shape {list(found)} for one image, and "
+            f"{record.num_classes} classes need [1, {record.num_classes}]; correct `factory`, `arguments` or `num_classes`"
+        )
 
 
 def _outline(record: ModelRecord, paths: StudyPaths) -> nn.Module:

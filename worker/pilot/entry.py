@@ -86,7 +86,7 @@ def _pilot(options: PilotOptions, allocation: Allocation, stop: StopRequest, thr
     from worker.pilot.pilot import Pilot
 
     torch.set_num_threads(threads)
-    sys.path.insert(0, options.root)  # for factories in modules beside the study file
+    sys.path.append(options.root)  # for factories beside the study file; installed packages come first, as in plan
     device = pick_device(options.device, gpus=options.gpus if allocation.job else 0)
     return Pilot(options=options, store=store, device=device, stop=stop, allocation=allocation)
 

@@ -51,7 +51,10 @@ def open_database(options: PilotOptions, allocation: Allocation, stop: StopReque
         try:
             url = options.database_url()
             require_own_study(options.paths.root, *files_of(parse_url(url)))
-            return open_store(url)
+            store = open_store(url)
+            if why := store.why_read_only:
+                raise DatabaseError(f"database {store.url}{why}")
+            return store
         except UntrustedFile as error:
             raise ProbeFailed(ProbeExit.UNTRUSTED, str(error)) from error
         except DatabaseError as error:

@@ -277,13 +277,12 @@ def _prepare_notifications(context: StudyContext, store: JobStore) -> None:
 
 
 def _print_end(workload: Workload, what: str) -> int:
-    from orchestrator.cluster.launch.follow import describe, standstill
+    from orchestrator.cluster.launch.follow import describe, standstill, tell_failures
 
     stuck = standstill(workload)
     click.echo(f"nothing can run: {stuck}" if stuck else f"{what}: {describe(workload)}")
-    if workload.failed:
-        click.echo("kt-study status shows the failures, grouped by cause; kt-study retry tries them again", err=True)
-        return 1
+    if code := tell_failures(workload):
+        return code
     if workload.done and not (stuck or workload.paused):
         click.echo("next: kt-study collect")
     return 0

@@ -112,6 +112,8 @@ def command(
     )
     with suppress(StudyFileError):  # a preset can be planned without a study file, with --dry-run
         parse_url(context.database_url)  # report an error in it before the work of planning
+        if not dry_run:
+            context.require_writable()
         if not adopt and (existing := _store_if_any(context)):
             context.require_planned_here(existing)
     with _sources(context) as sources:
@@ -119,7 +121,7 @@ def command(
             plan = _plan(context, preset_name, sources, options, dry_run=dry_run)
         else:
             plan = _recommended(context, recommendation, preset_name, sources, options)
-        plan.notes += check_own_models([*plan.models, *plan.others], context.folder)
+        plan.notes += check_own_models([*plan.models, *plan.others], plan.datasets[0], context.folder)
         plan.notes += [note for scanned in sources.contents.values() for note in scanned.notes]
         store = _store_if_any(context) if dry_run else context.store(create=True)
         command_line = None if dry_run else _command_line(preset_name, options, grid, recommendation)

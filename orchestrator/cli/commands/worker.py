@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kt_study.pilots import LaunchFiles, PilotOptions, last_stop
+from orchestrator.cluster.launch.follow import tell_failures
 from orchestrator.cluster.launch.options import device_option, lease_option, with_worker_options
 from orchestrator.terminal.study_context import StudyContext, with_study_context
 
@@ -22,8 +23,10 @@ from orchestrator.terminal.study_context import StudyContext, with_study_context
 @with_worker_options
 def command(
     context: StudyContext, device: str, threads: int, idle_s: float, lease_s: float, tuning: dict[str, Any]
-) -> None:
+) -> int:
     """Run one worker in this process until no job is left that it can run.
+
+    The exit code is 1 if jobs of the study have failed, as with `launch --wait`.
 
     \b
     Examples:
@@ -45,3 +48,4 @@ def command(
     )
     context.require_own()
     click.echo(run_pilot(options))
+    return tell_failures(context.store().workload(context.name))

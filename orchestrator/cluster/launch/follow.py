@@ -201,5 +201,13 @@ def standstill(workload: Workload) -> str:
     return f"{counted(workload.blocked, 'job')} {'waits' if workload.blocked == 1 else 'wait'} for {causes} {ones}"
 
 
+def tell_failures(workload: Workload) -> int:
+    """The exit code of a command at the end of a study: 1, with a line that says so, where jobs have failed."""
+    if not workload.failed:
+        return 0
+    click.echo("kt-study status shows the failures, grouped by cause; kt-study retry tries them again", err=True)
+    return 1
+
+
 def _clock(seconds: float) -> str:
     return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"

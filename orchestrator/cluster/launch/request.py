@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, field
 
 from kt_study.errors import SlurmError, UsageError
+from kt_study.files import read_text
 from kt_study.records import Record
 from orchestrator.cluster.slurm.cluster import Cluster, Node, Partition, count_gpus, minutes
 
@@ -85,7 +86,7 @@ def read_request(profile: Path | None, flags: Mapping[str, Any]) -> SlurmRequest
     settings: dict[str, Any] = {}
     if profile is not None:
         try:
-            settings = tomllib.loads(profile.read_text(encoding="utf-8"))
+            settings = tomllib.loads(read_text(profile))
         except FileNotFoundError:
             raise UsageError(f"{profile}: no such profile; slurm/example.toml is an example") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

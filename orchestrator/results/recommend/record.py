@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from kt_study.errors import UsageError
+from kt_study.files import read_text
 from kt_study.records import Record
 
 MEASURED, PREDICTED, MEAN = "measured", "predicted", "mean"
@@ -90,7 +91,7 @@ def read_recommendation(path: Path) -> Recommendation:
     """The recommendation in a file. Raises UsageError if there is none."""
     advice = f"`kt-study recommend --student NAME --out {path}` writes one"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Recommendation)
+        return msgspec.json.decode(read_text(path), type=Recommendation)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such recommendation; {advice}") from error
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
