@@ -33,7 +33,7 @@ def test_files_beside_the_study_file_hide_nothing_that_is_installed(tmp_path: Pa
     assert "3 new jobs" in succeeds(tmp_path, "plan", "--pairs", "0")
     done = kt_study(tmp_path, *WORKER)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (
-        0, "no work is left that could run; 3 done, 0 failed, 0 given back, 0 lost",
+        0, "no work is left that could run; 3 done, 0 failed, 0 released, 0 lost",
     ), done.stdout  # fmt: skip
 
 

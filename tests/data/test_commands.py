@@ -133,9 +133,9 @@ def test_what_fits_a_worker_to_its_machine_reaches_its_jobs(
     (tmp_path / "study.toml").write_text(STUDY.format(kind="digits", keys=""))
     seen: list[PilotOptions] = []
     monkeypatch.setattr("worker.pilot.entry.run_pilot", lambda options: seen.append(options) or "")
+    store = open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True)
     done = CliRunner().invoke(worker_command, ["--study", str(tmp_path / "study.toml"), *typed.split()])
     assert done.exit_code == 0, done.output
-    store = open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True)
     claim = Claim(job_id=1, attempt_id=1, fence=1, kind="logits", digest="0", spec={}, attempt=1)
     for device, loaders in (("cpu", 0), ("cuda", max(1, torch.get_num_threads() - 1))):
         pilot = Pilot(options=seen[0], store=store, device=torch.device(device))

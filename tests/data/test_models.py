@@ -30,6 +30,7 @@ from worker.models.build import (
     build_model,
     check_model,
     initialised,
+    load_weights,
     save_state,
     weights_digest,
     with_features,
@@ -622,3 +623,20 @@ def test_an_architecture_that_computes_with_its_weights_is_checked_with_them(
 
     monkeypatch.setattr(timm, "create_model", computes)
     check_model(_record(tmp_path / "w.safetensors"), paths)
+
+
+def test_a_model_that_translates_names_itself_is_given_those_of_the_file(tmp_path: Path) -> None:
+    def rename(_: torch.nn.Module, state: dict[str, torch.Tensor], *__: object) -> None:
+        for name in [name for name in state if name.startswith("fc_")]:
+            state[name.removeprefix("fc_")] = state.pop(name)
+
+    model = torch.nn.Linear(3, 2)
+    model.register_load_state_dict_pre_hook(rename)  # type: ignore[no-untyped-call]
+    stored = {"fc_weight": torch.randn(2, 3), "fc_bias": torch.randn(2)}
+    torch.save({"state_dict": stored, "epoch": 3}, tmp_path / "w.pth")
+    load_weights(model, tmp_path / "w.pth", "x")
+    assert torch.equal(model.weight, stored["fc_weight"]) and torch.equal(model.bias, stored["fc_bias"])
+    del stored["fc_bias"]
+    torch.save(stored, tmp_path / "less.pth")
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_weights(model, tmp_path / "less.pth", "x")

@@ -115,11 +115,11 @@ FACTS = """
 """
 
 SETTINGS = """
-    sharpness: Annotated[float, _said("objective", "Power of the teacher's probabilities.", ge=0)] = 1.0
-    floor: Annotated[float, _said("objective", "What is added to the loss.", unit="nats", ge=0)] = 0.0
-    patience: Annotated[int, _said("training", "A number that nothing reads.", ge=0)] = 3
-    motto: Annotated[Literal["it's", "is"], _said("training", "A word that nothing reads.")] = "it's"
-    hushed: Annotated[bool, _said("execution", "A flag that nothing reads.")] = False
+    sharpness: Annotated[float, _described("objective", "Power of the teacher's probabilities.", ge=0)] = 1.0
+    floor: Annotated[float, _described("objective", "What is added to the loss.", unit="nats", ge=0)] = 0.0
+    patience: Annotated[int, _described("training", "A number that nothing reads.", ge=0)] = 3
+    motto: Annotated[Literal["it's", "is"], _described("training", "A word that nothing reads.")] = "it's"
+    hushed: Annotated[bool, _described("execution", "A flag that nothing reads.")] = False
 """
 
 SPEC = '''

@@ -11,6 +11,7 @@ import msgspec
 from kt_study.errors import KtStudyError
 from kt_study.hashing import job_digest
 from kt_study.records import PlannedJob, TransferSpec
+from kt_study.store.results import plain_rows
 from kt_study.study import StudyFile, read_study
 from orchestrator.planning import Plan, PlanOptions, Sources, make_plan
 from orchestrator.planning.model_records import FileDigests
@@ -102,7 +103,7 @@ def _named(job: PlannedJob) -> Iterable[str]:
 
 
 def run_jobs(plan: Plan, sources: Sources, *kinds: str) -> dict[str, list[dict[str, Any]]]:
-    """Do the plan's jobs of these kinds, in order, without a database. Returns their rows by table."""
+    """Do the plan's jobs of these kinds, in order, without a database. Returns their rows by table, as they would be stored."""
     for dataset in plan.datasets:
         target = sources.paths.dataset_index(dataset.key)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ def run_jobs(plan: Plan, sources: Sources, *kinds: str) -> dict[str, list[dict[s
     for job in plan.jobs.values():
         if job.kind in kinds:
             rows: Rows = job_kind(job.kind).run(job.spec, context)
-            for table, more in rows.items():
+            for table, more in plain_rows(rows).items():
                 found.setdefault(table, []).extend(dict(row) for row in more)
     return found
 

@@ -21,7 +21,7 @@ from kt_study.files import atomic_write, file_digest
 from kt_study.paths import StudyPaths
 from kt_study.records import ModelRecord
 from kt_study.trust import require_own
-from worker.models.weights_file import first_line, fitting_state, read_weights
+from worker.models.weights_file import first_line, fitting_state, read_weights, state_dicts
 
 _STATE_DIGEST = "blake2b"
 
@@ -295,7 +295,15 @@ def _outline(record: ModelRecord, paths: StudyPaths) -> nn.Module:
 
 
 def _load(model: nn.Module, content: Mapping[Any, Any], checkpoint: Path, name: str, *, assign: bool = False) -> str:
-    """Load the state dict in a checkpoint that fits. Returns what was chosen in it, empty for a plain one."""
+    """Load the state dict in a checkpoint that fits. Returns what was chosen in it, empty for a plain one.
+
+    A model that translates names itself is asked first, since its own names then say nothing of those in the file.
+    """
+    if any(module._load_state_dict_pre_hooks for module in model.modules()):
+        for state in state_dicts(content):
+            with suppress(RuntimeError, KeyError, AttributeError):
+                model.load_state_dict(state, strict=True, assign=assign)
+                return ""
     fitting = fitting_state(content, model.state_dict(), checkpoint, name)
     try:
         model.load_state_dict(fitting.state, strict=True, assign=assign)

@@ -117,6 +117,11 @@ def fitting_state(content: Mapping[Any, Any], own: Mapping[str, torch.Tensor], f
     return Fitting(state=state, how=first.description(beaten=beaten))
 
 
+def state_dicts(content: Mapping[Any, Any]) -> list[dict[str, torch.Tensor]]:
+    """The state dicts in a checkpoint, the preferred one first, with their names as they are."""
+    return [tensors for _, tensors in _state_dicts(content)]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
