@@ -63,7 +63,7 @@ def test_a_study_file_with_impossible_seeds_is_refused(tmp_path: Path, seeds: st
 
 def test_the_dry_run_shows_the_price(tmp_path: Path) -> None:
     write_study(tmp_path, DIGITS, TRANSFER, *FOUR)
-    assert "transfer: 10 runs; pairs for each objective: 5 kl, 5 labels" in succeeds(tmp_path, "plan", "--dry-run")
-    assert "transfer: 30 runs; pairs for each objective: 5 kl, 5 labels" in succeeds(
+    assert "transfer: 10 runs; pairs per objective: 5 kl, 5 labels" in succeeds(tmp_path, "plan", "--dry-run")
+    assert "transfer: 30 runs; pairs per objective: 5 kl, 5 labels" in succeeds(
         tmp_path, "plan", "--dry-run", "--seeds", "3"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -48,4 +49,6 @@ def command(
     )
     context.require_own()
     click.echo(run_pilot(options))
+    if not Path(options.root).exists():
+        return 0  # the study was deleted, as the worker has reported
     return tell_failures(context.store().workload(context.name))
