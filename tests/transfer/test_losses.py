@@ -273,7 +273,7 @@ class TestContrastiveRepresentationDistillation:
     def test_samples_of_one_class_have_no_negatives(self) -> None:
         """On a GPU the draw would end in an index out of range, and with it every later job of the worker."""
         for labels in (torch.zeros(9, dtype=torch.int64), torch.full((9,), 3)):
-            with pytest.raises(DataError, match="all 9 that it could train on are of one"):
+            with pytest.raises(DataError, match="all 9 samples are of one"):
                 OtherClasses(labels)
         assert OtherClasses(torch.tensor([3, 3, 1])).draw(torch.tensor([1]), 5).max() < 2
 
