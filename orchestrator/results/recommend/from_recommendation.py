@@ -36,7 +36,7 @@ def recommended_plan(path: Path, study: StudyFile, sources: Sources, store: JobS
     recommendation = read_recommendation(path)
     if recommendation.study != study.study.name:
         raise UsageError(
-            f"{path} is for study {recommendation.study!r}, not {study.study.name!r}; make a new one with `kt-study recommend --student NAME`"
+            f"{path} is for study {recommendation.study!r}, not {study.study.name!r}; make one with `kt-study recommend --student NAME`"
         )
     dataset = store.dataset(recommendation.dataset_key)
     _check(dataset, sources)
