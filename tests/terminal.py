@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -15,6 +16,12 @@ from pathlib import Path
 from types import TracebackType
 
 PATIENCE_S = 120.0
+
+
+def _in_the_foreground(slave: int) -> None:
+    """The terminal is the process's own, and Ctrl-C reaches it even where the tests run in the background."""
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -32,7 +39,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),
+            preexec_fn=lambda: _in_the_foreground(slave),
         )
         os.close(slave)
         self.text = ""
