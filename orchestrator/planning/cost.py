@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from kt_study.cache import logits_bytes
 from kt_study.records import DatasetRecord, ModelRecord, PlannedJob, Record, TrainSpec
 from kt_study.settings import Settings
 
@@ -35,9 +36,6 @@ TRAIN_FORWARDS = 3
 
 START_S = 2.0
 """Seconds to start a job: model, weights, first batch."""
-
-SIDE_BYTES = 28
-"""Bytes of side columns per cached sample: seven columns of four bytes."""
 
 FEATURES = 1_024
 """Assumed features per sample, where a contrastive objective caches them."""
@@ -149,9 +147,8 @@ def _pass_s(
 
 
 def _logits_bytes(dataset: DatasetRecord, spec: dict[str, Any]) -> int:
-    """float16 logits and features, and the side columns."""
-    wide = dataset.n_classes + (FEATURES if spec.get("features") else 0)
-    return int(dataset.splits.get(spec["split"], 0) * (2 * wide + SIDE_BYTES))
+    n = dataset.splits.get(spec["split"], 0)
+    return logits_bytes(n, dataset.n_classes, FEATURES if spec.get("features") else 0)
 
 
 def _kept_bytes(plan: Plan, jobs: Iterable[PlannedJob]) -> int:

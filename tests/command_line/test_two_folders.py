@@ -10,20 +10,9 @@ import pytest
 
 from kt_study.store import open_store
 from tests.cli import kt_study, refused, succeeds
+from tests.command_line import tiny
 
-STUDY_FILE = """
-[study]
-name = "tiny"
-[dataset]
-kind = "digits"
-[models]
-universe = "digits-zoo"
-include = ["digits/resnet_b", "digits/mixer_a"]
-[complementarity]
-pairs = 1
-[transfer]
-pairs = 0
-"""
+STUDY_FILE = tiny.STUDY_FILE.replace("[complementarity]\npairs = 0", "[complementarity]\npairs = 1")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The smallest study that can be planned: one zoo model, no pairs."""
+"""The smallest study that can be planned: two zoo models, no pairs."""
 
 STUDY_FILE = """
 [study]
@@ -7,7 +7,7 @@ name = "tiny"
 kind = "digits"
 [models]
 universe = "digits-zoo"
-include = ["softmax-raw"]
+include = ["digits/resnet_b", "digits/mixer_a"]
 [complementarity]
 pairs = 0
 [transfer]

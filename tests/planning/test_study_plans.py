@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kt_study.cache import SIDE_BYTES
 from kt_study.datasets import open_split
 from kt_study.errors import UsageError
 from kt_study.records import DatasetRecord, LogitsSpec, ModelRecord, TrainSpec
@@ -107,7 +108,7 @@ def test_every_pass_is_planned_once_and_shared(tmp_path: Path) -> None:
 
 
 def test_side_columns_are_as_wide_as_the_cost_says() -> None:
-    assert SIDE.itemsize == cost.SIDE_BYTES
+    assert SIDE.itemsize == SIDE_BYTES
 
 
 def test_a_grid_is_every_combination_that_the_objective_uses(tmp_path: Path) -> None:
