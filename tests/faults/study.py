@@ -15,7 +15,7 @@ from kt_study.records import JobState
 from kt_study.schema import RESULT_TABLES, Column
 from tests.databases import ask_at
 from tests.postgres import Server
-from tests.slurm.dev_cluster import DevCluster
+from tests.slurm.dev_cluster import DevCluster, eventually
 from tests.slurm.study import ClusterStudy, zoo_study
 
 NAME = "faults"
@@ -94,6 +94,12 @@ class Scene:
         """Whether the launch has ended."""
         return self.launch is None or self.launch.poll() is not None
 
+    def _is_over_with_every_node(self) -> bool:
+        """is_over(); nodes that Slurm drained are resumed meanwhile: that is the site's task, and no help for the study."""
+        if self.study.cluster:
+            self.study.cluster.resume_nodes()
+        return self.is_over()
+
     def find(self, look: Callable[[], Found | None], what: str) -> Found:
         """What `look` finds, as soon as it does. Raises NothingToStrike."""
         limit = time.monotonic() + PATIENCE_S
@@ -123,11 +129,9 @@ class Scene:
     def finish(self) -> Left:
         """Wait for the launch's end, collect, and read what is there. Raises BrokenPromise."""
         assert self.launch is not None
-        try:
-            code = self.launch.wait(END_S)
-        except subprocess.TimeoutExpired:
-            raise BrokenPromise(f"launch --wait has not ended after {END_S:.0f} s\n{states(self.study.url)}") from None
-        if code:
+        if not eventually(self._is_over_with_every_node, END_S, every_s=1.0):
+            raise BrokenPromise(f"launch --wait has not ended after {END_S:.0f} s\n{states(self.study.url)}")
+        if code := self.launch.returncode:
             failures = [line for line in states(self.study.url).splitlines() if "  failed  " in line]
             raise BrokenPromise("\n".join([f"launch --wait ended with {code}", *failures]))
         collected = self.study.run("collect")

@@ -20,13 +20,13 @@ def dev_cluster(root: Path, command: str, *options: str) -> subprocess.Completed
     return subprocess.run(argv, capture_output=True, text=True, timeout=200)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Whether the condition becomes true within that time."""
+def eventually(condition: Callable[[], bool], seconds: float = 60.0, *, every_s: float = 0.2) -> bool:
+    """Whether the condition becomes true within that time, asked every `every_s` seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.2)
+        time.sleep(every_s)
     return True
 
 
@@ -68,15 +68,24 @@ class DevCluster:
     def has_states(self, job: str, states: list[str]) -> bool:
         return self.job_states(job) == states
 
+    def resume_nodes(self) -> set[str]:
+        """Resume each node that Slurm took out of service, as an administrator does. Returns the nodes' states before that.
+
+        Slurm drains a node on which a job was still running when slurmctld, back after a crash, started it again ("Duplicate
+        jobid"), or whose slurmd died under a job. A node that does not respond ("*") stays as it is.
+        """
+        seen = self.try_run("sinfo", "-hN", "-p", "gpu", "-o", "%N %T").stdout  # nothing while slurmctld is too busy
+        states = dict(line.split() for line in seen.splitlines())
+        for node, state in states.items():
+            if state.startswith(("drain", "down")) and not state.endswith("*"):
+                self.try_run("scontrol", "update", f"nodename={node}", "state=resume")
+        return set(states.values())
+
     def wait_until_idle(self) -> None:
-        """Until no job is left and every node takes some again: one whose slurmd died under a job is drained."""
+        """Until no job is left and every node takes some again."""
 
         def is_idle() -> bool:
-            states = dict(line.split() for line in self.run("sinfo", "-hN", "-p", "gpu", "-o", "%N %T").splitlines())
-            for node, state in states.items():
-                if state.startswith(("drain", "down")):
-                    self.try_run("scontrol", "update", f"nodename={node}", "state=resume")
-            return set(states.values()) == {"idle"} and self.run("squeue", "-h") == ""
+            return self.resume_nodes() == {"idle"} and self.run("squeue", "-h") == ""
 
         assert eventually(is_idle, 60), self.run("sinfo", "-N")
 

@@ -112,7 +112,7 @@ def outlive_the_time_limit(study: ClusterStudy, cluster: DevCluster) -> None:
 MORE = itertools.count(1)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_study_ends_complete_and_each_job_is_done_once(study: ClusterStudy, cluster: DevCluster) -> None:
     study.write(untrained_study("fire", models=4, pairs=9, epochs=EPOCHS, pause_s=PAUSE_S))
     study.succeeds("plan")
@@ -126,9 +126,15 @@ def test_the_study_ends_complete_and_each_job_is_done_once(study: ClusterStudy, 
         of_the_fault_run("node down"), take_accounting_away, of_the_fault_run("preemption"), outlive_the_time_limit,
     ):  # fmt: skip
         keep_busy(study, MORE)
+        cluster.resume_nodes()
         assert launch.poll() is None, f"over before {fault.__name__}: {study.said('launch')}"
         fault(study, cluster)
-    assert eventually(lambda: launch.poll() is not None, 300), study.state()
+
+    def is_over() -> bool:
+        cluster.resume_nodes()
+        return launch.poll() is not None
+
+    assert eventually(is_over, 600, every_s=2.0), study.state()
     assert launch.returncode == 0, study.said("launch")
 
     history = cluster.run("sacct", "-X", "--duplicates", "-n", "-P", "-o", "JobName,State").splitlines()
