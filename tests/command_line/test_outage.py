@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -14,13 +15,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kt_study.errors import DatabaseError
 from kt_study.paths import StudyPaths
-from kt_study.store import JobStore, Selection, open_store
+from kt_study.store import JobStore, Selection, Workload, open_store
 from orchestrator.cli.commands import launch, status
+from orchestrator.cluster.launch.follow import Follower
 from orchestrator.cluster.launch.live import local_processes
-from orchestrator.cluster.launch.local import stop_local_workers
+from orchestrator.cluster.launch.local import LocalPilots, stop_local_workers
 from orchestrator.results.collect import collect
 from orchestrator.terminal import outage
+from orchestrator.terminal.study_context import StudyContext
 from tests.cli import refused, succeeds
 from tests.command_line.tiny import STUDY_FILE
 from tests.faults import disk
@@ -104,8 +108,15 @@ def test_status_watch_goes_on_when_the_database_is_back(
 
 @pytest.mark.usefixtures("impatient")
 def test_launch_wait_goes_on_and_replaces_workers_that_died_meanwhile(
-    folder: Path, own_server: Server, store: JobStore
+    folder: Path, own_server: Server, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    follows, follow = threading.Event(), Follower.until_done
+
+    def until_done(follower: Follower) -> Workload:
+        follows.set()
+        return follow(follower)
+
+    monkeypatch.setattr(Follower, "until_done", until_done)
     held = claim_one(store, "somebody", lease_s=3600.0)
     logs = StudyPaths(root=folder).logs
 
@@ -117,6 +128,7 @@ def test_launch_wait_goes_on_and_replaces_workers_that_died_meanwhile(
 
     other = meanwhile(
         lambda: until(lambda: store.workload("tiny").failed),  # a worker is there
+        lambda: follows.wait(PATIENCE_S),
         own_server.kill,
         lambda: time.sleep(2.0),
         kill_the_worker,
@@ -128,6 +140,39 @@ def test_launch_wait_goes_on_and_replaces_workers_that_died_meanwhile(
     assert said.exit_code == 1, said.output  # jobs failed
     assert AWAY in said.stderr and "the database is back after " in said.stderr
     assert (store.workload("tiny").failed, len(store.workers())) == (2, 2)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("owner", "method", "call"),
+    [
+        (StudyContext, "require_planned_here", 1), (JobStore, "expire", 1), (JobStore, "workload", 1),
+        (LocalPilots, "start_missing", 1), (JobStore, "workload", 2), (LocalPilots, "wait_for_first", 1),
+        (JobStore, "expire", 2), (JobStore, "workload", 3),
+    ],
+)  # fmt: skip
+def test_launch_wait_survives_an_outage_at_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, call: int
+) -> None:
+    """The steps before workers start, the wait for the first of them, and the first look at the jobs."""
+    (tmp_path / "study.toml").write_text(STUDY_FILE)
+    monkeypatch.setenv("KT_STUDY_DB", f"sqlite:///{tmp_path}/kt-study.db")
+    made = open_store(os.environ["KT_STUDY_DB"], create=True)
+    plan(made, job(1), study="tiny")
+    made.finish(claim_one(made), row())
+    monkeypatch.setattr(LocalPilots, "start_missing", lambda _pilots: 1)
+    monkeypatch.setattr(LocalPilots, "wait_for_first", lambda _pilots: None)
+    calls, real = itertools.count(1), getattr(owner, method)
+
+    def once_away(*arguments: object) -> object:
+        if next(calls) == call:
+            raise DatabaseError("it is away")
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, method, once_away)
+    said = CliRunner().invoke(launch.command, ["--study", str(tmp_path / "study.toml"), "--workers", "1", "--wait"])
+    assert (said.exit_code, next(calls) > call + 1) == (0, True), said.output
+    assert AWAY in said.stderr and "the database is back after " in said.stderr
 
 
 def test_ctrl_c_works_at_once_while_the_database_is_away(folder: Path, own_server: Server, store: JobStore) -> None:

@@ -8,10 +8,11 @@ from typing import cast
 
 import pytest
 
-from kt_study.errors import EnvironmentUnusable, SlurmError
+from kt_study.errors import DatabaseError, EnvironmentUnusable, SlurmError
 from kt_study.store import JobStore, Workload
 from orchestrator.cluster.launch import follow
 from orchestrator.cluster.launch.follow import BackingOff, Follower
+from orchestrator.terminal import outage
 
 
 @dataclass
@@ -89,6 +90,50 @@ def test_a_slurm_that_refuses_for_an_hour_does_not_count_as_workers_that_ended(
     assert "workers ended 6 times" in follow_until_it_gives_up(pilots)
     assert pilots.sent[0] >= 3600
     assert capsys.readouterr().err.count("slurmctld is away") == 1
+
+
+@dataclass
+class PilotsOfAStoreThatIsAway(Pilots):
+    """One of the calls finds the database away, once; whoever is started then does the jobs."""
+
+    away_in: str = ""
+
+    def expire(self) -> None:
+        self._reach("expire")
+
+    def workload(self, study: str) -> Workload:
+        self._reach("workload")
+        return Workload(done=5) if self.sent else super().workload(study)
+
+    def all_gone(self) -> bool:
+        self._reach("all_gone")
+        return True
+
+    def maintain(self) -> None:
+        self._reach("maintain")
+
+    def start_missing(self) -> int:
+        self._reach("start_missing")
+        return super().start_missing()
+
+    def wait_for_first(self) -> None:
+        self._reach("wait_for_first")
+
+    def _reach(self, call: str) -> None:
+        if self.away_in == call:
+            self.away_in = ""
+            raise DatabaseError("no answer")
+
+
+@pytest.mark.parametrize("call", ["expire", "workload", "all_gone", "maintain", "start_missing", "wait_for_first"])
+def test_an_outage_in_any_call_is_waited_for(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(outage, "RETRY_EVERY_S", 0.0)
+    pilots = PilotsOfAStoreThatIsAway(clock, away_in=call)
+    assert Follower(cast(JobStore, pilots), "s", pilots).until_done() == Workload(done=5)
+    said = capsys.readouterr().err
+    assert "no answer; waiting for it" in said and "the database is back after " in said
 
 
 @dataclass
