@@ -2,9 +2,8 @@
 
 SQLite opens the file read-only, with an authorizer that allows only reads. PostgreSQL runs one statement as a cursor in a
 read-only transaction that is always rolled back, and refuses functions whose effects a rollback does not undo: those that
-terminate or lock other sessions, write files, or run SQL from an argument. A superuser's query runs under the role
-kt_study_reader, which may only read the job tables; it is created once per server. Any other role is used unchanged, since it
-usually may not create roles.
+terminate or lock other sessions, write files, or run SQL from an argument. The query runs under the role kt_study_reader,
+which may only read the job tables, if the URL's role may become it (see `orchestrator.cluster.reader_role`).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from kt_study.nearest import nearest
 from kt_study.printable import printable
 from kt_study.settings import named
 from kt_study.shared_files import missing, shared_folder
-from kt_study.tables import attempts, metadata
+from orchestrator.cluster import reader_role
 from orchestrator.results.streaming import open_read_only, reading
 
 if TYPE_CHECKING:
@@ -251,25 +250,10 @@ def _refuse_effects(connection: psycopg.Connection[Any], sql: str) -> None:
         )
 
 
-_READER = "kt_study_reader"
-_READER_LOCK = 5_730_413  # key of the advisory lock for granting its rights
-_READABLE = sorted([*metadata.tables, attempts.name, "alembic_version"])
-
-_POWERS = b"""
-SELECT rolsuper, CASE WHEN pg_has_role('pg_read_server_files', 'member') THEN 'read files'
-                      WHEN pg_has_role('pg_write_server_files', 'member') THEN 'write files'
-                      WHEN pg_has_role('pg_execute_server_program', 'member') THEN 'run programs' END
-FROM pg_roles WHERE rolname = session_user
-"""
-_READER_KNOWN = b"""
-SELECT rolsuper OR rolcanlogin OR EXISTS (SELECT FROM pg_auth_members WHERE member = pg_roles.oid)
-FROM pg_roles WHERE rolname = %s
-"""
-_UNREADABLE = b"""
-SELECT quote_ident(nspname), quote_ident(relname) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE relkind IN ('r', 'v') AND pg_table_is_visible(pg_class.oid) AND relname = ANY(%(tables)s)
-  AND NOT (has_table_privilege(%(reader)s, pg_class.oid, 'SELECT')
-           AND has_schema_privilege(%(reader)s, relnamespace, 'USAGE'))
+_FILES = b"""
+SELECT CASE WHEN pg_has_role('pg_read_server_files', 'member') THEN 'read files'
+            WHEN pg_has_role('pg_write_server_files', 'member') THEN 'write files'
+            WHEN pg_has_role('pg_execute_server_program', 'member') THEN 'run programs' END
 """
 
 
@@ -277,44 +261,23 @@ WHERE relkind IN ('r', 'v') AND pg_table_is_visible(pg_class.oid) AND relname = 
 def _as_reader(connection: psycopg.Connection[Any], timeout_s: float) -> Iterator[None]:
     """A read-only transaction with a timeout on the server, which is always rolled back.
 
-    A read-only transaction cannot be made writable once it has begun to read. The reader lacks a superuser's other rights,
-    such as reading the server's files. It could become superuser again only by `set_config`, which has been refused by
-    then. Raises UsageError for another role that may use the server's files or programs.
+    A read-only transaction cannot be made writable once it has begun to read. The reader lacks the other rights of the URL's
+    role, such as ending its sessions, or reading the server's files. It could become that role again only by `set_config`,
+    which has been refused by then. Raises UsageError for a role that may use the server's files or programs, and cannot
+    become the reader.
     """
-    superuser, files = connection.execute(_POWERS).fetchall()[0]
-    if superuser:
-        _prepare_reader(connection)
-    elif files:
+    as_reader = reader_role.can_become(connection)
+    if not as_reader and (files := connection.execute(_FILES).fetchall()[0][0]):
         raise UsageError(f"the role of this URL may {files} on the server; give --db a role that may not")
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     try:
         for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
             connection.execute("SELECT set_config(%s, %s, true)", [setting, f"{max(1, round(1000 * timeout_s))}ms"])
-        if superuser:
-            connection.execute(f"SET LOCAL ROLE {_READER}")
+        if as_reader:
+            connection.execute(f"SET LOCAL ROLE {reader_role.NAME}")
         yield
     finally:
         connection.execute("ROLLBACK")
-
-
-def _prepare_reader(connection: psycopg.Connection[Any]) -> None:
-    """Create the role that may read the job tables, and grant it those that it cannot read yet, usually none."""
-    import psycopg
-
-    wanted = {"reader": _READER, "tables": _READABLE}
-    known = connection.execute(_READER_KNOWN, [_READER]).fetchone()
-    if known is None:
-        with contextlib.suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):  # by another query
-            connection.execute(f"CREATE ROLE {_READER} NOLOGIN")
-    elif known[0]:
-        raise UsageError(f"the server's role {_READER} may do more than read; drop it, and kt-study creates it again")
-    if not connection.execute(_UNREADABLE, wanted).fetchall():
-        return
-    with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_READER_LOCK])
-        for schema, table in connection.execute(_UNREADABLE, wanted).fetchall():
-            connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO {_READER}".encode())
-            connection.execute(f"GRANT SELECT ON {schema}.{table} TO {_READER}".encode())
 
 
 def _through_cursor(connection: psycopg.Connection[Any], sql: str, values: Mapping[str, Any]) -> QueryResult:

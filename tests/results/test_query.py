@@ -7,13 +7,16 @@ import functools
 import io
 import json
 import math
+import re
 import sqlite3
 import statistics
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,6 +27,7 @@ from kt_study.settings import Settings
 from kt_study.store import JobStore, open_store
 from orchestrator.results.query import QueryResult, named_queries, pairs_in_files, queries_folder, render, run_query
 from tests.cli import kt_study, refused
+from tests.documentation.blocks import ROOT
 from tests.postgres import Server
 from tests.results import synthetic
 from tests.results.synthetic import World, fill, make_world
@@ -248,6 +252,10 @@ POSTGRESQL = {
     "a message": "SELECT pg_notify('x', 'y')",
     "an effect within a text": "SELECT * FROM ts_stat('SELECT pg_advisory_lock(5730412)::text::tsvector')",
     "a function of the user's": "SELECT with_effects()",
+    "a sequence set": "SELECT setval('jobs_id_seq', 1)",
+    "a lock on a table": "LOCK TABLE jobs",
+    "a backend's end": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = session_user AND pid <> pg_backend_pid()",
+    "a setting": "SELECT set_config('statement_timeout', '0', false)",
 }
 
 
@@ -276,17 +284,27 @@ def test_postgresql_gives_no_files_and_no_rights(attack: str, postgres_filled: s
         assert connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
 
 
-FILES = ["pg_read_file", "pg_read_binary_file", "pg_ls_dir", "pg_stat_file", "lo_import", "passwords", "the server"]
+UNDER_THE_ROLE = [
+    "pg_read_file", "pg_read_binary_file", "pg_ls_dir", "pg_stat_file", "lo_import", "passwords", "the server", "a sequence",
+    "a sequence set", "a lock on a table", "a backend's end",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("attack", FILES)
+@pytest.mark.parametrize("attack", UNDER_THE_ROLE)
+@pytest.mark.parametrize("caller", ["superuser", "member"])
 def test_the_role_has_no_rights_to_what_is_refused_before(
-    attack: str, postgres_filled: str, monkeypatch: pytest.MonkeyPatch
+    caller: str, attack: str, postgres_filled: str, ordinary: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second wall stands without the first one."""
+    """The second wall stands without the first one. The caller's other sessions, such as workers', go on."""
     monkeypatch.setattr("orchestrator.results.query._refuse_effects", lambda *_: None)
-    with pytest.raises(UsageError, match="permission denied"):
-        run_query(postgres_filled, POSTGRESQL[attack])
+    with connect_postgresql(parse_url(postgres_filled)) as administrator:
+        administrator.execute("GRANT kt_study_reader TO ordinary")
+    url = postgres_filled if caller == "superuser" else ordinary
+    denied = r"permission denied|read-only transaction|syntax error at or near \"LOCK\"|must be a (member|superuser)|cannot open"
+    with connect_postgresql(parse_url(url)) as worker:
+        with pytest.raises(UsageError, match=denied):
+            run_query(url, POSTGRESQL[attack])
+        worker.execute("SELECT 1")
 
 
 def test_queries_run_side_by_side_and_hold_up_no_worker(postgres_server: Server) -> None:
@@ -346,6 +364,92 @@ def postgres_filled(postgres_server: Server) -> str:
     url = postgres_server.database()
     fill(open_store(url), WORLD, done=3)
     return url
+
+
+@pytest.fixture(scope="module")
+def ordinary(postgres_server: Server) -> str:
+    """URL of a study in a database whose owner, the role `ordinary`, has no other rights."""
+    url = postgres_server.database("template0")
+    parts = parse_url(url).conninfo
+    with connect_postgresql(parse_url(url)) as administrator:
+        administrator.execute("CREATE ROLE ordinary LOGIN PASSWORD 'plain'")
+        administrator.execute(f"ALTER DATABASE {parts['dbname']} OWNER TO ordinary".encode())
+    own = f"postgresql://ordinary:plain@{parts['host']}:{parts['port']}/{parts['dbname']}"
+    fill(open_store(own, create=True), WORLD, done=3)
+    return own
+
+
+@pytest.fixture
+def administrator(postgres_filled: str, ordinary: str) -> Iterator[psycopg.Connection[Any]]:
+    """A superuser's connection to a server where `ordinary` is as `CREATE ROLE` made it, and kt_study_reader is not there."""
+    with connect_postgresql(parse_url(postgres_filled)) as connection:
+        connection.execute("ALTER ROLE kt_study_reader RENAME TO kt_study_reader_of_others")
+        yield connection
+        connection.execute("ALTER ROLE ordinary NOCREATEROLE")
+        name = parse_url(ordinary).conninfo["dbname"]
+        with connect_postgresql(
+            parse_url(postgres_filled.replace(parse_url(postgres_filled).conninfo["dbname"], name))
+        ) as own:
+            if own.execute("SELECT FROM pg_roles WHERE rolname = 'kt_study_reader'").fetchone() is not None:
+                own.execute("DROP OWNED BY kt_study_reader")
+                own.execute("DROP ROLE kt_study_reader")
+        connection.execute("ALTER ROLE kt_study_reader_of_others RENAME TO kt_study_reader")
+
+
+WHO = "SELECT current_user AS who, count(*) AS models FROM models"
+
+
+def test_an_administrator_lets_an_ordinary_role_become_the_reader(
+    administrator: psycopg.Connection[Any], ordinary: str
+) -> None:
+    """By the lines of docs/troubleshooting.md; without them, or where the owner has not granted the tables, as before."""
+    assert rows(ordinary, WHO) == [{"who": "ordinary", "models": 6}]
+    lines = re.findall(
+        r"`((?:CREATE ROLE|GRANT) kt_study_reader[^`]*)`", (ROOT / "docs/troubleshooting.md").read_text()
+    )
+    assert len(lines) == 2
+    for line in lines:
+        administrator.execute(line.replace("TO role", "TO ordinary").encode())
+    assert rows(ordinary, WHO) == [{"who": "kt_study_reader", "models": 6}]
+    for attack in POSTGRESQL.values():
+        with pytest.raises(UsageError, match=REFUSED):
+            run_query(ordinary, attack)
+    administrator.execute("GRANT pg_read_all_data TO kt_study_reader")
+    assert rows(ordinary, WHO) == [{"who": "ordinary", "models": 6}]
+
+
+def test_a_role_that_may_create_roles_makes_the_reader_itself(
+    administrator: psycopg.Connection[Any], ordinary: str
+) -> None:
+    administrator.execute("ALTER ROLE ordinary CREATEROLE")
+    for _ in range(2):
+        assert rows(ordinary, WHO) == [{"who": "kt_study_reader", "models": 6}]
+
+
+def test_a_member_that_may_not_grant_the_tables_reads_as_itself(
+    administrator: psycopg.Connection[Any], postgres_filled: str, ordinary: str
+) -> None:
+    own, theirs = parse_url(ordinary).conninfo, parse_url(postgres_filled).conninfo["dbname"]
+    administrator.execute("CREATE ROLE kt_study_reader; GRANT kt_study_reader TO ordinary")
+    administrator.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO ordinary")
+    try:
+        found = rows(f"postgresql://ordinary:plain@{own['host']}:{own['port']}/{theirs}", WHO)
+        assert found == [{"who": "ordinary", "models": 6}]
+    finally:
+        administrator.execute("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM ordinary")
+
+
+def test_our_own_server_has_the_reader_from_its_start(postgres_server: Server) -> None:
+    with connect_postgresql(parse_url(postgres_server.url)) as connection:
+        connection.execute("ALTER ROLE kt_study_reader RENAME TO kt_study_reader_of_others")
+    try:
+        postgres_server.end()
+        postgres_server.restart()
+        with connect_postgresql(parse_url(postgres_server.url)) as connection:
+            connection.execute("DROP ROLE kt_study_reader")
+    finally:
+        with connect_postgresql(parse_url(postgres_server.url)) as connection:
+            connection.execute("ALTER ROLE kt_study_reader_of_others RENAME TO kt_study_reader")
 
 
 def test_an_ordinary_role_reads_too_and_leaves_no_role_behind(postgres_filled: str) -> None:

@@ -17,6 +17,7 @@ from kt_study.errors import DatabaseError
 from kt_study.file_systems import require_local_disk
 from kt_study.files import write_private
 from kt_study.records import Record
+from orchestrator.cluster import reader_role
 from orchestrator.cluster.postgres_server import files, programs
 from orchestrator.cluster.postgres_server.files import DATABASE, USER, ServerFolder
 
@@ -125,7 +126,7 @@ def _started(server: ServerFolder, settings: dict[str, str]) -> str:
         _replace_password(server)
         _launch(server, settings)
     server.record()
-    _create_database(server)
+    _create_database_and_reader(server)
     return server.url
 
 
@@ -210,13 +211,14 @@ def _connect(server: ServerFolder) -> psycopg.Connection[Any]:
     )
 
 
-def _create_database(server: ServerFolder) -> None:
+def _create_database_and_reader(server: ServerFolder) -> None:
     import psycopg
 
     try:
         with _connect(server) as connection:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone() is None:
                 connection.execute(f"CREATE DATABASE {DATABASE}")
+            reader_role.create(connection)
     except psycopg.OperationalError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DatabaseError(
