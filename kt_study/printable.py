@@ -20,6 +20,11 @@ def printable(text: str) -> str:
     return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def printable_json(text: str) -> str:
+    """JSON with the same characters as \\u escapes, which mean the same; ends of lines stay, since JSON has them between values."""
+    return _ACTING.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+
+
 def not_utf8(name: str) -> str:
     """The error for the name of a file that Python could not decode: which one, and what to do."""
     written = os.fsencode(name)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from kt_study.database import Address, connect_postgresql, parse_url, unreachable
 from kt_study.errors import UsageError
 from kt_study.nearest import nearest
-from kt_study.printable import printable
+from kt_study.printable import printable, printable_json
 from kt_study.settings import named
 from kt_study.shared_files import missing, shared_folder
 from orchestrator.cluster import reader_role
@@ -121,19 +121,24 @@ def pairs_in_files(url: str, name_or_sql: str, *, timeout_s: float = TIMEOUT_S) 
     return int(run_query(url, "SELECT COALESCE(SUM(n_pairs), 0) FROM all_pairs", timeout_s=timeout_s).rows[0][0])
 
 
-def render(result: QueryResult, style: str) -> bytes:
+def render(result: QueryResult, style: str, *, on_terminal: bool = False) -> bytes:
     """The result as `table` (for people), `csv`, `json` (a list of objects) or `parquet`.
 
-    Infinite numbers are null in JSON. A parquet column with values of several types is text.
+    Infinite numbers are null in JSON. A parquet column with values of several types is text. CSV has control characters as
+    they are, except on a terminal.
 
     Raises:
-        UsageError: no such format, or two columns with one name, which json and parquet cannot have.
+        UsageError: no such format, two columns with one name, which json and parquet cannot have, or parquet on a terminal.
     """
     if style not in FORMATS:
         raise UsageError(f"no format {style!r}; there are {', '.join(FORMATS)}")
     twice = [name for name, count in Counter(result.columns).items() if count > 1]
     if twice and style in ("json", "parquet"):
         raise UsageError(f"two columns of the query are named {twice[0]!r}; rename one with AS for {style}")
+    if on_terminal and style == "parquet":
+        raise UsageError("parquet is no text for a terminal; redirect it to a file, with > rows.parquet")
+    if on_terminal and style == "csv":
+        result = _printable(result)
     writers = {"table": _as_table, "csv": _as_csv, "json": _as_json, "parquet": _as_parquet}
     return writers[style](result)
 
@@ -352,6 +357,11 @@ def _cell(value: Any) -> str:
     return printable(" ".join(text.split()))
 
 
+def _printable(result: QueryResult) -> QueryResult:
+    rows = [tuple(printable(value) if isinstance(value, str) else value for value in row) for row in result.rows]
+    return QueryResult(columns=tuple(map(printable, result.columns)), rows=rows)
+
+
 def _as_csv(result: QueryResult) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -362,7 +372,7 @@ def _as_csv(result: QueryResult) -> bytes:
 
 def _as_json(result: QueryResult) -> bytes:
     rows = [dict(zip(result.columns, map(_finite, row), strict=True)) for row in result.rows]
-    return (json.dumps(rows, indent=1, ensure_ascii=False, default=str) + "\n").encode()
+    return (printable_json(json.dumps(rows, indent=1, ensure_ascii=False, default=str)) + "\n").encode()
 
 
 def _finite(value: Any) -> Any:

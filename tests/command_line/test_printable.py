@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from orchestrator.cli.commands import status as status_command
 from orchestrator.results.query import QueryResult, render
 from tests.cli import refused
 from tests.store.making import STUDY, claim_one, job, plan
+from tests.terminal import Terminal
 
 EVIL = "a\x1b[2J\x1b]0;title\x07\nb\r\x9bc\u202ed\u2028e\x7f"
 TOLD = r"a\x1b[2J\x1b]0;title\x07\nb\r\x9bc\u202ed\u2028e\x7f"
@@ -120,3 +125,26 @@ def test_a_log_has_a_line_for_each_message(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.INFO):
         logging.getLogger("x").info("class %s of %d", EVIL, 3)
     assert OneLine("%(levelname)s %(message)s").format(caplog.records[0]) == f"INFO class {TOLD} of 3"
+
+
+def test_a_query_on_a_terminal_writes_what_acts_as_codes_and_to_a_file_as_it_is(tmp_path: Path) -> None:
+    open_store(f"sqlite:///{tmp_path}/kt-study.db", create=True)
+    codes = ", ".join(str(ord(character)) for character in EVIL)
+    query = ("query", f"SELECT char({codes}) AS evil, 1 AS n", "--db", f"sqlite:///{tmp_path}/kt-study.db", "--format")
+    (tmp_path / "study.toml").write_text(MINIMAL)
+    for style in ("csv", "json", "table"):
+        with Terminal(tmp_path, *query, style) as terminal:
+            assert terminal.ends() == 0
+        shown = terminal.text.replace("\r\n", "\n")
+        assert not ACTING.search(shown), shown
+        if style == "csv":
+            assert shown == f"evil,n\n{TOLD},1\n"
+        if style == "json":
+            assert json.loads(shown) == [{"evil": EVIL, "n": 1}]
+    with (tmp_path / "rows.csv").open("wb") as file:
+        subprocess.run([sys.executable, "-m", "kt_study", *query, "csv"], cwd=tmp_path, stdout=file, check=True)
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["evil", "n"], [EVIL, "1"]]
+    with Terminal(tmp_path, *query, "parquet") as terminal:
+        assert terminal.ends() == 2
+    assert "redirect it to a file" in terminal.text

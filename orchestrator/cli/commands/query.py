@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from kt_study.errors import UsageError
@@ -41,7 +43,7 @@ def command(
         return
     parameters = dict(_parameter(text) for text in given)
     answer = run_query(context.database_url, name_or_select, parameters, timeout_s=timeout)
-    click.echo(render(answer, style), nl=False)
+    click.echo(render(answer, style, on_terminal=sys.stdout.isatty()), nl=False)
     if pairs := pairs_in_files(context.database_url, name_or_select, timeout_s=timeout):
         click.echo(
             f"{pairs:,} pairs of --complementarity-pairs all are not in the database but in parquet: `kt-study collect`, "
