@@ -82,7 +82,7 @@ def details(summary: dict[str, Any]) -> list[str]:
             f"\n{60 * summary['jobs_per_s']:.1f} jobs per minute{eta}, {counted(len(summary['workers']), 'worker')}"
         )
     if summary["slurm"]:
-        lines += map(printable, slurm_status.lines(msgspec.convert(summary["slurm"], SlurmStatus)))
+        lines += ["", *map(printable, slurm_status.lines(msgspec.convert(summary["slurm"], SlurmStatus)))]
     if summary["running"]:
         lines.append("\nrunning")
         lines += [f"  {printable(_running_line(job))}" for job in summary["running"]]

@@ -77,7 +77,7 @@ def gpu_hours(workers: Sequence[WorkerRow], launches: Sequence[LaunchRecord]) ->
 
 def lines(part: SlurmStatus) -> list[str]:
     """The lines of `kt-study status`."""
-    found = [f"\nslurm: {len(part.running)} jobs running, {sum(part.pending.values())} pending"]
+    found = [f"slurm: {len(part.running)} jobs running, {sum(part.pending.values())} pending"]
     for reason, count in part.pending.items():
         found.append(f"  {count} pending: {reason}")
     if part.next_start_s is not None:

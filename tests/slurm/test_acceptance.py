@@ -83,6 +83,7 @@ def test_preempted_twice_and_equal_to_a_local_run(study: ClusterStudy, cluster: 
     seen = study.status()
     assert seen["slurm"]["gpu_hours_used"] > 0
     assert seen["slurm"]["trouble"] == {}
+    assert "\n\nslurm: " in study.succeeds("status")
     transfer = next(job for job in jobs if job.kind == "transfer")
     assert f"job {transfer.id} (transfer)" in study.succeeds("status", "--job", str(transfer.id), "--log")
     study.succeeds("collect")
