@@ -42,10 +42,11 @@ def create(connection: psycopg.Connection[Any]) -> None:
             connection.execute(f"CREATE ROLE {NAME} NOLOGIN".encode())
 
 
-def can_become(connection: psycopg.Connection[Any]) -> bool:
-    """Whether a connection in autocommit mode may `SET ROLE` to the reader, and the reader may read the job tables.
+def prepare(connection: psycopg.Connection[Any]) -> bool:
+    """Create the reader and grant it the job tables, as far as the connection's role may do that; it is in autocommit mode.
 
-    Creates the role and grants it rights, as far as the connection's role may do that.
+    Returns:
+        Whether the connection may `SET ROLE` to the reader, and the reader may read the job tables.
 
     Raises:
         UsageError: the caller is a superuser, and the server's role of this name may do more than read.

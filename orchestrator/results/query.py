@@ -271,7 +271,7 @@ def _as_reader(connection: psycopg.Connection[Any], timeout_s: float) -> Iterato
     which has been refused by then. Raises UsageError for a role that may use the server's files or programs, and cannot
     become the reader.
     """
-    as_reader = reader_role.can_become(connection)
+    as_reader = reader_role.prepare(connection)
     if not as_reader and (files := connection.execute(_FILES).fetchall()[0][0]):
         raise UsageError(f"the role of this URL may {files} on the server; give --db a role that may not")
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from torch import nn
 
 from kt_study.paths import StudyPaths
 from tests.require import require
@@ -16,6 +18,13 @@ from tests.require import require
 @pytest.fixture
 def paths(tmp_path: Path) -> StudyPaths:
     return StudyPaths(root=tmp_path / "study")
+
+
+@pytest.fixture
+def trained() -> nn.Module:
+    """A small network of timm's with weights that no seed of a study gives."""
+    torch.manual_seed(99)
+    return timm.create_model("test_resnet", num_classes=10)
 
 
 @pytest.fixture
