@@ -18,7 +18,7 @@ FIRST_PORT, LAST_PORT = 16820, 32000  # below the kernel's ephemeral range, whic
 
 def configure(cluster: Cluster) -> None:
     """Write every file that the daemons need. No daemon runs, so new ports are chosen."""
-    for folder in ("etc", "run", "log", "spool/slurmctld", *(f"spool/{node}" for node in NODES)):
+    for folder in ("etc", "run", "log", "tmp", "spool/slurmctld", *(f"spool/{node}" for node in NODES)):
         (cluster.root / folder).mkdir(parents=True, exist_ok=True)
     ports = free_ports(cluster, 2 + len(NODES))
     values = {
@@ -66,6 +66,7 @@ def create_database(cluster: Cluster, user: str) -> None:
         "mariadb-install-db",
         "--no-defaults",
         f"--datadir={aside}",
+        f"--tmpdir={cluster.root / 'tmp'}",  # it deletes the temporary tables of all others in its folder
         f"--user={user}",
         "--auth-root-authentication-method=socket",
         f"--auth-root-socket-user={user}",

@@ -131,7 +131,9 @@ def test_one_daemon_can_be_away(cluster: DevCluster) -> None:
 def test_down_leaves_no_process_even_after_a_crash(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Beside the session's cluster: all daemons killed, `up` finds the jobs again; then a job outlives its slurmd."""
     root = tmp_path_factory.mktemp("second")
-    assert dev_cluster(root, "up").returncode == 0
+    with tempfile.NamedTemporaryFile(dir="/tmp", prefix="#sql-temptable-", suffix=".MAI") as table:
+        assert dev_cluster(root, "up").returncode == 0
+        assert Path(table.name).exists(), "MariaDB deletes such files, which are another's, from its temporary folder"
     second = DevCluster(root=root, greeting="")
     try:
         done = second.sbatch("true")
